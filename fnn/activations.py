@@ -1,0 +1,118 @@
+"""Activation functions, each with its derivative beside it. Every one is a `Layer`.
+
+A = s(Z), dZ = dA * s'(Z). An elementwise activation states s and s' in one line; s' is a
+function of the input and the output, for s' is often cheapest from the output: nothing
+else then has to be kept. `softmax` is the one that mixes entries, and has a full Jacobian.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fnn.base import Array, Layer, Params, Residuals
+from fnn.reductions import total
+
+
+def elementwise(f: Callable[[Array], Array], df: Callable[[Array, Array], Array]) -> Layer:
+    """The layer y = f(x), entry by entry: dx = dy * f'(x).
+
+    f(x) -> y and df(x, y) -> f'(x), all of one shape. df may return booleans, for a
+    derivative of 0 or 1. What df does not read costs no memory: XLA removes it.
+
+    >>> square = elementwise(lambda x: x * x, lambda x, y: 2 * x)
+    >>> y, residuals = square.forward((), jnp.array([3.0]))
+    >>> square.backward((), residuals, jnp.array([1.0]))
+    ((), Array([6.], dtype=float32))
+    """
+
+    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+        y = f(x)
+        return y, (x, y)
+
+    def backward(params, residuals, dy, reduce=total):
+        slope = df(*residuals)
+        return (), jnp.where(slope, dy, 0) if slope.dtype == bool else dy * slope
+
+    return Layer(lambda key: (), forward, backward)
+
+
+identity = Layer(
+    init=lambda key: (),
+    forward=lambda params, x: (x, ()),
+    backward=lambda params, residuals, dy, reduce=total: ((), dy),
+)
+"""y = x; for outputs that are not squashed: regression, and logits."""
+
+sigmoid = elementwise(jax.nn.sigmoid, lambda x, y: y * (1 - y))
+"""y = 1 / (1 + e^-x), in (0, 1); y' = y (1 - y)."""
+
+tanh = elementwise(jnp.tanh, lambda x, y: (1 - y) * (1 + y))
+"""y = (e^x - e^-x) / (e^x + e^-x), in (-1, 1); y' = 1 - y^2."""
+
+# Comparing with <= lets NaN through, where x > 0 would turn a diverged network's NaN into
+# a plausible 0; jnp.maximum would give autodiff a derivative of 1/2 at 0.
+relu = elementwise(lambda x: jnp.where(x <= 0, 0, x), lambda x, y: y > 0)
+"""y = max(0, x); y' = 1 where x > 0, else 0: at x = 0 it is 0."""
+
+
+def leaky_relu(slope: float = 0.01) -> Layer:
+    """y = x where x > 0, else slope x; y' = 1 or slope (slope at x = 0). Maas et al. 2013."""
+    return elementwise(
+        lambda x: jnp.where(x > 0, x, slope * x),
+        lambda x, y: jnp.where(x > 0, jnp.ones_like(x), slope),
+    )
+
+
+def elu(alpha: float = 1.0) -> Layer:
+    """y = x where x > 0, else alpha (e^x - 1); y' = 1 or alpha e^x. Clevert et al. 2016."""
+    return _scaled_elu(1.0, alpha)
+
+
+def _scaled_elu(scale: float, alpha: float) -> Layer:
+    # min(x, 0): the branch not taken must stay finite, or its derivative is inf * 0.
+    return elementwise(
+        lambda x: scale * jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0))),
+        lambda x, y: scale * jnp.where(x > 0, 1, alpha * jnp.exp(jnp.minimum(x, 0))),
+    )
+
+
+selu = _scaled_elu(1.0507009873554805, 1.6732632423543772)
+"""y = scale elu(x, alpha) with the fixed point mean 0, variance 1. Klambauer et al. 2017."""
+
+gelu = elementwise(
+    lambda x: x * _normal_cdf(x),
+    lambda x, y: _normal_cdf(x) + x * jnp.exp(-x * x / 2) / math.sqrt(2 * math.pi),
+)
+"""y = x P(x), P the standard normal distribution (exact, by erfc); y' = P + x p.
+Hendrycks & Gimpel 2016."""
+
+silu = elementwise(
+    lambda x: x * jax.nn.sigmoid(x),
+    lambda x, y: jax.nn.sigmoid(x) * (1 + x * jax.nn.sigmoid(-x)),
+)
+"""y = x s(x), s the sigmoid; y' = s (1 + x (1 - s)). Elfwing et al. 2017."""
+
+softplus = elementwise(lambda x: jnp.logaddexp(x, 0), lambda x, y: jax.nn.sigmoid(x))
+"""y = log(1 + e^x), a smooth relu; y' = 1 / (1 + e^-x)."""
+
+
+def _normal_cdf(x: Array) -> Array:
+    # erfc keeps its relative accuracy where 1 + erf cancels, far left of 0.
+    return jax.lax.erfc(-x / math.sqrt(2)) / 2
+
+
+def _softmax_forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+    y = jax.nn.softmax(x)
+    return y, y
+
+
+def _softmax_backward(params, y, dy, reduce=total):
+    return (), y * (dy - (y * dy).sum(-1, keepdims=True))
+
+
+softmax = Layer(lambda key: (), _softmax_forward, _softmax_backward)
+"""y_j = e^x_j / sum_k e^x_k over the last axis; dy_i/dx_j = y_i (delta_ij - y_j), whole:
+dx = y * (dy - sum_j y_j dy_j). After `cross_entropy` this gives A - Y. To train, rather
+leave it out and take `softmax_cross_entropy` on the logits: one rule, and never log 0."""

@@ -1,0 +1,162 @@
+"""Losses, each with its gradient beside it.
+
+`value(prediction, target)` is one loss an example, (..., k) -> (...); `gradient` is
+d value / d prediction, (..., k). Targets are taken in the prediction's dtype. Of the two
+kinds,
+
+    regression       target (..., k), as the prediction
+    classification   labels: integers (...) from 0 to k-1; or distributions (..., k)
+
+Cross-entropy sums over the classes; the others are a mean over the k outputs. A label
+outside 0 to k-1 makes value and gradient NaN, rather than count for nothing.
+
+All raise ValueError for a target of another shape, and TypeError for predictions that are
+not floating-point: nothing is ever broadcast.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fnn.base import Array, Loss
+
+
+def _regression(name: str, f: Callable[[Array], Array], df: Callable[[Array], Array]) -> Loss:
+    """value = mean over the outputs of f(e), gradient = f'(e) / k, e = prediction - target."""
+
+    def value(prediction: Array, target: Array) -> Array:
+        return f(prediction - _like(name, prediction, target)).mean(-1)
+
+    def gradient(prediction: Array, target: Array) -> Array:
+        return df(prediction - _like(name, prediction, target)) / prediction.shape[-1]
+
+    return Loss(value, gradient)
+
+
+mse = _regression("mse", lambda e: e * e, lambda e: 2 * e)
+"""Mean squared error: (1/k) sum_i (p_i - t_i)^2; gradient 2 (p - t) / k."""
+
+mae = _regression("mae", jnp.abs, jnp.sign)
+"""Mean absolute error: (1/k) sum_i |p_i - t_i|; gradient sign(p - t) / k, 0 at p = t."""
+
+
+def huber(delta: float = 1.0) -> Loss:
+    """Quadratic for errors up to delta, linear beyond. Huber 1964.
+
+    (1/k) sum_i of e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2); gradient e / k
+    with e clipped to [-delta, delta]. Raises ValueError for delta not above 0.
+    """
+    if not delta > 0:
+        raise ValueError(f"huber: expected delta > 0, got {delta}")
+
+    def f(e: Array) -> Array:
+        near = jnp.clip(e, -delta, delta)
+        return near * (e - near / 2)
+
+    return _regression("huber", f, lambda e: jnp.clip(e, -delta, delta))
+
+
+def _cross_entropy_value(prediction: Array, target: Array) -> Array:
+    t = _distribution("cross_entropy", prediction, target)
+    return -_times(t, jnp.log(prediction)).sum(-1)
+
+
+def _cross_entropy_gradient(prediction: Array, target: Array) -> Array:
+    t = _distribution("cross_entropy", prediction, target)
+    return -_times(t, 1 / prediction)
+
+
+cross_entropy = Loss(_cross_entropy_value, _cross_entropy_gradient)
+"""On probabilities A: -sum_i t_i log a_i; gradient dL/dA = -t / A.
+
+The A - Y of the textbooks is dL/dZ, before the softmax: the `softmax` layer's backward
+makes it of this gradient. Infinite where a_i = 0 < t_i; nothing is clipped to hide it."""
+
+
+def _softmax_cross_entropy_value(prediction: Array, target: Array) -> Array:
+    t = _distribution("softmax_cross_entropy", prediction, target)
+    return -_times(t, jax.nn.log_softmax(prediction)).sum(-1)
+
+
+def _softmax_cross_entropy_gradient(prediction: Array, target: Array) -> Array:
+    t = _distribution("softmax_cross_entropy", prediction, target)
+    return jax.nn.softmax(prediction) * t.sum(-1, keepdims=True) - t
+
+
+softmax_cross_entropy = Loss(_softmax_cross_entropy_value, _softmax_cross_entropy_gradient)
+"""On logits Z: -sum_i t_i log softmax(z)_i, by log-sum-exp; gradient dL/dZ = A sum(t) - t,
+which is A - Y for targets that sum to one. Finite for logits of any size."""
+
+
+def _binary_cross_entropy_value(prediction: Array, target: Array) -> Array:
+    t = _like("binary_cross_entropy", prediction, target)
+    return -(_times(t, jnp.log(prediction)) + _times(1 - t, jnp.log1p(-prediction))).mean(-1)
+
+
+def _binary_cross_entropy_gradient(prediction: Array, target: Array) -> Array:
+    t = _like("binary_cross_entropy", prediction, target)
+    return (_times(1 - t, 1 / (1 - prediction)) - _times(t, 1 / prediction)) / t.shape[-1]
+
+
+binary_cross_entropy = Loss(_binary_cross_entropy_value, _binary_cross_entropy_gradient)
+"""On probabilities a of k yes-or-no outputs: -(1/k) sum_i t_i log a_i + (1 - t_i) log(1 - a_i);
+gradient ((1 - t) / (1 - a) - t / a) / k. Targets (..., k) in [0, 1]."""
+
+
+def _sigmoid_binary_cross_entropy_value(prediction: Array, target: Array) -> Array:
+    t = _like("sigmoid_binary_cross_entropy", prediction, target)
+    # log(1 + e^z) - t z would subtract two large numbers; these terms are both positive.
+    return (t * jnp.logaddexp(-prediction, 0) + (1 - t) * jnp.logaddexp(prediction, 0)).mean(-1)
+
+
+def _sigmoid_binary_cross_entropy_gradient(prediction: Array, target: Array) -> Array:
+    t = _like("sigmoid_binary_cross_entropy", prediction, target)
+    return (jax.nn.sigmoid(prediction) - t) / t.shape[-1]
+
+
+sigmoid_binary_cross_entropy = Loss(
+    _sigmoid_binary_cross_entropy_value, _sigmoid_binary_cross_entropy_gradient
+)
+"""On logits z of k yes-or-no outputs: (1/k) sum_i t_i log(1 + e^-z_i) + (1 - t_i) log(1 + e^z_i);
+gradient (sigmoid(z) - t) / k. Finite for logits of any size. Targets (..., k) in [0, 1]."""
+
+
+def _times(t: Array, x: Array) -> Array:
+    """t x, with 0 times infinity = 0: what has no weight does not count."""
+    return jnp.where(t == 0, 0, t * x)
+
+
+def _like(name: str, prediction: Array, target: Array) -> Array:
+    """The target in the prediction's dtype, if it has the prediction's shape."""
+    prediction, target = _floating(name, prediction), jnp.asarray(target)
+    if target.shape != prediction.shape:
+        raise ValueError(
+            f"{name}: expected a target of the prediction's shape {prediction.shape}, "
+            f"got {target.shape}"
+        )
+    return target.astype(prediction.dtype)
+
+
+def _distribution(name: str, prediction: Array, target: Array) -> Array:
+    """Targets as distributions (..., k): labels become one-hot rows."""
+    prediction, target = _floating(name, prediction), jnp.asarray(target)
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        return _like(name, prediction, target)
+    *batch, k = prediction.shape
+    if target.shape != tuple(batch):
+        raise ValueError(
+            f"{name}: expected integer labels of shape {tuple(batch)} for a prediction of "
+            f"shape {prediction.shape}, got {target.shape}"
+        )
+    known = ((target >= 0) & (target < k))[..., None]
+    return jnp.where(known, jax.nn.one_hot(target, k, dtype=prediction.dtype), jnp.nan)
+
+
+def _floating(name: str, prediction: Array) -> Array:
+    prediction = jnp.asarray(prediction)
+    if not jnp.issubdtype(prediction.dtype, jnp.floating):
+        raise TypeError(f"{name}: expected floating-point predictions, got {prediction.dtype}")
+    if prediction.ndim == 0:
+        raise ValueError(f"{name}: expected a prediction of shape (..., k), got a scalar")
+    return prediction

@@ -1,0 +1,23 @@
+"""Networks by name."""
+
+from collections.abc import Sequence
+
+from fnn.activations import identity, relu
+from fnn.base import Layer
+from fnn.combinators import serial
+from fnn.layers import dense
+
+
+def mlp(sizes: Sequence[int], activation: Layer = relu, output: Layer = identity) -> Layer:
+    """The multi-layer perceptron: Z(l) = A(l-1) W(l)^T + b(l), A(l) = s(Z(l)), A(0) = X.
+
+    sizes are the widths from input to output, such as (784, 128, 10). `activation` follows
+    every hidden layer and `output` the last: params is a tuple (dense, (), dense, (), ...).
+
+    Raises ValueError for fewer than two sizes.
+    """
+    if len(sizes) < 2:
+        raise ValueError(f"mlp: expected at least an input and an output size, got {sizes}")
+    steps = list(zip(sizes[:-1], sizes[1:], strict=True))
+    hidden = [part for step in steps[:-1] for part in (dense(*step), activation)]
+    return serial(*hidden, dense(*steps[-1]), output)

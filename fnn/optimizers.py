@@ -1,0 +1,278 @@
+"""Update rules, each with its equation and its source: pure functions (state, grads) -> state.
+
+An optimizer is a rule for one array: theta, its gradient g and the rule's own slots go in,
+theta and the slots come out. `_optimizer` maps the rule over a tree of parameters.
+
+    theta   parameters         g    their gradient           eta   learning rate
+    t       the number of this update, from 1
+
+learning_rate is a number, a traced scalar, or a schedule step -> rate, called with the
+number of updates already done (0 at the first). Slots start at 0 and are kept in at least
+float32, in which the rule is computed too; theta keeps its own dtype.
+
+All raise ValueError for a rate, an eps or a norm that is not above 0 and for a decay outside
+[0, 1); `init` raises TypeError for parameters that are not floating-point.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fnn.base import Array, Optimizer, Params, at_least_float32
+from fnn.schedules import Schedule
+
+Rate = float | Array | Schedule
+
+
+def _optimizer(
+    state_type: Callable[..., Any], learning_rate: Rate, rule: Callable[..., tuple[Array, ...]]
+) -> Optimizer:
+    """The optimizer that applies rule(eta, t, theta, g, *slots) -> (theta, *slots) to each leaf.
+
+    state_type is a NamedTuple (params, step, *slots), each slot a tree like params.
+    """
+    slot_names = state_type._fields[2:]
+
+    def init(params: Params) -> Any:
+        params = jax.tree.map(jnp.asarray, params)
+        # Arrays of their own for each slot: a buffer can be donated only once.
+        slots = [jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p)), params) for _ in slot_names]
+        return state_type(params, jnp.zeros((), jnp.int32), *slots)
+
+    def update(state: Any, grads: Params) -> Any:
+        params, step, *slots = state
+        eta = learning_rate(step) if callable(learning_rate) else learning_rate
+
+        def apply(theta, g, *slots):
+            inputs = (jnp.asarray(x).astype(_wide(theta)) for x in (eta, step + 1, theta, g))
+            new, *slots = rule(*inputs, *slots)
+            return new.astype(theta.dtype), *slots
+
+        updated = jax.tree.map(apply, params, grads, *slots)
+        form = jax.tree.structure((0,) * (1 + len(slot_names)))
+        params, *slots = jax.tree.transpose(jax.tree.structure(params), form, updated)
+        return state_type(params, step + 1, *slots)
+
+    return Optimizer(init, update)
+
+
+class SGDState(NamedTuple):
+    params: Params
+    step: Array
+
+
+def sgd(learning_rate: Rate) -> Optimizer:
+    """Gradient descent: theta <- theta - eta g. Stochastic, mini-batch or full-batch is the
+    batch size's choice. Robbins & Monro 1951."""
+    _check("sgd", learning_rate)
+    return _optimizer(SGDState, learning_rate, lambda eta, t, theta, g: (theta - eta * g,))
+
+
+class MomentumState(NamedTuple):
+    params: Params
+    step: Array
+    velocity: Params
+
+
+def momentum(learning_rate: Rate, decay: float = 0.9, nesterov: bool = False) -> Optimizer:
+    """Heavy ball: v <- decay v + eta g, theta <- theta - v. Polyak 1964.
+
+    With nesterov, the gradient is as if taken one step ahead: theta <- theta - (decay v + eta g),
+    v the new velocity. Sutskever et al. 2013.
+
+    eta is inside the velocity, so that a step already under way keeps the rate it was taken
+    with; PyTorch and optax multiply the velocity by today's rate. The two agree while the
+    rate is constant.
+    """
+    _check("momentum", learning_rate, decay=decay)
+
+    def rule(eta, t, theta, g, v):
+        v = decay * v + eta * g
+        return theta - (decay * v + eta * g if nesterov else v), v
+
+    return _optimizer(MomentumState, learning_rate, rule)
+
+
+class RMSPropState(NamedTuple):
+    params: Params
+    step: Array
+    mean_square: Params
+
+
+def rmsprop(learning_rate: Rate, decay: float = 0.9, eps: float = 1e-8) -> Optimizer:
+    """E <- decay E + (1 - decay) g^2, theta <- theta - eta g / sqrt(E + eps): eps is inside
+    the root. Tieleman & Hinton 2012."""
+    _check("rmsprop", learning_rate, eps=eps, decay=decay)
+
+    def rule(eta, t, theta, g, mean_square):
+        mean_square = decay * mean_square + (1 - decay) * g * g
+        return theta - eta * g / jnp.sqrt(mean_square + eps), mean_square
+
+    return _optimizer(RMSPropState, learning_rate, rule)
+
+
+class AdagradState(NamedTuple):
+    params: Params
+    step: Array
+    sum_square: Params
+
+
+def adagrad(learning_rate: Rate, eps: float = 1e-8) -> Optimizer:
+    """G <- G + g^2, theta <- theta - eta g / (sqrt(G) + eps). Duchi et al. 2011."""
+    _check("adagrad", learning_rate, eps=eps)
+
+    def rule(eta, t, theta, g, sum_square):
+        sum_square = sum_square + g * g
+        return theta - eta * g / (jnp.sqrt(sum_square) + eps), sum_square
+
+    return _optimizer(AdagradState, learning_rate, rule)
+
+
+class AdamState(NamedTuple):
+    params: Params
+    step: Array
+    m: Params
+    v: Params
+
+
+def adam(
+    learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> Optimizer:
+    """Adaptive moments. Kingma & Ba 2015, algorithm 1.
+
+    m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2,
+    theta <- theta - eta m_hat / (sqrt(v_hat) + eps): eps is outside the root,
+    m_hat = m / (1 - b1^t),    v_hat = v / (1 - b2^t).
+    """
+    _check("adam", learning_rate, eps=eps, b1=b1, b2=b2)
+
+    def rule(eta, t, theta, g, m, v):
+        m, v = _moments(g, m, v, b1, b2)
+        return theta - eta * _adam_direction(t, m, v, b1, b2, eps), m, v
+
+    return _optimizer(AdamState, learning_rate, rule)
+
+
+def adamw(
+    learning_rate: Rate,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+) -> Optimizer:
+    """Adam with decoupled weight decay: Adam's step, and theta <- theta - eta weight_decay theta.
+
+    Every parameter decays, biases too. Loshchilov & Hutter 2019, algorithm 2.
+    """
+    _check("adamw", learning_rate, eps=eps, weight_decay=weight_decay, b1=b1, b2=b2)
+
+    def rule(eta, t, theta, g, m, v):
+        m, v = _moments(g, m, v, b1, b2)
+        direction = _adam_direction(t, m, v, b1, b2, eps)
+        return theta - eta * (direction + weight_decay * theta), m, v
+
+    return _optimizer(AdamState, learning_rate, rule)
+
+
+def nadam(
+    learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> Optimizer:
+    """Adam with Nesterov's look ahead: Adam's m_hat becomes
+    b1 m / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t). Dozat 2016, with b1 constant."""
+    _check("nadam", learning_rate, eps=eps, b1=b1, b2=b2)
+
+    def rule(eta, t, theta, g, m, v):
+        m, v = _moments(g, m, v, b1, b2)
+        ahead = b1 * m / _correction(b1, t + 1) + (1 - b1) * g / _correction(b1, t)
+        return theta - eta * ahead / (jnp.sqrt(v / _correction(b2, t)) + eps), m, v
+
+    return _optimizer(AdamState, learning_rate, rule)
+
+
+def _moments(g, m, v, b1, b2):
+    return b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+
+
+def _adam_direction(t, m, v, b1, b2, eps):
+    return m / _correction(b1, t) / (jnp.sqrt(v / _correction(b2, t)) + eps)
+
+
+def _correction(decay: float, t: Array) -> Array:
+    """1 - decay^t without the cancellation that the power would bring for decay near 1."""
+    return -jnp.expm1(t * jnp.log(jnp.asarray(decay, t.dtype)))
+
+
+class LionState(NamedTuple):
+    params: Params
+    step: Array
+    m: Params
+
+
+def lion(
+    learning_rate: Rate, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0
+) -> Optimizer:
+    """Only the sign of a moving average: theta <- theta - eta (sign(b1 m + (1 - b1) g)
+    + weight_decay theta), then m <- b2 m + (1 - b2) g. Chen et al. 2023, algorithm 2."""
+    _check("lion", learning_rate, weight_decay=weight_decay, b1=b1, b2=b2)
+
+    def rule(eta, t, theta, g, m):
+        direction = jnp.sign(b1 * m + (1 - b1) * g)
+        return theta - eta * (direction + weight_decay * theta), b2 * m + (1 - b2) * g
+
+    return _optimizer(LionState, learning_rate, rule)
+
+
+def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
+    """The optimizer, fed g min(1, max_norm / ||g||), ||g|| over all leaves together.
+    Pascanu et al. 2013."""
+    if isinstance(max_norm, int | float) and not max_norm > 0:
+        raise ValueError(f"clip_by_global_norm: expected max_norm > 0, got {max_norm}")
+
+    def update(state: Any, grads: Params) -> Any:
+        squares = [jnp.sum(jnp.square(g.astype(_wide(g)))) for g in jax.tree.leaves(grads)]
+        scale = jnp.minimum(1, max_norm / jnp.sqrt(sum(squares)))
+        return optimizer.update(state, jax.tree.map(lambda g: g * scale.astype(g.dtype), grads))
+
+    return Optimizer(optimizer.init, update)
+
+
+def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
+    """The optimizer, fed g + alpha theta: the gradient of loss + (alpha/2) ||theta||^2.
+
+    Every parameter counts, biases too. With Adam this is not weight decay: see `adamw`."""
+    if isinstance(alpha, int | float) and not alpha >= 0:
+        raise ValueError(f"add_l2: expected alpha >= 0, got {alpha}")
+
+    def update(state: Any, grads: Params) -> Any:
+        penalised = jax.tree.map(lambda g, theta: g + alpha * theta, grads, state.params)
+        return optimizer.update(state, penalised)
+
+    return Optimizer(optimizer.init, update)
+
+
+def _wide(p: Array) -> Any:
+    """The dtype in which p is updated: its own, or float32 where that is narrower."""
+    if not jnp.issubdtype(p.dtype, jnp.floating):
+        raise TypeError(f"optimizer: expected floating-point parameters, got {p.dtype}{p.shape}")
+    return at_least_float32(p.dtype)
+
+
+def _check(
+    name: str,
+    learning_rate: Rate,
+    eps: float = 1.0,
+    weight_decay: float = 0.0,
+    **decays: float,
+) -> None:
+    if isinstance(learning_rate, int | float) and not 0 < learning_rate < math.inf:
+        raise ValueError(f"{name}: expected a learning_rate above 0, got {learning_rate}")
+    if isinstance(eps, int | float) and not 0 < eps < math.inf:
+        raise ValueError(f"{name}: expected eps above 0, got {eps}")
+    if isinstance(weight_decay, int | float) and not 0 <= weight_decay < math.inf:
+        raise ValueError(f"{name}: expected a weight_decay of at least 0, got {weight_decay}")
+    for key, decay in decays.items():
+        if isinstance(decay, int | float) and not 0 <= decay < 1:
+            raise ValueError(f"{name}: expected {key} in [0, 1), got {decay}")

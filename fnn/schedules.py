@@ -1,0 +1,72 @@
+"""Learning rates that change: step -> rate, `step` the number of updates already done.
+
+A schedule is a pure function of an int32 scalar, traced or not; the rate is float32. All
+raise ValueError for a rate or a number of steps that is not above 0.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from fnn.base import Array
+
+Schedule = Callable[[Array], Array]
+
+
+def constant(rate: float) -> Schedule:
+    """rate, at every step."""
+    _check_positive("constant", rate=rate)
+    return lambda step: jnp.asarray(rate, jnp.float32)
+
+
+def exponential_decay(rate: float, decay: float, every: int) -> Schedule:
+    """rate decay^(step / every): a factor of `decay` for each `every` steps, smoothly."""
+    _check_positive("exponential_decay", rate=rate, decay=decay, every=every)
+    return lambda step: rate * decay ** (_float(step) / every)
+
+
+def step_decay(rate: float, decay: float, every: int) -> Schedule:
+    """rate decay^floor(step / every): a factor of `decay`, at once, each `every` steps."""
+    _check_positive("step_decay", rate=rate, decay=decay, every=every)
+    return lambda step: rate * decay ** jnp.floor(_float(step) / every)
+
+
+def cosine_decay(rate: float, steps: int, final: float = 0.0) -> Schedule:
+    """From `rate` to `final` along half a cosine, in `steps` steps, then `final`.
+
+    final + (rate - final) (1 + cos(pi min(step / steps, 1))) / 2. Loshchilov & Hutter 2017.
+    """
+    _check_positive("cosine_decay", rate=rate, steps=steps)
+
+    def schedule(step: Array) -> Array:
+        done = jnp.minimum(_float(step) / steps, 1)
+        return final + (rate - final) * (1 + jnp.cos(jnp.pi * done)) / 2
+
+    return schedule
+
+
+def linear_warmup(rate: float, steps: int, then: Schedule | None = None) -> Schedule:
+    """From 0 to `rate` in `steps` equal steps, after that then(step - steps), or `rate`.
+
+    >>> schedule = linear_warmup(0.1, 10, then=cosine_decay(0.1, 90))
+    >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 55, 100)]
+    [0.0, 0.05, 0.1, 0.05, 0.0]
+    """
+    _check_positive("linear_warmup", rate=rate, steps=steps)
+    after = constant(rate) if then is None else then
+
+    def schedule(step: Array) -> Array:
+        warm = rate * _float(step) / steps
+        return jnp.where(step < steps, warm, after(jnp.maximum(step - steps, 0)))
+
+    return schedule
+
+
+def _float(step: Array) -> Array:
+    return jnp.asarray(step, jnp.float32)
+
+
+def _check_positive(name: str, **values: float) -> None:
+    for key, value in values.items():
+        if isinstance(value, int | float) and not value > 0:
+            raise ValueError(f"{name}: expected {key} > 0, got {value}")

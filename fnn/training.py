@@ -1,0 +1,137 @@
+"""Training as pure functions: a step, an epoch, a whole run; and a loop for people who watch.
+
+    step     one update of the parameters, from one batch
+    epoch    every example once, in a fresh random order: one `lax.scan` over the batches
+    train    all epochs: one `lax.scan` over the epochs, for one XLA program a run
+
+The batch size chooses the kind of gradient descent: 1 is stochastic, m mini-batch, n full.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fnn.backprop import objective, value_and_grad
+from fnn.base import Array, Layer, Loss, Optimizer, Params
+
+Data = tuple[Array, Array]
+"""x (n, d_in) and y, with the examples along the first axis of both."""
+State = Any
+"""An optimizer's state."""
+
+
+def make_step(
+    network: Layer, loss: Loss, optimizer: Optimizer
+) -> Callable[[State, Data], tuple[State, Array]]:
+    """step(state, (x, y)) -> (state, mean loss before the update)."""
+    gradient = value_and_grad(network, loss)
+
+    def step(state: State, batch: Data) -> tuple[State, Array]:
+        value, grads = gradient(state.params, *batch)
+        return optimizer.update(state, grads), value
+
+    return step
+
+
+def make_epoch(
+    network: Layer, loss: Loss, optimizer: Optimizer, batch_size: int
+) -> Callable[[State, Data, Array], tuple[State, Array]]:
+    """epoch(state, (x, y), key) -> (state, mean loss over the examples as each was met).
+
+    Every example is used exactly once: where batch_size does not divide n, the smaller
+    rest is a step of its own. The order is drawn from the key, on the device.
+
+    Raises ValueError for a batch_size below 1 or above n, and where x and y differ in n.
+    """
+    if batch_size < 1:
+        raise ValueError(f"make_epoch: expected batch_size of at least 1, got {batch_size}")
+    step = make_step(network, loss, optimizer)
+
+    def epoch(state: State, data: Data, key: Array) -> tuple[State, Array]:
+        n = _count(data)
+        if batch_size > n:
+            raise ValueError(f"make_epoch: batch_size {batch_size} is larger than the data: {n}")
+        order = jax.random.permutation(key, n)
+        full = n - n % batch_size
+
+        def step_on(state: State, rows: Array) -> tuple[State, Array]:
+            return step(state, jax.tree.map(lambda a: a[rows], data))
+
+        state, losses = jax.lax.scan(step_on, state, order[:full].reshape(-1, batch_size))
+        sum_of_losses = losses.sum() * batch_size
+        if full < n:
+            state, last = step_on(state, order[full:])
+            sum_of_losses += last * (n - full)
+        return state, sum_of_losses / n
+
+    return epoch
+
+
+def make_train(
+    network: Layer, loss: Loss, optimizer: Optimizer, batch_size: int, epochs: int
+) -> Callable[[Params, Data, Array], tuple[State, Array]]:
+    """train(params, (x, y), key) -> (state, losses), with losses of shape (epochs,).
+
+    A whole run as one pure function: `jax.jit` it, and `jax.vmap` it over keys, data,
+    parameters, or learning rates (build it inside the mapped function).
+
+    Raises ValueError for epochs below 1, and as `make_epoch` does.
+    """
+    if epochs < 1:
+        raise ValueError(f"make_train: expected epochs of at least 1, got {epochs}")
+    epoch = make_epoch(network, loss, optimizer, batch_size)
+
+    def train(params: Params, data: Data, key: Array) -> tuple[State, Array]:
+        keys = jax.random.split(key, epochs)
+        return jax.lax.scan(lambda s, k: epoch(s, data, k), optimizer.init(params), keys)
+
+    return train
+
+
+def fit(
+    network: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    data: Data,
+    *,
+    key: Array,
+    epochs: int,
+    batch_size: int,
+    validation: Data | None = None,
+    on_epoch: Callable[[int, State, dict[str, float]], None] | None = None,
+) -> tuple[State, list[dict[str, float]]]:
+    """Train from fresh parameters, an epoch at a time, and say how it goes.
+
+    Returns the final state and the history: for each epoch its `loss`, and with
+    validation=(x, y) its `validation_loss` after the epoch. After each epoch
+    on_epoch(epoch, state, record) is called, epoch from 1, record the history's newest
+    entry; the state it gets stays valid for good.
+
+    Raises as `make_epoch` does, and ValueError for epochs below 1.
+    """
+    if epochs < 1:
+        raise ValueError(f"fit: expected epochs of at least 1, got {epochs}")
+    data = jax.tree.map(jnp.asarray, data)
+    epoch = jax.jit(make_epoch(network, loss, optimizer, batch_size))
+    evaluate = jax.jit(objective(network, loss))
+    init_key, shuffle_key = jax.random.split(key)
+    state = optimizer.init(network.init(init_key))
+    history = []
+    for number in range(1, epochs + 1):
+        state, value = epoch(state, data, jax.random.fold_in(shuffle_key, number))
+        record = {"loss": float(value)}
+        if validation is not None:
+            record["validation_loss"] = float(evaluate(state.params, *validation))
+        history.append(record)
+        if on_epoch is not None:
+            on_epoch(number, state, record)
+    return state, history
+
+
+def _count(data: Data) -> int:
+    x, y = data
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(f"data: x has {x.shape[0]} examples, but y has {y.shape[0]}")
+    return x.shape[0]
