@@ -60,6 +60,8 @@ def _optimizer(
 
 
 class SGDState(NamedTuple):
+    """No slots: plain gradient descent remembers nothing."""
+
     params: Params
     step: Array
 
@@ -72,6 +74,8 @@ def sgd(learning_rate: Rate) -> Optimizer:
 
 
 class MomentumState(NamedTuple):
+    """`velocity` is v."""
+
     params: Params
     step: Array
     velocity: Params
@@ -97,6 +101,8 @@ def momentum(learning_rate: Rate, decay: float = 0.9, nesterov: bool = False) ->
 
 
 class RMSPropState(NamedTuple):
+    """`mean_square` is E."""
+
     params: Params
     step: Array
     mean_square: Params
@@ -115,6 +121,8 @@ def rmsprop(learning_rate: Rate, decay: float = 0.9, eps: float = 1e-8) -> Optim
 
 
 class AdagradState(NamedTuple):
+    """`sum_square` is G."""
+
     params: Params
     step: Array
     sum_square: Params
@@ -132,6 +140,8 @@ def adagrad(learning_rate: Rate, eps: float = 1e-8) -> Optimizer:
 
 
 class AdamState(NamedTuple):
+    """`m` and `v` are the moments before bias correction."""
+
     params: Params
     step: Array
     m: Params
@@ -202,6 +212,8 @@ def _correction(decay: float, t: Array) -> Array:
 
 
 class LionState(NamedTuple):
+    """`m` is the moving average."""
+
     params: Params
     step: Array
     m: Params
