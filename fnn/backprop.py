@@ -8,6 +8,7 @@ The 1/m of the mean over the batch enters once, here.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 
@@ -32,14 +33,18 @@ def value_and_grad(
     The drop-in twin of `jax.value_and_grad(objective(network, loss))`.
     """
 
-    def f(params: Params, x: Array, y: Array) -> tuple[Array, Params]:
-        prediction, residuals = network.forward(params, x)
-        losses = loss.value(prediction, y)
-        dy = loss.gradient(prediction, y) / losses.size
-        grads, _ = network.backward(params, residuals, dy)
-        return losses.mean(), grads
+    # A partial, not a closure: the judge reads network and loss off it to name a wrong layer.
+    return partial(_value_and_grad, network, loss)
 
-    return f
+
+def _value_and_grad(
+    network: Layer, loss: Loss, params: Params, x: Array, y: Array
+) -> tuple[Array, Params]:
+    prediction, residuals = network.forward(params, x)
+    losses = loss.value(prediction, y)
+    dy = loss.gradient(prediction, y) / losses.size
+    grads, _ = network.backward(params, residuals, dy)
+    return losses.mean(), grads
 
 
 def differentiable(layer: Layer) -> Callable[[Params, Array], Array]:

@@ -1,164 +1,703 @@
-"""The judge: hand-written gradients against autodiff, in float64.
+"""The judge: hand-written gradients against autodiff and against finite differences.
 
-Autodiff is called in this file alone. A check casts its inputs to float64, runs both sides at
-the highest matrix-product precision and compares leaf by leaf:
+Autodiff is called in this file alone. Three rungs judge each leaf of a gradient, apart:
 
-    ||difference|| <= 1e-9 ||reference||,  and the largest |difference| <= 1e-9 max |reference|
+float64       Both sides in float64 at the highest matrix-product precision. An entry may differ
+              by 1e-9 of its size. Where the reference itself is less sure than that, by 64 times
+              what it moves when every input moves by a roundoff.
+native dtype  As the user runs it, against the float64 reference. With u the dtype's unit
+              roundoff, the bound is 8 times the sum of: what the reference moves when every input
+              moves by u, which is u times the running magnitude sum |dg/dv||v|; the error of
+              autodiff in the same dtype; and u. Overflow and cancellation show here.
+differences   Without autodiff: (f(theta + h v) - f(theta - h v)) / 2h along one unit direction a
+              leaf, taken to h = 0 by Richardson's extrapolation. Its error is the last
+              correction, the gap between the slopes from the right and from the left, and the
+              rounding of f over h. At a kink, and where rounding drowns it, it stays silent.
 
-Honest gradients differ by about 1e-16, the smallest bugs people plant by 1e-4. Both sides are
-relative, so that scaling the loss can't hide a fault, and NaN fails. A reference that is zero
-everywhere can't tell a right gradient from a missing one: that is inconclusive.
+The verdict of a leaf is "fail" where the float64 or the native rung fails. It is "inconclusive"
+where that rests on no firm reference: one that is zero or mere rounding; a kink where autodiff
+takes neither side's slope; finite differences that contradict autodiff; a function that computes
+in less than float64 whatever it is given, and so can't be told apart from its own rounding.
 
-A check leaves JAX's configuration as it was, and works whether x64 is on or off.
+All measures are relative, so scaling the loss hides nothing. Integers, booleans and keys are
+passed on and not differentiated. A check leaves JAX's configuration as it was, and works whether
+x64 is on or off. It calls the gradient under test twice, as it is; objectives are compiled, or
+run as they are where they can't be.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Layer, Loss, Params
+from fnn.combinators import Network
+from fnn.report import (
+    FLOOR,
+    TOLERANCE,
+    Leaf,
+    Report,
+    Rung,
+    likely_cause,
+    measure,
+    misshapen_cause,
+    plainly,
+)
 
-TOLERANCE = 1e-9
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One array of the gradient: its worst entry, and what is to be said of it."""
-
-    name: str
-    verdict: str
-    relative: float
-    index: tuple[Any, ...]
-    note: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a check found. `str(report)` is a table with a line a leaf."""
-
-    subject: str
-    leaves: tuple[Leaf, ...]
-
-    @property
-    def verdict(self) -> str:
-        """ "fail" if a leaf fails, else "inconclusive" if one is, or if there is none."""
-        found = {leaf.verdict for leaf in self.leaves} or {"inconclusive"}
-        return next(v for v in ("fail", "inconclusive", "pass") if v in found)
-
-    @property
-    def worst(self) -> float:
-        """The largest relative difference of all leaves."""
-        return max((leaf.relative for leaf in self.leaves), default=0.0)
-
-    def raise_for_verdict(self) -> None:
-        """Raise AssertionError, with the table, unless the verdict is "pass"."""
-        if self.verdict != "pass":
-            raise AssertionError(str(self))
-
-    def __str__(self) -> str:
-        width = max([len(leaf.name) for leaf in self.leaves] + [4])
-        rows = [
-            f"  {leaf.name:{width}}  {leaf.relative:9.1e}  {leaf.verdict:12}  {leaf.note}".rstrip()
-            for leaf in self.leaves
-        ]
-        head = f"  {'leaf':{width}}  relative   verdict"
-        return "\n".join([f"{self.subject}: {self.verdict}", head, *rows])
+DITHERS = 2
+"""Inputs moved by a roundoff, for each of the two roundoffs."""
+LEVELS = 4
+"""Steps h, h/2, h/4, ... of an extrapolation."""
+STEPS = (2.0**-12, 2.0**-17)
+"""First steps relative to a leaf's norm; the second where the first met a kink."""
+ROUNDOFF = 2.0**-53
+"""Of float64."""
+NONE = Rung("silent", note="none")
 
 
 def check_layer(layer: Layer, params: Params, x: Array, *, key: Array | None = None) -> Report:
-    """A layer's backward against `jax.vjp` of its forward: dparams and dx.
+    """A layer's backward against autodiff of its forward: dparams and dx.
 
-    The cotangent is drawn from `key`: every output counts, none by the same weight.
+    The cotangent is drawn from `key`: every output counts, none by the same weight. In a
+    network that fnn's combinators made, the report names the first wrong layer.
     """
-    return check_vjp(layer.forward, layer.backward, params, x, key=key)
+    report = check_vjp(layer.forward, layer.backward, params, x, key=key)
+    place = ""
+    if report.verdict == "fail":
+        with _judging():
+            params, x = _wide(params), _wide(x)
+            y, _ = layer.forward(params, x)
+            place = _first_wrong(layer, params, x, _wide(_cotangent(key, y)))
+    return Report("check_layer", report.leaves, report.dtype, place)
 
 
 def check_vjp(
     forward: Callable, backward: Callable, params: Params, x: Array, *, key: Array | None = None
 ) -> Report:
     """forward(params, x) -> (y, residuals) and backward(params, residuals, dy) -> (dparams, dx)
-    against `jax.vjp` of the forward."""
-    with _judging():
-        params, x = _wide(params), _wide(x)
-        y, pull, residuals = jax.vjp(forward, params, x, has_aux=True)
-        dy = jax.random.normal(jax.random.key(0) if key is None else key, y.shape, y.dtype)
-        expected, got = pull(dy), backward(params, residuals, dy)
-        return Report("check_vjp", _compare(("dparams", "dx"), got, expected))
+    against autodiff of the forward. params, x and y may be any trees."""
+
+    def gradient(theta, dy):
+        _, residuals = forward(theta["dparams"], theta["dx"])
+        return dict(zip(("dparams", "dx"), backward(theta["dparams"], residuals, dy), strict=True))
+
+    theta = {"dparams": params, "dx": x}
+    with _highest():
+        dy = _cotangent(key, forward(*_arrays((params, x)))[0])
+    return Report("check_vjp", *_check(_paired, forward, gradient, theta, (dy,)))
 
 
 def check_loss(loss: Loss, prediction: Array, target: Array) -> Report:
-    """A loss's gradient against `jax.grad` of its values, an example at a time."""
-    with _judging():
-        prediction, target = _wide(prediction), _wide(target)
-        expected = jax.grad(lambda p: loss.value(p, target).sum())(prediction)
-        got = loss.gradient(prediction, target)
-        return Report("check_loss", _compare(("gradient",), (got,), (expected,)))
+    """A loss's gradient against autodiff of its values, which are one an example."""
+
+    def gradient(theta, target):
+        return {"gradient": loss.gradient(theta["gradient"], target)}
+
+    theta = {"gradient": prediction}
+    leaves, dtype = _check(_summed, loss.value, gradient, theta, (target,))
+    shape = jax.eval_shape(loss.value, *_arrays((prediction, target))).shape
+    if shape != jnp.shape(prediction)[:-1]:
+        note = f"expected one value an example, {jnp.shape(prediction)[:-1]}, got {shape}"
+        leaves = (_refused("value", note), *leaves)
+    return Report("check_loss", leaves, dtype)
 
 
 def check_gradients(
     value_and_grad_fn: Callable, objective_fn: Callable, params: Params, *args: Any
 ) -> Report:
-    """value_and_grad_fn(params, *args) -> (value, grads) against `jax.value_and_grad` of
-    objective_fn(params, *args) -> value. The value is checked too."""
+    """value_and_grad_fn(params, *args) -> (value, grads) against autodiff of
+    objective_fn(params, *args) -> value. The value is checked too.
+
+    For `fnn.value_and_grad(network, loss)`, jitted or not, the report names the first wrong
+    layer.
+    """
+
+    def gradient(theta, *args):
+        value, grads = value_and_grad_fn(theta["grads"], *args)
+        return {"value": value, "grads": grads}
+
+    leaves, dtype = _check(_as_given, objective_fn, gradient, {"grads": params}, args)
+    report = Report("check_gradients", leaves, dtype)
+    inner = inspect.unwrap(value_and_grad_fn)
+    if report.verdict == "fail" and isinstance(inner, partial):
+        match inner.args, args:
+            case (Layer() as network, Loss() as loss), (x, y):
+                return Report("check_gradients", leaves, dtype, _blame(network, loss, params, x, y))
+    return report
+
+
+# What is differentiated: a rule makes a scalar of the user's function, theta and the rest.
+
+
+def _as_given(objective_fn, theta, *args):
+    return objective_fn(theta["grads"], *args)
+
+
+def _summed(value, theta, target):
+    return value(theta["gradient"], target).sum()
+
+
+def _paired(forward, theta, dy):
+    """<dy, y>: its gradient is the vector-Jacobian product with dy."""
+    y, _ = forward(theta["dparams"], theta["dx"])
+    pairs = zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True)
+    return sum(jnp.sum(a * b).real for a, b in pairs if _differentiable(a))
+
+
+class _Call(NamedTuple):
+    """The scalar f(theta, rest) as a function of flat lists of arrays, to be compiled once.
+
+    Its leaves are "theta" (to differentiate), "float" or "other" arrays, or "fixed" values that
+    the user's function sees as they are. Equal calls share one compilation.
+    """
+
+    rule: Callable
+    function: Callable
+    form: Any
+    kinds: tuple[str, ...]
+    fixed: tuple[Any, ...]
+
+    def arguments(self, theta, floats, others):
+        lists = {"theta": theta, "float": floats, "other": others, "fixed": self.fixed}
+        sources = {kind: iter(leaves) for kind, leaves in lists.items()}
+        return jax.tree.unflatten(self.form, [next(sources[kind]) for kind in self.kinds])
+
+    def __call__(self, theta, floats, others):
+        inputs, rest = self.arguments(theta, floats, others)
+        return self.rule(self.function, inputs, *rest)
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradients(call, theta, floats, others):
+    """Values and gradients at a stack of inputs."""
+    return jax.lax.map(lambda at: jax.value_and_grad(call)(*at, others), (theta, floats))
+
+
+@partial(jax.jit, static_argnums=0)
+def _along(call, theta, floats, others, directions, steps):
+    """f(theta + h v_j) for each leaf j, moved along its own direction, and each of its steps h."""
+
+    def at(place):
+        j, h = place
+        pairs = enumerate(zip(theta, directions, strict=True))
+        return call([p + jnp.where(j == i, h, 0) * v for i, (p, v) in pairs], floats, others)
+
+    leaf = jnp.repeat(jnp.arange(len(theta)), steps.shape[1])
+    return jax.lax.map(at, (leaf, steps.ravel())).reshape(steps.shape)
+
+
+def _compiled(program: Callable, *args: Any) -> Any:
+    """The program's result; by plain Python where the user's function branches on values."""
+    try:
+        return program(*args)
+    except (jax.errors.ConcretizationTypeError, jax.errors.NonConcreteBooleanIndexError):
+        with jax.disable_jit():
+            return program(*args)
+
+
+class _Reference:
+    """What the judge knows by itself, in float64: f and its gradient, how sure they are, and
+    the slopes of f by finite differences."""
+
+    def __init__(self, call: _Call, theta: list, floats: list, others: list, roundoff: float):
+        self.inputs = (call, theta, floats, others)
+        self.roundoff = roundoff
+        self.norms = np.array([np.linalg.norm(p) or 1.0 for p in theta])
+        self.stacks = self.dithered(0)
+        self.size = max((np.abs(g[0]).max(initial=0.0) for g in self.stacks[1:]), default=0.0)
+
+    def dithered(self, seed: int) -> list[np.ndarray]:
+        """For the value and each gradient a stack: at the inputs, then with every float moved
+        up or down by float64's roundoff, then by the user's."""
+        random = np.random.default_rng(seed)
+        moves = np.repeat([0.0, ROUNDOFF, self.roundoff], [1, DITHERS, DITHERS])
+
+        def stack(a):
+            signs = random.integers(0, 2, (len(moves), *a.shape)) * 2.0 - 1
+            return a * (1 + moves.reshape(-1, *[1] * a.ndim) * signs)
+
+        call, theta, floats, others = self.inputs
+        values, grads = _compiled(
+            _gradients, call, [stack(a) for a in theta], [stack(a) for a in floats], others
+        )
+        return [np.asarray(values), *map(np.asarray, grads)]
+
+    def native_bound(self, place: int, autodiff: np.ndarray, seed: int = 0) -> float:
+        """How far a leaf may be from the reference in the user's dtype, where autodiff gives
+        `autodiff`. Relative to the leaf's largest entry; absolute where the leaf is zero."""
+        stack = (self.dithered(seed) if seed else self.stacks)[place]
+        expected = stack[0]
+        own, _ = measure(autodiff, expected, 1)
+        moved = max(measure(other, expected, 1)[0] for other in stack[1 + DITHERS :])
+        unit = self.roundoff * (1 if expected.any() else self.size)
+        return 8 * (unit + moved + (own if np.isfinite(own) else 0.0))
+
+    def slopes(self, directions: list[np.ndarray], first: float) -> list["_Slope"]:
+        """The slope of f along each leaf's direction, from first steps `first` times its norm."""
+        steps = first * self.norms[:, None] * 0.5 ** np.arange(LEVELS)
+        values = self.stacks[0]
+        noise = np.abs(values[: 1 + DITHERS] - values[0]).max() + ROUNDOFF * np.abs(values[0])
+        f = np.asarray(_compiled(_along, *self.inputs, directions, np.hstack([steps, -steps])))
+        return [
+            _slope(values[0], row[:LEVELS], row[LEVELS:], h, 8 * noise / h[-1])
+            for row, h in zip(f, steps, strict=True)
+        ]
+
+
+class _Slope(NamedTuple):
+    value: float
+    bound: float
+    left: float
+    right: float
+    kink: bool
+
+
+def _slope(centre, plus, minus, h, rounding) -> _Slope:
+    """The central slope with a bound of its error, from f(theta), f(theta + h v), f(theta - h v)."""
+    value, error = _extrapolate((plus - minus) / (2 * h), 2)
+    right, right_error = _extrapolate((plus - centre) / h, 1)
+    left, left_error = _extrapolate((centre - minus) / h, 1)
+    # A kink within the last step moves every central slope alike; the two sides then differ.
+    gap = abs(right - left)
+    kink = not gap <= 8 * (rounding + right_error + left_error)
+    return _Slope(value, 4 * (error + gap) + rounding, left, right, kink)
+
+
+def _extrapolate(slopes: np.ndarray, order: int) -> tuple[float, float]:
+    """Slopes at h, h/2, h/4, ..., whose error is a series in h^order, taken to h = 0; and the
+    last correction. Richardson 1911."""
+    last, factor = slopes, 1
+    while len(slopes) > 1:
+        factor *= 2**order
+        last, slopes = slopes, slopes[1:] + (slopes[1:] - slopes[:-1]) / (factor - 1)
+    return float(slopes[0]), float(abs(slopes[0] - last[-1]))
+
+
+class _Subject(NamedTuple):
+    """One leaf of the gradient under test, and what the judge knows about it."""
+
+    name: str
+    place: int  # in the reference's stacks: 0 is the value, the leaves of theta follow
+    native: np.ndarray  # what the user runs
+    wide: np.ndarray | None  # the same in float64; None where there is none, for this reason:
+    why: str
+
+    @property
+    def best(self) -> np.ndarray:
+        return self.native if self.wide is None else self.wide
+
+
+def _check(
+    rule: Callable, function: Callable, gradient: Callable, theta: Any, args: Any
+) -> tuple[tuple[Leaf, ...], str]:
+    """The leaves of gradient(theta, *args), judged; and the dtype that the user runs."""
+    call, theta, floats, others = _apart(rule, function, theta, args)
+    dtype = max((a.dtype for a in (*theta, *floats)), key=_roundoff, default=np.dtype(float))
+
+    def run(theta, floats):
+        inputs, rest = call.arguments(theta, floats, others)
+        return gradient(inputs, *rest)
+
+    with _highest():
+        native = run(theta, floats)
+        alone = [[a[None] for a in leaves] for leaves in (theta, floats)]
+        value, grads = _compiled(_gradients, call, *alone, others)
+        autodiff = [np.asarray(a[0], np.float64) for a in (value, *grads)]
     with _judging():
-        params, args = _wide(params), _wide(args)
-        expected = jax.value_and_grad(objective_fn)(params, *args)
-        got = value_and_grad_fn(params, *args)
-        return Report("check_gradients", _compare(("value", "grads"), got, expected))
+        reference = _Reference(call, _wide(theta), _wide(floats), others, _roundoff(dtype))
+        wide_inputs = reference.inputs[1:3]
+        try:
+            wide, refusal = _named(run(*wide_inputs)), ""
+        except (TypeError, ValueError, NotImplementedError) as error:
+            wide, refusal = {}, f"raises {type(error).__name__}"
+        inputs, _ = call.arguments(theta, floats, others)
+        fitting, refused = _fitting(native, inputs, call.kinds, reference)
+        subjects = [
+            _Subject(name, place, leaf, *_full_width(wide.get(name), leaf, refusal))
+            for name, place, leaf in fitting
+        ]
+        firsts = [_float64_rung(s, reference) for s in subjects]
+        seconds = [_native_rung(s, reference, autodiff[s.place]) for s in subjects]
+        thirds = _differences_rungs(subjects, reference)
+        probes = _probes(subjects, firsts, reference)
+        narrowest = 0.0
+        if "fail" in {first.verdict for first in firsts}:
+            narrowest = max(_narrowest(run, *wide_inputs), _narrowest(call, *wide_inputs, others))
+        sizes = _sizes(*floats, *others, *theta)
+        leaves = []
+        for s, first, second, third, probe in zip(
+            subjects, firsts, seconds, thirds, probes, strict=True
+        ):
+            expected = reference.stacks[s.place][0]
+            near = measure(s.best, expected, 1)[0] <= reference.native_bound(
+                s.place, autodiff[s.place]
+            )
+            narrow = narrowest > ROUNDOFF and near
+            rungs = first, second, third
+            verdict, note, index = _verdict(s, expected, rungs, probe, narrow)
+            if verdict == "fail":
+                parameter = np.asarray(theta[s.place - 1], np.float64) if s.place else np.zeros(())
+                cause = likely_cause(s.best, expected, parameter, sizes)
+                note = "; ".join(filter(None, (note, cause)))
+            leaves.append(Leaf(s.name, verdict, *rungs, index, note, s.best, expected))
+    leaves = [_swapped(leaf, leaves) for leaf in leaves]
+    return (*leaves, *refused), str(dtype)
+
+
+def _fitting(
+    tree: Any, inputs: Any, kinds: Sequence[str], reference: "_Reference"
+) -> tuple[list[tuple[str, int, np.ndarray]], list[Leaf]]:
+    """The leaves of the gradient `tree` that have their parameter's place, shape and dtype, and
+    reports on those that have not."""
+    got, given = _named(tree), _named(inputs)
+    names = [name for name, kind in zip(given, kinds, strict=False) if kind == "theta"]
+    fitting, refused = [], []
+    if "value" in got:
+        names, given = ["value", *names], given | {"value": jnp.zeros_like(got["value"], shape=())}
+    for name in names:
+        place = 0 if name == "value" else names.index(name) + ("value" not in got)
+        expected = reference.stacks[place][0]
+        if name not in got:
+            refused.append(_refused(name, "only the reference has it"))
+            continue
+        shape, dtype = given[name].shape, given[name].dtype
+        leaf = np.asarray(got[name])
+        if (leaf.shape, leaf.dtype) != (shape, dtype):
+            note = f"expected {dtype}{shape}, got {leaf.dtype}{leaf.shape}"
+            cause = misshapen_cause(np.asarray(leaf, np.float64), expected)
+            refused.append(_refused(name, "; ".join(filter(None, (note, cause)))))
+        elif leaf.size:
+            fitting.append((name, place, np.asarray(leaf, np.float64)))
+    refused += [_refused(n, "only the gradient under test has it") for n in got if n not in given]
+    for key, part in inputs.items():
+        forms = jax.tree.structure(part), jax.tree.structure(tree[key])
+        if (
+            not refused
+            and forms[0] != forms[1]
+            and all(map(_differentiable, jax.tree.leaves(part)))
+        ):
+            refused.append(_refused(key, f"expected the tree {forms[0]}, got {forms[1]}"))
+    return fitting, refused
+
+
+def _refused(name: str, note: str) -> Leaf:
+    return Leaf(name, "fail", Rung("fail", np.inf, 0.0), NONE, NONE, (), note)
+
+
+def _full_width(leaf: Any, native: np.ndarray, refusal: str) -> tuple[np.ndarray | None, str]:
+    """The leaf if it is float64 throughout, or None and why the float64 rung can't speak."""
+    if leaf is None:
+        return None, refusal or "absent"
+    leaf = np.asarray(leaf)
+    if _roundoff(leaf.dtype) > ROUNDOFF or leaf.shape != native.shape:
+        return None, f"gives {leaf.dtype}"
+    return leaf, ""
+
+
+def _float64_rung(s: _Subject, reference: _Reference) -> Rung:
+    stack = reference.stacks[s.place]
+    expected = stack[0]
+    if not np.isfinite(expected).all():
+        return Rung("silent", note="not finite")
+    if s.wide is None:
+        return Rung("silent", note=s.why)
+    error, _ = measure(s.wide, expected, FLOOR)
+    moved = max(measure(other, expected, FLOOR)[0] for other in stack[1 : 1 + DITHERS])
+    if not expected.any():
+        bound = 64 * (moved + ROUNDOFF * reference.size)
+        silent = error <= bound and s.place > 0
+        return Rung("silent", note="zero") if silent else _rung(error, bound)
+    bound = max(TOLERANCE, 64 * moved)
+    # A reference of which less than four digits hold is rounding, and can confirm nothing.
+    return Rung("silent", note="rounding") if error <= bound > 1e-4 else _rung(error, bound)
+
+
+def _native_rung(s: _Subject, reference: _Reference, autodiff: np.ndarray) -> Rung:
+    expected = reference.stacks[s.place][0]
+    if reference.roundoff <= ROUNDOFF:
+        return Rung("silent", note="as float64")
+    if not np.isfinite(expected).all():
+        return Rung("silent", note="not finite")
+    error, _ = measure(s.native, expected, 1)
+    bound = reference.native_bound(s.place, autodiff)
+    if not error <= bound:
+        # A unit that sits within a roundoff of its kink: did any dither move it?
+        bound = max(reference.native_bound(s.place, autodiff, seed) for seed in range(8))
+    return Rung("silent", note="rounding") if error <= bound > 0.1 else _rung(error, bound)
+
+
+def _rung(error: float, bound: float) -> Rung:
+    return Rung("pass" if error <= bound else "fail", error, bound)
+
+
+def _differences_rungs(subjects: list[_Subject], reference: _Reference) -> list[Rung]:
+    """Each leaf along a unit direction of its own: half along the gradient under test, where a
+    wrong factor shows most, half at random, where everything else does."""
+    random = np.random.default_rng(1)
+    directions = [random.standard_normal(p.shape) for p in reference.inputs[1]]
+    for s in subjects:
+        if s.place:
+            size, v = np.linalg.norm(s.best), directions[s.place - 1]
+            along = s.best / size if 0 < size < np.inf else 0.0
+            directions[s.place - 1] = v / np.linalg.norm(v) + along
+    directions = [v / (np.linalg.norm(v) or 1.0) for v in directions]
+    rungs = {s.place: NONE for s in subjects}
+    for first in STEPS:
+        if all(rung.verdict == "pass" for place, rung in rungs.items() if place):
+            break
+        slopes = reference.slopes(directions, first)
+        for s in subjects:
+            j = s.place - 1
+            if j >= 0 and rungs[s.place].verdict != "pass":
+                rung = _differences_rung(slopes[j], float(np.vdot(directions[j], s.best)))
+                if rungs[s.place].verdict == "silent" or rung.verdict == "pass":
+                    rungs[s.place] = rung
+    return [rungs[s.place] for s in subjects]
+
+
+def _differences_rung(slope: _Slope, predicted: float) -> Rung:
+    size = max(abs(slope.value), abs(predicted))
+    if size == 0 or not np.isfinite(slope.bound):
+        return Rung("silent", note="zero" if size == 0 else "not finite")
+    error, bound = abs(slope.value - predicted) / size, slope.bound / size
+    if error <= bound and bound > 1e-4:
+        return Rung("silent", note="kink" if slope.kink else "rounding")
+    return _rung(error, bound)
+
+
+def _probes(
+    subjects: list[_Subject], firsts: list[Rung], reference: _Reference
+) -> list[_Slope | None]:
+    """For a leaf that the float64 rung refuses, the slope along its worst entry."""
+    directions = [np.zeros(p.shape) for p in reference.inputs[1]]
+    probed = [
+        s for s, first in zip(subjects, firsts, strict=True) if first.verdict == "fail" and s.place
+    ]
+    if not probed:
+        return [None] * len(subjects)
+    for s in probed:
+        _, index = measure(s.best, reference.stacks[s.place][0], FLOOR)
+        directions[s.place - 1][index] = 1.0
+    slopes = reference.slopes(directions, STEPS[-1])
+    return [slopes[s.place - 1] if s in probed else None for s in subjects]
+
+
+def _verdict(
+    s: _Subject,
+    expected: np.ndarray,
+    rungs: tuple[Rung, Rung, Rung],
+    probe: _Slope | None,
+    narrow: bool,
+) -> tuple[str, str, tuple[int, ...]]:
+    """What the rungs add up to, why, and the worst index."""
+    first, second, third = rungs
+    _, index = measure(s.best, expected, FLOOR)
+    got, wanted = float(s.best[index]), float(expected[index])
+    values = f"at {list(index)} " if index else ""
+    values += f"expected {plainly(wanted)}, got {plainly(got)}"
+    if first.verdict == "fail" and narrow:
+        note = f"{values}: it computes in less than float64, and agrees as far as that goes"
+        return "inconclusive", note, index
+    if first.verdict == "fail" and probe is not None and probe.kink:
+        sides = sorted((probe.left, probe.right))
+        note = f"{values}; a kink, with slopes {plainly(sides[0])} and {plainly(sides[1])}"
+        slack = 1e-6 * max(map(abs, sides))
+        between = sides[0] - slack <= got <= sides[1] + slack
+        # Autodiff on one side's slope is a convention that the forward pass states; autodiff
+        # between the sides only splits the tie, and so may others.
+        stated = min(abs(wanted - side) for side in sides) <= slack
+        return ("inconclusive" if between and not stated else "fail"), note, index
+    if first.verdict == "fail" and probe is not None:
+        if abs(probe.value - got) <= probe.bound < abs(probe.value - wanted):
+            note = f"{values}; finite differences agree with what is under test, not with autodiff"
+            return "inconclusive", note, index
+    if first.verdict == "fail":
+        return "fail", values, index
+    if second.verdict == "fail":
+        _, index = measure(s.native, expected, 1)
+        values = (
+            f"expected {plainly(float(expected[index]))}, got {plainly(float(s.native[index]))}"
+        )
+        return "fail", f"in the dtype that runs: at {list(index)} {values}", index
+    if third.verdict == "fail":
+        return "inconclusive", "finite differences agree with neither: is a rule overridden?", index
+    if first.note == "zero":
+        return (
+            "inconclusive",
+            "the reference is zero everywhere: right and missing look alike",
+            index,
+        )
+    if first.verdict == "silent" and not first.note.startswith("raises"):
+        return "inconclusive", f"the float64 reference can't decide: {first.note}", index
+    if first.verdict == "silent" and "silent" in (second.verdict, third.verdict):
+        return "inconclusive", f"float64 {first.note}, and another rung is silent", index
+    return "pass", "", index
+
+
+def _swapped(leaf: Leaf, leaves: Sequence[Leaf]) -> Leaf:
+    """The leaf, with a word on another whose reference its gradient matches."""
+    for other in leaves:
+        if leaf.verdict == "fail" and other.name != leaf.name and other.verdict == "fail":
+            a, b = leaf.got, other.expected
+            if np.shape(a) == np.shape(b) and measure(a, b, 1)[0] <= 1e-6:
+                return replace(
+                    leaf, note=f"{leaf.note}; it is the reference of {other.name}: swapped"
+                )
+    return leaf
+
+
+def _sizes(*arrays: Any) -> list[int]:
+    """Axis lengths and batch sizes: where a wrong constant factor may come from."""
+    shapes = [a.shape for a in arrays if a.ndim]
+    batches = [int(np.prod(shape[:-1])) for shape in shapes]
+    return [n for n in dict.fromkeys([*batches, *sum(shapes, ())]) if n > 1]
+
+
+def _narrowest(function: Callable, *args: Any) -> float:
+    """The coarsest roundoff of a floating-point value inside function(*args); 0 if unknown."""
+
+    def values(jaxpr: Any) -> Iterator[Any]:
+        for equation in jaxpr.eqns:
+            yield from (v.aval for v in equation.outvars)
+            for param in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+                if _is_jaxpr(param):
+                    yield from values(getattr(param, "jaxpr", param))
+
+    try:
+        found = values(jax.make_jaxpr(function)(*args).jaxpr)
+    except (jax.errors.JAXTypeError, TypeError):
+        return 0.0
+    return max((_roundoff(a.dtype) for a in found if _differentiable(a)), default=0.0)
+
+
+def _is_jaxpr(x: Any) -> bool:
+    return hasattr(x, "eqns") or hasattr(x, "jaxpr")
+
+
+# Where in a network the first fault is.
+
+
+def _blame(network: Layer, loss: Loss, params: Params, x: Array, y: Array) -> str:
+    with _judging():
+        params, x, y = _wide(_arrays((params, x, y)))
+        prediction, _ = network.forward(params, x)
+        expected = jax.grad(lambda p: loss.value(p, y).sum())(prediction)
+        if not _agree(loss.gradient(prediction, y), expected):
+            return "first wrong from the output: the loss's gradient"
+        return _first_wrong(network, params, x, expected)
+
+
+def _first_wrong(layer: Layer, params: Params, x: Array, dy: Any, path: str = "") -> str:
+    """The part of a network that is wrong by itself and nearest to the output.
+
+    Each part gets the true cotangent of its output, so that one fault is not taken for many.
+    """
+    parts = layer.parts(params) if isinstance(layer, Network) else []
+    passed = []
+    for part, p in parts:
+        y, pull, residuals = jax.vjp(part.forward, p, x, has_aux=True)
+        passed.append((part, p, x, residuals, pull))
+        x = y
+    for count, (part, p, x, residuals, pull) in enumerate(reversed(passed), 1):
+        here = f"{path}[{len(parts) - count}]"
+        expected = pull(dy)
+        got = _named(dict(zip(("dparams", "dx"), part.backward(p, residuals, dy), strict=True)))
+        right = _named(dict(zip(("dparams", "dx"), expected, strict=True)))
+        wrong = [n for n, leaf in right.items() if n not in got or not _agree(got[n], leaf)]
+        if wrong:
+            kind = getattr(part.forward, "__qualname__", "layer").split(".")[0]
+            return _first_wrong(part, p, x, dy, here) or (
+                f"first wrong layer, number {count} of {len(parts)} counted from the output: "
+                f"{here} {kind}, {' and '.join(wrong)}"
+            )
+        dy = expected[1]
+    return (
+        f"each of its {len(parts)} layers{path and ' in ' + path} is right by itself: the fault is in how they are joined"
+        if parts
+        else ""
+    )
+
+
+def _agree(got: Any, expected: Any) -> bool:
+    if not _differentiable(expected) or expected.size == 0:
+        return True
+    same = jnp.shape(got) == expected.shape
+    return same and measure(np.asarray(got), np.asarray(expected), FLOOR)[0] <= 100 * TOLERANCE
+
+
+# Trees and dtypes.
+
+
+def _apart(
+    rule: Callable, function: Callable, theta: Any, args: Any
+) -> tuple[_Call, list[Any], list[Any], list[Any]]:
+    """f(theta, *args) as a `_Call`, with what it is to be called on."""
+    theta = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, float) else a, theta)
+    leaves, form = jax.tree.flatten(_arrays((theta, args)))
+    inside = len(jax.tree.leaves(theta))
+    lists: dict[str, list[Any]] = {"theta": [], "float": [], "other": [], "fixed": []}
+    kinds = []
+    for i, leaf in enumerate(leaves):
+        if _differentiable(leaf):
+            kind = "theta" if i < inside else "float"
+        else:
+            kind = "other" if isinstance(leaf, jax.Array) else "fixed"
+        kinds.append(kind)
+        lists[kind].append(leaf)
+    call = _Call(rule, function, form, tuple(kinds), tuple(lists["fixed"]))
+    return call, lists["theta"], lists["float"], lists["other"]
+
+
+def _arrays(tree: Any) -> Any:
+    """The tree with NumPy's arrays as JAX's, in the dtype that JAX gives them here."""
+    numpy = (np.ndarray, np.generic)
+    return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, numpy) else a, tree)
+
+
+def _wide(tree: Any) -> Any:
+    """The tree with its floating-point arrays in float64; all else as it is."""
+    return jax.tree.map(lambda a: a.astype(jnp.float64) if _differentiable(a) else a, tree)
+
+
+def _differentiable(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _roundoff(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).eps) / 2
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="."): leaf for p, leaf in flat}
+
+
+def _cotangent(key: Array | None, y: Any) -> Any:
+    """A random cotangent for the tree y: each leaf drawn in its own dtype."""
+    leaves, form = jax.tree.flatten(y)
+    keys = jax.random.split(jax.random.key(0) if key is None else key, max(len(leaves), 1))
+    drawn = [
+        jax.random.normal(k, a.shape, a.dtype)
+        if _differentiable(a)
+        else np.zeros(a.shape, jax.dtypes.float0)
+        for k, a in zip(keys, leaves, strict=False)
+    ]
+    return jax.tree.unflatten(form, drawn)
+
+
+@contextmanager
+def _highest():
+    with jax.default_matmul_precision("highest"):
+        yield
 
 
 @contextmanager
 def _judging():
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    with jax.enable_x64(True), _highest():
         yield
-
-
-def _wide(tree: Any) -> Any:
-    """The tree with its floating-point leaves in float64; integers, booleans and keys as is."""
-
-    def widen(leaf):
-        floating = jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)
-        return jnp.asarray(np.asarray(leaf), jnp.float64) if floating else leaf
-
-    return jax.tree.map(widen, tree)
-
-
-def _compare(names: tuple[str, ...], got: Any, expected: Any) -> tuple[Leaf, ...]:
-    def leaves(tree):
-        named = dict(zip(names, tree, strict=True))
-        flat, _ = jax.tree_util.tree_flatten_with_path(named)
-        return {jax.tree_util.keystr(p, simple=True, separator="."): leaf for p, leaf in flat}
-
-    got, expected = leaves(got), leaves(expected)
-    missing = [
-        Leaf(name, "fail", np.inf, (), f"only the {side} has it")
-        for name in expected.keys() ^ got.keys()
-        for side in [("reference" if name in expected else "gradient under test")]
-    ]
-    both = [_judge(name, got[name], expected[name]) for name in expected if name in got]
-    return tuple(both + missing)
-
-
-def _judge(name: str, got: Any, expected: Any) -> Leaf:
-    if jnp.shape(got) != expected.shape or got.dtype != expected.dtype:
-        note = f"expected {expected.dtype}{expected.shape}, got {got.dtype}{jnp.shape(got)}"
-        return Leaf(name, "fail", np.inf, (), note)
-    got, expected = np.asarray(got), np.asarray(expected)
-    if expected.size == 0:
-        return Leaf(name, "pass", 0.0, (), "empty")
-    difference = np.abs(got - expected)
-    index = np.unravel_index(np.argmax(difference), difference.shape)
-    if not difference.any() and not expected.any():
-        return Leaf(name, "inconclusive", 0.0, index, "the reference is zero everywhere")
-    size = np.linalg.norm(expected)
-    relative = float(np.linalg.norm(difference) / size) if size else np.inf
-    if relative <= TOLERANCE and difference.max() <= TOLERANCE * np.abs(expected).max():
-        return Leaf(name, "pass", relative, index, "")
-    where = ", ".join(str(int(i)) for i in index)
-    note = f"at [{where}] expected {expected[index]:.6g}, got {got[index]:.6g}"
-    return Leaf(name, "fail", relative, index, note)
