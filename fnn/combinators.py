@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ class Network(Layer):
 
     @classmethod
     def of(cls, layer: Layer, parts: Callable[[Params], list[tuple[Layer, Params]]]) -> "Network":
+        """The layer, remembering its parts."""
         network = cls(*layer)
         network.parts = parts
         return network
@@ -136,7 +138,7 @@ def repeat(layer: Layer, n: int) -> Layer:
                 )
 
     def parts(params: Params) -> list[tuple[Layer, Params]]:
-        return [(layer, jax.tree.map(lambda leaf: leaf[i], params)) for i in range(n)]
+        return [(layer, jax.tree.map(itemgetter(i), params)) for i in range(n)]
 
     return Network.of(Layer(init, forward, backward), parts)
 

@@ -11,7 +11,7 @@ scale cancels. NaN gives infinity, and every comparison is written so that NaN f
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ TOLERANCE = 1e-9
 FLOOR = 1e-3
 """An entry a thousand times smaller than its leaf's largest counts as that large."""
 WIDTH = 100
+NOTHING = partial(np.zeros, 0)
 
 
 class Rung(NamedTuple):
@@ -50,8 +51,8 @@ class Leaf:
     differences: Rung
     index: tuple[int, ...] = ()
     note: str = ""
-    got: np.ndarray | None = field(default=None, repr=False)
-    expected: np.ndarray | None = field(default=None, repr=False)
+    got: np.ndarray = field(default_factory=NOTHING, repr=False, compare=False)
+    expected: np.ndarray = field(default_factory=NOTHING, repr=False, compare=False)
 
     @property
     def relative(self) -> float:
@@ -76,6 +77,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
+        """The leaves' verdicts together."""
         found = {leaf.verdict for leaf in self.leaves} or {"inconclusive"}
         return next(v for v in ("fail", "inconclusive", "pass") if v in found)
 
@@ -172,7 +174,7 @@ def _no_gradient(got, expected, theta, sizes):
 def _factor(got, expected, theta, sizes):
     square = np.vdot(expected, expected).real
     factor = np.vdot(expected, got).real / square if square else 0.0
-    if got.size < 2 and not sizes or not factor or not _close(got, factor * expected):
+    if not factor or not _close(got, factor * expected):
         return ""
     known = {-1.0: "the sign", 2.0: "a 2 too many", 0.5: "a 2 is missing"}
     for n in sizes:
@@ -288,10 +290,10 @@ def _with_entry(g: np.ndarray, value: Any) -> np.ndarray:
 
 def _power(leaves: Sequence[Leaf]) -> Power:
     """Plant into each leaf that the float64 rung can judge; what it can't, it does not see."""
-    tried = [leaf for leaf in leaves if leaf.got is not None and leaf.expected is not None]
+    tried = [leaf for leaf in leaves if leaf.got.size]
     planted, smallest = [], {}
     for leaf in tried:
-        got, expected = np.asarray(leaf.got), np.asarray(leaf.expected)
+        got, expected = leaf.got, leaf.expected
 
         def seen(g: np.ndarray, leaf: Leaf = leaf, expected: np.ndarray = expected) -> bool:
             speaks = leaf.float64.verdict != "silent"
@@ -301,7 +303,7 @@ def _power(leaves: Sequence[Leaf]) -> Power:
             if not np.array_equal(g, got):
                 planted.append(Planted(bug, leaf.name, seen(g)))
         for other in tried:
-            if other is not leaf and np.shape(other.got) == got.shape:
+            if other is not leaf and other.got.shape == got.shape:
                 planted.append(Planted(f"swapped with {other.name}", leaf.name, seen(other.got)))
         smallest[leaf.name] = _smallest(seen, expected)
     return Power(tuple(planted), smallest)

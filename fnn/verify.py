@@ -29,7 +29,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -52,7 +52,7 @@ from fnn.report import (
 
 DITHERS = 2
 """Inputs moved by a roundoff, for each of the two roundoffs."""
-LEVELS = 4
+LEVELS = 3
 """Steps h, h/2, h/4, ... of an extrapolation."""
 STEPS = (2.0**-12, 2.0**-17)
 """First steps relative to a leaf's norm; the second where the first met a kink."""
@@ -71,10 +71,10 @@ def check_layer(layer: Layer, params: Params, x: Array, *, key: Array | None = N
     place = ""
     if report.verdict == "fail":
         with _judging():
-            params, x = _wide(params), _wide(x)
+            params, x = _wide(_arrays((params, x)))
             y, _ = layer.forward(params, x)
-            place = _first_wrong(layer, params, x, _wide(_cotangent(key, y)))
-    return Report("check_layer", report.leaves, report.dtype, place)
+            place = _first_wrong(layer, params, x, _cotangent(key, y))
+    return replace(report, subject="check_layer", place=place)
 
 
 def check_vjp(
@@ -82,30 +82,23 @@ def check_vjp(
 ) -> Report:
     """forward(params, x) -> (y, residuals) and backward(params, residuals, dy) -> (dparams, dx)
     against autodiff of the forward. params, x and y may be any trees."""
-
-    def gradient(theta, dy):
-        _, residuals = forward(theta["dparams"], theta["dx"])
-        return dict(zip(("dparams", "dx"), backward(theta["dparams"], residuals, dy), strict=True))
-
     theta = {"dparams": params, "dx": x}
     with _highest():
         dy = _cotangent(key, forward(*_arrays((params, x)))[0])
-    return Report("check_vjp", *_check(_paired, forward, gradient, theta, (dy,)))
+    return _check("check_vjp", (_paired, forward), (_pulled, (forward, backward)), theta, (dy,))
 
 
 def check_loss(loss: Loss, prediction: Array, target: Array) -> Report:
     """A loss's gradient against autodiff of its values, which are one an example."""
-
-    def gradient(theta, target):
-        return {"gradient": loss.gradient(theta["gradient"], target)}
-
     theta = {"gradient": prediction}
-    leaves, dtype = _check(_summed, loss.value, gradient, theta, (target,))
+    report = _check(
+        "check_loss", (_summed, loss.value), (_by_rule, loss.gradient), theta, (target,)
+    )
     shape = jax.eval_shape(loss.value, *_arrays((prediction, target))).shape
     if shape != jnp.shape(prediction)[:-1]:
         note = f"expected one value an example, {jnp.shape(prediction)[:-1]}, got {shape}"
-        leaves = (_refused("value", note), *leaves)
-    return Report("check_loss", leaves, dtype)
+        report = replace(report, leaves=(_refused("value", note), *report.leaves))
+    return report
 
 
 def check_gradients(
@@ -117,53 +110,71 @@ def check_gradients(
     For `fnn.value_and_grad(network, loss)`, jitted or not, the report names the first wrong
     layer.
     """
-
-    def gradient(theta, *args):
-        value, grads = value_and_grad_fn(theta["grads"], *args)
-        return {"value": value, "grads": grads}
-
-    leaves, dtype = _check(_as_given, objective_fn, gradient, {"grads": params}, args)
-    report = Report("check_gradients", leaves, dtype)
+    report = _check(
+        "check_gradients",
+        (_valued, objective_fn),
+        (_value_and_grads, value_and_grad_fn),
+        {"grads": params},
+        args,
+    )
     inner = inspect.unwrap(value_and_grad_fn)
     if report.verdict == "fail" and isinstance(inner, partial):
         match inner.args, args:
             case (Layer() as network, Loss() as loss), (x, y):
-                return Report("check_gradients", leaves, dtype, _blame(network, loss, params, x, y))
+                return replace(report, place=_blame(network, loss, params, x, y))
     return report
 
 
-# What is differentiated: a rule makes a scalar of the user's function, theta and the rest.
+# The scalar f(theta, rest) that autodiff and finite differences take, for each kind of check;
+# and beside it the tree that is under test.
 
 
-def _as_given(objective_fn, theta, *args):
+def _valued(objective_fn, theta, *args):
     return objective_fn(theta["grads"], *args)
+
+
+def _value_and_grads(value_and_grad_fn, theta, *args):
+    value, grads = value_and_grad_fn(theta["grads"], *args)
+    return {"value": value, "grads": grads}
 
 
 def _summed(value, theta, target):
     return value(theta["gradient"], target).sum()
 
 
+def _by_rule(gradient, theta, target):
+    return {"gradient": gradient(theta["gradient"], target)}
+
+
 def _paired(forward, theta, dy):
     """<dy, y>: its gradient is the vector-Jacobian product with dy."""
     y, _ = forward(theta["dparams"], theta["dx"])
     pairs = zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True)
-    return sum(jnp.sum(a * b).real for a, b in pairs if _differentiable(a))
+    return sum(jnp.sum(a * b) for a, b in pairs if _differentiable(a))
+
+
+def _pulled(functions, theta, dy):
+    forward, backward = functions
+    _, residuals = forward(theta["dparams"], theta["dx"])
+    dparams, dx = backward(theta["dparams"], residuals, dy)
+    return {"dparams": dparams, "dx": dx}
 
 
 class _Call(NamedTuple):
-    """The scalar f(theta, rest) as a function of flat lists of arrays, to be compiled once.
+    """rule(function, theta, *rest) as a function of flat lists of arrays.
 
     Its leaves are "theta" (to differentiate), "float" or "other" arrays, or "fixed" values that
     the user's function sees as they are. Equal calls share one compilation.
     """
 
     rule: Callable
-    function: Callable
+    function: Any
     form: Any
     kinds: tuple[str, ...]
     fixed: tuple[Any, ...]
 
     def arguments(self, theta, floats, others):
+        """The trees theta and rest."""
         lists = {"theta": theta, "float": floats, "other": others, "fixed": self.fixed}
         sources = {kind: iter(leaves) for kind, leaves in lists.items()}
         return jax.tree.unflatten(self.form, [next(sources[kind]) for kind in self.kinds])
@@ -173,32 +184,34 @@ class _Call(NamedTuple):
         return self.rule(self.function, inputs, *rest)
 
 
-@partial(jax.jit, static_argnums=0)
-def _gradients(call, theta, floats, others):
-    """Values and gradients at a stack of inputs."""
-    return jax.lax.map(lambda at: jax.value_and_grad(call)(*at, others), (theta, floats))
+def _evaluated(call, theta, floats, others):
+    return call(theta, floats, others)
 
 
-@partial(jax.jit, static_argnums=0)
-def _along(call, theta, floats, others, directions, steps):
-    """f(theta + h v_j) for each leaf j, moved along its own direction, and each of its steps h."""
-
-    def at(place):
-        j, h = place
-        pairs = enumerate(zip(theta, directions, strict=True))
-        return call([p + jnp.where(j == i, h, 0) * v for i, (p, v) in pairs], floats, others)
-
-    leaf = jnp.repeat(jnp.arange(len(theta)), steps.shape[1])
-    return jax.lax.map(at, (leaf, steps.ravel())).reshape(steps.shape)
+def _autodiff(call, theta, floats, others):
+    return jax.value_and_grad(call)(theta, floats, others)
 
 
-def _compiled(program: Callable, *args: Any) -> Any:
-    """The program's result; by plain Python where the user's function branches on values."""
+def _moved(call, theta, floats, others, directions, place, step):
+    """f where the leaf `place` of theta is moved by a step along its direction."""
+    pairs = enumerate(zip(theta, directions, strict=True))
+    theta = [p + jnp.where(i == place, step, 0) * v for i, (p, v) in pairs]
+    return call(theta, floats, others)
+
+
+@lru_cache
+def _compiled(program: Callable) -> Callable:
+    """The program, jitted with little optimization: each runs a few times only."""
+    fast = {"xla_backend_optimization_level": 0}
+    return jax.jit(program, static_argnums=0, compiler_options=fast)
+
+
+def _run(program: Callable, *args: Any) -> Any:
+    """program(*args), compiled; or as it is, where the user's function can't be traced."""
     try:
+        return _compiled(program)(*args)
+    except (TypeError, IndexError):
         return program(*args)
-    except (jax.errors.ConcretizationTypeError, jax.errors.NonConcreteBooleanIndexError):
-        with jax.disable_jit():
-            return program(*args)
 
 
 class _Reference:
@@ -216,17 +229,17 @@ class _Reference:
         """For the value and each gradient a stack: at the inputs, then with every float moved
         up or down by float64's roundoff, then by the user's."""
         random = np.random.default_rng(seed)
-        moves = np.repeat([0.0, ROUNDOFF, self.roundoff], [1, DITHERS, DITHERS])
-
-        def stack(a):
-            signs = random.integers(0, 2, (len(moves), *a.shape)) * 2.0 - 1
-            return a * (1 + moves.reshape(-1, *[1] * a.ndim) * signs)
-
         call, theta, floats, others = self.inputs
-        values, grads = _compiled(
-            _gradients, call, [stack(a) for a in theta], [stack(a) for a in floats], others
-        )
-        return [np.asarray(values), *map(np.asarray, grads)]
+
+        def moved(a, u):
+            return np.where(random.integers(0, 2, a.shape, np.int8), 1 + u, 1 - u) * a if u else a
+
+        runs = []
+        for u in (0.0, *DITHERS * [ROUNDOFF], *DITHERS * [self.roundoff]):
+            at = [[moved(np.asarray(a), u) for a in leaves] for leaves in (theta, floats)]
+            value, grads = _run(_autodiff, call, *at, others)
+            runs.append([np.asarray(value), *map(np.asarray, grads)])
+        return [np.stack(leaves) for leaves in zip(*runs, strict=True)]
 
     def native_bound(self, place: int, autodiff: np.ndarray, seed: int = 0) -> float:
         """How far a leaf may be from the reference in the user's dtype, where autodiff gives
@@ -238,16 +251,20 @@ class _Reference:
         unit = self.roundoff * (1 if expected.any() else self.size)
         return 8 * (unit + moved + (own if np.isfinite(own) else 0.0))
 
-    def slopes(self, directions: list[np.ndarray], first: float) -> list["_Slope"]:
-        """The slope of f along each leaf's direction, from first steps `first` times its norm."""
-        steps = first * self.norms[:, None] * 0.5 ** np.arange(LEVELS)
+    def slopes(
+        self, directions: list[np.ndarray], first: float, which: list[int]
+    ) -> list["_Slope"]:
+        """The slopes of f, each along one leaf's direction, from a first step of `first` times
+        the leaf's norm."""
         values = self.stacks[0]
         noise = np.abs(values[: 1 + DITHERS] - values[0]).max() + ROUNDOFF * np.abs(values[0])
-        f = np.asarray(_compiled(_along, *self.inputs, directions, np.hstack([steps, -steps])))
-        return [
-            _slope(values[0], row[:LEVELS], row[LEVELS:], h, 8 * noise / h[-1])
-            for row, h in zip(f, steps, strict=True)
-        ]
+        slopes = []
+        for place in which:
+            h = first * self.norms[place] * 0.5 ** np.arange(LEVELS)
+            f = [_run(_moved, *self.inputs, directions, place, s) for s in (*h, *-h)]
+            plus, minus = np.array(f, np.float64).reshape(2, LEVELS)
+            slopes.append(_slope(float(values[0]), plus, minus, h, float(8 * noise / h[-1])))
+        return slopes
 
 
 class _Slope(NamedTuple):
@@ -259,7 +276,7 @@ class _Slope(NamedTuple):
 
 
 def _slope(centre, plus, minus, h, rounding) -> _Slope:
-    """The central slope with a bound of its error, from f(theta), f(theta + h v), f(theta - h v)."""
+    """The central slope and a bound of its error, from f at theta, theta + h v, theta - h v."""
     value, error = _extrapolate((plus - minus) / (2 * h), 2)
     right, right_error = _extrapolate((plus - centre) / h, 1)
     left, left_error = _extrapolate((centre - minus) / h, 1)
@@ -294,32 +311,31 @@ class _Subject(NamedTuple):
 
 
 def _check(
-    rule: Callable, function: Callable, gradient: Callable, theta: Any, args: Any
-) -> tuple[tuple[Leaf, ...], str]:
-    """The leaves of gradient(theta, *args), judged; and the dtype that the user runs."""
-    call, theta, floats, others = _apart(rule, function, theta, args)
+    subject: str,
+    objective: tuple[Callable, Any],
+    gradient: tuple[Callable, Any],
+    theta: Any,
+    args: tuple[Any, ...],
+) -> Report:
+    """The tree that `gradient` gives, judged leaf by leaf. Both are a rule and its function."""
+    call, theta, floats, others = _apart(*objective, theta, args)
+    tested = call._replace(rule=gradient[0], function=gradient[1])
     dtype = max((a.dtype for a in (*theta, *floats)), key=_roundoff, default=np.dtype(float))
-
-    def run(theta, floats):
-        inputs, rest = call.arguments(theta, floats, others)
-        return gradient(inputs, *rest)
-
     with _highest():
-        native = run(theta, floats)
-        alone = [[a[None] for a in leaves] for leaves in (theta, floats)]
-        value, grads = _compiled(_gradients, call, *alone, others)
-        autodiff = [np.asarray(a[0], np.float64) for a in (value, *grads)]
+        native = _run(_evaluated, tested, theta, floats, others)
+        value, grads = _run(_autodiff, call, theta, floats, others)
+        autodiff = [np.asarray(a, np.float64) for a in (value, *grads)]
     with _judging():
-        reference = _Reference(call, _wide(theta), _wide(floats), others, _roundoff(dtype))
-        wide_inputs = reference.inputs[1:3]
+        wide = (_wide(theta), _wide(floats), others)
+        reference = _Reference(call, *wide, _roundoff(dtype))
         try:
-            wide, refusal = _named(run(*wide_inputs)), ""
+            got, refusal = _named(_run(_evaluated, tested, *wide)), ""
         except (TypeError, ValueError, NotImplementedError) as error:
-            wide, refusal = {}, f"raises {type(error).__name__}"
+            got, refusal = {}, f"raises {type(error).__name__}"
         inputs, _ = call.arguments(theta, floats, others)
         fitting, refused = _fitting(native, inputs, call.kinds, reference)
         subjects = [
-            _Subject(name, place, leaf, *_full_width(wide.get(name), leaf, refusal))
+            _Subject(name, place, leaf, *_full_width(got.get(name), leaf, refusal))
             for name, place, leaf in fitting
         ]
         firsts = [_float64_rung(s, reference) for s in subjects]
@@ -328,7 +344,7 @@ def _check(
         probes = _probes(subjects, firsts, reference)
         narrowest = 0.0
         if "fail" in {first.verdict for first in firsts}:
-            narrowest = max(_narrowest(run, *wide_inputs), _narrowest(call, *wide_inputs, others))
+            narrowest = max(_narrowest(tested, *wide), _narrowest(call, *wide))
         sizes = _sizes(*floats, *others, *theta)
         leaves = []
         for s, first, second, third, probe in zip(
@@ -347,7 +363,7 @@ def _check(
                 note = "; ".join(filter(None, (note, cause)))
             leaves.append(Leaf(s.name, verdict, *rungs, index, note, s.best, expected))
     leaves = [_swapped(leaf, leaves) for leaf in leaves]
-    return (*leaves, *refused), str(dtype)
+    return Report(subject, (*leaves, *refused), str(dtype))
 
 
 def _fitting(
@@ -376,13 +392,10 @@ def _fitting(
             fitting.append((name, place, np.asarray(leaf, np.float64)))
     refused += [_refused(n, "only the gradient under test has it") for n in got if n not in given]
     for key, part in inputs.items():
-        forms = jax.tree.structure(part), jax.tree.structure(tree[key])
-        if (
-            not refused
-            and forms[0] != forms[1]
-            and all(map(_differentiable, jax.tree.leaves(part)))
-        ):
-            refused.append(_refused(key, f"expected the tree {forms[0]}, got {forms[1]}"))
+        wanted, found = str(jax.tree.structure(part)), str(jax.tree.structure(tree[key]))
+        # With integers among the parameters, whatever stands in their place is right.
+        if not refused and wanted != found and all(map(_differentiable, jax.tree.leaves(part))):
+            refused.append(_refused(key, f"expected the tree {wanted}, got {found}"))
     return fitting, refused
 
 
@@ -449,15 +462,12 @@ def _differences_rungs(subjects: list[_Subject], reference: _Reference) -> list[
     directions = [v / (np.linalg.norm(v) or 1.0) for v in directions]
     rungs = {s.place: NONE for s in subjects}
     for first in STEPS:
-        if all(rung.verdict == "pass" for place, rung in rungs.items() if place):
-            break
-        slopes = reference.slopes(directions, first)
-        for s in subjects:
-            j = s.place - 1
-            if j >= 0 and rungs[s.place].verdict != "pass":
-                rung = _differences_rung(slopes[j], float(np.vdot(directions[j], s.best)))
-                if rungs[s.place].verdict == "silent" or rung.verdict == "pass":
-                    rungs[s.place] = rung
+        open_ = [s for s in subjects if s.place and rungs[s.place].verdict != "pass"]
+        slopes = reference.slopes(directions, first, [s.place - 1 for s in open_])
+        for s, slope in zip(open_, slopes, strict=True):
+            rung = _differences_rung(slope, float(np.vdot(directions[s.place - 1], s.best)))
+            if rungs[s.place].verdict == "silent" or rung.verdict == "pass":
+                rungs[s.place] = rung
     return [rungs[s.place] for s in subjects]
 
 
@@ -474,18 +484,17 @@ def _differences_rung(slope: _Slope, predicted: float) -> Rung:
 def _probes(
     subjects: list[_Subject], firsts: list[Rung], reference: _Reference
 ) -> list[_Slope | None]:
-    """For a leaf that the float64 rung refuses, the slope along its worst entry."""
-    directions = [np.zeros(p.shape) for p in reference.inputs[1]]
-    probed = [
-        s for s, first in zip(subjects, firsts, strict=True) if first.verdict == "fail" and s.place
-    ]
-    if not probed:
-        return [None] * len(subjects)
-    for s in probed:
+    """For a leaf that the float64 rung refuses, the slope of f along its worst entry."""
+    probes: list[_Slope | None] = []
+    for s, first in zip(subjects, firsts, strict=True):
+        if first.verdict != "fail" or s.place == 0:
+            probes.append(None)
+            continue
+        directions = [np.zeros(p.shape) for p in reference.inputs[1]]
         _, index = measure(s.best, reference.stacks[s.place][0], FLOOR)
         directions[s.place - 1][index] = 1.0
-    slopes = reference.slopes(directions, STEPS[-1])
-    return [slopes[s.place - 1] if s in probed else None for s in subjects]
+        probes += reference.slopes(directions, STEPS[-1], [s.place - 1])
+    return probes
 
 
 def _verdict(
@@ -513,11 +522,10 @@ def _verdict(
         # between the sides only splits the tie, and so may others.
         stated = min(abs(wanted - side) for side in sides) <= slack
         return ("inconclusive" if between and not stated else "fail"), note, index
-    if first.verdict == "fail" and probe is not None:
-        if abs(probe.value - got) <= probe.bound < abs(probe.value - wanted):
+    if first.verdict == "fail":
+        if probe and abs(probe.value - got) <= probe.bound < abs(probe.value - wanted):
             note = f"{values}; finite differences agree with what is under test, not with autodiff"
             return "inconclusive", note, index
-    if first.verdict == "fail":
         return "fail", values, index
     if second.verdict == "fail":
         _, index = measure(s.native, expected, 1)
@@ -544,8 +552,8 @@ def _swapped(leaf: Leaf, leaves: Sequence[Leaf]) -> Leaf:
     """The leaf, with a word on another whose reference its gradient matches."""
     for other in leaves:
         if leaf.verdict == "fail" and other.name != leaf.name and other.verdict == "fail":
-            a, b = leaf.got, other.expected
-            if np.shape(a) == np.shape(b) and measure(a, b, 1)[0] <= 1e-6:
+            same = leaf.got.shape == other.expected.shape
+            if same and measure(leaf.got, other.expected, 1)[0] <= 1e-6:
                 return replace(
                     leaf, note=f"{leaf.note}; it is the reference of {other.name}: swapped"
                 )
@@ -559,8 +567,8 @@ def _sizes(*arrays: Any) -> list[int]:
     return [n for n in dict.fromkeys([*batches, *sum(shapes, ())]) if n > 1]
 
 
-def _narrowest(function: Callable, *args: Any) -> float:
-    """The coarsest roundoff of a floating-point value inside function(*args); 0 if unknown."""
+def _narrowest(call: _Call, *args: Any) -> float:
+    """The coarsest roundoff of a floating-point value inside call(*args); 0 if unknown."""
 
     def values(jaxpr: Any) -> Iterator[Any]:
         for equation in jaxpr.eqns:
@@ -570,7 +578,7 @@ def _narrowest(function: Callable, *args: Any) -> float:
                     yield from values(getattr(param, "jaxpr", param))
 
     try:
-        found = values(jax.make_jaxpr(function)(*args).jaxpr)
+        found = values(jax.make_jaxpr(call.__call__)(*args).jaxpr)
     except (jax.errors.JAXTypeError, TypeError):
         return 0.0
     return max((_roundoff(a.dtype) for a in found if _differentiable(a)), default=0.0)
@@ -617,11 +625,8 @@ def _first_wrong(layer: Layer, params: Params, x: Array, dy: Any, path: str = ""
                 f"{here} {kind}, {' and '.join(wrong)}"
             )
         dy = expected[1]
-    return (
-        f"each of its {len(parts)} layers{path and ' in ' + path} is right by itself: the fault is in how they are joined"
-        if parts
-        else ""
-    )
+    joint = f"at {path or 'the top'} each layer is right by itself, but not how they are joined"
+    return joint if parts else ""
 
 
 def _agree(got: Any, expected: Any) -> bool:
