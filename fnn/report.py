@@ -60,6 +60,19 @@ class Leaf:
         return self.float64.error
 
 
+NONE = Rung("silent", note="none")
+
+
+def rung(error: float, bound: float) -> Rung:
+    """The rung that passes where the error keeps its bound, which NaN does not."""
+    return Rung("pass" if error <= bound else "fail", error, bound)
+
+
+def refused(name: str, note: str) -> Leaf:
+    """A leaf that can't even be compared."""
+    return Leaf(name, "fail", Rung("fail", np.inf, 0.0), NONE, NONE, (), note)
+
+
 @dataclass(frozen=True)
 class Report:
     """What a check found. `str(report)` is a table with a line a leaf, 100 columns at most.

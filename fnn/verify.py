@@ -40,6 +40,7 @@ from fnn.base import Array, Layer, Loss, Params
 from fnn.combinators import Network
 from fnn.report import (
     FLOOR,
+    NONE,
     TOLERANCE,
     Leaf,
     Report,
@@ -48,7 +49,10 @@ from fnn.report import (
     measure,
     misshapen_cause,
     plainly,
+    refused,
+    rung,
 )
+from fnn.trajectory import check_optimizer as check_optimizer
 
 DITHERS = 2
 """Inputs moved by a roundoff, for each of the two roundoffs."""
@@ -58,7 +62,6 @@ STEPS = (2.0**-12, 2.0**-17)
 """First steps relative to a leaf's norm; the second where the first met a kink."""
 ROUNDOFF = 2.0**-53
 """Of float64."""
-NONE = Rung("silent", note="none")
 
 
 def check_layer(layer: Layer, params: Params, x: Array, *, key: Array | None = None) -> Report:
@@ -97,7 +100,7 @@ def check_loss(loss: Loss, prediction: Array, target: Array) -> Report:
     shape = jax.eval_shape(loss.value, *_arrays((prediction, target))).shape
     if shape != jnp.shape(prediction)[:-1]:
         note = f"expected one value an example, {jnp.shape(prediction)[:-1]}, got {shape}"
-        report = replace(report, leaves=(_refused("value", note), *report.leaves))
+        report = replace(report, leaves=(refused("value", note), *report.leaves))
     return report
 
 
@@ -333,7 +336,7 @@ def _check(
         except (TypeError, ValueError, NotImplementedError) as error:
             got, refusal = {}, f"raises {type(error).__name__}"
         inputs, _ = call.arguments(theta, floats, others)
-        fitting, refused = _fitting(native, inputs, call.kinds, reference)
+        fitting, misfits = _fitting(native, inputs, call.kinds, reference)
         subjects = [
             _Subject(name, place, leaf, *_full_width(got.get(name), leaf, refusal))
             for name, place, leaf in fitting
@@ -363,7 +366,7 @@ def _check(
                 note = "; ".join(filter(None, (note, cause)))
             leaves.append(Leaf(s.name, verdict, *rungs, index, note, s.best, expected))
     leaves = [_swapped(leaf, leaves) for leaf in leaves]
-    return Report(subject, (*leaves, *refused), str(dtype))
+    return Report(subject, (*leaves, *misfits), str(dtype))
 
 
 def _fitting(
@@ -373,34 +376,30 @@ def _fitting(
     reports on those that have not."""
     got, given = _named(tree), _named(inputs)
     names = [name for name, kind in zip(given, kinds, strict=False) if kind == "theta"]
-    fitting, refused = [], []
+    fitting, misfits = [], []
     if "value" in got:
         names, given = ["value", *names], given | {"value": jnp.zeros_like(got["value"], shape=())}
     for name in names:
         place = 0 if name == "value" else names.index(name) + ("value" not in got)
         expected = reference.stacks[place][0]
         if name not in got:
-            refused.append(_refused(name, "only the reference has it"))
+            misfits.append(refused(name, "only the reference has it"))
             continue
         shape, dtype = given[name].shape, given[name].dtype
         leaf = np.asarray(got[name])
         if (leaf.shape, leaf.dtype) != (shape, dtype):
             note = f"expected {dtype}{shape}, got {leaf.dtype}{leaf.shape}"
             cause = misshapen_cause(np.asarray(leaf, np.float64), expected)
-            refused.append(_refused(name, "; ".join(filter(None, (note, cause)))))
+            misfits.append(refused(name, "; ".join(filter(None, (note, cause)))))
         elif leaf.size:
             fitting.append((name, place, np.asarray(leaf, np.float64)))
-    refused += [_refused(n, "only the gradient under test has it") for n in got if n not in given]
+    misfits += [refused(n, "only the gradient under test has it") for n in got if n not in given]
     for key, part in inputs.items():
         wanted, found = str(jax.tree.structure(part)), str(jax.tree.structure(tree[key]))
         # With integers among the parameters, whatever stands in their place is right.
-        if not refused and wanted != found and all(map(_differentiable, jax.tree.leaves(part))):
-            refused.append(_refused(key, f"expected the tree {wanted}, got {found}"))
-    return fitting, refused
-
-
-def _refused(name: str, note: str) -> Leaf:
-    return Leaf(name, "fail", Rung("fail", np.inf, 0.0), NONE, NONE, (), note)
+        if not misfits and wanted != found and all(map(_differentiable, jax.tree.leaves(part))):
+            misfits.append(refused(key, f"expected the tree {wanted}, got {found}"))
+    return fitting, misfits
 
 
 def _full_width(leaf: Any, native: np.ndarray, refusal: str) -> tuple[np.ndarray | None, str]:
@@ -425,10 +424,10 @@ def _float64_rung(s: _Subject, reference: _Reference) -> Rung:
     if not expected.any():
         bound = 64 * (moved + ROUNDOFF * reference.size)
         silent = error <= bound and s.place > 0
-        return Rung("silent", note="zero") if silent else _rung(error, bound)
+        return Rung("silent", note="zero") if silent else rung(error, bound)
     bound = max(TOLERANCE, 64 * moved)
     # A reference of which less than four digits hold is rounding, and can confirm nothing.
-    return Rung("silent", note="rounding") if error <= bound > 1e-4 else _rung(error, bound)
+    return Rung("silent", note="rounding") if error <= bound > 1e-4 else rung(error, bound)
 
 
 def _native_rung(s: _Subject, reference: _Reference, autodiff: np.ndarray) -> Rung:
@@ -442,11 +441,7 @@ def _native_rung(s: _Subject, reference: _Reference, autodiff: np.ndarray) -> Ru
     if not error <= bound:
         # A unit that sits within a roundoff of its kink: did any dither move it?
         bound = max(reference.native_bound(s.place, autodiff, seed) for seed in range(8))
-    return Rung("silent", note="rounding") if error <= bound > 0.1 else _rung(error, bound)
-
-
-def _rung(error: float, bound: float) -> Rung:
-    return Rung("pass" if error <= bound else "fail", error, bound)
+    return Rung("silent", note="rounding") if error <= bound > 0.1 else rung(error, bound)
 
 
 def _differences_rungs(subjects: list[_Subject], reference: _Reference) -> list[Rung]:
@@ -457,7 +452,8 @@ def _differences_rungs(subjects: list[_Subject], reference: _Reference) -> list[
     for s in subjects:
         if s.place:
             size, v = np.linalg.norm(s.best), directions[s.place - 1]
-            along = s.best / size if 0 < size < np.inf else 0.0
+            along = s.best / size if 0 < size < np.inf else np.zeros(v.shape)
+            v *= 1 if np.vdot(v, along) >= 0 else -1  # they must not cancel
             directions[s.place - 1] = v / np.linalg.norm(v) + along
     directions = [v / (np.linalg.norm(v) or 1.0) for v in directions]
     rungs = {s.place: NONE for s in subjects}
@@ -465,9 +461,9 @@ def _differences_rungs(subjects: list[_Subject], reference: _Reference) -> list[
         open_ = [s for s in subjects if s.place and rungs[s.place].verdict != "pass"]
         slopes = reference.slopes(directions, first, [s.place - 1 for s in open_])
         for s, slope in zip(open_, slopes, strict=True):
-            rung = _differences_rung(slope, float(np.vdot(directions[s.place - 1], s.best)))
-            if rungs[s.place].verdict == "silent" or rung.verdict == "pass":
-                rungs[s.place] = rung
+            found = _differences_rung(slope, float(np.vdot(directions[s.place - 1], s.best)))
+            if rungs[s.place].verdict == "silent" or found.verdict == "pass":
+                rungs[s.place] = found
     return [rungs[s.place] for s in subjects]
 
 
@@ -478,7 +474,7 @@ def _differences_rung(slope: _Slope, predicted: float) -> Rung:
     error, bound = abs(slope.value - predicted) / size, slope.bound / size
     if error <= bound and bound > 1e-4:
         return Rung("silent", note="kink" if slope.kink else "rounding")
-    return _rung(error, bound)
+    return rung(error, bound)
 
 
 def _probes(
@@ -704,5 +700,6 @@ def _highest():
 
 @contextmanager
 def _judging():
-    with jax.enable_x64(True), _highest():
+    # Standard promotion: next to float64, a constant of the user's in float32 is no mistake.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), _highest():
         yield

@@ -13,13 +13,14 @@ FLOORS = [
     {"base", "reductions", "initializers", "schedules"},
     {"activations", "layers", "combinators", "losses", "optimizers"},
     {"models", "backprop"},
-    {"report", "verify", "per_example", "curvature", "training"},
+    {"report", "trajectory", "verify", "per_example", "curvature", "training"},
     {"data", "checkpoint", "plots"},
     {"cli"},
     {"__main__", "__init__"},
 ]
 # Files of one floor that another file of that floor is built on, the lower first.
-WITHIN = {("base", "reductions"), ("base", "schedules"), ("report", "verify")}
+WITHIN = {("base", "reductions"), ("base", "schedules"), ("report", "trajectory"),
+          ("report", "verify"), ("trajectory", "verify")}  # fmt: skip
 AUTODIFF = {"grad", "value_and_grad", "vjp", "jvp", "linearize", "jacfwd", "jacrev", "jacobian",
             "hessian", "fwd_and_bwd"}  # fmt: skip
 SOURCES = {path.stem: path.read_text() for path in sorted(PACKAGE.glob("*.py"))}
