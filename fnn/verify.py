@@ -213,7 +213,7 @@ def _run(program: Callable, *args: Any) -> Any:
     """program(*args), compiled; or as it is, where the user's function can't be traced."""
     try:
         return _compiled(program)(*args)
-    except (TypeError, IndexError):
+    except (TypeError, ValueError, IndexError):
         return program(*args)
 
 
@@ -362,7 +362,8 @@ def _check(
             verdict, note, index = _verdict(s, expected, rungs, probe, narrow)
             if verdict == "fail":
                 parameter = np.asarray(theta[s.place - 1], np.float64) if s.place else np.zeros(())
-                cause = likely_cause(s.best, expected, parameter, sizes)
+                blamed = s.best if first.verdict == "fail" else s.native
+                cause = likely_cause(blamed, expected, parameter, sizes)
                 note = "; ".join(filter(None, (note, cause)))
             leaves.append(Leaf(s.name, verdict, *rungs, index, note, s.best, expected))
     leaves = [_swapped(leaf, leaves) for leaf in leaves]
@@ -514,10 +515,10 @@ def _verdict(
         note = f"{values}; a kink, with slopes {plainly(sides[0])} and {plainly(sides[1])}"
         slack = 1e-6 * max(map(abs, sides))
         between = sides[0] - slack <= got <= sides[1] + slack
-        # Autodiff on one side's slope is a convention that the forward pass states; autodiff
-        # between the sides only splits the tie, and so may others.
-        stated = min(abs(wanted - side) for side in sides) <= slack
-        return ("inconclusive" if between and not stated else "fail"), note, index
+        # Autodiff on one side and this on the other contradict each other. Where either splits
+        # the tie (a maximum's two arguments share it, |x| has 0 at 0), both are right.
+        sided = [min(abs(d - side) for side in sides) <= slack for d in (wanted, got)]
+        return ("inconclusive" if between and not all(sided) else "fail"), note, index
     if first.verdict == "fail":
         if probe and abs(probe.value - got) <= probe.bound < abs(probe.value - wanted):
             note = f"{values}; finite differences agree with what is under test, not with autodiff"
@@ -647,8 +648,10 @@ def _apart(
     for i, leaf in enumerate(leaves):
         if _differentiable(leaf):
             kind = "theta" if i < inside else "float"
+        elif i < inside and jnp.iscomplexobj(leaf):
+            raise TypeError(f"verify: expected real parameters, got {leaf.dtype}{leaf.shape}")
         else:
-            kind = "other" if isinstance(leaf, jax.Array) else "fixed"
+            kind = "other" if isinstance(leaf, jax.Array | np.ndarray) else "fixed"
         kinds.append(kind)
         lists[kind].append(leaf)
     call = _Call(rule, function, form, tuple(kinds), tuple(lists["fixed"]))
@@ -657,8 +660,12 @@ def _apart(
 
 def _arrays(tree: Any) -> Any:
     """The tree with NumPy's arrays as JAX's, in the dtype that JAX gives them here."""
-    numpy = (np.ndarray, np.generic)
-    return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, numpy) else a, tree)
+
+    def convert(leaf):
+        numpy = isinstance(leaf, np.ndarray | np.generic) and leaf.dtype != jax.dtypes.float0
+        return jnp.asarray(leaf) if numpy else leaf
+
+    return jax.tree.map(convert, tree)
 
 
 def _wide(tree: Any) -> Any:
