@@ -99,6 +99,13 @@ class Report:
         """The largest relative float64 difference of all leaves."""
         return max((leaf.relative for leaf in self.leaves), default=0.0)
 
+    @property
+    def errors(self) -> tuple[float | None, ...]:
+        """The largest error at each rung; None where the rung spoke for no leaf."""
+        columns = zip(*((f.float64, f.native, f.differences) for f in self.leaves), strict=True)
+        spoke = [[rung.error for rung in c if rung.verdict != "silent"] for c in columns]
+        return tuple(max(errors, default=None) for errors in spoke)
+
     @cached_property
     def power(self) -> "Power":
         """What this check would have seen: bugs planted into the gradient under test."""

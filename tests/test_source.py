@@ -14,7 +14,7 @@ FLOORS = [
     {"activations", "layers", "combinators", "losses", "optimizers"},
     {"models", "backprop"},
     {"report", "trajectory", "verify", "per_example", "curvature", "training"},
-    {"data", "checkpoint", "plots"},
+    {"data", "checkpoint", "plots", "selfcheck"},
     {"cli"},
     {"__main__", "__init__"},
 ]
