@@ -52,7 +52,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def save(part: str, result: dict[str, Any], folder: Path) -> Path:
-    """result and the machine as `part`.json in the folder."""
+    """The result and the machine, as `part`.json in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{part}.json"
     path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n")
