@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from fnn.backprop import objective, value_and_grad
 from fnn.base import Array, Layer, Loss, Optimizer, Params
+from fnn.permutations import permutation
 
 Data = tuple[Array, Array]
 """x (n, d_in) and y, with the examples along the first axis of both."""
@@ -53,7 +54,7 @@ def make_epoch(
         n = _count(data)
         if batch_size > n:
             raise ValueError(f"make_epoch: batch_size {batch_size} is larger than the data: {n}")
-        order = jax.random.permutation(key, n)
+        order = permutation(key, n)
         full = n - n % batch_size
 
         def step_on(state: State, rows: Array) -> tuple[State, Array]:
