@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import click
-import jax
 
 from benchmarks import report
 
@@ -36,7 +35,6 @@ plot(result, folder), which draws it into PNG files."""
 )
 def main(parts: tuple[str, ...], quick: bool, out: Path) -> None:
     """Run the benchmarks named by PARTS, or all of them."""
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
     for name in parts or PARTS:
         part = importlib.import_module(f"benchmarks.{name}")
         click.secho(f"\n{name}: {part.__doc__.splitlines()[0]}", bold=True)
