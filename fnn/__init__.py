@@ -1,7 +1,6 @@
 """Feed-forward neural networks in a purely functional style, with their own derivatives."""
 
-from fnn import schedules as schedules
-from fnn import verify as verify
+from fnn import schedules as schedules, verify as verify
 from fnn.activations import (
     elementwise as elementwise,
     elu as elu,

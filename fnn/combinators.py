@@ -152,7 +152,7 @@ class _Kept:
         return jax.tree.unflatten(self.form, [kept[i] for i in self.places])
 
 
-def _check_layer(name: str, layer: Layer) -> None:
+def _check_layer(name: str, layer: Any) -> None:
     if not isinstance(layer, Layer):
         hint = "; call it to make one" if callable(layer) else ""
         raise TypeError(f"{name}: expected a Layer, got {layer!r}{hint}")

@@ -1,6 +1,7 @@
 """Networks by name."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from fnn.activations import identity, relu
 from fnn.base import Layer
@@ -18,6 +19,6 @@ def mlp(sizes: Sequence[int], activation: Layer = relu, output: Layer = identity
     """
     if len(sizes) < 2:
         raise ValueError(f"mlp: expected at least an input and an output size, got {sizes}")
-    steps = list(zip(sizes[:-1], sizes[1:], strict=True))
+    steps = list(pairwise(sizes))
     hidden = [part for step in steps[:-1] for part in (dense(*step), activation)]
     return serial(*hidden, dense(*steps[-1]), output)

@@ -28,7 +28,7 @@ Rate = float | Array | Schedule
 
 
 def _optimizer(
-    state_type: Callable[..., Any], learning_rate: Rate, rule: Callable[..., tuple[Array, ...]]
+    state_type: Any, learning_rate: Rate, rule: Callable[..., tuple[Array, ...]]
 ) -> Optimizer:
     """The optimizer that applies rule(eta, t, theta, g, *slots) -> (theta, *slots) to each leaf.
 
@@ -48,8 +48,8 @@ def _optimizer(
 
         def apply(theta, g, *slots):
             inputs = (jnp.asarray(x).astype(_wide(theta)) for x in (eta, step + 1, theta, g))
-            new, *slots = rule(*inputs, *slots)
-            return new.astype(theta.dtype), *slots
+            new, *changed = rule(*inputs, *slots)
+            return new.astype(theta.dtype), *changed
 
         updated = jax.tree.map(apply, params, grads, *slots)
         form = jax.tree.structure((0,) * (1 + len(slot_names)))
@@ -60,6 +60,8 @@ def _optimizer(
 
 
 class SGDState(NamedTuple):
+    """No slots: plain gradient descent remembers nothing."""
+
     params: Params
     step: Array
 
@@ -72,6 +74,8 @@ def sgd(learning_rate: Rate) -> Optimizer:
 
 
 class MomentumState(NamedTuple):
+    """`velocity` is v."""
+
     params: Params
     step: Array
     velocity: Params
@@ -97,6 +101,8 @@ def momentum(learning_rate: Rate, decay: float = 0.9, nesterov: bool = False) ->
 
 
 class RMSPropState(NamedTuple):
+    """`mean_square` is E."""
+
     params: Params
     step: Array
     mean_square: Params
@@ -115,6 +121,8 @@ def rmsprop(learning_rate: Rate, decay: float = 0.9, eps: float = 1e-8) -> Optim
 
 
 class AdagradState(NamedTuple):
+    """`sum_square` is G."""
+
     params: Params
     step: Array
     sum_square: Params
@@ -132,15 +140,15 @@ def adagrad(learning_rate: Rate, eps: float = 1e-8) -> Optimizer:
 
 
 class AdamState(NamedTuple):
+    """`m` and `v` are the moments before bias correction."""
+
     params: Params
     step: Array
     m: Params
     v: Params
 
 
-def adam(
-    learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
-) -> Optimizer:
+def adam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
     """Adaptive moments. Kingma & Ba 2015, algorithm 1.
 
     m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2,
@@ -177,9 +185,7 @@ def adamw(
     return _optimizer(AdamState, learning_rate, rule)
 
 
-def nadam(
-    learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
-) -> Optimizer:
+def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
     """Adam with Nesterov's look ahead: Adam's m_hat becomes
     b1 m / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t). Dozat 2016, with b1 constant."""
     _check("nadam", learning_rate, eps=eps, b1=b1, b2=b2)
@@ -206,6 +212,8 @@ def _correction(decay: float, t: Array) -> Array:
 
 
 class LionState(NamedTuple):
+    """`m` is the moving average."""
+
     params: Params
     step: Array
     m: Params

@@ -17,8 +17,8 @@ from fnn.backprop import objective, value_and_grad
 from fnn.base import Array, Layer, Loss, Optimizer, Params
 from fnn.permutations import permutation
 
-Data = tuple[Array, Array]
-"""x (n, d_in) and y, with the examples along the first axis of both."""
+Data = tuple[Any, Any]
+"""Arrays x (n, d_in) and y, with the examples along the first axis of both."""
 State = Any
 """An optimizer's state."""
 

@@ -33,7 +33,7 @@ class Leaf:
     name: str
     verdict: str
     relative: float
-    index: tuple[int, ...]
+    index: tuple[Any, ...]
     note: str
 
 
@@ -46,7 +46,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """"fail" if a leaf fails, else "inconclusive" if one is, or if there is none."""
+        """ "fail" if a leaf fails, else "inconclusive" if one is, or if there is none."""
         found = {leaf.verdict for leaf in self.leaves} or {"inconclusive"}
         return next(v for v in ("fail", "inconclusive", "pass") if v in found)
 

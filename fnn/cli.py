@@ -1,0 +1,259 @@
+"""The `fnn` command: train a network from the shell."""
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from fnn import activations, checkpoint, data, losses, optimizers, plots, verify
+from fnn.backprop import objective, value_and_grad
+from fnn.base import Layer, Loss, Optimizer, Params
+from fnn.models import mlp
+from fnn.training import fit
+
+ACTIVATIONS: dict[str, Layer] = {
+    "elu": activations.elu(),
+    "gelu": activations.gelu,
+    "identity": activations.identity,
+    "leaky_relu": activations.leaky_relu(),
+    "relu": activations.relu,
+    "selu": activations.selu,
+    "sigmoid": activations.sigmoid,
+    "silu": activations.silu,
+    "softplus": activations.softplus,
+    "tanh": activations.tanh,
+}
+OPTIMIZERS: dict[str, Callable[[float], Optimizer]] = {
+    name: getattr(optimizers, name)
+    for name in ("adagrad", "adam", "adamw", "lion", "momentum", "nadam", "rmsprop", "sgd")
+}
+
+
+class Widths(click.ParamType):
+    """Whole numbers of at least 1, with commas between; nothing for no hidden layer."""
+
+    name = "widths"
+
+    def convert(self, value, param, ctx):
+        """The widths as a tuple."""
+        parts = [part.strip() for part in value.split(",")] if value.strip() else []
+        if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a list of widths such as 64,32", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
+class Rate(click.ParamType):
+    """A finite number above 0."""
+
+    name = "rate"
+
+    def convert(self, value, param, ctx):
+        """The rate as a float."""
+        try:
+            rate = float(value)
+        except ValueError:
+            rate = float("nan")
+        if not 0 < rate < float("inf"):
+            self.fail(f"{value!r} is not a number above 0", param, ctx)
+        return rate
+
+
+@click.group(context_settings={"show_default": True, "max_content_width": 100})
+@click.version_option(package_name="fnn")
+def fnn() -> None:
+    """Feed-forward neural networks in JAX, with hand-written backpropagation."""
+
+
+@fnn.command()
+@click.argument("source", type=click.Choice(data.BUNDLED))
+@click.option("--hidden", type=Widths(), default="256", help="Widths of the hidden layers.")
+@click.option(
+    "--activation",
+    type=click.Choice(list(ACTIVATIONS)),
+    default="relu",
+    help="Activation of the hidden layers.",
+)
+@click.option(
+    "--optimizer", type=click.Choice(list(OPTIMIZERS)), default="adam", help="Update rule."
+)
+@click.option("--learning-rate", type=Rate(), default="0.001", help="Step size of the update rule.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    help="Examples in a step: 1 is stochastic, all is full-batch gradient descent.",
+)
+@click.option(
+    "--epochs", type=click.IntRange(min=1), default=40, help="How often each example is used."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    help="Decides the split, the first weights and the order of the examples.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    show_default="runs/SOURCE",
+    help="Folder for the parameters, the history and the picture.",
+)
+def train(
+    source: str,
+    hidden: tuple[int, ...],
+    activation: str,
+    optimizer: str,
+    learning_rate: float,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Train a multi-layer perceptron on SOURCE and measure it on examples held out.
+
+    Classes are learned with softmax cross-entropy, values with the mean squared error. A fifth
+    of the examples is held out, with each class's share. Inputs, and values to predict, are
+    standardised by the training part. Ctrl-C keeps what the last whole epoch had learned.
+    """
+    out = out or Path("runs") / source
+    everything = data.load(source)
+    learn, test = data.split(everything, 0.2, seed)
+    if batch_size > len(learn.x):
+        raise click.UsageError(
+            f"--batch-size {batch_size} is larger than the {len(learn.x)} examples to train on"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    inputs = data.Scaling.of(learn.x)
+    targets = None if learn.classes else data.Scaling.of(learn.y)
+    (x, y), held_out = (_standardised(part, inputs, targets) for part in (learn, test))
+
+    outputs = f"{len(learn.classes)} classes" if learn.classes else "a value to predict"
+    sizes = (x.shape[-1], *hidden, len(learn.classes) or y.shape[-1])
+    network = mlp(sizes, ACTIVATIONS[activation])
+    loss = losses.softmax_cross_entropy if learn.classes else losses.mse
+    key = jax.random.key(seed)
+    params = network.init(key)
+    click.echo(
+        f"data      {source}: {len(everything.x)} examples, {sizes[0]} features, {outputs}; "
+        f"{len(x)} to train on, {len(test.x)} held out\n"
+        f"network   {'-'.join(map(str, sizes))}, {activation}, "
+        f"{sum(leaf.size for leaf in jax.tree.leaves(params))} parameters\n"
+        f"training  {optimizer}({learning_rate:g}), batches of {batch_size}, {epochs} epochs"
+    )
+    _check_gradient(network, loss, params, x[:batch_size], y[:batch_size])
+
+    named = "test_accuracy" if targets is None else "test_RMSE"
+    quality = _accuracy if targets is None else _rmse_in_units_of(targets)
+    evaluate = jax.jit(_evaluation(network, loss, quality))
+    history: list[dict[str, float]] = []
+    learned: Params = None
+    times = []
+
+    def on_epoch(number: int, state: Any, record: dict[str, float]) -> None:
+        nonlocal learned
+        test_loss, score = evaluate(state.params, *held_out)
+        history.append(record | {"test_loss": float(test_loss), named: float(score)})
+        learned = state.params
+        times.append(time.perf_counter())
+        shown = "  ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in history[-1].items())
+        bar.write(f"epoch {number:{len(str(epochs))}}  {shown}")
+        bar.update()
+
+    rule = OPTIMIZERS[optimizer](learning_rate)
+    with tqdm(total=epochs, unit="epoch", leave=False) as bar:
+        try:
+            fit(
+                network,
+                loss,
+                rule,
+                (x, y),
+                key=key,
+                epochs=epochs,
+                batch_size=batch_size,
+                on_epoch=on_epoch,
+            )
+        except KeyboardInterrupt:
+            bar.write(f"interrupted after {len(history)} of {epochs} epochs")
+    if not history:
+        raise click.ClickException("interrupted before the first epoch's end: nothing to save")
+
+    _save(out, learned, inputs, targets, history)
+    plots.curves(history, out / "curves.png", f"{source}, {'-'.join(map(str, sizes))}")
+    click.echo(f"saved     {out}: parameters, history.csv, curves.png")
+    if len(times) > 1:
+        rate = len(x) * (len(times) - 1) / (times[-1] - times[0])
+        click.echo(f"examples per second {rate:.0f} (after the first epoch, evaluation included)")
+    if targets is None:
+        click.echo(f"test accuracy {history[-1][named]:.4f}")
+    else:
+        rmse, spread = history[-1][named], np.std(test.y)
+        by_mean = np.sqrt(np.mean((test.y - learn.y.mean(0)) ** 2))
+        click.echo(f"test RMSE {rmse:.4g}, where predicting the mean gives {by_mean:.4g}")
+        click.echo(f"test R2 {1 - (rmse / spread) ** 2:.4f}")
+    if len(history) < epochs:
+        raise SystemExit(130)
+
+
+def _standardised(
+    part: data.Dataset, inputs: data.Scaling, targets: data.Scaling | None
+) -> tuple[np.ndarray, np.ndarray]:
+    return inputs.apply(part.x), part.y if targets is None else targets.apply(part.y)
+
+
+def _check_gradient(network: Layer, loss: Loss, params: Params, x: Any, y: Any) -> None:
+    """Judge the network's own gradient on a real batch, and stop where it is wrong."""
+    report = verify.check_gradients(
+        value_and_grad(network, loss), objective(network, loss), params, x, y
+    )
+    click.echo(
+        f"gradient  {report.verdict}: worst relative difference from autodiff in float64 "
+        f"{report.worst:.1e}"
+    )
+    if report.verdict == "fail":
+        raise click.ClickException(str(report))
+
+
+Quality = Callable[[jax.Array, jax.Array], jax.Array]
+"""quality(predictions, targets) -> how well they agree."""
+
+
+def _accuracy(prediction: jax.Array, labels: jax.Array) -> jax.Array:
+    return (prediction.argmax(-1) == labels).mean()
+
+
+def _rmse_in_units_of(targets: data.Scaling) -> Quality:
+    scale = jnp.asarray(targets.scale, jnp.float32)
+    return lambda prediction, values: jnp.sqrt(jnp.square((prediction - values) * scale).mean())
+
+
+def _evaluation(network: Layer, loss: Loss, quality: Quality) -> Callable[..., Any]:
+    """evaluate(params, x, y) -> (mean loss, quality)."""
+
+    def evaluate(params: Params, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        prediction, _ = network.forward(params, x)
+        return loss.value(prediction, y).mean(), quality(prediction, y)
+
+    return evaluate
+
+
+def _save(
+    out: Path,
+    params: Params,
+    inputs: data.Scaling,
+    targets: data.Scaling | None,
+    history: list[dict[str, float]],
+) -> None:
+    checkpoint.save(
+        out / "params.safetensors", {"params": params, "inputs": inputs, "targets": targets}
+    )
+    with open(out / "history.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["epoch", *history[0]])
+        writer.writeheader()
+        writer.writerows({"epoch": i} | record for i, record in enumerate(history, 1))
