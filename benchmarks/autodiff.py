@@ -7,11 +7,9 @@ and temporary memory are what XLA states of the compiled programs.
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 import fnn
 from benchmarks.report import table
@@ -115,7 +113,9 @@ def compare(case: Comparison, rounds: int) -> dict[str, float]:
         least=0.005,
     )
     cost = {name: program.cost_analysis() for name, program in compiled.items()}
-    memory = {name: program.memory_analysis().temp_size_in_bytes for name, program in compiled.items()}
+    memory = {
+        name: program.memory_analysis().temp_size_in_bytes for name, program in compiled.items()
+    }
 
     def over(values: dict[str, float]) -> float:
         return values["ours"] / values["autodiff"]

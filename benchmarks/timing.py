@@ -29,6 +29,7 @@ class Samples(NamedTuple):
 
     @property
     def median(self) -> float:
+        """The second quartile."""
         return statistics.median(self.values)
 
     @property

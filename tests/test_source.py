@@ -11,7 +11,7 @@ import fnn
 PACKAGE = Path(fnn.__file__).parent
 FLOORS = [
     {"base", "reductions", "initializers", "schedules"},
-    {"activations", "layers", "combinators", "losses", "optimizers"},
+    {"activations", "layers", "combinators", "losses", "optimizers", "permutations"},
     {"models", "backprop"},
     {"verify", "per_example", "curvature", "training"},
     {"data", "checkpoint", "plots"},

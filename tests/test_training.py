@@ -176,6 +176,70 @@ def test_fit_again_gives_the_same_bits():
     chex.assert_trees_all_equal(one, two)
 
 
+class Batches:
+    """Batches of 4 in a fixed order, by a new iterator each time, as numpy arrays."""
+
+    def __iter__(self):
+        return ((np.asarray(X[i : i + 4]), np.asarray(Y[i : i + 4])) for i in range(0, 23, 4))
+
+
+@pytest.mark.parametrize("batches", [Batches(), list(Batches())], ids=["iterable", "list"])
+def test_fit_takes_batches_as_they_come(batches):
+    """What fit does with them is a step a batch, from the parameters of the same key."""
+    optimizer = fnn.adam(0.03)
+    state, history = fnn.fit(NETWORK, LOSS, optimizer, batches, key=KEY, epochs=3)
+    expected = optimizer.init(NETWORK.init(jax.random.split(KEY)[0]))
+    step = jax.jit(fnn.make_step(NETWORK, LOSS, optimizer))
+    for record in history:
+        total = 0.0
+        for x, y in Batches():
+            expected, value = step(expected, (x, y))
+            total += float(value) * len(x)
+        np.testing.assert_allclose(record["loss"], total / 23, rtol=1e-6)
+    chex.assert_trees_all_equal(state, expected)
+
+
+def test_fit_runs_one_batch_ahead_of_the_device():
+    """The next batch is asked for before the present one is done, the one after it is not."""
+    asked, done, ahead = 0, 0, []
+
+    def note(_):
+        nonlocal done
+        done += 1
+
+    def value(prediction, target):
+        jax.debug.callback(note, prediction[0, 0])
+        return LOSS.value(prediction, target)
+
+    def batches():
+        nonlocal asked
+        for _ in range(30):
+            ahead.append(asked - done)
+            asked += 1
+            yield X, Y
+
+    loss = fnn.Loss(value, LOSS.gradient)
+    fnn.fit(NETWORK, loss, fnn.sgd(0.1), batches(), key=KEY, epochs=1)
+    assert asked == 30
+    assert max(ahead) <= 2
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "data", "batch_size"),
+    [
+        (ValueError, "no batches came", iter(Batches()), None),
+        (ValueError, "no batches came", [], None),
+        (ValueError, "batch_size with arrays .* alone, got 4", Batches(), 4),
+        (ValueError, "batch_size with arrays .* alone, got None", (X, Y), None),
+        (ValueError, "x has 23 examples, but y has 22", [(X, Y[1:])], None),
+        (TypeError, r"batches \(x, y\), got ndarray", [np.zeros((2, 3))] * 3, None),
+    ],
+)
+def test_fit_names_what_is_wrong_with_the_data(error, message, data, batch_size):
+    with pytest.raises(error, match=message):
+        fnn.fit(NETWORK, LOSS, fnn.sgd(1), data, key=KEY, epochs=2, batch_size=batch_size)
+
+
 @pytest.mark.parametrize(
     ("message", "call"),
     [
