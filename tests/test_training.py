@@ -1,5 +1,6 @@
 """Steps, epochs and runs: what is used, in which order, and what compiles."""
 
+import time
 from typing import NamedTuple
 
 import chex
@@ -214,6 +215,7 @@ def test_fit_runs_one_batch_ahead_of_the_device():
 
     def note(_):
         nonlocal done
+        time.sleep(0.005)  # the device is slow, the source is not
         done += 1
 
     def value(prediction, target):
