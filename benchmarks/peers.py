@@ -57,10 +57,16 @@ def _epochs(epoch: Callable, state: Any, x: np.ndarray, y: np.ndarray) -> Epoch:
 
 def with_optax_scan(case: Case, x: np.ndarray, y: np.ndarray) -> Epoch:
     """Autodiff and optax, the epoch one scan: the strongest peer."""
+    state, epoch = optax_epoch(case, RATE, jax.random.key(0))
+    return _epochs(epoch, state, x, y)
+
+
+def optax_epoch(case: Case, rate: Any, key: jax.Array) -> tuple[Any, Callable]:
+    """A fresh state, and epoch(state, (x, y), key) -> (state, loss) as a scan, with optax."""
     import optax
 
-    optimizer = optax.adam(RATE)
-    params = _glorot(case.sizes)
+    optimizer = optax.adam(rate, B1, B2, EPS)
+    params = _glorot(case.sizes, key)
 
     def objective(params, x, y):
         *hidden, last = params
@@ -87,7 +93,7 @@ def with_optax_scan(case: Case, x: np.ndarray, y: np.ndarray) -> Epoch:
             total += last
         return state, total / n
 
-    return _epochs(epoch, (params, optimizer.init(params)), x, y)
+    return (params, optimizer.init(params)), epoch
 
 
 def with_equinox(case: Case, x: np.ndarray, y: np.ndarray) -> Epoch:
@@ -219,7 +225,7 @@ def with_sklearn(case: Case, x: np.ndarray, y: np.ndarray) -> Epoch:
 def with_numpy(case: Case, x: np.ndarray, y: np.ndarray) -> Epoch:
     """A plain loop: the equations of the textbooks, in place where that is easy."""
     rng = np.random.default_rng(0)
-    params = [np.array(leaf) for layer in _glorot(case.sizes) for leaf in layer]
+    params = [np.array(leaf) for layer in _glorot(case.sizes, jax.random.key(0)) for leaf in layer]
     m, v = ([np.zeros_like(p) for p in params] for _ in range(2))
     t = 0
 
@@ -260,14 +266,11 @@ def with_numpy(case: Case, x: np.ndarray, y: np.ndarray) -> Epoch:
     return run
 
 
-def _glorot(sizes: tuple[int, ...]) -> list[tuple[jax.Array, jax.Array]]:
+def _glorot(sizes: tuple[int, ...], key: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
     """Weights (d_in, d_out), as JAX and numpy users mostly lay them out, and biases of 0."""
-    init, keys = (
-        jax.nn.initializers.glorot_uniform(),
-        jax.random.split(jax.random.key(0), len(sizes)),
-    )
-    pairs = itertools.pairwise(sizes)
-    return [(init(k, pair), jnp.zeros(pair[1])) for k, pair in zip(keys, pairs, strict=False)]
+    init, pairs = jax.nn.initializers.glorot_uniform(), list(itertools.pairwise(sizes))
+    keys = jax.random.split(key, len(pairs))
+    return [(init(k, pair), jnp.zeros(pair[1])) for k, pair in zip(keys, pairs, strict=True)]
 
 
 PEERS = {

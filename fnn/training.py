@@ -107,7 +107,7 @@ def fit(
 
     data is (x, y), kept on the device and shuffled there, or for more than the device
     holds an iterable of batches (x, y), taken as they come, once an epoch. Then batch_size
-    is theirs, the order too, and a batch moves to the device while the one before it is
+    is theirs, the order too, and a batch moves to the device while those before it are
     computed; the iterable must not change the arrays that it has given.
 
     Returns the final state and the history: for each epoch its `loss`, and with
@@ -146,9 +146,11 @@ def _make_streamed_epoch(
     network: Layer, loss: Loss, optimizer: Optimizer
 ) -> Callable[[State, Iterable[Data], Array], tuple[State, float]]:
     """epoch(state, batches, key) -> (state, mean loss): each batch a step, in their order."""
-    step = jax.jit(make_step(network, loss, optimizer))
+    step = jax.jit(make_step(network, loss, optimizer), donate_argnums=0)
 
     def epoch(state: State, batches: Iterable[Data], key: Array) -> tuple[State, float]:
+        # The caller's state stays valid; the copy's memory is used again step after step.
+        state = jax.tree.map(jnp.copy, state)
         losses: list[Array] = []
         counts: list[int] = []
         for batch in batches:
@@ -156,8 +158,9 @@ def _make_streamed_epoch(
                 raise TypeError(f"fit: expected batches (x, y), got {type(batch).__name__}")
             counts.append(_count(batch))
             batch = jax.device_put(batch)
-            # One batch ahead and no more, or a fast source would fill the device's memory.
-            jax.block_until_ready(losses[-1:])
+            # The device has one step to do and the next one waiting, so that it never waits
+            # itself; more of them would let a fast source fill its memory with batches.
+            jax.block_until_ready(losses[-2:-1])
             state, value = step(state, batch)
             losses.append(value)
         if not losses:
