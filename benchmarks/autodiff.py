@@ -8,6 +8,7 @@ and temporary memory are what XLA states of the compiled programs.
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -138,3 +139,20 @@ def compare(case: Comparison, rounds: int) -> dict[str, float]:
         },
         "temporary bytes": memory,
     }
+
+
+def plot(result: dict, folder: Path) -> None:
+    """A row a comparison, a mark for each of its ratios."""
+    import matplotlib.pyplot as plt
+
+    ratios = result["ratios"]
+    names = list(ratios)[::-1]
+    figure, axis = plt.subplots(figsize=(8, 1 + 0.24 * len(names)), layout="constrained")
+    for column, marker in zip(COLUMNS, "os^Dvx", strict=True):
+        axis.plot([ratios[n][column] for n in names], names, marker, label=column, alpha=0.8)
+    axis.axvline(1, color="0.5", linewidth=0.8)
+    axis.grid(axis="y", color="0.9")
+    axis.set(xlabel="hand-written over autodiff", xlim=(0, None))
+    axis.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    figure.savefig(folder / "autodiff.png", dpi=150)
+    plt.close(figure)

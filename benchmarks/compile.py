@@ -80,7 +80,9 @@ def plot(result: dict, folder: Path) -> None:
             linestyle="-" if "repeat" in name else "--",
             label=name,
         )
-    axis.set(xscale="log", yscale="log", xlabel="hidden layers", ylabel="seconds to the first step")
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set(xlabel="hidden layers", ylabel="seconds to the first step", ylim=(0, None))
     axis.legend()
     figure.savefig(folder / "compile.png", dpi=150)
     plt.close(figure)

@@ -330,34 +330,28 @@ def run(quick: bool) -> dict:
             "loss of the third epoch": losses,
             "absent": absent,
         }
-    return result
+    return {"networks": result}
 
 
 def plot(result: dict, folder: Path) -> None:
     """How many times as long as fnn each takes, a panel a network."""
     import matplotlib.pyplot as plt
 
-    cases = [name for name, value in result.items() if isinstance(value, dict)]
+    cases = result["networks"]
     figure, axes = plt.subplots(1, len(cases), figsize=(4 * len(cases), 3.2), layout="constrained")
     for axis, case in zip(axes, cases, strict=True):
-        times = result[case]["times_fnn"]
+        times = cases[case]["times_fnn"]
         names = list(times)[::-1]
-        axis.barh(
-            names,
-            [times[n]["median"] for n in names],
-            xerr=np.transpose(
-                [
-                    (
-                        times[n]["median"] - times[n]["quartile_1"],
-                        times[n]["quartile_3"] - times[n]["median"],
-                    )
-                    for n in names
-                ]
-            ),
-            color=["C0" if n == "fnn" else "0.7" for n in names],
-        )
+        medians = np.array([times[n]["median"] for n in names])
+        low, high = (np.array([times[n][f"quartile_{q}"] for n in names]) for q in (1, 3))
+        colors = ["C0" if n == "fnn" else "0.8" for n in names]
+        bars = axis.barh(names, medians, xerr=(medians - low, high - medians), color=colors)
+        axis.bar_label(bars, [f"{value:.3g}" for value in medians], label_type="center")
         axis.axvline(1, color="C0", linewidth=0.8)
-        axis.set(xscale="log", title=f"{case}, batch {result[case]['batch']}")
+        axis.set(xscale="log", title=f"{case}, batch {cases[case]['batch']}")
+        axis.set_xlim(left=0.3)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
         axis.set_xlabel("time of an epoch, fnn = 1")
     figure.savefig(folder / "peers.png", dpi=150)
     plt.close(figure)

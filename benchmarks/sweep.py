@@ -110,7 +110,9 @@ def plot(result: dict, folder: Path) -> None:
             marker="o",
             label=name,
         )
-    axis.set(xscale="log", xlabel="networks trained at once", ylabel="runs a second")
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set(xlabel="networks trained at once", ylabel="runs a second")
     axis.set_ylim(bottom=0)
     axis.legend()
     figure.savefig(folder / "sweep.png", dpi=150)
