@@ -157,9 +157,9 @@ def _make_streamed_epoch(
             if not _is_pair(batch):
                 raise TypeError(f"fit: expected batches (x, y), got {type(batch).__name__}")
             counts.append(_count(batch))
-            batch = jax.device_put(batch)
-            # The device has one step to do and the next one waiting, so that it never waits
-            # itself; more of them would let a fast source fill its memory with batches.
+            # The call moves the batch while the device computes the step before it. One step
+            # may wait, so that the device never does; more of them would let a fast source
+            # fill its memory with batches.
             jax.block_until_ready(losses[-2:-1])
             state, value = step(state, batch)
             losses.append(value)
