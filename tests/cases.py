@@ -88,6 +88,21 @@ def layer_inputs(case: LayerCase, dtype, batch=(7,)):
     return params, x, jax.random.normal(dy_key, y.shape, dtype)
 
 
+def _chain(cases):
+    """One network through the layers of all cases, 5 -> 3, a dense layer before each."""
+    layers, width = [], 5
+    for case in cases:
+        x = jax.ShapeDtypeStruct((1, case.d_in), jnp.float32)
+        y, _ = jax.eval_shape(case.layer.forward, jax.eval_shape(case.layer.init, KEY), x)
+        layers += [fnn.dense(width, case.d_in), case.layer]
+        width = y.shape[-1]
+    return fnn.serial(*layers, fnn.dense(width, 3))
+
+
+# Every layer in a network, in few enough of them to compile quickly.
+NETWORKS = [_chain(LAYERS[i::4]) for i in range(4)]
+
+
 _rng = np.random.default_rng(2026)
 _LOGITS = _rng.normal(size=(6, 4))
 _PROBABILITIES = _rng.dirichlet(np.ones(4), 6)
