@@ -92,8 +92,9 @@ def _chain(cases):
     """One network through the layers of all cases, 5 -> 3, a dense layer before each."""
     layers, width = [], 5
     for case in cases:
-        x = jax.ShapeDtypeStruct((1, case.d_in), jnp.float32)
-        y, _ = jax.eval_shape(case.layer.forward, jax.eval_shape(case.layer.init, KEY), x)
+        y, _ = jax.eval_shape(
+            case.layer.forward, jax.eval_shape(case.layer.init, KEY), jnp.zeros((1, case.d_in))
+        )
         layers += [fnn.dense(width, case.d_in), case.layer]
         width = y.shape[-1]
     return fnn.serial(*layers, fnn.dense(width, 3))

@@ -154,22 +154,26 @@ def test_a_gradient_that_is_not_a_number_is_not_clipped_away():
     assert all(jnp.isnan(g).any() for g in jax.tree.leaves(grads))
 
 
+def _own_forward(params, x):
+    return params["scale"] * (x @ params["K"]), x
+
+
+def _own_backward(params, x, dy, reduce=fnn.total):
+    dk = reduce(fnn.Outer(x, params["scale"] * dy))
+    ds = reduce(fnn.Direct((dy * (x @ params["K"])).sum(-1), 0))
+    return {"K": dk, "scale": ds}, params["scale"] * (dy @ params["K"].T)
+
+
+def _own_init(key):
+    return {"K": jax.random.normal(key, (4, 4)), "scale": jnp.ones(())}
+
+
+# A user's layer: y = scale x K, with K (d_in, d_out), so that dy is the right factor, not the left.
+own_layer = fnn.Layer(_own_init, _own_forward, _own_backward)
+
+
 def test_a_layer_of_ones_own_takes_part_in_either_orientation():
-    """y = x K, with K (d_in, d_out), and a scalar parameter."""
-
-    def forward(params, x):
-        return params["scale"] * (x @ params["K"]), x
-
-    def backward(params, x, dy, reduce=fnn.total):
-        dk = reduce(fnn.Outer(x, params["scale"] * dy))
-        ds = reduce(fnn.Direct((dy * (x @ params["K"])).sum(-1), 0))
-        return {"K": dk, "scale": ds}, params["scale"] * (dy @ params["K"].T)
-
-    def init(key):
-        return {"K": jax.random.normal(key, (4, 4)), "scale": jnp.ones(())}
-
-    own = fnn.Layer(init, forward, backward)
-    network = fnn.serial(fnn.dense(5, 4), fnn.repeat(own, 2), own, fnn.dense(4, 3))
+    network = fnn.serial(fnn.dense(5, 4), fnn.repeat(own_layer, 2), own_layer, fnn.dense(4, 3))
     params, x, y = problem(network, fnn.mse)
     grads = jax.jit(lambda *a: gradients(network, fnn.mse, *a))(params, x, y)
     rows = flat(grads, 6)
@@ -302,17 +306,17 @@ def test_weighted_gradient_is_the_twin_of_the_weighted_objective():
 
 
 WIDE = fnn.serial(
-    fnn.dense(32, 48), fnn.relu, fnn.repeat(fnn.skip(fnn.dense(48, 48)), 3), fnn.dense(48, 40)
+    fnn.dense(32, 48), fnn.relu, fnn.repeat(fnn.skip(fnn.dense(48, 48)), 3), fnn.dense(48, 5)
 )
-EXAMPLES, LEAST = 64, 40 * 48  # the smallest weight matrix
+MANY, MANY_TIMES_WEIGHTS = 64, 64 * 48 * 5  # examples; of WIDE, its smallest weight matrix
 
 
-def largest_array(f):
-    """The most entries of any array in the compiled program, for a batch of 64."""
-    params = jax.eval_shape(WIDE.init, KEY)
-    x = jax.ShapeDtypeStruct((EXAMPLES, 32), "float32")
-    y = jax.ShapeDtypeStruct((EXAMPLES,), "int32")
-    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, "float32"), params)
+def largest_array(f, m):
+    """The most entries of any array in the compiled program, for a batch of m."""
+    x, y = jax.ShapeDtypeStruct((m, 32), "float32"), jax.ShapeDtypeStruct((m,), "int32")
+    params = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, "float32"), jax.eval_shape(WIDE.init, KEY)
+    )
     text = jax.jit(f).lower(params, x, y).compile().as_text()
     shapes = re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)
     return max(int(np.prod([int(d) for d in shape.split(",")])) for shape in shapes)
@@ -329,7 +333,7 @@ def largest_array(f):
     ],
 )
 def test_no_array_of_batch_times_parameters_exists(make):
-    assert largest_array(make(WIDE, fnn.softmax_cross_entropy)) < EXAMPLES * LEAST / 4
+    assert largest_array(make(WIDE, fnn.softmax_cross_entropy), MANY) < MANY_TIMES_WEIGHTS
 
 
 def test_the_reader_of_programs_sees_an_array_of_batch_times_parameters():
@@ -337,7 +341,7 @@ def test_the_reader_of_programs_sees_an_array_of_batch_times_parameters():
         grads = gradients(WIDE, fnn.softmax_cross_entropy, params, x, y)
         return sum((g * g).reshape(len(x), -1).sum(1) for g in jax.tree.leaves(grads))
 
-    assert largest_array(norms) >= EXAMPLES * LEAST
+    assert largest_array(norms, MANY) >= MANY_TIMES_WEIGHTS
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
