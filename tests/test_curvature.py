@@ -1,9 +1,8 @@
 """Curvature against dense Jacobians and Hessians, and K-FAC against the natural gradient."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from cases import KEY, LOSSES as LOSS_CASES, NETWORKS
 from jax.flatten_util import ravel_pytree
@@ -15,6 +14,7 @@ from test_per_example import (
     largest_array,
     own_layer,
     problem,
+    quick,
 )
 
 import fnn
@@ -29,35 +29,35 @@ def _float64():
 
 def dense_parts(network, loss, params, x, y):
     """The judge: J (m, k, ...) in each leaf, and H (m, k, k)."""
-    jacobian = jax.jacrev(lambda p: network.forward(p, x)[0])(params)
-    prediction, _ = network.forward(params, x)
-    return jacobian, jax.vmap(jax.hessian(loss.value))(prediction, y)
+
+    def parts(params, x, y):
+        prediction, _ = network.forward(params, x)
+        jacobian = jax.jacrev(lambda p: network.forward(p, x)[0])(params)
+        return jacobian, jax.vmap(jax.hessian(loss.value))(prediction, y)
+
+    return jax.tree.map(np.asarray, quick(parts, params, x, y))
 
 
-def dense_ggn(network, loss, params, x, y):
+def dense_ggn(jacobian, hessian):
     """G (parameters, parameters), whole."""
-    jacobian, hessian = dense_parts(network, loss, params, x, y)
     m, k = hessian.shape[:2]
-    rows = jnp.concatenate([j.reshape(m, k, -1) for j in jax.tree.leaves(jacobian)], 2)
-    return jnp.einsum("nkp,nkl,nlq->pq", rows, hessian, rows) / m
+    rows = np.concatenate([j.reshape(m, k, -1) for j in jax.tree.leaves(jacobian)], 2)
+    return np.einsum("nkp,nkl,nlq->pq", rows, hessian, rows, optimize=True) / m
 
 
-def dense_kronecker(network, loss, params, x, y):
+def dense_kronecker(jacobian, hessian):
     """(A, S) out of the whole Jacobians: each example's block is exactly A_n (x) S_n, so that
     S_n is the bias's own block, and A_n the block's partial trace divided by tr S_n."""
-    jacobian, hessian = dense_parts(network, loss, params, x, y)
 
-    def block(left, right, indices):
-        a, b, out = indices
-        return jnp.einsum(f"nk...{a},nkl,nl...{b}->n...{out}", left, hessian, right)
+    def block(j, a="", b="", out=""):
+        return np.einsum(f"nk...{a},nkl,nl...{b}->n...{out}", j, hessian, j)
 
     def one(node):
         if not isinstance(node, dict) or "W" not in node:
-            return jax.tree.map(lambda j: block(j, j, ("", "", "")).mean(0), node)
-        whole = jnp.concatenate([node["W"], node["b"][..., None]], -1)
-        s = block(node["b"], node["b"], ("o", "p", "op"))
-        a = block(whole, whole, ("oi", "oj", "ij"))
-        trace = jnp.trace(s, axis1=-2, axis2=-1)[..., None, None]
+            return jax.tree.map(lambda j: block(j).mean(0), node)
+        whole = np.concatenate([node["W"], node["b"][..., None]], -1)
+        s, a = block(node["b"], "o", "p", "op"), block(whole, "oi", "oj", "ij")
+        trace = np.trace(s, axis1=-2, axis2=-1)[..., None, None]
         return curvature.Kronecker((a / trace).mean(0), s.mean(0))
 
     return jax.tree.map(one, jacobian, is_leaf=lambda node: isinstance(node, dict))
@@ -69,24 +69,21 @@ def test_every_instrument_against_dense_jacobians(network, loss):
     flat, unflatten = ravel_pytree(params)
     v = unflatten(jax.random.normal(KEY, flat.shape, flat.dtype))
 
-    @jax.jit
-    def expected(params, x, y, v):
-        ggn = dense_ggn(network, loss, params, x, y)
-        return {
-            "diagonal": unflatten(jnp.diag(ggn)),
-            "product": unflatten(ggn @ ravel_pytree(v)[0]),
-            "kronecker": dense_kronecker(network, loss, params, x, y),
-        }
-
-    @jax.jit
-    def got(params, x, y, v):
+    def instruments(params, x, y, v):
         return {
             "diagonal": curvature.ggn_diagonal(network, loss)(params, x, y),
             "product": curvature.gauss_newton_vector_product(network, loss)(params, x, y, v),
             "kronecker": curvature.kronecker_factors(network, loss)(params, x, y),
         }
 
-    assert_close(got(params, x, y, v), expected(params, x, y, v))
+    parts = dense_parts(network, loss, params, x, y)
+    ggn = dense_ggn(*parts)
+    expected = {
+        "diagonal": unflatten(np.diag(ggn)),
+        "product": unflatten(ggn @ ravel_pytree(v)[0]),
+        "kronecker": dense_kronecker(*parts),
+    }
+    assert_close(quick(instruments, params, x, y, v), expected)
 
 
 KNOWN = [case for case in LOSS_CASES if case.loss in curvature._ROOTS]
@@ -109,9 +106,9 @@ def test_ggn_diagonal_of_a_piecewise_linear_network_is_the_hessians():
     def mean_loss(p):
         return fnn.objective(network, fnn.softmax_cross_entropy)(unflatten(p), x, y)
 
-    hessian = jax.jit(jax.hessian(mean_loss))(flat)
-    diagonal = jax.jit(curvature.ggn_diagonal(network, fnn.softmax_cross_entropy))
-    assert_close(diagonal(params, x, y), unflatten(jnp.diag(hessian)))
+    hessian = quick(jax.hessian(mean_loss), flat)
+    diagonal = curvature.ggn_diagonal(network, fnn.softmax_cross_entropy)
+    assert_close(quick(diagonal, params, x, y), unflatten(jnp.diag(hessian)))
 
 
 def test_hessian_vector_product_is_the_users_own_jvp_of_our_gradient():
@@ -120,38 +117,49 @@ def test_hessian_vector_product_is_the_users_own_jvp_of_our_gradient():
     flat, unflatten = ravel_pytree(params)
     v = jax.random.normal(KEY, flat.shape, flat.dtype)
 
-    @jax.jit
     def product(params, v):
         def gradient(params):
             return fnn.value_and_grad(network, loss)(params, x, y)[1]
 
         return jax.jvp(gradient, (params,), (v,))[1]
 
-    hessian = jax.jit(jax.hessian(lambda p: fnn.objective(network, loss)(unflatten(p), x, y)))
-    assert_close(product(params, unflatten(v)), unflatten(hessian(flat) @ v))
+    def mean_loss(flat):
+        return fnn.objective(network, loss)(unflatten(flat), x, y)
+
+    hessian = quick(jax.hessian(mean_loss), flat)
+    assert_close(quick(product, params, unflatten(v)), unflatten(hessian @ v))
 
 
 def test_every_leading_axis_is_a_batch_axis():
     params, x, y = problem(REPEATED, fnn.mse, (2, 3))
     rows = (params, x.reshape(6, 5), y.reshape(6, 3))
-    for make in (curvature.ggn_diagonal, curvature.kronecker_factors):
-        f = jax.jit(make(REPEATED, fnn.mse))
-        assert_close(f(params, x, y), f(*rows), 1e-12)
-    f = jax.jit(curvature.gauss_newton_vector_product(REPEATED, fnn.mse))
-    assert_close(f(params, x, y, params), f(*rows, params), 1e-12)
+
+    def instruments(params, x, y):
+        return (
+            curvature.ggn_diagonal(REPEATED, fnn.mse)(params, x, y),
+            curvature.kronecker_factors(REPEATED, fnn.mse)(params, x, y),
+            curvature.gauss_newton_vector_product(REPEATED, fnn.mse)(params, x, y, params),
+        )
+
+    assert_close(quick(instruments, params, x, y), quick(instruments, *rows), 1e-12)
 
 
 def test_a_layer_of_ones_own_takes_part_in_either_orientation():
     network = fnn.serial(fnn.dense(5, 4), fnn.repeat(own_layer, 2), own_layer, fnn.dense(4, 3))
     params, x, y = problem(network, fnn.mse)
     _, unflatten = ravel_pytree(params)
-    ggn = jax.jit(lambda *a: dense_ggn(network, fnn.mse, *a))(params, x, y)
-    diagonal = jax.jit(curvature.ggn_diagonal(network, fnn.mse))
-    assert_close(diagonal(params, x, y), unflatten(jnp.diag(ggn)))
-    product = jax.jit(curvature.gauss_newton_vector_product(network, fnn.mse))
-    assert_close(product(params, x, y, params), unflatten(ggn @ ravel_pytree(params)[0]))
-    blocks = jax.jit(curvature.kronecker_factors(network, fnn.mse))(params, x, y)
-    assert_close(blocks[2], unflatten(jnp.diag(ggn))[2])
+    ggn = dense_ggn(*dense_parts(network, fnn.mse, params, x, y))
+
+    def instruments(params, x, y):
+        return (
+            curvature.ggn_diagonal(network, fnn.mse)(params, x, y),
+            curvature.gauss_newton_vector_product(network, fnn.mse)(params, x, y, params),
+            curvature.kronecker_factors(network, fnn.mse)(params, x, y)[2],
+        )
+
+    diagonal, product = unflatten(np.diag(ggn)), unflatten(ggn @ ravel_pytree(params)[0])
+    found = quick(instruments, params, x, y)
+    assert_close(found, (diagonal, product, diagonal[2]))
 
 
 def test_a_root_of_ones_own_gives_the_empirical_fisher():
@@ -161,26 +169,27 @@ def test_a_root_of_ones_own_gives_the_empirical_fisher():
     params, x, y = problem(REPEATED, fnn.huber())
     fisher = curvature.ggn_diagonal(REPEATED, fnn.huber(), root=gradient_alone)
     moment = per_example.second_moment(REPEATED, fnn.huber())
-    assert_close(jax.jit(fisher)(params, x, y), jax.jit(moment)(params, x, y), 1e-12)
+    assert_close(quick(fisher, params, x, y), quick(moment, params, x, y), 1e-12)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def natural_step(network, loss, params, x, y, rate, damping):
     """theta - rate (G + damping I)^-1 g, with G whole."""
     flat, unflatten = ravel_pytree(params)
-    ggn = dense_ggn(network, loss, params, x, y)
-    grads = ravel_pytree(jax.grad(fnn.objective(network, loss))(params, x, y))[0]
-    step = jnp.linalg.solve(ggn + damping * jnp.eye(flat.size, dtype=flat.dtype), grads)
+    ggn = dense_ggn(*dense_parts(network, loss, params, x, y))
+    grads = ravel_pytree(quick(jax.grad(fnn.objective(network, loss)), params, x, y))[0]
+    step = np.linalg.solve(ggn + damping * np.eye(flat.size), grads)
     return unflatten(flat - rate * step)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def kfac_step(network, loss, params, x, y, rate, damping):
     optimizer = curvature.kfac(rate, damping)
-    factors = curvature.kronecker_factors(network, loss)(params, x, y)
-    state = curvature.observe(optimizer.init(params), factors)
-    state, _ = fnn.make_step(network, loss, optimizer)(state, (x, y))
-    return state.params
+
+    def one(params, x, y):
+        factors = curvature.kronecker_factors(network, loss)(params, x, y)
+        state = curvature.observe(optimizer.init(params), factors)
+        return fnn.make_step(network, loss, optimizer)(state, (x, y))[0].params
+
+    return quick(one, params, x, y)
 
 
 @pytest.mark.parametrize("damping", [0.3, 1e-4])

@@ -11,7 +11,7 @@ from cases import KEY, NETWORKS
 import fnn
 from fnn import per_example
 
-LOSSES = [fnn.mse, fnn.softmax_cross_entropy, fnn.sigmoid_binary_cross_entropy, fnn.mse]
+LOSSES = [fnn.mse, fnn.softmax_cross_entropy, fnn.sigmoid_binary_cross_entropy]
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +33,12 @@ def problem(network, loss, batch=(6,)):
     return params, x, jax.random.uniform(y_key, (*batch, 3), "float64")
 
 
+def quick(f, *args):
+    """f(*args), compiled without what makes programs fast to run and slow to compile."""
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(f).lower(*args).compile(compiler_options=options)(*args)
+
+
 def gradients(network, loss, params, x, y):
     """The judge: each example's gradient, held whole, (m, ...) in each leaf."""
 
@@ -42,8 +48,19 @@ def gradients(network, loss, params, x, y):
     return jax.vmap(jax.grad(one), (None, 0, 0))(params, x, y)
 
 
+def judged(network, loss, params, x, y):
+    grads = quick(lambda *args: gradients(network, loss, *args), params, x, y)
+    return jax.tree.map(np.asarray, grads)
+
+
 def flat(grads, m):
-    return jnp.concatenate([g.reshape(m, -1) for g in jax.tree.leaves(grads)], 1)
+    return np.concatenate([g.reshape(m, -1) for g in jax.tree.leaves(grads)], 1)
+
+
+def clipped(grads, norms, max_norm):
+    scale = np.minimum(1, max_norm / np.sqrt(norms))
+    assert 0 < (scale < 1).sum() < len(scale)
+    return jax.tree.map(lambda g: np.tensordot(scale, g, 1) / len(scale), grads)
 
 
 def assert_close(got, expected, tolerance=1e-9):
@@ -63,25 +80,7 @@ def test_every_instrument_against_each_examples_gradient(network, loss):
     params, x, y = problem(network, loss)
     m = len(x)
 
-    @jax.jit
-    def expected(params, x, y):
-        grads = gradients(network, loss, params, x, y)
-        rows = flat(grads, m)
-        norms = (rows * rows).sum(1)
-        scale = jnp.minimum(1, jnp.sqrt(jnp.median(norms)) / jnp.sqrt(norms))
-        clipped = jax.tree.map(lambda g: jnp.tensordot(scale, g, 1) / m, grads)
-        q, s = norms.mean(), (rows.mean(0) ** 2).sum()
-        trace, norm = m * (q - s) / (m - 1), (m * s - q) / (m - 1)
-        return {
-            "squared_norms": norms,
-            "gram": rows @ rows.T,
-            "second_moment": jax.tree.map(lambda g: (g * g).mean(0), grads),
-            "clipped": (fnn.objective(network, loss)(params, x, y), clipped),
-            "noise": per_example.NoiseScale(trace, norm, trace / norm),
-        }
-
-    @jax.jit
-    def got(params, x, y):
+    def instruments(params, x, y):
         norms = per_example.squared_norms(network, loss)(params, x, y)
         clip = per_example.clipped_value_and_grad(network, loss, jnp.sqrt(jnp.median(norms)))
         return {
@@ -92,8 +91,21 @@ def test_every_instrument_against_each_examples_gradient(network, loss):
             "noise": per_example.gradient_noise_scale(network, loss)(params, x, y),
         }
 
-    found = got(params, x, y)
-    assert_close(found, expected(params, x, y))
+    value = quick(fnn.objective(network, loss), params, x, y)
+    grads = judged(network, loss, params, x, y)
+    rows = flat(grads, m)
+    norms = (rows * rows).sum(1)
+    q, s = norms.mean(), (rows.mean(0) ** 2).sum()
+    trace, norm = m * (q - s) / (m - 1), (m * s - q) / (m - 1)
+    expected = {
+        "squared_norms": norms,
+        "gram": rows @ rows.T,
+        "second_moment": jax.tree.map(lambda g: (g * g).mean(0), grads),
+        "clipped": (value, clipped(grads, norms, np.sqrt(np.median(norms)))),
+        "noise": per_example.NoiseScale(trace, norm, trace / norm),
+    }
+    found = quick(instruments, params, x, y)
+    assert_close(found, expected)
     trace = jnp.trace(found["gram"])
     moments = sum(leaf.sum() for leaf in jax.tree.leaves(found["second_moment"]))
     np.testing.assert_allclose(trace, found["squared_norms"].sum(), rtol=1e-12)
@@ -110,29 +122,27 @@ def test_every_leading_axis_is_a_batch_axis():
     params, x, y = problem(REPEATED, fnn.mse, (2, 3))
     rows = (params, x.reshape(6, 5), y.reshape(6, 3))
 
-    def both(make):
-        f = jax.jit(make(REPEATED, fnn.mse))
-        return f(params, x, y), f(*rows)
+    def instruments(*args):
+        return (
+            per_example.squared_norms(REPEATED, fnn.mse)(*args),
+            per_example.gram(REPEATED, fnn.mse)(*args),
+            per_example.second_moment(REPEATED, fnn.mse)(*args),
+            per_example.gradient_noise_scale(REPEATED, fnn.mse)(*args),
+            per_example.clipped_value_and_grad(REPEATED, fnn.mse, 0.3)(*args),
+        )
 
-    norms, flat_norms = both(per_example.squared_norms)
-    assert norms.shape == (2, 3)
-    np.testing.assert_allclose(norms.ravel(), flat_norms, rtol=1e-12)
-    gram, flat_gram = both(per_example.gram)
-    assert gram.shape == (2, 3, 2, 3)
-    np.testing.assert_allclose(gram.reshape(6, 6), flat_gram, rtol=1e-11)
-    for make in (
-        per_example.second_moment,
-        per_example.gradient_noise_scale,
-        lambda *a: per_example.clipped_value_and_grad(*a, 0.3),
-    ):
-        assert_close(*both(make), 1e-11)
+    norms, gram, *others = quick(instruments, params, x, y)
+    flat_norms, flat_gram, *flat_others = quick(instruments, *rows)
+    assert_close(norms, flat_norms.reshape(2, 3), 1e-12)
+    assert_close(gram, flat_gram.reshape(2, 3, 2, 3), 1e-12)
+    assert_close(others, flat_others, 1e-11)
 
 
 def test_clipping_at_infinity_is_the_plain_gradient():
     params, x, y = problem(REPEATED, fnn.mse)
-    plain = jax.jit(fnn.value_and_grad(REPEATED, fnn.mse))
-    clip = jax.jit(per_example.clipped_value_and_grad(REPEATED, fnn.mse, float("inf")))
-    assert_close(clip(params, x, y), plain(params, x, y), 1e-14)
+    plain = fnn.value_and_grad(REPEATED, fnn.mse)
+    clip = per_example.clipped_value_and_grad(REPEATED, fnn.mse, float("inf"))
+    assert_close(quick(clip, params, x, y), quick(plain, params, x, y), 1e-14)
 
 
 def test_clipping_bounds_each_example_and_takes_one_without_a_gradient():
@@ -175,18 +185,19 @@ own_layer = fnn.Layer(_own_init, _own_forward, _own_backward)
 def test_a_layer_of_ones_own_takes_part_in_either_orientation():
     network = fnn.serial(fnn.dense(5, 4), fnn.repeat(own_layer, 2), own_layer, fnn.dense(4, 3))
     params, x, y = problem(network, fnn.mse)
-    grads = jax.jit(lambda *a: gradients(network, fnn.mse, *a))(params, x, y)
+
+    def instruments(params, x, y):
+        return (
+            per_example.gram(network, fnn.mse)(params, x, y),
+            per_example.second_moment(network, fnn.mse)(params, x, y),
+            per_example.clipped_value_and_grad(network, fnn.mse, 50.0)(params, x, y)[1],
+        )
+
+    grads = judged(network, fnn.mse, params, x, y)
     rows = flat(grads, 6)
-    gram = jax.jit(per_example.gram(network, fnn.mse))
-    assert_close(gram(params, x, y), rows @ rows.T)
-    moments = jax.jit(per_example.second_moment(network, fnn.mse))(params, x, y)
-    assert_close(moments, jax.tree.map(lambda g: (g * g).mean(0), grads))
-    norms = jnp.sqrt((rows * rows).sum(1))
-    scale = jnp.minimum(1, 50.0 / norms)
-    assert 0 < (scale < 1).sum() < 6
-    clipped = jax.tree.map(lambda g: jnp.tensordot(scale, g, 1) / 6, grads)
-    clip = jax.jit(per_example.clipped_value_and_grad(network, fnn.mse, 50.0))
-    assert_close(clip(params, x, y)[1], clipped)
+    moments = jax.tree.map(lambda g: (g * g).mean(0), grads)
+    expected = rows @ rows.T, moments, clipped(grads, (rows * rows).sum(1), 50)
+    assert_close(quick(instruments, params, x, y), expected)
 
 
 def _dense_with(backward):
@@ -299,7 +310,7 @@ def test_weighted_gradient_is_the_twin_of_the_weighted_objective():
     expected = jax.jit(jax.value_and_grad(fnn.objective(REPEATED, fnn.mse)))
     got = weighted(params, x, y, weight)
     assert_close(got, expected(params, x, y, weight))
-    each = jax.jit(lambda *a: gradients(REPEATED, fnn.mse, *a))(params, x, y)
+    each = judged(REPEATED, fnn.mse, params, x, y)
     by_hand = jax.tree.map(lambda g: jnp.tensordot(weight.astype("float64"), g, 1) / 6, each)
     assert_close(got[1], by_hand)
     assert_close(weighted(params, x, y, jnp.ones(6, "int32")), weighted(params, x, y), 1e-14)
