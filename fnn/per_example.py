@@ -24,8 +24,8 @@ deviation z C, and divides by m:
     value, grads = private(state.params, x, y)
     state = optimizer.update(state, add_noise(grads, key, z * C / m))
 
-A privacy accountant turns z, m / n and the number of steps into (epsilon, delta).
-`examples/private_digits.py` trains so.
+A privacy accountant turns z, m / n and the number of steps into (epsilon, delta). The README
+trains so on the digits.
 
 Weights. For examples drawn with other probabilities than the data's, `fnn.value_and_grad` takes
 a weight for each. The probabilities with the least gradient variance are proportional to
