@@ -4,7 +4,7 @@
 
 J_n (k, parameters) is the Jacobian of prediction n and H_n (k, k) the Hessian of its loss there.
 G is the Hessian of the mean loss without the network's own second derivatives: never negative,
-equal to the Hessian where the network is linear, and, for both kinds of cross-entropy, the
+equal to the Hessian where the network is linear, and, for `softmax_cross_entropy` on labels, the
 Fisher matrix (Martens 2020). A loss's Hessian root gives the columns s_nc. One backward sweep
 from each column, all columns at once by `jax.vmap`, has everything in it: J_n^T s_nc for a dense
 layer is delta_nc [a_n; 1]^T.
@@ -217,7 +217,7 @@ def kfac(learning_rate: Rate, damping: float | Array = 1e-3) -> Optimizer:
     def update(state: KFACState, grads: Params) -> KFACState:
         def direction(node: Any, basis: Any, g: Any) -> Any:
             if not _is_dense(node):
-                return g / (basis + _as(damping, basis))
+                return g.astype(basis.dtype) / (basis + _as(damping, basis))
             g = jnp.concatenate([g["W"], g["b"][..., None]], -1).astype(basis.U.dtype)
             curvature = basis.s[..., :, None] * basis.a[..., None, :]
             g = basis.V.mT @ g @ basis.U / (curvature + _as(damping, curvature))

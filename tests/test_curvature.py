@@ -271,6 +271,32 @@ def test_kfac_trains_in_one_scan():
     assert losses[-1] < 0.5 * slow[-1]
 
 
+def test_narrow_networks_keep_their_dtype_and_their_curvature_is_float32():
+    params, x, y = problem(REPEATED, fnn.softmax_cross_entropy)
+    narrow, narrow_x = jax.tree.map(lambda a: a.astype("bfloat16"), (params, x))
+    optimizer = curvature.kfac(0.1, damping=0.1)
+    step = fnn.make_step(REPEATED, fnn.softmax_cross_entropy, optimizer)
+    instruments = [
+        make(REPEATED, fnn.softmax_cross_entropy)
+        for make in (
+            curvature.ggn_diagonal,
+            curvature.kronecker_factors,
+            curvature.gauss_newton_vector_product,
+        )
+    ]
+
+    def run(params, x, y):
+        diagonal, factors = (f(params, x, y) for f in instruments[:2])
+        state, _ = step(curvature.observe(optimizer.init(params), factors), (x, y))
+        return (diagonal, factors), (instruments[2](params, x, y, params), state.params)
+
+    wide, keep = quick(run, narrow, narrow_x, y)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(wide)} == {"float32"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(keep)} == {"bfloat16"}
+    reference = jax.tree.map(lambda a: a.astype("float32"), quick(run, params, x, y))
+    assert_close(jax.tree.map(lambda a: a.astype("float32"), (wide, keep)), reference, 0.05)
+
+
 FEW, COLUMNS_TIMES_WEIGHTS = 8, 5 * 48 * 48  # of WIDE: 5 classes
 
 
