@@ -5,7 +5,8 @@ held, as a function that takes them for its input needs; all in one program, whe
 away what it can; and some at a time (the number is in the name), which keeps only the result.
 Ratios are medians of the rounds' own ratios to `value_and_grad` on the same batch. Temporary
 memory is the compiled program's, beside its arguments and results; for the held gradients they
-are counted too.
+are counted too. (Squares and clipped sums of 16 at a time are worse on CPU than one at a time:
+XLA makes loops of them, not products.)
 """
 
 from collections.abc import Callable
@@ -42,35 +43,34 @@ def instruments(network: fnn.Layer, loss: fnn.Loss) -> dict[str, Callable[..., A
 
 def peers(objective: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     """The same by `jax.grad`, f(params, x, y) by name."""
+    each = gradients(objective)
 
     def hessian_vector_product(params, x, y):
         return jax.jvp(lambda p: jax.grad(objective)(p, x, y), (params,), (params,))[1]
 
-    each = gradients(objective)
-    programs = {
+    def some_norms(params, x, y):
+        return jax.lax.map(lambda some: norms(each(params, *some)), chunks(16, x, y)).ravel()
+
+    def summed(of_grads, size):
+        """The sum of of_grads(gradients) over the examples, `size` of them at a time."""
+
+        def f(params, x, y):
+            def add(sums, some):
+                return jax.tree.map(jnp.add, sums, of_grads(each(params, *some))), None
+
+            return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), chunks(size, x, y))[0]
+
+        return f
+
+    return {
         "jax.value_and_grad": jax.value_and_grad(objective),
         "Hessian-vector product, jax.jvp(grad)": hessian_vector_product,
         "norms, jax.vmap(grad)": lambda params, x, y: norms(each(params, x, y)),
-        "clipped, jax.vmap(grad)": lambda params, x, y: clipped(each(params, x, y)),
+        "norms, jax.vmap(grad), 16": some_norms,
+        "clipped, jax.vmap(grad), 16": summed(clipped, 16),
+        "clipped, jax.grad, 1": summed(clipped, 1),
+        "second moment, jax.grad, 1": summed(squares, 1),
     }
-    for size in (1, 16):
-
-        def some_norms(params, x, y, size=size):
-            one = lambda chunk: norms(each(params, *chunk))  # noqa: E731
-            return jax.lax.map(one, chunks(size, x, y)).ravel()
-
-        programs[f"norms, jax.vmap(grad), {size}"] = some_norms
-        for name, of_grads in (("clipped", clipped), ("second moment", squares)):
-
-            def some(params, x, y, size=size, of_grads=of_grads):
-                def add(sums, chunk):
-                    return jax.tree.map(jnp.add, sums, of_grads(each(params, *chunk))), None
-
-                start = jax.tree.map(jnp.zeros_like, params)
-                return jax.lax.scan(add, start, chunks(size, x, y))[0]
-
-            programs[f"{name}, jax.vmap(grad), {size}"] = some
-    return programs
 
 
 def gradients(objective: Callable[..., Any]) -> Callable[..., Any]:
