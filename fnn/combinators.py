@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from fnn.base import Array, Layer, Params, Residuals
+from fnn.base import Array, Layer, Params, Residuals, check_layer
 from fnn.reductions import total
 
 
@@ -35,11 +35,11 @@ def serial(*layers: Layer) -> Layer:
     params, residuals and dparams are tuples with one entry a layer. `serial()` is the
     identity, and serial(f, serial(g, h)) computes what serial(serial(f, g), h) does.
 
-    Raises TypeError for an argument that is not a layer; ValueError for params with
-    another number of entries.
+    Raises TypeError for an argument that is not a layer, or whose backward takes no
+    `reduce`; ValueError for params with another number of entries.
     """
     for i, layer in enumerate(layers):
-        _check_layer(f"serial: argument {i}", layer)
+        check_layer(f"serial: argument {i}", layer)
 
     def init(key: Array) -> Params:
         keys = jax.random.split(key, len(layers)) if layers else ()
@@ -76,7 +76,7 @@ def skip(layer: Layer) -> Layer:
     params, residuals and dparams are the layer's. Raises TypeError for an argument that
     is not a layer; ValueError where f(x) has another shape than x.
     """
-    _check_layer("skip", layer)
+    check_layer("skip", layer)
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
         y, residuals = layer.forward(params, x)
@@ -100,7 +100,7 @@ def repeat(layer: Layer, n: int) -> Layer:
     Raises TypeError for an argument that is not a layer; ValueError for n below 1, for
     params of another depth, and where the layer changes its input's shape or dtype.
     """
-    _check_layer("repeat", layer)
+    check_layer("repeat", layer)
     if n < 1:
         raise ValueError(f"repeat: expected n of at least 1, got {n}")
 
@@ -173,12 +173,6 @@ class _Kept:
     def residuals(self, y: Array) -> Residuals:
         kept = [self.x, y, *self.others]
         return jax.tree.unflatten(self.form, [kept[i] for i in self.places])
-
-
-def _check_layer(name: str, layer: Any) -> None:
-    if not isinstance(layer, Layer):
-        hint = "; call it to make one" if callable(layer) else ""
-        raise TypeError(f"{name}: expected a Layer, got {layer!r}{hint}")
 
 
 def _check_same(name: str, x: Array, y: Array) -> None:

@@ -7,7 +7,7 @@
 The batch size chooses the kind of gradient descent: 1 is stochastic, m mini-batch, n full.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from fnn.backprop import objective, value_and_grad
 from fnn.base import Array, Layer, Loss, Optimizer, Params
+from fnn.permutations import permutation
 
 Data = tuple[Any, Any]
 """Arrays x (n, d_in) and y, with the examples along the first axis of both."""
@@ -53,7 +54,7 @@ def make_epoch(
         n = _count(data)
         if batch_size > n:
             raise ValueError(f"make_epoch: batch_size {batch_size} is larger than the data: {n}")
-        order = jax.random.permutation(key, n)
+        order = permutation(key, n)
         full = n - n % batch_size
 
         def step_on(state: State, rows: Array) -> tuple[State, Array]:
@@ -94,27 +95,38 @@ def fit(
     network: Layer,
     loss: Loss,
     optimizer: Optimizer,
-    data: Data,
+    data: Data | Iterable[Data],
     *,
     key: Array,
     epochs: int,
-    batch_size: int,
+    batch_size: int | None = None,
     validation: Data | None = None,
     on_epoch: Callable[[int, State, dict[str, float]], None] | None = None,
 ) -> tuple[State, list[dict[str, float]]]:
     """Train from fresh parameters, an epoch at a time, and say how it goes.
+
+    data is (x, y), kept on the device and shuffled there, or for more than the device
+    holds an iterable of batches (x, y), taken as they come, once an epoch. Then batch_size
+    is theirs, the order too, and a batch moves to the device while those before it are
+    computed; the iterable must not change the arrays that it has given.
 
     Returns the final state and the history: for each epoch its `loss`, and with
     validation=(x, y) its `validation_loss` after the epoch. After each epoch
     on_epoch(epoch, state, record) is called, epoch from 1, record the history's newest
     entry; the state it gets stays valid for good.
 
-    Raises as `make_epoch` does, and ValueError for epochs below 1.
+    Raises as `make_epoch` does; ValueError for epochs below 1, for a batch_size with
+    batches or without it for arrays, and for an iterable that is exhausted.
     """
     if epochs < 1:
         raise ValueError(f"fit: expected epochs of at least 1, got {epochs}")
-    data = jax.tree.map(jnp.asarray, data)
-    epoch = jax.jit(make_epoch(network, loss, optimizer, batch_size))
+    if _is_pair(data) != (batch_size is not None):
+        raise ValueError(f"fit: expected a batch_size with arrays (x, y) alone, got {batch_size}")
+    if batch_size is None:
+        epoch = _make_streamed_epoch(network, loss, optimizer)
+    else:
+        data = jax.tree.map(jnp.asarray, data)
+        epoch = jax.jit(make_epoch(network, loss, optimizer, batch_size))
     evaluate = jax.jit(objective(network, loss))
     init_key, shuffle_key = jax.random.split(key)
     state = optimizer.init(network.init(init_key))
@@ -128,6 +140,45 @@ def fit(
         if on_epoch is not None:
             on_epoch(number, state, record)
     return state, history
+
+
+def _make_streamed_epoch(
+    network: Layer, loss: Loss, optimizer: Optimizer
+) -> Callable[[State, Iterable[Data], Array], tuple[State, float]]:
+    """epoch(state, batches, key) -> (state, mean loss): each batch a step, in their order."""
+    step = jax.jit(make_step(network, loss, optimizer), donate_argnums=0)
+
+    def epoch(state: State, batches: Iterable[Data], key: Array) -> tuple[State, float]:
+        # The caller's state stays valid; the copy's memory is used again step after step.
+        state = jax.tree.map(jnp.copy, state)
+        losses: list[Array] = []
+        counts: list[int] = []
+        for batch in batches:
+            if not _is_pair(batch):
+                raise TypeError(f"fit: expected batches (x, y), got {type(batch).__name__}")
+            counts.append(_count(batch))
+            # The call moves the batch while the device computes the step before it. One step
+            # may wait, so that the device never does; more of them would let a fast source
+            # fill its memory with batches.
+            jax.block_until_ready(losses[-2:-1])
+            state, value = step(state, batch)
+            losses.append(value)
+        if not losses:
+            raise ValueError(
+                "fit: no batches came; each epoch iterates over the data anew, which an "
+                "iterator or a generator allows once: give a list, or an object with __iter__"
+            )
+        total = sum(float(value) * count for value, count in zip(losses, counts, strict=True))
+        return state, total / sum(counts)
+
+    return epoch
+
+
+def _is_pair(data: Any) -> bool:
+    """Is it (x, y)? Rather than an iterable of such pairs."""
+    return (
+        isinstance(data, tuple | list) and len(data) == 2 and all(hasattr(a, "shape") for a in data)
+    )
 
 
 def _count(data: Data) -> int:

@@ -124,7 +124,7 @@ def check_gradients(
     inner = inspect.unwrap(value_and_grad_fn)
     if report.verdict == "fail" and isinstance(inner, partial):
         match inner.args, args:
-            case (Layer() as network, Loss() as loss), (x, y):
+            case (Layer() as network, Loss() as loss), (x, y, *_):
                 return replace(report, place=_blame(network, loss, params, x, y))
     return report
 

@@ -123,18 +123,33 @@ def _relu(z):
 
 SETTINGS = [
     Setting(
-        "tanh, cross-entropy", (5, 4, 4, 3), jnp.tanh, lambda z, a: 1 - a * a,
-        _cross_entropy, _cross_entropy_start, 0.01,
+        "tanh, cross-entropy",
+        (5, 4, 4, 3),
+        jnp.tanh,
+        lambda z, a: 1 - a * a,
+        _cross_entropy,
+        _cross_entropy_start,
+        0.01,
     ),
     Setting(
-        "relu, squares", (4, 4, 4, 4), _relu, lambda z, a: (z > 0).astype(z.dtype),
-        _squares, _squares_start, 0.0,
+        "relu, squares",
+        (4, 4, 4, 4),
+        _relu,
+        lambda z, a: (z > 0).astype(z.dtype),
+        _squares,
+        _squares_start,
+        0.0,
     ),
     Setting(
-        "sigmoid, cross-entropy", (3, 5, 5, 4), jax.nn.sigmoid, lambda z, a: a * (1 - a),
-        _cross_entropy, _cross_entropy_start, 0.0,
+        "sigmoid, cross-entropy",
+        (3, 5, 5, 4),
+        jax.nn.sigmoid,
+        lambda z, a: a * (1 - a),
+        _cross_entropy,
+        _cross_entropy_start,
+        0.0,
     ),
-]  # fmt: skip
+]
 
 
 class Bug(NamedTuple):
@@ -197,25 +212,55 @@ GRADIENT_BUGS = [
     Bug("rows reversed", _with("W", 0, lambda g: g[::-1])),
     Bug("relu' at 0 is 1", Steps(slope=lambda z, a, i: (z >= 0).astype(z.dtype)), "relu"),
     Bug("slope left out", Steps(slope=lambda z, a, i: jnp.ones_like(z))),
-    Bug("slope of a leaky relu", Steps(slope=lambda z, a, i: jnp.where(z > 0, 1, 0.01).astype(z.dtype)), "relu"),
+    Bug(
+        "slope of a leaky relu",
+        Steps(slope=lambda z, a, i: jnp.where(z > 0, 1, 0.01).astype(z.dtype)),
+        "relu",
+    ),
     Bug("stale mask", Steps(slope=lambda z, a, i: (jnp.roll(z, 1, 0) > 0).astype(z.dtype)), "relu"),
     Bug("mask of a, shifted", Steps(slope=lambda z, a, i: (a > 0.1).astype(z.dtype)), "relu"),
     Bug("pre-activation in dW", Steps(dw=lambda dz, z, a: dz.T @ z)),
     Bug("tanh' as 1 - z^2", Steps(slope=lambda z, a, i: 1 - z * z), "tanh"),
     Bug("tanh' as 1 - a", Steps(slope=lambda z, a, i: 1 - a), "tanh"),
     Bug("sigmoid' as z (1 - z)", Steps(slope=lambda z, a, i: z * (1 - z)), "sigmoid"),
-    Bug("sigmoid' of a", Steps(slope=lambda z, a, i: jax.nn.sigmoid(a) * (1 - jax.nn.sigmoid(a))), "sigmoid"),
-    Bug("slope in one layer only", Steps(slope=lambda z, a, i: jnp.ones_like(z) if i > 1 else (z > 0).astype(z.dtype)), "relu"),
+    Bug(
+        "sigmoid' of a",
+        Steps(slope=lambda z, a, i: jax.nn.sigmoid(a) * (1 - jax.nn.sigmoid(a))),
+        "sigmoid",
+    ),
+    Bug(
+        "slope in one layer only",
+        Steps(slope=lambda z, a, i: jnp.ones_like(z) if i > 1 else (z > 0).astype(z.dtype)),
+        "relu",
+    ),
     Bug("softmax's diagonal only", Steps(start=_diagonal_only), "cross"),
     Bug("A - Y through the Jacobian", Steps(start=_through_jacobian), "cross"),
-    Bug("labels shifted by one", Steps(start=lambda z, y: _cross_entropy_start(z, (y + 1) % z.shape[-1])), "cross"),
-    Bug("softmax over the batch", Steps(start=lambda z, y: jax.nn.softmax(z, 0) - _onehot(y, z.shape[-1], z.dtype)), "cross"),
+    Bug(
+        "labels shifted by one",
+        Steps(start=lambda z, y: _cross_entropy_start(z, (y + 1) % z.shape[-1])),
+        "cross",
+    ),
+    Bug(
+        "softmax over the batch",
+        Steps(start=lambda z, y: jax.nn.softmax(z, 0) - _onehot(y, z.shape[-1], z.dtype)),
+        "cross",
+    ),
     Bug("last example dropped", Steps(dz=lambda dz: dz.at[-1].set(0))),
     Bug("squares without 2", Steps(start=lambda z, y: _squares_start(z, y) / 2), "squares"),
-    Bug("squares without 1/k", Steps(start=lambda z, y: _squares_start(z, y) * z.shape[-1]), "squares"),
+    Bug(
+        "squares without 1/k",
+        Steps(start=lambda z, y: _squares_start(z, y) * z.shape[-1]),
+        "squares",
+    ),
     Bug("L2 left out", Steps(penalty=lambda p, alpha: jax.tree.map(jnp.zeros_like, p)), "tanh"),
-    Bug("L2 on biases", Steps(penalty=lambda p, alpha: jax.tree.map(lambda a: alpha * a, p)), "tanh"),
-    Bug("L2 without its half", Steps(penalty=lambda p, alpha: [{"W": 2 * alpha * q["W"], "b": 0 * q["b"]} for q in p]), "tanh"),
+    Bug(
+        "L2 on biases", Steps(penalty=lambda p, alpha: jax.tree.map(lambda a: alpha * a, p)), "tanh"
+    ),
+    Bug(
+        "L2 without its half",
+        Steps(penalty=lambda p, alpha: [{"W": 2 * alpha * q["W"], "b": 0 * q["b"]} for q in p]),
+        "tanh",
+    ),
     Bug("cast to bfloat16", Steps(dz=_rounded(jnp.bfloat16))),
     Bug("cast to float16", _with("W", 1, _rounded(jnp.float16))),
     Bug("no gradient beyond the last layer", Steps(da=lambda dz, w: 0 * (dz @ w))),
@@ -231,7 +276,7 @@ GRADIENT_BUGS = [
     Bug("leaf too many", Steps(grads=lambda g: [g[0], g[1] | {"c": g[1]["b"]}, g[2]])),
     Bug("tuple for a list", Steps(grads=tuple)),
     Bug("leaves swapped", Steps(grads=_swap_leaves), "relu"),
-]  # fmt: skip
+]
 
 
 class UpdateBug(NamedTuple):
@@ -309,15 +354,47 @@ RIGHT_UPDATES = [UpdateBug("adam", _adam(), "adam"), UpdateBug("momentum", _mome
 UPDATE_BUGS = [
     UpdateBug("sgd climbs", lambda r, t, p, g, m, v: (p + r * g, m, v), "sgd"),
     UpdateBug("sgd without its rate", lambda r, t, p, g, m, v: (p - g, m, v), "sgd"),
-    UpdateBug("momentum's sign", lambda r, t, p, g, m, v: (p + (n := 0.9 * m + r * g), n, v), "momentum"),
-    UpdateBug("rate outside of the velocity", lambda r, t, p, g, m, v: (p - r * (n := 0.9 * m + g), n, v), "momentum"),
-    UpdateBug("velocity dampened", lambda r, t, p, g, m, v: (p - (n := 0.9 * m + 0.1 * r * g), n, v), "momentum"),
-    UpdateBug("old velocity used", lambda r, t, p, g, m, v: (p - m, 0.9 * m + r * g, v), "momentum"),
-    UpdateBug("nesterov left out", lambda r, t, p, g, m, v: (p - (n := 0.8 * m + r * g), n, v), "momentum/nesterov"),
-    UpdateBug("rmsprop's eps outside", lambda r, t, p, g, m, v: (p - r * g / (jnp.sqrt(n := 0.9 * v + 0.1 * g * g) + 1e-8), m, n), "rmsprop"),
-    UpdateBug("rmsprop reads the old square", lambda r, t, p, g, m, v: (p - r * g / jnp.sqrt(v + 1e-8), m, 0.9 * v + 0.1 * g * g), "rmsprop"),
-    UpdateBug("adagrad forgets", lambda r, t, p, g, m, v: (p - r * g / (jnp.sqrt(n := 0.9 * v + g * g) + 1e-8), m, n), "adagrad"),
-    UpdateBug("adagrad's eps inside", lambda r, t, p, g, m, v: (p - r * g / jnp.sqrt((n := v + g * g) + 1e-8), m, n), "adagrad"),
+    UpdateBug(
+        "momentum's sign", lambda r, t, p, g, m, v: (p + (n := 0.9 * m + r * g), n, v), "momentum"
+    ),
+    UpdateBug(
+        "rate outside of the velocity",
+        lambda r, t, p, g, m, v: (p - r * (n := 0.9 * m + g), n, v),
+        "momentum",
+    ),
+    UpdateBug(
+        "velocity dampened",
+        lambda r, t, p, g, m, v: (p - (n := 0.9 * m + 0.1 * r * g), n, v),
+        "momentum",
+    ),
+    UpdateBug(
+        "old velocity used", lambda r, t, p, g, m, v: (p - m, 0.9 * m + r * g, v), "momentum"
+    ),
+    UpdateBug(
+        "nesterov left out",
+        lambda r, t, p, g, m, v: (p - (n := 0.8 * m + r * g), n, v),
+        "momentum/nesterov",
+    ),
+    UpdateBug(
+        "rmsprop's eps outside",
+        lambda r, t, p, g, m, v: (p - r * g / (jnp.sqrt(n := 0.9 * v + 0.1 * g * g) + 1e-8), m, n),
+        "rmsprop",
+    ),
+    UpdateBug(
+        "rmsprop reads the old square",
+        lambda r, t, p, g, m, v: (p - r * g / jnp.sqrt(v + 1e-8), m, 0.9 * v + 0.1 * g * g),
+        "rmsprop",
+    ),
+    UpdateBug(
+        "adagrad forgets",
+        lambda r, t, p, g, m, v: (p - r * g / (jnp.sqrt(n := 0.9 * v + g * g) + 1e-8), m, n),
+        "adagrad",
+    ),
+    UpdateBug(
+        "adagrad's eps inside",
+        lambda r, t, p, g, m, v: (p - r * g / jnp.sqrt((n := v + g * g) + 1e-8), m, n),
+        "adagrad",
+    ),
     UpdateBug("adam's t from 0", _adam(t_shift=-1), "adam"),
     UpdateBug("adam's t from 2", _adam(t_shift=1), "adam"),
     UpdateBug("adam's eps inside", _adam(inside=True), "adam"),
@@ -330,11 +407,31 @@ UPDATE_BUGS = [
     UpdateBug("adam corrects m alone", _adam(correct=(True, False)), "adam"),
     UpdateBug("adamw's decay in the gradient", _adam(coupled=0.1), "adamw"),
     UpdateBug("adamw without decay", _adam(), "adamw"),
-    UpdateBug("adamw's decay without the rate", lambda r, t, p, g, m, v: (lambda q: (q[0] - 0.1 * p, *q[1:]))(_adam()(r, t, p, g, m, v)), "adamw"),
+    UpdateBug(
+        "adamw's decay without the rate",
+        lambda r, t, p, g, m, v: (lambda q: (q[0] - 0.1 * p, *q[1:]))(_adam()(r, t, p, g, m, v)),
+        "adamw",
+    ),
     UpdateBug("nadam without looking ahead", _adam(), "nadam"),
-    UpdateBug("lion's decays swapped", lambda r, t, p, g, m, v: (p - r * jnp.sign(0.99 * m + 0.01 * g), 0.9 * m + 0.1 * g, v), "lion"),
-    UpdateBug("lion without its sign", lambda r, t, p, g, m, v: (p - r * (0.9 * m + 0.1 * g), 0.99 * m + 0.01 * g, v), "lion"),
-    UpdateBug("clipped by value", lambda r, t, p, g, m, v: (p - r * jnp.clip(g, -0.5, 0.5), m, v), "clip_by_global_norm"),
-    UpdateBug("clipped leaf by leaf", lambda r, t, p, g, m, v: (p - r * g * jnp.minimum(1, 0.5 / jnp.linalg.norm(g)), m, v), "clip_by_global_norm"),
+    UpdateBug(
+        "lion's decays swapped",
+        lambda r, t, p, g, m, v: (p - r * jnp.sign(0.99 * m + 0.01 * g), 0.9 * m + 0.1 * g, v),
+        "lion",
+    ),
+    UpdateBug(
+        "lion without its sign",
+        lambda r, t, p, g, m, v: (p - r * (0.9 * m + 0.1 * g), 0.99 * m + 0.01 * g, v),
+        "lion",
+    ),
+    UpdateBug(
+        "clipped by value",
+        lambda r, t, p, g, m, v: (p - r * jnp.clip(g, -0.5, 0.5), m, v),
+        "clip_by_global_norm",
+    ),
+    UpdateBug(
+        "clipped leaf by leaf",
+        lambda r, t, p, g, m, v: (p - r * g * jnp.minimum(1, 0.5 / jnp.linalg.norm(g)), m, v),
+        "clip_by_global_norm",
+    ),
     UpdateBug("L2 outside of adam", _adam(decay=0.3), "add_l2"),
-]  # fmt: skip
+]

@@ -11,7 +11,7 @@ import fnn
 PACKAGE = Path(fnn.__file__).parent
 FLOORS = [
     {"base", "reductions", "initializers", "schedules"},
-    {"activations", "layers", "combinators", "losses", "optimizers"},
+    {"activations", "layers", "combinators", "losses", "optimizers", "permutations"},
     {"models", "backprop"},
     {"report", "trajectory", "verify", "per_example", "curvature", "training"},
     {"data", "checkpoint", "plots", "selfcheck"},
@@ -98,7 +98,7 @@ def test_every_public_name_is_there():
         cross_entropy softmax_cross_entropy binary_cross_entropy sigmoid_binary_cross_entropy mae
         huber objective value_and_grad differentiable sgd momentum rmsprop adam adamw adagrad
         nadam lion clip_by_global_norm add_l2 make_step make_epoch make_train fit schedules
-        verify"""
+        verify per_example curvature"""
     assert [name for name in names.split() if not hasattr(fnn, name)] == []
     for name in ["constant", "exponential_decay", "step_decay", "cosine_decay", "linear_warmup"]:
         assert hasattr(fnn.schedules, name)

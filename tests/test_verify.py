@@ -147,8 +147,8 @@ def test_vjp_takes_trees_and_integers():
 
 
 def test_complex_parameters_are_named():
+    f = lambda w: (jnp.abs(w).sum(), w)
     with pytest.raises(TypeError, match="complex64"):
-        f = lambda w: (jnp.abs(w).sum(), w)
         verify.check_gradients(f, lambda w: jnp.abs(w).sum(), jnp.ones(2, jnp.complex64))
 
 
@@ -326,7 +326,7 @@ def test_a_likely_cause_is_given(change, words):
 
 
 def test_the_verdict_does_not_move():
-    """Not with the loss's scale, the batch's order, or jit: for a right gradient and a wrong one."""
+    """Not with the loss's scale, the batch's order, or jit: of a right gradient, of a wrong one."""
     y = jnp.sin(jnp.arange(12.0).reshape(6, 2))
     order = jnp.array([3, 0, 5, 1, 4, 2])
     for factor, verdict in ((1.0, "pass"), (1 + 1e-5, "fail")):
