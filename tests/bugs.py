@@ -90,7 +90,7 @@ class Setting(NamedTuple):
                 if i:
                     dz = steps.da(dz, params[i]["W"]) * slope(zs[i - 1], activations[i], i)
             decay = steps.penalty(params, self.alpha)
-            add = lambda g, d: g if g.shape != d.shape else g + d  # noqa: E731
+            add = lambda g, d: g if g.shape != d.shape else g + d
             grads = jax.tree.map(add, grads[::-1], decay)
             return scale * value, steps.grads(jax.tree.map(lambda g: scale * g, grads))
 
