@@ -233,7 +233,7 @@ def _rounded(got, expected, theta, sizes):
     size = np.abs(expected)
     large = size > 0.1 * size.max()  # smaller entries have the error of what they cancel
     error = (np.abs(got - expected)[large] / size[large]).max()
-    everywhere = (got != expected).mean() > 0.5
+    everywhere = got.size > 3 and (got != expected).mean() > 0.5
     for name in ("float32", "float16", "bfloat16"):
         roundoff = float(jnp.finfo(name).eps) / 2
         if everywhere and roundoff / 64 < error <= 2 * roundoff:
