@@ -311,8 +311,9 @@ def _with_entry(g: np.ndarray, value: Any) -> np.ndarray:
 
 
 def _power(leaves: Sequence[Leaf]) -> Power:
-    """Plant into each leaf that the float64 rung can judge; what it can't, it does not see."""
-    tried = [leaf for leaf in leaves if leaf.got.size]
+    """Plant into each finite leaf; where the float64 rung is silent, nothing is seen."""
+    finite = lambda leaf: np.isfinite(leaf.got).all() and np.isfinite(leaf.expected).all()  # noqa: E731
+    tried = [leaf for leaf in leaves if leaf.got.size and finite(leaf)]
     planted, smallest = [], {}
     for leaf in tried:
         got, expected = leaf.got, leaf.expected
