@@ -4,6 +4,7 @@ A schedule is a pure function of an int32 scalar, traced or not; the rate is flo
 raise ValueError for a rate or a number of steps that is not above 0.
 """
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -68,5 +69,5 @@ def _float(step: Array) -> Array:
 
 def _check_positive(name: str, **values: float) -> None:
     for key, value in values.items():
-        if isinstance(value, int | float) and not value > 0:
-            raise ValueError(f"{name}: expected {key} > 0, got {value}")
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected {key} above 0, got {value}")

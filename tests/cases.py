@@ -77,15 +77,17 @@ LAYERS = [
 
 
 def layer_inputs(case: LayerCase, dtype, batch=(7,)):
-    """params, x, dy of the case, none of them symmetric, with a few entries near 0."""
-    params_key, x_key, dy_key = jax.random.split(KEY, 3)
+    """params, x, dy of the case: no zero biases, no symmetry, the same at each call."""
+    rng = np.random.default_rng(2026)
+
+    def draw(like):
+        return jnp.asarray(rng.normal(size=like.shape), dtype)
+
     params = jax.tree.map(
-        lambda p: p.astype(dtype) + 0.1 * jax.random.normal(x_key, p.shape, dtype),
-        case.layer.init(params_key),
+        lambda p: draw(p) / p.shape[-1] ** 0.5, jax.eval_shape(case.layer.init, KEY)
     )
-    x = jax.random.normal(x_key, (*batch, case.d_in), dtype)
-    y = jax.eval_shape(case.layer.forward, params, x)[0]
-    return params, x, jax.random.normal(dy_key, y.shape, dtype)
+    x = draw(jax.ShapeDtypeStruct((*batch, case.d_in), dtype))
+    return params, x, draw(jax.eval_shape(case.layer.forward, params, x)[0])
 
 
 _rng = np.random.default_rng(2026)

@@ -1,0 +1,144 @@
+"""The command: what it prints, what it leaves on disk, and what it refuses."""
+
+import csv
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from fnn import checkpoint, cli, data
+
+
+def run(*args):
+    return CliRunner().invoke(cli.fnn, [str(a) for a in args])
+
+
+def test_train_digits_end_to_end(tmp_path):
+    result = run("train", "digits", "--epochs", 8, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    accuracy = float(result.stdout.split("test accuracy ")[-1].split()[0])
+    assert accuracy >= 0.95
+    assert "gradient  pass: worst relative difference" in result.stdout
+    with open(tmp_path / "run" / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == [str(i) for i in range(1, 9)]
+    assert float(rows[-1]["test_accuracy"]) == pytest.approx(accuracy, abs=1e-4)
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "run" / "params.safetensors").stat().st_size > 4 * 64 * 256
+
+
+@pytest.mark.parametrize("source", ["iris", "wine", "breast_cancer"])
+def test_other_classes(source, tmp_path):
+    result = run("train", source, "--epochs", 25, "--learning-rate", 0.005, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert float(result.stdout.split("test accuracy ")[-1]) >= 0.85
+
+
+def test_values_in_their_own_units(tmp_path):
+    result = run("train", "diabetes", "--epochs", 6, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    line = next(row for row in result.stdout.splitlines() if row.startswith("test RMSE"))
+    rmse, by_mean = (float(word.strip(",")) for word in line.split() if word[0].isdigit())
+    assert 40 < rmse < by_mean < 90
+
+
+def test_the_seed_decides_everything(tmp_path):
+    for out in "ab":
+        run("train", "iris", "--epochs", 2, "--seed", 3, "--out", tmp_path / out)
+    run("train", "iris", "--epochs", 2, "--seed", 4, "--out", tmp_path / "c")
+    a, b, c = ((tmp_path / out / "history.csv").read_bytes() for out in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "digitz"], "digitz"),
+        (["train", "iris", "--hidden", "8,x"], "'8,x' is not a list of widths"),
+        (["train", "iris", "--hidden", "0"], "'0' is not a list of widths"),
+        (["train", "iris", "--learning-rate", "nan"], "'nan' is not a number above 0"),
+        (["train", "iris", "--learning-rate", "-1"], "'-1' is not a number above 0"),
+        (["train", "iris", "--batch-size", "0"], "batch-size"),
+        (["train", "iris", "--batch-size", "1000"], "larger than the 120 examples"),
+        (["train", "iris", "--epochs", "0"], "epochs"),
+        (["train", "iris", "--optimizer", "adm"], "adm"),
+        (["train", "iris", "--activation", "softmax"], "softmax"),
+    ],
+)
+def test_wrong_options_get_one_line(args, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*args)
+    assert result.exit_code == 2
+    errors = [row for row in result.stderr.splitlines() if row.startswith("Error")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_gives_every_default():
+    text = " ".join(run("train", "--help").output.split())
+    for option in (
+        "hidden",
+        "activation",
+        "optimizer",
+        "learning-rate",
+        "batch-size",
+        "epochs",
+        "seed",
+        "out",
+    ):
+        assert f"--{option}" in text
+    for default in ("256", "relu", "adam", "0.001", "32", "40", "0", "runs/SOURCE"):
+        assert f"default: {default}" in text or f"({default})" in text, default
+
+
+def test_ctrl_c_leaves_what_was_learned(tmp_path):
+    out = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "fnn",
+        "train",
+        "iris",
+        "--epochs",
+        "1000000",
+        "--out",
+        str(out),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("epoch") and line.split()[1] == "5":
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 130
+    assert "interrupted after" in rest
+    assert "test accuracy" in rest
+    with open(out / "history.csv") as file:
+        assert len(list(csv.DictReader(file))) >= 5
+    assert checkpoint.read_metadata(out / "params.safetensors") == {}
+
+
+def test_a_split_keeps_each_class_and_every_example():
+    everything = data.load("digits")
+    learn, test = data.split(everything, 0.2, 0)
+    assert len(learn.x) + len(test.x) == len(everything.x) == 1797
+    shares = [np.bincount(part.y) / len(part.y) for part in (learn, test)]
+    np.testing.assert_allclose(*shares, atol=0.005)
+    rows = {row.tobytes() for row in learn.x} | {row.tobytes() for row in test.x}
+    assert rows == {row.tobytes() for row in everything.x}
+
+
+def test_scaling_is_undone():
+    x = data.load("wine").x
+    scaling = data.Scaling.of(x)
+    z = scaling.apply(x)
+    np.testing.assert_allclose(z.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(z.std(0), 1, atol=1e-5)
+    np.testing.assert_allclose(scaling.undo(z), x, rtol=1e-4)
+    constant = data.Scaling.of(np.ones((4, 1), np.float32))
+    np.testing.assert_array_equal(constant.apply(np.ones((4, 1), np.float32)), np.zeros((4, 1)))

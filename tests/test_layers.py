@@ -1,0 +1,262 @@
+"""Every layer of the registry: its backward against autodiff, and the laws of a vjp."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import LAYERS, layer_inputs
+from jax.flatten_util import ravel_pytree
+
+import fnn
+
+every_layer = pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
+
+
+def relative(got, expected):
+    """The largest relative difference of any leaf of two trees of one structure."""
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
+    return max(
+        float(np.linalg.norm(np.asarray(g - e)) / np.linalg.norm(np.asarray(e))) for g, e in pairs
+    )
+
+
+def dot(a, b):
+    return sum(jax.tree.leaves(jax.tree.map(lambda u, v: float((u * v).sum()), a, b)))
+
+
+def wave(shape, dtype, shift=1.0):
+    """Numbers between -1 and 1 without symmetry, the same at each call."""
+    return jnp.cos(jnp.arange(np.prod(shape), dtype=dtype) + shift).reshape(shape)
+
+
+@every_layer
+@pytest.mark.parametrize("batch", [(), (7,), (2, 3)], ids=str)
+def test_backward_is_the_vjp_of_forward(case, batch):
+    @jax.jit
+    def both(params, x, dy):
+        y, pull, residuals = jax.vjp(case.layer.forward, params, x, has_aux=True)
+        return y, case.layer.backward(params, residuals, dy), pull(dy)
+
+    with jax.enable_x64(True):
+        params, x, dy = layer_inputs(case, jnp.float64, batch)
+        y, got, expected = both(params, x, dy)
+        assert y.shape == dy.shape
+        assert relative(got, expected) < 1e-12
+
+
+@every_layer
+def test_backward_is_linear_and_the_adjoint_of_forward(case):
+    """J^T (3u + w) = 3 J^T u + J^T w; <J v, u> = <v, J^T u> with J v by forward mode; and
+    without any autodiff, J v as a central difference."""
+
+    @jax.jit
+    def all_three(primal, v, u, w, h):
+        forward, params = case.layer.forward, primal[0]
+        _, pushed, residuals = jax.jvp(forward, primal, v, has_aux=True)
+        ahead, _ = forward(*jax.tree.map(lambda a, da: a + h * da, primal, v))
+        behind, _ = forward(*jax.tree.map(lambda a, da: a - h * da, primal, v))
+        pulled = [case.layer.backward(params, residuals, d) for d in (u, w, 3 * u + w)]
+        return pushed, (ahead - behind) / (2 * h), pulled
+
+    with jax.enable_x64(True):
+        params, x, u = layer_inputs(case, jnp.float64)
+        v = jax.tree.map(lambda a: wave(a.shape, a.dtype), (params, x))
+        w = wave(u.shape, u.dtype, shift=2.0)
+        pushed, difference, (of_u, of_w, of_sum) = all_three((params, x), v, u, w, 1e-6)
+        assert relative(of_sum, jax.tree.map(lambda a, b: 3 * a + b, of_u, of_w)) < 1e-12
+        np.testing.assert_allclose(dot(pushed, u), dot(v, of_u), rtol=1e-11)
+        np.testing.assert_allclose(dot(difference, u), dot(v, of_u), rtol=1e-6)
+
+
+@every_layer
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 6e-2)])
+def test_narrow_dtypes_are_kept(case, dtype, tolerance):
+    @jax.jit
+    def both(params, x, dy):
+        y, residuals = case.layer.forward(params, x)
+        return y, case.layer.backward(params, residuals, dy)
+
+    inputs = layer_inputs(case, dtype)
+    got = both(*inputs)
+    assert {a.dtype for a in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
+    with jax.enable_x64(True):
+        expected = both(*jax.tree.map(lambda a: a.astype(jnp.float64), inputs))
+        wide = jax.tree.map(lambda a: a.astype(jnp.float64), got)
+        assert relative(ravel_pytree(wide)[0], ravel_pytree(expected)[0]) < tolerance
+
+
+@every_layer
+def test_jit_equals_eager_and_compiles_once(case):
+    params, x, dy = layer_inputs(case, jnp.float32)
+    traced = 0
+
+    def both(params, x, dy):
+        nonlocal traced
+        traced += 1
+        y, residuals = case.layer.forward(params, x)
+        return y, case.layer.backward(params, residuals, dy)
+
+    expected = both(params, x, dy)
+    compiled = jax.jit(both)
+    chex.assert_trees_all_close(compiled(params, x, dy), expected, rtol=2e-5, atol=2e-6)
+    compiled(jax.tree.map(lambda a: 2 * a, params), x + 1, dy)
+    assert traced == 2  # once eagerly, once by jit
+
+
+@every_layer
+def test_vmap_equals_a_loop(case):
+    """Over models and inputs at once, the residuals handed from one vmap to the next."""
+    layer = case.layer
+    stacked = jax.tree.map(lambda a: jnp.stack([a, 0.5 * a, -a]), layer_inputs(case, jnp.float32))
+
+    def one(params, x, dy):
+        y, residuals = layer.forward(params, x)
+        return y, layer.backward(params, residuals, dy)
+
+    @jax.jit
+    def at_once(params, x, dy):
+        y, residuals = jax.vmap(layer.forward)(params, x)
+        return y, jax.vmap(lambda p, r, d: layer.backward(p, r, d))(params, residuals, dy)
+
+    loop = jax.jit(lambda stacked: jax.lax.map(lambda inputs: one(*inputs), stacked))
+    chex.assert_trees_all_close(at_once(*stacked), loop(stacked), rtol=2e-5, atol=2e-6)
+
+
+@every_layer
+def test_differentiable_runs_the_own_backward(case):
+    """Through jax.grad, with the layer's backward scaled to tell it from autodiff's."""
+
+    def thrice(params, residuals, dy, reduce=fnn.total):
+        return jax.tree.map(lambda a: 3 * a, case.layer.backward(params, residuals, dy, reduce))
+
+    apply = fnn.differentiable(case.layer._replace(backward=thrice))
+
+    @jax.jit
+    def both(params, x, dy):
+        got = jax.grad(lambda p, x: (apply(p, x) * dy).sum(), argnums=(0, 1))(params, x)
+        return got, thrice(params, case.layer.forward(params, x)[1], dy)
+
+    got, expected = both(*layer_inputs(case, jnp.float32))
+    chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_neuron_is_a_weighted_sum_and_a_bias():
+    params = {"W": jnp.array([[1.0, 2.0, 3.0], [0.0, -1.0, 0.5]]), "b": jnp.array([0.25, -4.0])}
+    z, _ = fnn.dense(3, 2).forward(params, jnp.array([2.0, -1.0, 1.0]))
+    np.testing.assert_array_equal(z, [1 * 2 + 2 * -1 + 3 * 1 + 0.25, 1 + 0.5 - 4])
+
+
+def test_dense_initializers_get_the_key_and_the_shape():
+    layer = fnn.dense(3, 2, weight_init=jax.random.uniform, bias_init=jax.random.normal)
+    params = layer.init(jax.random.key(0))
+    assert params["W"].shape == (2, 3)
+    assert float(params["W"].min()) >= 0
+    assert float(jnp.abs(params["b"]).max()) > 0
+    other = layer.init(jax.random.key(1))
+    assert not np.array_equal(params["W"], other["W"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_relu_at_zero_has_the_derivative_zero(dtype):
+    x = jnp.array([-1.0, -0.0, 0.0, 1.0, jnp.nan], dtype)
+    y, residuals = fnn.relu.forward((), x)
+    np.testing.assert_array_equal(np.asarray(y, np.float32), [0, 0, 0, 1, np.nan])
+    _, dx = fnn.relu.backward((), residuals, jnp.ones(4 + 1, dtype))
+    np.testing.assert_array_equal(np.asarray(dx, np.float32)[:4], [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        fnn.sigmoid,
+        fnn.tanh,
+        fnn.relu,
+        fnn.softmax,
+        fnn.elu(),
+        fnn.selu,
+        fnn.gelu,
+        fnn.silu,
+        fnn.softplus,
+        fnn.leaky_relu(),
+    ],
+)
+def test_activations_are_finite_far_from_zero(layer):
+    x = jnp.array([-1e4, -50.0, 0.0, 50.0, 1e4])
+    y, residuals = layer.forward((), x)
+    _, dx = layer.backward((), residuals, jnp.ones(5))
+    assert np.isfinite(y).all()
+    assert np.isfinite(dx).all()
+
+
+def test_layer_norm_gives_mean_zero_and_variance_one():
+    layer = fnn.layer_norm(50, eps=1e-12)
+    x = 1e3 + 5 * jax.random.normal(jax.random.key(0), (4, 50))
+    y, _ = layer.forward(layer.init(jax.random.key(1)), x)
+    np.testing.assert_allclose(y.mean(-1), np.zeros(4), atol=1e-4)
+    np.testing.assert_allclose(y.std(-1), np.ones(4), rtol=1e-4)
+
+
+def bad_calls():
+    dense, x = fnn.dense(3, 2), jnp.ones((4, 3))
+    params = dense.init(jax.random.key(0))
+    net = fnn.mlp((3, 4, 2))
+    yield (
+        ValueError,
+        r"dense\(3, 2\).*\(\.\.\., 3\).*\(4, 5\)",
+        dense.forward,
+        params,
+        jnp.ones((4, 5)),
+    )
+    yield (
+        ValueError,
+        r"dense\(3, 2\).*\(2, 3\).*\(3, 2\)",
+        dense.forward,
+        {"W": params["W"].T, "b": params["b"]},
+        x,
+    )
+    yield ValueError, r"dense\(3, 2\).*params", dense.forward, (), x
+    yield ValueError, r"dense\(3, 2\).*got \(\)", dense.forward, params, jnp.ones(())
+    yield TypeError, r"dense\(3, 2\).*int32.*float32", dense.forward, params, jnp.ones((4, 3), int)
+    yield TypeError, "bfloat16", dense.forward, params, x.astype(jnp.bfloat16)
+    yield ValueError, r"dense\(0, 2\)", fnn.dense, 0, 2
+    yield ValueError, r"dense\(3, -1\)", fnn.dense, 3, -1
+    yield ValueError, r"dense\(3, 2.5\)", fnn.dense, 3, 2.5
+    yield ValueError, "layer_norm.*eps", lambda: fnn.layer_norm(3, eps=float("nan"))
+    yield (
+        ValueError,
+        r"layer_norm\(3\).*\(4, 2\)",
+        fnn.layer_norm(3).forward,
+        {"gain": jnp.ones(3), "bias": jnp.ones(3)},
+        jnp.ones((4, 2)),
+    )
+    yield ValueError, "serial.*4 layers, got 2", net.forward, net.init(jax.random.key(0))[:2], x
+    yield TypeError, "serial: argument 1.*call it", fnn.serial, fnn.relu, fnn.elu
+    yield TypeError, "skip.*Layer.*3", fnn.skip, 3
+    yield TypeError, "repeat.*Layer", fnn.repeat, [fnn.relu], 3
+    yield ValueError, "repeat.*at least 1, got 0", fnn.repeat, fnn.relu, 0
+    yield ValueError, "skip.*keeps shape", fnn.skip(dense).forward, params, x
+    yield (
+        ValueError,
+        "repeat.*keeps shape",
+        fnn.repeat(dense, 1).forward,
+        jax.tree.map(lambda a: a[None], params),
+        x,
+    )
+    yield (
+        ValueError,
+        "repeat.*leading axis of 2.*3",
+        fnn.repeat(fnn.dense(3, 3), 2).forward,
+        (fnn.repeat(fnn.dense(3, 3), 3).init(jax.random.key(0))),
+        x,
+    )
+    yield ValueError, "mlp.*at least an input", fnn.mlp, (3,)
+    yield TypeError, "total.*Outer.*int", fnn.total, 3
+
+
+@pytest.mark.parametrize("call", list(bad_calls()), ids=lambda call: call[1])
+def test_bad_calls_are_named(call):
+    error, message, f, *args = call
+    with pytest.raises(error, match=message):
+        f(*args)

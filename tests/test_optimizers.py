@@ -1,0 +1,220 @@
+"""Every optimizer of the registry: against its equation in numpy, and against optax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import OPTIMIZERS
+
+import fnn
+from fnn import schedules
+
+every_optimizer = pytest.mark.parametrize("case", OPTIMIZERS, ids=lambda case: case.name)
+STEPS = 6
+
+
+def changing(step):
+    """A learning rate that is another at every step."""
+    return 0.1 / (1 + jnp.asarray(step, jnp.float32)) ** 2
+
+
+def gradients(shape):
+    """Gradients of all sizes, near eps and exactly 0 among them."""
+    rng = np.random.default_rng(0)
+    g = rng.normal(size=(STEPS, *shape)) * 10.0 ** rng.integers(-9, 2, size=shape)
+    return np.where(rng.uniform(size=g.shape) < 0.1, 0, g)
+
+
+@every_optimizer
+@pytest.mark.parametrize("rate", [0.03, changing], ids=["constant", "changing"])
+def test_the_rule_is_the_equation(case, rate):
+    """In float64, from step 1 on, with a learning rate that changes."""
+    with jax.enable_x64(True):
+        theta = np.random.default_rng(1).normal(size=(3, 5))
+        optimizer = case.make(rate)
+        state, slots = optimizer.init(jnp.asarray(theta)), [np.zeros((3, 5))] * case.slots
+        update = jax.jit(optimizer.update)
+        for t, g in enumerate(gradients((3, 5)), 1):
+            state = update(state, jnp.asarray(g))
+            now = float(rate(t - 1)) if callable(rate) else rate
+            theta, slots = case.rule(now, t, theta, g, slots)
+            np.testing.assert_allclose(state.params, theta, rtol=1e-9, atol=1e-15)
+            assert int(state.step) == t
+
+
+@pytest.mark.parametrize("case", [c for c in OPTIMIZERS if c.optax], ids=lambda case: case.name)
+@pytest.mark.parametrize("rate", [0.03, changing], ids=["constant", "changing"])
+def test_optax_agrees(case, rate):
+    params = {"a": jnp.ones((3, 5)), "b": (jnp.full(2, -0.5),)}
+    optimizer, oracle = case.make(rate), case.optax(rate)
+    state, theirs, slots = optimizer.init(params), params, oracle.init(params)
+    for g, h in zip(gradients((3, 5)), gradients((2,)), strict=True):
+        grads = {"a": jnp.asarray(g, jnp.float32), "b": (jnp.asarray(h, jnp.float32),)}
+        state = optimizer.update(state, grads)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+            updates, slots = oracle.update(grads, slots, theirs)
+            theirs = optax.apply_updates(theirs, updates)
+    for ours, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_is_optaxs_while_the_rate_is_constant(nesterov):
+    ours, theirs = fnn.momentum(0.05, 0.9, nesterov), optax.sgd(0.05, 0.9, nesterov)
+    state, params = ours.init(jnp.ones(4)), jnp.ones(4)
+    slots = theirs.init(params)
+    for g in jnp.asarray(gradients((4,)), jnp.float32):
+        state = ours.update(state, g)
+        updates, slots = theirs.update(g, slots)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(state.params, params, rtol=1e-5)
+
+
+def test_adagrad_is_optaxs_rule_apart_from_where_eps_stands():
+    ours, theirs = fnn.adagrad(0.05, eps=1e-30), optax.adagrad(0.05, 0.0, eps=0.0)
+    state, params = ours.init(jnp.ones(4)), jnp.ones(4)
+    slots = theirs.init(params)
+    for g in jnp.asarray(gradients((4,)), jnp.float32):
+        state = ours.update(state, g)
+        updates, slots = theirs.update(g, slots)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(state.params, params, rtol=1e-5)
+
+
+def test_momentum_keeps_the_rate_a_step_was_taken_with():
+    state = fnn.momentum(lambda step: jnp.where(step == 0, 1.0, 0.0), 0.5).init(jnp.zeros(()))
+    optimizer = fnn.momentum(lambda step: jnp.where(step == 0, 1.0, 0.0), 0.5)
+    for expected in (-1.0, -1.5, -1.75):
+        state = optimizer.update(state, jnp.ones(()))
+        assert float(state.params) == expected
+
+
+@every_optimizer
+def test_state_keeps_its_form_and_accumulates_in_float32(case):
+    params = {"a": jnp.ones((2, 3), jnp.bfloat16), "b": (jnp.ones(4), ())}
+    optimizer = case.make(0.01)
+    state = optimizer.init(params)
+    assert state._fields[:2] == ("params", "step")
+    assert state.step.dtype == jnp.int32
+    update = jax.jit(optimizer.update)
+    after = update(update(state, params), params)
+    described = jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == described
+    assert after.params["a"].dtype == jnp.bfloat16
+    assert {a.dtype for a in jax.tree.leaves(after[2:])} <= {jnp.dtype("float32")}
+    assert update._cache_size() == 1
+
+
+@every_optimizer
+def test_vmap_over_learning_rates_equals_a_loop(case):
+    rates, g = jnp.array([0.1, 0.01, 0.003]), jnp.array([[0.3, -2.0], [1e-4, 5.0]])
+
+    def two_steps(rate):
+        optimizer = case.make(rate)
+        state = optimizer.init(jnp.ones(2))
+        return optimizer.update(optimizer.update(state, g[0]), g[1]).params
+
+    got = jax.jit(jax.vmap(two_steps))(rates)
+    np.testing.assert_allclose(got, [two_steps(float(r)) for r in rates], rtol=1e-5)
+
+
+@every_optimizer
+def test_it_descends(case):
+    optimizer = case.make(0.02)
+    state = optimizer.init(jnp.array([1.0, -2.0]))
+
+    def step(state, _):
+        return optimizer.update(state, jnp.array([1.0, 9.0]) * state.params), None
+
+    state, _ = jax.lax.scan(step, state, None, length=300)
+    assert float(jnp.linalg.norm(state.params)) < 1.6
+
+
+def test_a_buffer_is_no_slot_of_two():
+    """A state can be donated: no two of its leaves share memory."""
+    optimizer = fnn.adam(0.1)
+    state = optimizer.init(jnp.ones(3))
+    after = jax.jit(optimizer.update, donate_argnums=0)(state, jnp.ones(3))
+    np.testing.assert_allclose(after.params, 0.9 * np.ones(3), rtol=1e-5)
+
+
+def test_clip_by_global_norm_counts_all_leaves():
+    optimizer = fnn.clip_by_global_norm(fnn.sgd(1.0), 1.0)
+    state = optimizer.init({"a": jnp.zeros(1), "b": jnp.zeros(1)})
+    after = optimizer.update(state, {"a": jnp.array([3.0]), "b": jnp.array([4.0])}).params
+    np.testing.assert_allclose([after["a"][0], after["b"][0]], [-0.6, -0.8], rtol=1e-6)
+    zero = optimizer.update(state, {"a": jnp.zeros(1), "b": jnp.zeros(1)}).params
+    np.testing.assert_array_equal(zero["a"], [0])
+
+
+SCHEDULES = {
+    "constant": (schedules.constant(0.3), lambda t: optax.constant_schedule(0.3)(t)),
+    "exponential_decay": (
+        schedules.exponential_decay(0.3, 0.5, 10),
+        optax.exponential_decay(0.3, 10, 0.5),
+    ),
+    "step_decay": (
+        schedules.step_decay(0.3, 0.5, 10),
+        optax.exponential_decay(0.3, 10, 0.5, staircase=True),
+    ),
+    "cosine_decay": (
+        schedules.cosine_decay(0.3, 40, final=0.03),
+        optax.cosine_decay_schedule(0.3, 40, alpha=0.1),
+    ),
+    "linear_warmup": (schedules.linear_warmup(0.3, 8), optax.linear_schedule(0.0, 0.3, 8)),
+    "warmup, then cosine": (
+        schedules.linear_warmup(0.3, 8, then=schedules.cosine_decay(0.3, 20)),
+        optax.join_schedules(
+            [optax.linear_schedule(0.0, 0.3, 8), optax.cosine_decay_schedule(0.3, 20)], [8]
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_optaxs(name):
+    ours, theirs = SCHEDULES[name]
+    steps = jnp.arange(60)
+    got = jax.jit(jax.vmap(ours))(steps)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, [float(theirs(int(t))) for t in steps], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.1, float("nan"), float("inf")])
+def test_bad_settings_are_named(bad):
+    for make in (
+        fnn.sgd,
+        fnn.momentum,
+        fnn.rmsprop,
+        fnn.adagrad,
+        fnn.adam,
+        fnn.adamw,
+        fnn.nadam,
+        fnn.lion,
+    ):
+        with pytest.raises(ValueError, match=f"{make.__name__}: expected a learning_rate"):
+            make(bad)
+    for make in (fnn.rmsprop, fnn.adagrad, fnn.adam, fnn.adamw, fnn.nadam):
+        with pytest.raises(ValueError, match=f"{make.__name__}: expected eps"):
+            make(0.1, eps=bad)
+    for make in (schedules.constant, lambda r: schedules.cosine_decay(r, 10)):
+        with pytest.raises(ValueError, match="expected rate"):
+            make(bad)
+    if bad != float("inf"):
+        with pytest.raises(ValueError, match="max_norm"):
+            fnn.clip_by_global_norm(fnn.sgd(0.1), bad)
+    with pytest.raises(ValueError, match="b1 in"):
+        fnn.adam(0.1, b1=1.0)
+
+
+def test_integer_parameters_are_refused():
+    with pytest.raises(TypeError, match=r"int32.*\(3,\)"):
+        fnn.adam(0.1).init({"a": jnp.arange(3)})
+
+
+def test_gradients_of_another_tree_are_refused():
+    optimizer = fnn.adam(0.1)
+    state = optimizer.init({"a": jnp.ones(3)})
+    with pytest.raises(ValueError, match="b"):
+        optimizer.update(state, {"b": jnp.ones(3)})

@@ -1,0 +1,200 @@
+"""Steps, epochs and runs: what is used, in which order, and what compiles."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fnn
+
+KEY = jax.random.key(5)
+NETWORK = fnn.mlp((3, 8, 2), activation=fnn.tanh)
+X = jax.random.normal(KEY, (23, 3))
+Y = (X[:, 0] * X[:, 1] > 0).astype(jnp.int32)
+LOSS = fnn.softmax_cross_entropy
+PARAMS = NETWORK.init(KEY)
+
+
+def test_a_step_is_the_four_steps_of_training():
+    """Section 6: forward propagation, loss, backpropagation, gradient descent."""
+    optimizer = fnn.sgd(0.5)
+    state, value = fnn.make_step(NETWORK, LOSS, optimizer)(optimizer.init(PARAMS), (X, Y))
+    prediction, residuals = NETWORK.forward(PARAMS, X)
+    np.testing.assert_allclose(value, LOSS.value(prediction, Y).mean(), rtol=1e-6)
+    grads, _ = NETWORK.backward(PARAMS, residuals, LOSS.gradient(prediction, Y) / 23)
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, PARAMS, grads)
+    chex.assert_trees_all_close(state.params, expected, rtol=1e-6)
+    assert int(state.step) == 1
+
+
+class Log(NamedTuple):
+    params: dict
+    step: jax.Array
+    log: jax.Array
+
+
+def recorder():
+    """A model whose one step writes down which examples it saw: x is the example's number,
+    and params count how often each was used and at which step it was last used."""
+    n = 23
+
+    def forward(params, x):
+        return x, x
+
+    def backward(params, x, dy, reduce=fnn.total):
+        seen = jax.nn.one_hot(x[:, 0].astype(jnp.int32), n)
+        return {"seen": seen.sum(0), "size": jnp.ones(1) * x.shape[0]}, dy
+
+    layer = fnn.Layer(lambda key: {"seen": jnp.zeros(n), "size": jnp.zeros(1)}, forward, backward)
+
+    def update(state, grads):
+        params, step, log = state
+        row = jnp.concatenate([grads["size"], grads["seen"]])
+        added = jax.tree.map(jnp.add, params, grads)
+        return type(state)(added, step + 1, log.at[step].set(row))
+
+    def init(params):
+        return Log(params, jnp.zeros((), jnp.int32), jnp.zeros((64, n + 1)))
+
+    loss = fnn.Loss(lambda p, t: p[:, 0] * 1.0, lambda p, t: jnp.zeros_like(p))
+    return layer, loss, fnn.Optimizer(init, update)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 8, 22, 23])
+def test_every_example_is_used_once_an_epoch(batch_size):
+    layer, loss, optimizer = recorder()
+    data = (jnp.arange(23.0)[:, None], jnp.zeros(23))
+    epoch = jax.jit(fnn.make_epoch(layer, loss, optimizer, batch_size))
+    state, mean = epoch(optimizer.init(layer.init(KEY)), data, KEY)
+    np.testing.assert_array_equal(state.params["seen"], np.ones(23))
+    np.testing.assert_allclose(mean, 11.0, rtol=1e-6)  # the mean of 0 to 22, rest included
+    steps = -(-23 // batch_size)
+    assert int(state.step) == steps
+    sizes = [batch_size] * (23 // batch_size) + [23 % batch_size] * (23 % batch_size > 0)
+    np.testing.assert_array_equal(state.log[:steps, 0], sizes)
+
+
+def test_the_order_is_fresh_each_epoch_and_the_keys():
+    layer, loss, optimizer = recorder()
+    data = (jnp.arange(23.0)[:, None], jnp.zeros(23))
+    train = jax.jit(fnn.make_train(layer, loss, optimizer, 1, 2))
+    orders = []
+    for key in (KEY, KEY, jax.random.key(6)):
+        state, _ = train(layer.init(KEY), data, key)
+        orders.append(np.asarray(state.log[:46, 1:]).argmax(-1).reshape(2, 23))
+    first, again, other = orders
+    np.testing.assert_array_equal(first, again)
+    assert (first[0] != first[1]).any()
+    assert (first[0] != other[0]).any()
+    assert (first[0] != np.arange(23)).any()
+
+
+def test_full_batch_training_needs_no_order():
+    """batch_size n: each epoch is one step of plain gradient descent on everything."""
+    optimizer = fnn.sgd(0.3)
+    train = jax.jit(fnn.make_train(NETWORK, LOSS, optimizer, 23, 4))
+    state, losses = train(PARAMS, (X, Y), KEY)
+    step, expected = fnn.make_step(NETWORK, LOSS, optimizer), optimizer.init(PARAMS)
+    values = []
+    for _ in range(4):
+        expected, value = step(expected, (X, Y))
+        values.append(value)
+    chex.assert_trees_all_close(state, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(losses, values, rtol=1e-5)
+
+
+def test_train_learns():
+    train = jax.jit(fnn.make_train(NETWORK, LOSS, fnn.adam(0.03), 5, 200))
+    state, losses = train(PARAMS, (X, Y), KEY)
+    assert losses.shape == (200,)
+    assert losses[-1] < 0.1 * losses[0]
+    accuracy = (NETWORK.forward(state.params, X)[0].argmax(-1) == Y).mean()
+    assert accuracy == 1.0
+
+
+def test_one_program_trains_many_keys_and_rates():
+    """vmap over keys and learning rates equals runs one by one, and compiles once."""
+    rates, keys = jnp.array([0.1, 0.03, 0.01]), jax.random.split(KEY, 3)
+    traced = 0
+
+    def run(rate, key):
+        nonlocal traced
+        traced += 1
+        train = fnn.make_train(NETWORK, LOSS, fnn.adam(rate), 5, 3)
+        return train(NETWORK.init(key), (X, Y), key)
+
+    sweep = jax.jit(jax.vmap(run))
+    states, losses = sweep(rates, keys)
+    assert losses.shape == (3, 3)
+    sweep(rates / 2, keys)
+    assert traced == 1
+    for i in range(3):
+        state, expected = jax.jit(run)(rates[i], keys[i])
+        np.testing.assert_allclose(losses[i], expected, rtol=1e-4)
+        one = [leaf[i] for leaf in jax.tree.leaves(states.params)]
+        chex.assert_trees_all_close(one, jax.tree.leaves(state.params), rtol=1e-3, atol=1e-5)
+
+
+def test_a_second_epoch_does_not_compile_again():
+    optimizer = fnn.adam(0.1)
+    epoch = jax.jit(fnn.make_epoch(NETWORK, LOSS, optimizer, 5))
+    state, _ = epoch(optimizer.init(PARAMS), (X, Y), KEY)
+    epoch(state, (X, Y), jax.random.key(1))
+    assert epoch._cache_size() == 1
+
+
+def test_fit_tells_each_epoch_and_keeps_states_valid():
+    seen = []
+    state, history = fnn.fit(
+        NETWORK,
+        LOSS,
+        fnn.adam(0.03),
+        (np.asarray(X), np.asarray(Y)),
+        key=KEY,
+        epochs=5,
+        batch_size=8,
+        validation=(X, Y),
+        on_epoch=lambda *args: seen.append(args),
+    )
+    assert [number for number, _, _ in seen] == [1, 2, 3, 4, 5]
+    assert [record for _, _, record in seen] == history
+    assert all(np.isfinite(list(record.values())).all() for record in history)
+    assert history[-1]["loss"] < history[0]["loss"]
+    for number, kept, record in seen:  # each state is still there, and what it was
+        assert int(kept.step) == 3 * number
+        value = fnn.objective(NETWORK, LOSS)(kept.params, X, Y)
+        np.testing.assert_allclose(value, record["validation_loss"], rtol=1e-5)
+    chex.assert_trees_all_equal(seen[-1][1], state)
+
+
+def test_fit_again_gives_the_same_bits():
+    settings = {"key": KEY, "epochs": 3, "batch_size": 4}
+    one, two = (fnn.fit(NETWORK, LOSS, fnn.adam(0.1), (X, Y), **settings) for _ in range(2))
+    chex.assert_trees_all_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("batch_size of at least 1, got 0", lambda: fnn.make_epoch(NETWORK, LOSS, fnn.sgd(1), 0)),
+        ("epochs of at least 1, got 0", lambda: fnn.make_train(NETWORK, LOSS, fnn.sgd(1), 1, 0)),
+        (
+            "batch_size 24 is larger than the data: 23",
+            lambda: fnn.make_train(NETWORK, LOSS, fnn.sgd(1), 24, 1)(PARAMS, (X, Y), KEY),
+        ),
+        (
+            "x has 23 examples, but y has 22",
+            lambda: fnn.make_train(NETWORK, LOSS, fnn.sgd(1), 4, 1)(PARAMS, (X, Y[1:]), KEY),
+        ),
+        (
+            "epochs of at least 1, got -1",
+            lambda: fnn.fit(NETWORK, LOSS, fnn.sgd(1), (X, Y), key=KEY, epochs=-1, batch_size=4),
+        ),
+    ],
+)
+def test_bad_settings_are_named(message, call):
+    with pytest.raises(ValueError, match=message):
+        call()
