@@ -13,8 +13,9 @@ FLOORS = [
     {"base", "reductions", "initializers", "schedules"},
     {"activations", "layers", "combinators", "losses", "optimizers"},
     {"models", "backprop"},
-    {"verify", "per_example", "curvature", "training"},
+    {"verify", "per_example", "curvature", "training", "files", "readers"},
     {"data", "checkpoint", "plots"},
+    {"runs"},
     {"cli"},
     {"__main__", "__init__"},
 ]
