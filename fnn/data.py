@@ -146,10 +146,12 @@ def split(data: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Data
     """Examples to train on and examples held out: the source's own, or drawn by the seed.
 
     Classes keep their shares in both parts, as nearly as whole examples can. Raises ValueError
-    for a fraction outside (0, 1), and DataError for too few examples.
+    for a fraction outside (0, 1), and DataError for too few examples or classes.
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"split: expected a test fraction between 0 and 1, got {test_fraction}")
+    if len(data.classes) == 1:
+        raise DataError(f"{data.name}: all examples are of one class, {data.classes[0]!r}")
     if data.test is not None:
         return data._replace(test=None), data.test
     n, k = len(data.x), len(data.classes)
@@ -173,7 +175,10 @@ def _load_one(source: str | Path, target: str | int | None, task: str | None) ->
     path = Path(source)
     if str(source) in BUNDLED:
         _no_target(target, source)
-        return _bundled(str(source))
+        bundled = _bundled(str(source))
+        if task not in (None, TASKS[not bundled.classes]):
+            raise DataError(f"{source}: its task is {TASKS[not bundled.classes]}, not {task}")
+        return bundled
     if not path.exists():
         raise _unknown(source)
     if path.is_dir():
@@ -189,8 +194,7 @@ def _load_one(source: str | Path, target: str | int | None, task: str | None) ->
 
 
 def _unknown(source: str | Path) -> DataError:
-    near = difflib.get_close_matches(str(source), BUNDLED, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the bundled sets are {', '.join(BUNDLED)}"
+    hint = nearest(str(source), BUNDLED)
     return DataError(f"{source}: no such file, and no bundled set of that name; {hint}")
 
 
@@ -259,8 +263,7 @@ def _column(path: Path, target: str | int | None, names: tuple[str, ...], width:
     try:
         at = -1 if target is None else int(target)
     except ValueError:
-        near = difflib.get_close_matches(str(target), names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names) or 'no header'}"
+        hint = nearest(str(target), names) if names else "it has no header"
         raise DataError(f"{path}: no column is called {target!r}; {hint}") from None
     if not -width <= at < width:
         raise DataError(f"{path}: expected a target column from 0 to {width - 1}, got {at}")
@@ -272,9 +275,8 @@ def _named_columns(path: Path, d_in: int, features: tuple[str, ...]) -> readers.
         if names and features:
             for feature in features:
                 if feature not in names:
-                    near = difflib.get_close_matches(feature, names, 1)
-                    hint = f"; it has {near[0]!r}" if near else ""
-                    raise DataError(f"{path}: the column {feature!r} is missing{hint}")
+                    hint = nearest(feature, names)
+                    raise DataError(f"{path}: the column {feature!r} is missing; {hint}")
             return [names.index(feature) for feature in features], None
         if width != d_in:
             raise DataError(f"{path}: expected {d_in} columns, the features, got {width}")
@@ -324,13 +326,33 @@ def relabelled(data: Dataset, classes: tuple[str, ...]) -> Dataset:
         raise DataError(f"{data.name}: expected {kinds[0]}, got {kinds[1]}")
     for name in data.classes:
         if name not in classes:
-            near = difflib.get_close_matches(name, classes, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(classes[:20])}"
+            hint = nearest(name, classes)
             raise DataError(f"{data.name}: {name!r} is none of the classes learned; {hint}")
     if not classes:
         return data
     places = np.array([classes.index(name) for name in data.classes], np.int32)
     return data._replace(y=places[data.y], classes=classes)
+
+
+def reordered(data: Dataset, features: tuple[str, ...]) -> Dataset:
+    """The same examples with their named features in this order, where both are named.
+
+    Raises DataError for a feature that is missing.
+    """
+    if not features or not data.features or data.features == features:
+        return data
+    for name in features:
+        if name not in data.features:
+            hint = nearest(name, data.features)
+            raise DataError(f"{data.name}: the feature {name!r} is missing; {hint}")
+    columns = [data.features.index(name) for name in features]
+    return data._replace(x=data.x[:, columns], features=features)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What to say of a name that is not known: the closest one, or the first twenty."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known[:20])}"
 
 
 def _dataset(name: str, x: np.ndarray, y: np.ndarray, task: str | None) -> Dataset:
@@ -353,8 +375,6 @@ def _dataset(name: str, x: np.ndarray, y: np.ndarray, task: str | None) -> Datas
     if not single:
         raise DataError(f"{name}: expected one label an example, y of shape (n,), got {y.shape}")
     values, labels = np.unique(y.reshape(-1), return_inverse=True)
-    if len(values) < 2:
-        raise DataError(f"{name}: all examples are of one class, {_class_name(values[0])!r}")
     return Dataset(name, x, labels.astype(np.int32), tuple(map(_class_name, values)))
 
 

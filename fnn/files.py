@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_UNFINISHED = ".fnn-tmp"
+UNFINISHED = ".fnn-tmp"
+"""How the names of files end that are being written, or that a kill left behind."""
 
 
 def write(path: str | Path, *pieces: bytes | memoryview) -> None:
@@ -20,7 +21,7 @@ def write(path: str | Path, *pieces: bytes | memoryview) -> None:
     older file is then as it was.
     """
     path = Path(path)
-    unfinished = path.parent / f".{path.name}.{secrets.token_hex(8)}{_UNFINISHED}"
+    unfinished = path.parent / f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}"
     try:
         try:
             with open(unfinished, "xb") as file:
@@ -55,7 +56,7 @@ def owned(folder: Path) -> Iterator[None]:
             raise BlockingIOError(
                 error.errno, "another process is writing to this folder", str(folder)
             ) from error
-        for unfinished in folder.glob(f".*{_UNFINISHED}"):
+        for unfinished in folder.glob(f"*{UNFINISHED}"):
             unfinished.unlink()
         yield
     finally:

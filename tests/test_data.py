@@ -212,11 +212,10 @@ CSV_FAULTS = {
     "nan target": ("1,2.5\n1,nan\n", "line 2, column 2: expected a finite number"),
     "text among values": ("1,2.5\n1,n/a\n", "line 2, column 2: 'n/a' is not a number"),
     "one column": ("1\n2\n", "one column"),
-    "one class": ("1,x\n2,x\n", "all examples are of one class, 'x'"),
     "same names": ("a,a,b\n1,2,x\n", "two columns are called 'a'"),
     "quote left open": ('1,"2\n', "a.csv: line"),
     "binary": (bytes(range(256)), r"not text in UTF-8: byte 0x80"),
-    "binary text": (b"\0\1\2,\3\n1,2\n", "two columns|line|one class"),
+    "binary text": (b"\0\1\2,\3\n1,2\n", "two columns|line"),
     "latin-1": ("a,t\n1,é\n".encode("latin-1"), r"not text in UTF-8: byte 0xe9"),
     "corrupt gzip": (b"\x1f\x8b" + b"\0" * 40, "damaged|can't be read"),
     "cut gzip": (gzip.compress(b"1,2.5\n" * 999)[:-9], "damaged or cut short"),
@@ -237,6 +236,9 @@ def test_split_faults(tmp_path):
     one = data.load(written(tmp_path / "a.csv", "1,2.5\n"))
     with pytest.raises(DataError, match="1 example: 2 are needed"):
         data.split(one, 0.2, 0)
+    alike = data.load(written(tmp_path / "a.csv", "1,x\n2,x\n"))
+    with pytest.raises(DataError, match="all examples are of one class, 'x'"):
+        data.split(alike, 0.2, 0)
     rare = data.load(written(tmp_path / "b.csv", "1,x\n2,x\n3,y\n"))
     with pytest.raises(DataError, match="class 'y' has 1 example"):
         data.split(rare, 0.2, 0)

@@ -13,14 +13,14 @@ FLOORS = [
     {"base", "reductions", "initializers", "schedules"},
     {"activations", "layers", "combinators", "losses", "optimizers"},
     {"models", "backprop"},
-    {"verify", "per_example", "curvature", "training", "files", "readers"},
+    {"verify", "per_example", "curvature", "training", "files", "readers", "faults"},
     {"data", "checkpoint", "plots"},
     {"runs"},
     {"cli"},
     {"__main__", "__init__"},
 ]
 # Files of one floor that another file of that floor is built on, the lower first.
-WITHIN = {("base", "reductions"), ("base", "schedules")}
+WITHIN = {("base", "reductions"), ("base", "schedules"), ("faults", "training")}
 AUTODIFF = {"grad", "value_and_grad", "vjp", "jvp", "linearize", "jacfwd", "jacrev", "jacobian",
             "hessian", "fwd_and_bwd"}  # fmt: skip
 SOURCES = {path.stem: path.read_text() for path in sorted(PACKAGE.glob("*.py"))}
