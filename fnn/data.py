@@ -108,24 +108,23 @@ def load(source: Source, *, target: str | int | None = None, task: str | None = 
         raise DataError(
             f"expected one source, or x.npy and y.npy, got {' '.join(map(str, source))}"
         )
-    _no_target(target, source[0])
+    _refuse_target(target, source[0])
     x, y = (readers.read_npy(Path(path)) for path in source)
     return _dataset(f"{source[0]}, {source[1]}", x, y, task)
 
 
-def inputs(source: Source, d_in: int, features: tuple[str, ...] = ()) -> np.ndarray:
+def inputs(source: str | Path, d_in: int, features: tuple[str, ...] = ()) -> np.ndarray:
     """Read examples without their targets: x (n, d_in).
 
     As `load`, but y and y.npy are not read, nor labels. Where the CSV file has a header and
     `features` are known, those columns are taken, whatever their order and whatever others
     there are; otherwise there must be d_in columns.
     """
-    one = source if isinstance(source, str | Path) else source[0]
-    path = Path(one)
-    if str(one) in BUNDLED:
-        x = load(one).x
+    path = Path(source)
+    if str(source) in BUNDLED:
+        x = load(source).x
     elif not path.exists():
-        raise _unknown(one)
+        raise _unknown(source)
     elif path.is_dir():
         x = readers.read_idx(_idx_file(path, "t10k", "images") or _train_file(path, "images"))
     elif path.suffix == ".npy":
@@ -136,9 +135,9 @@ def inputs(source: Source, d_in: int, features: tuple[str, ...] = ()) -> np.ndar
         x = readers.read_idx(path)
     else:
         x = readers.read_csv(path, _named_columns(path, d_in, features)).numbers
-    x = _features(str(one), x)
+    x = _features(str(source), x)
     if x.shape[1] != d_in:
-        raise DataError(f"{one}: expected {d_in} features, got {x.shape[1]}")
+        raise DataError(f"{source}: expected {d_in} features, got {x.shape[1]}")
     return x
 
 
@@ -171,10 +170,17 @@ def split(data: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Data
     return next(parts), next(parts)
 
 
+def is_csv(source: str | Path) -> bool:
+    """Whether `load` reads this source as a CSV file: what is nothing else."""
+    path = Path(source)
+    return not (str(source) in BUNDLED or path.suffix in (".npy", ".npz") or path.is_dir())
+
+
 def _load_one(source: str | Path, target: str | int | None, task: str | None) -> Dataset:
     path = Path(source)
+    if not is_csv(source):
+        _refuse_target(target, source)
     if str(source) in BUNDLED:
-        _no_target(target, source)
         bundled = _bundled(str(source))
         if task not in (None, TASKS[not bundled.classes]):
             raise DataError(f"{source}: its task is {TASKS[not bundled.classes]}, not {task}")
@@ -182,12 +188,10 @@ def _load_one(source: str | Path, target: str | int | None, task: str | None) ->
     if not path.exists():
         raise _unknown(source)
     if path.is_dir():
-        _no_target(target, source)
         return _idx_folder(path, task)
     if path.suffix == ".npy":
         raise DataError(f"{path}: the targets are missing: give two files, x.npy and y.npy")
     if path.suffix == ".npz":
-        _no_target(target, source)
         x, y = readers.read_npz(path, "x", "y")
         return _dataset(str(path), x, y, task)
     return _csv(path, target, task)
@@ -198,7 +202,7 @@ def _unknown(source: str | Path) -> DataError:
     return DataError(f"{source}: no such file, and no bundled set of that name; {hint}")
 
 
-def _no_target(target: str | int | None, source: str | Path) -> None:
+def _refuse_target(target: str | int | None, source: str | Path) -> None:
     if target is not None:
         raise DataError(f"{source}: a target column can be chosen of a CSV file only")
 

@@ -196,7 +196,10 @@ def _rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
         lines = csv.reader(itertools.chain([start], text), delimiter=delimiter, strict=True)
         try:
             for cells in lines:
-                if any(cell.strip() for cell in cells) or len(cells) > 1:
+                content = "".join(cells)
+                if "\0" in content:
+                    raise DataError(f"{path}: line {lines.line_num}: binary, not text")
+                if content.strip() or len(cells) > 1:
                     yield lines.line_num, cells
         except csv.Error as error:
             raise DataError(f"{path}: line {lines.line_num}: {error}") from error

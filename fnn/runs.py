@@ -137,18 +137,13 @@ class Predicted(NamedTuple):
 def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
     """Read and split the data; a run of no epochs yet, with fresh parameters.
 
-    Raises DataError for data that can't be used, and for a batch larger than the training part.
+    Raises DataError for data that can't be used.
     """
     everything = data.load(source, target=settings.target, task=settings.task)
     train, test = data.split(everything, HELD_OUT, settings.seed)
     validation = None
     if settings.patience is not None:
         train, validation = data.split(train, HELD_OUT, settings.seed)
-    if settings.batch_size > len(train.x):
-        raise DataError(
-            f"--batch-size {settings.batch_size} is larger than the {len(train.x)} examples "
-            "to train on"
-        )
     outputs = None if train.classes else Scaling.of(train.y)
     run = Run(
         settings,
@@ -353,5 +348,5 @@ def _digest(examples: Dataset) -> str:
     for part in (examples, examples.test):
         for a in () if part is None else (part.x, part.y):
             content.update(f"{a.dtype}{a.shape}".encode())
-            content.update(memoryview(np.ascontiguousarray(a)).cast("B"))
+            content.update(np.ascontiguousarray(a).reshape(-1).data)
     return content.hexdigest()

@@ -184,7 +184,7 @@ def test_inputs_of_the_other_forms(tmp_path):
     np.save(tmp_path / "x.npy", X)
     np.savez(tmp_path / "a.npz", x=X)
     folder = idx_folder(tmp_path / "idx", zipped=True)
-    for source in (tmp_path / "x.npy", (tmp_path / "x.npy",), tmp_path / "a.npz"):
+    for source in (tmp_path / "x.npy", tmp_path / "a.npz"):
         np.testing.assert_array_equal(data.inputs(source, 2), X)
     for source in (folder, folder / "t10k-images-idx3-ubyte.gz"):
         np.testing.assert_array_equal(data.inputs(source, 6), IMAGES.reshape(4, 6))
