@@ -312,9 +312,9 @@ def _show_plan(source: str, run: Run, examples: runs.Examples) -> None:
     if run.progress.history:
         click.echo(f"resumed   after epoch {len(run.progress.history)}")
     few = learn._replace(x=learn.x[: settings.batch_size], y=learn.y[: settings.batch_size])
-    report = verify.check_gradients(
-        value_and_grad(network, loss), objective(network, loss), params, *run.standardised(few)
-    )
+    # Compiled, this takes a fraction of the second that each operation by itself would.
+    gradient, value = jax.jit(value_and_grad(network, loss)), jax.jit(objective(network, loss))
+    report = verify.check_gradients(gradient, value, params, *run.standardised(few))
     click.echo(
         f"gradient  {report.verdict}: worst relative difference from autodiff in float64 "
         f"{report.worst:.1e}"

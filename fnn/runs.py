@@ -155,8 +155,7 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
         outputs,
         Progress(None, [], None),
     )
-    init_key, _ = jax.random.split(jax.random.key(settings.seed))
-    state = run.optimizer.init(run.network.init(init_key))
+    state = _fresh(run)
     return run._replace(progress=Progress(state, [], state)), Examples(train, validation, test)
 
 
@@ -204,10 +203,10 @@ def predict(run: Run, x: np.ndarray) -> np.ndarray:
     """
     if x.shape[-1] != len(run.inputs.mean):
         raise DataError(f"expected {len(run.inputs.mean)} features, got {x.shape[-1]}")
-    prediction, _ = jax.jit(run.network.forward)(run.progress.best.params, run.inputs.apply(x))
-    if run.outputs is None:
-        return np.asarray(jax.nn.softmax(prediction))
-    return run.outputs.undo(np.asarray(prediction))
+    finish = jax.nn.softmax if run.outputs is None else lambda values: values
+    forward = jax.jit(lambda params, x: finish(run.network.forward(params, x)[0]))
+    prediction = np.asarray(forward(run.progress.best.params, run.inputs.apply(x)))
+    return run.outputs.undo(prediction) if run.outputs else prediction
 
 
 def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
@@ -289,7 +288,7 @@ def load(folder: Path) -> Run:
             None if classes else outputs,
             Progress(None, held["history"], None),
         )
-        state = jax.eval_shape(lambda key: run.optimizer.init(run.network.init(key)), _KEY)
+        state = jax.eval_shape(lambda: _fresh(run))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: a checkpoint, but of no run: {error!r}") from error
     run = run._replace(progress=Progress(state, held["history"], state))
@@ -312,7 +311,14 @@ def report(folder: Path, run: Run, title: str) -> None:
     plots.curves(history, folder / "curves.png", title)
 
 
-_KEY = jax.eval_shape(lambda: jax.random.key(0))
+def _fresh(run: Run) -> Any:
+    """The optimizer's state before the first step: as `fit` would draw it."""
+
+    def state(key: jax.Array) -> Any:
+        init_key, _ = jax.random.split(key)
+        return run.optimizer.init(run.network.init(init_key))
+
+    return jax.jit(state)(jax.random.key(run.settings.seed))
 
 
 def _tree(run: Run) -> dict[str, Any]:
