@@ -18,18 +18,20 @@ from fnn.base import Array, Layer, Loss, Optimizer, Params
 class DivergedError(FloatingPointError):
     """A loss, a gradient or a state that is no longer finite.
 
-    epoch and step (from 1; step 0 where it was not found again) say when, leaf where: the first
-    array affected, such as `gradient 0.W`. state and history are those of the last epoch whose
-    end was finite.
+    epoch and step (from 1; step 0 where it was not found again) say when. leaf is the first
+    array affected, such as `gradient 0.W`, and loss the step's. state and history are those of
+    the last epoch whose end was finite.
     """
 
-    def __init__(self, epoch: int, step: int, leaf: str, state: Any, history: list) -> None:
+    def __init__(
+        self, epoch: int, step: int, loss: float, leaf: str, state: Any, history: list
+    ) -> None:
         at = f"epoch {epoch}" + (f", step {step}" if step else "")
         super().__init__(
-            f"training diverged in {at}: the first array that is not finite is the {leaf}; "
-            "a lower learning rate may help"
+            f"training diverged in {at}: the loss is {loss:.4g}, and the first array that is "
+            f"not finite is the {leaf}; a lower learning rate may help"
         )
-        self.epoch, self.step, self.leaf = epoch, step, leaf
+        self.epoch, self.step, self.loss, self.leaf = epoch, step, loss, leaf
         self.state, self.history = state, history
 
 
@@ -54,20 +56,20 @@ def first_fault(
     optimizer: Optimizer,
     state: Any,
     batches: Iterable[tuple[Array, Array]],
-) -> tuple[int, str]:
-    """Train from `state` on these batches until something is not finite: (step, leaf).
+) -> tuple[int, float, str]:
+    """Train from `state` on these batches until something is not finite: (step, loss, leaf).
 
-    (0, the loss) where all stays finite.
+    (0, NaN, loss) where all stays finite.
     """
     gradient, update = jax.jit(value_and_grad(network, loss)), jax.jit(optimizer.update)
     for step, batch in enumerate(batches, 1):
         value, grads = gradient(state.params, *batch)
         state = update(state, grads)
-        for kind, tree in (("gradient", grads), ("loss", value), ("updated", state)):
+        for kind, tree in (("gradient", grads), ("updated", state), ("loss", value)):
             leaf = first_not_finite(tree)
             if leaf is not None:
-                return step, f"{kind} {leaf}".strip()
-    return 0, "loss"
+                return step, float(value), f"{kind} {leaf}".strip()
+    return 0, float("nan"), "loss"
 
 
 def check_data(name: str, network: Layer, loss: Loss, params: Params, x: Array, y: Array) -> None:

@@ -77,7 +77,7 @@ def make_train(
 
     A whole run as one pure function: `jax.jit` it, and `jax.vmap` it over keys, data,
     parameters, or learning rates (build it inside the mapped function). A pure function can't
-    raise: where a run diverges, its losses are NaN or infinite from that epoch on.
+    raise: where a run diverges, its losses or its state are NaN or infinite.
 
     Raises ValueError for epochs below 1, and as `make_epoch` does.
     """
@@ -156,8 +156,8 @@ def fit(
         after, value, finite = epoch(state, data, epoch_key)
         if not finite:
             batches = _batches(data, epoch_key, batch_size)
-            step, leaf = first_fault(network, loss, optimizer, state, batches)
-            raise DivergedError(number, step, leaf, state, history)
+            step, last, leaf = first_fault(network, loss, optimizer, state, batches)
+            raise DivergedError(number, step, last, leaf, state, history)
         state = after
         record = {"loss": float(value)}
         if validation is not None:

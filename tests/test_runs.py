@@ -23,6 +23,9 @@ from fnn.data import DataError
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 6, seed=1)
 
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
 def command(*args):
     return CliRunner().invoke(cli.fnn, [str(a) for a in args])
 
@@ -253,9 +256,11 @@ def test_sigterm_ends_at_the_epochs_border_with_all_saved(tmp_path):
 def small_files():
     """Files of at most 3000 bytes: a disk that is full."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    jax.config.update("jax_enable_compilation_cache", False)  # its files would be cut too
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    jax.config.update("jax_enable_compilation_cache", True)
 
 
 def test_a_full_disk_is_said_before_training(tmp_path, small_files):
