@@ -170,6 +170,15 @@ def test_fit_tells_each_epoch_and_keeps_states_valid():
     chex.assert_trees_all_equal(seen[-1][1], state)
 
 
+def test_fit_draws_a_fresh_order_each_epoch():
+    layer, loss, optimizer = recorder()
+    data = (jnp.arange(23.0)[:, None], jnp.zeros(23))
+    state, _ = fnn.fit(layer, loss, optimizer, data, key=KEY, epochs=2, batch_size=1)
+    first, second = np.asarray(state.log[:46, 1:]).argmax(-1).reshape(2, 23)
+    assert sorted(first) == sorted(second) == list(range(23))
+    assert (first != second).any()
+
+
 def test_fit_again_gives_the_same_bits():
     settings = {"key": KEY, "epochs": 3, "batch_size": 4}
     one, two = (fnn.fit(NETWORK, LOSS, fnn.adam(0.1), (X, Y), **settings) for _ in range(2))
