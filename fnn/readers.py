@@ -13,6 +13,7 @@ import gzip
 import io
 import itertools
 import math
+import warnings
 import zipfile
 import zlib
 from array import array
@@ -165,11 +166,13 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 def _explained(path: Path) -> Iterator[None]:
     """Faults that the libraries below find, as DataError with the file's name.
 
-    NumPy's parser raises whatever its damaged input makes it stumble over, so that nothing
-    narrower than Exception is enough here.
+    NumPy's parser raises, and warns of, whatever its damaged input makes it stumble over, so
+    that nothing narrower than Exception is enough here.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except DataError:
         raise
     except UnicodeDecodeError as error:

@@ -418,7 +418,6 @@ def test_fuzzed_bytes(tmp_path_factory, content, name):
     survives(folder / "idx")
 
 
-@pytest.mark.filterwarnings("ignore:Reading `.npy` or `.npz` file required")
 def test_fuzzed_damage(tmp_path):
     """Good files of every form with bytes changed, cut out, doubled or cut off."""
     np.savez(tmp_path / "a.npz", x=X, y=LABELS)
