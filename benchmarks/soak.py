@@ -98,11 +98,11 @@ def kills(folder: Path, wanted: int) -> dict[str, Any]:
         with subprocess.Popen(args, stdout=-1, stderr=-3, text=True) as child:
             for line in child.stdout:
                 epochs_to_live -= line.startswith("epoch")
-                if killed < wanted and line.startswith(("gradient", "epoch")):
-                    if epochs_to_live == 0:
-                        time.sleep(rng.uniform(0, 2 if line.startswith("gradient") else 0.02))
-                        child.kill()
-                        break
+                early = line.startswith("gradient")
+                if killed < wanted and epochs_to_live == 0 and (early or line.startswith("epoch")):
+                    time.sleep(rng.uniform(0, 2 if early else 0.02))
+                    child.kill()
+                    break
         if child.returncode == 0:
             assert contents(out) == whole, "a run that was killed and resumed ended otherwise"
             compared += 1
