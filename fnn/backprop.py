@@ -44,17 +44,21 @@ def value_and_grad(network: Layer, loss: Loss) -> Callable[..., tuple[Array, Par
     The drop-in twin of `jax.value_and_grad(objective(network, loss))`, weight included.
     """
 
-    def f(params: Params, x: Array, y: Array, weight: Array | None = None) -> tuple[Array, Params]:
-        prediction, residuals = network.forward(params, x)
-        losses = loss.value(prediction, y)
-        dy = loss.gradient(prediction, y) / losses.size
-        if weight is not None:
-            weight = _weight_of(losses, weight)
-            losses, dy = losses * weight, dy * weight[..., None]
-        grads, _ = network.backward(params, residuals, dy)
-        return losses.mean(), grads
+    # A partial, not a closure: the judge reads network and loss off it to name a wrong layer.
+    return partial(_value_and_grad, network, loss)
 
-    return f
+
+def _value_and_grad(
+    network: Layer, loss: Loss, params: Params, x: Array, y: Array, weight: Array | None = None
+) -> tuple[Array, Params]:
+    prediction, residuals = network.forward(params, x)
+    losses = loss.value(prediction, y)
+    dy = loss.gradient(prediction, y) / losses.size
+    if weight is not None:
+        weight = _weight_of(losses, weight)
+        losses, dy = losses * weight, dy * weight[..., None]
+    grads, _ = network.backward(params, residuals, dy)
+    return losses.mean(), grads
 
 
 def _weight_of(losses: Array, weight: Array) -> Array:

@@ -3,6 +3,7 @@
 import csv
 import io
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import numpy as np
 from click.core import ParameterSource
 from tqdm import tqdm
 
-from fnn import data, files, losses, optimizers, per_example, plots, runs, verify
+from fnn import data, files, losses, optimizers, per_example, plots, runs, selfcheck, verify
 from fnn.backprop import objective, value_and_grad
 from fnn.base import Layer, Params
 from fnn.models import mlp
@@ -379,6 +380,38 @@ def _learned(
         on_epoch=on_epoch,
     )
     return state.params
+
+
+@fnn.command("verify")
+@click.argument("path", required=False, metavar="[PACKAGE.MODULE:NAME]")
+def verify_command(path: str | None) -> None:
+    """Judge gradients against autodiff and finite differences, updates against their rules.
+
+    Without an argument, everything that the library ships. With one, a layer, a loss or an
+    optimizer's constructor of yours, at the inputs that its module gives as NAME_inputs: (params,
+    x), (prediction, target), or (rule, params) with the rule in numpy. Exits with 0 if all pass,
+    else with 1.
+    """
+    sys.path.insert(0, "")  # modules of the folder that the command runs in
+    if path is not None:
+        try:
+            report = selfcheck.named(path)
+        except (ImportError, TypeError, ValueError) as error:
+            raise click.UsageError(str(error)) from error
+        click.echo(f"{path}\n{report}")
+        raise SystemExit(report.verdict != "pass")
+    verdicts = []
+    click.echo(f"{'':28}  {'verdict':12}  {'float64':>8}  {'native':>8}  {'differences':>11}")
+    for name, report in selfcheck.shipped():
+        errors = [f"{rung:.1e}" if rung is not None else "-" for rung in report.errors]
+        click.echo(
+            f"{name:28}  {report.verdict:12}  {errors[0]:>8}  {errors[1]:>8}  {errors[2]:>11}"
+        )
+        if report.verdict != "pass":
+            click.echo(report)
+        verdicts.append(report.verdict)
+    click.echo(f"{verdicts.count('pass')} of {len(verdicts)} pass")
+    raise SystemExit(set(verdicts) != {"pass"})
 
 
 def _same_settings(ctx: click.Context, given: Settings, earlier: Settings, out: Path) -> Settings:

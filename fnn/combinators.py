@@ -1,13 +1,32 @@
 """Layers made of layers. `backward` is `forward` read from right to left."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
 
 from fnn.base import Array, Layer, Params, Residuals, check_layer
 from fnn.reductions import total
+
+
+class Network(Layer):
+    """A layer that remembers which layers it was made of; otherwise a `Layer` like any other.
+
+    parts(params) gives, from input to output, each layer with its own params. What
+    `_replace` makes has no parts: nobody knows any more that it is made of them.
+    """
+
+    parts: Callable[[Params], list[tuple[Layer, Params]]] = staticmethod(lambda params: [])
+
+    @classmethod
+    def of(cls, layer: Layer, parts: Callable[[Params], list[tuple[Layer, Params]]]) -> "Network":
+        """The layer, remembering its parts."""
+        network = cls(*layer)
+        network.parts = parts
+        return network
 
 
 def serial(*layers: Layer) -> Layer:
@@ -47,7 +66,8 @@ def serial(*layers: Layer) -> Layer:
             got = len(params) if isinstance(params, tuple | list) else type(params).__name__
             raise ValueError(f"serial: expected params for {len(layers)} layers, got {got}")
 
-    return Layer(init, forward, backward)
+    parts = lambda params: list(zip(layers, params, strict=True))  # noqa: E731
+    return Network.of(Layer(init, forward, backward), parts)
 
 
 def skip(layer: Layer) -> Layer:
@@ -67,7 +87,7 @@ def skip(layer: Layer) -> Layer:
         dparams, dx = layer.backward(params, residuals, dy, reduce)
         return dparams, dy + dx
 
-    return Layer(layer.init, forward, backward)
+    return Network.of(Layer(layer.init, forward, backward), lambda params: [(layer, params)])
 
 
 def repeat(layer: Layer, n: int) -> Layer:
@@ -117,7 +137,10 @@ def repeat(layer: Layer, n: int) -> Layer:
                     f"repeat: expected params with a leading axis of {n}, got {leaf.shape}"
                 )
 
-    return Layer(init, forward, backward)
+    def parts(params: Params) -> list[tuple[Layer, Params]]:
+        return [(layer, jax.tree.map(itemgetter(i), params)) for i in range(n)]
+
+    return Network.of(Layer(init, forward, backward), parts)
 
 
 @partial(
