@@ -1,5 +1,6 @@
 """Pictures of a training run, and of what per-example gradients say about it."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,19 +8,24 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fnn import files
+
 
 def curves(history: list[dict[str, float]], path: str | Path, title: str) -> None:
     """Draw a run's history as a PNG: losses on the left, held-out quality on the right.
 
-    Each record of the history is an epoch: `loss` and `test_loss`, and one more, the quality,
-    whose key becomes its label.
+    Each record of the history is an epoch: `loss`, `test_loss`, perhaps `validation_loss`, and
+    one more, the quality, whose key becomes its label. Raises OSError where the file can't be
+    written; an older one is then as it was.
     """
     figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=150)
     figure.suptitle(title, fontsize="medium")
     left, right = figure.subplots(1, 2)
     epochs = range(1, len(history) + 1)
-    quality = next(key for key in history[0] if key not in ("loss", "test_loss"))
-    panels = [(left, "loss", "training", "C0"), (left, "test_loss", "held out", "C1")]
+    named = {"loss": "training", "test_loss": "held out", "validation_loss": "validation"}
+    quality = next(key for key in history[0] if key not in named)
+    shown = [key for key in named if key in history[0]]
+    panels = [(left, key, named[key], f"C{i}") for i, key in enumerate(shown)]
     for axes, key, label, colour in [*panels, (right, quality, "held out", "C1")]:
         values = [record[key] for record in history]
         axes.plot(epochs, values, color=colour, label=label, linewidth=1.5, marker=".")
@@ -37,10 +43,10 @@ def curves(history: list[dict[str, float]], path: str | Path, title: str) -> Non
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    if min(record[key] for record in history for key in ("loss", "test_loss")) > 0:
+    if min(record[key] for record in history for key in shown) > 0:
         left.set_yscale("log")
     left.legend(frameon=False)
-    figure.savefig(path)
+    _write(figure, path)
 
 
 def noise_scale(
@@ -64,7 +70,7 @@ def noise_scale(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    _write(figure, path)
 
 
 def images(pictures: np.ndarray, captions: Sequence[str], path: Path, title: str) -> None:
@@ -77,4 +83,10 @@ def images(pictures: np.ndarray, captions: Sequence[str], path: Path, title: str
     for axes, picture, caption in zip(grid.flat, pictures, captions, strict=False):
         axes.imshow(picture, cmap="gray_r")
         axes.set_title(caption, fontsize="small")
-    figure.savefig(path)
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: str | Path) -> None:
+    image = io.BytesIO()
+    figure.savefig(image)
+    files.write(path, image.getvalue())
