@@ -312,11 +312,13 @@ def _with_entry(g: np.ndarray, value: Any) -> np.ndarray:
 
 def _power(leaves: Sequence[Leaf]) -> Power:
     """Plant into each finite leaf; where the float64 rung is silent, nothing is seen."""
-    finite = lambda leaf: np.isfinite(leaf.got).all() and np.isfinite(leaf.expected).all()  # noqa: E731
-    tried = [leaf for leaf in leaves if leaf.got.size and finite(leaf)]
+    tried = [leaf for leaf in leaves if leaf.got.size]
     planted, smallest = [], {}
     for leaf in tried:
         got, expected = leaf.got, leaf.expected
+        if not (np.isfinite(got).all() and np.isfinite(expected).all()):
+            smallest[leaf.name] = np.inf
+            continue
 
         def seen(g: np.ndarray, leaf: Leaf = leaf, expected: np.ndarray = expected) -> bool:
             speaks = leaf.float64.verdict != "silent"
