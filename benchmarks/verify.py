@@ -185,6 +185,7 @@ def run(quick: bool = False) -> dict[str, Any]:
                 if check(f, *problem, scale):
                     missed[scale].append(bug.kind)
             took.append((time.perf_counter() - start) / len(SCALES))
+        print(f"{name}: missed {missed}", file=sys.stderr, flush=True)
         alarms = sum(not check(right, *_problem(seed), 1.0) for seed in range(seeds))
         rows[name] = {
             "bugs": len(BUGS),
