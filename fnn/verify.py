@@ -451,9 +451,7 @@ def _settled(error: float, bounds: Iterator[float]) -> Rung:
     """The error against the largest bound, asking for the next one only while it is refused: a
     unit within a roundoff of its kink shows in some moves of the inputs alone."""
     found = rung(error, next(bounds))
-    for bound in bounds:
-        if found.verdict == "pass":
-            break
+    while found.verdict == "fail" and (bound := next(bounds, None)) is not None:
         found = rung(error, max(found.bound, bound))
     return found
 
