@@ -264,7 +264,7 @@ GRADIENT_BUGS = [
     Bug("cast to bfloat16", Steps(dz=_rounded(jnp.bfloat16))),
     Bug("cast to float16", _with("W", 1, _rounded(jnp.float16))),
     Bug("no gradient beyond the last layer", Steps(da=lambda dz, w: 0 * (dz @ w))),
-    Bug("cotangent clipped", Steps(dz=lambda dz: jnp.clip(dz, -0.02, 0.02))),
+    Bug("cotangent clipped", Steps(dz=lambda dz: jnp.clip(dz, -0.002, 0.002))),
     Bug("value is the sum", Steps(value=lambda losses: losses.sum())),
     Bug("value of the first example", Steps(value=lambda losses: losses[0])),
     Bug("NaN in one entry", _with("W", 1, lambda g: g.at[0, 1].set(jnp.nan))),
