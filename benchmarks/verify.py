@@ -12,8 +12,11 @@ documentation has it, on the same gradient:
                     out that gradient; float64, as it asks for
 
 A bug is caught where the checker does not pass it. A false alarm is a correct gradient refused, in
-one of the seeds; bugs are planted where one pre-activation is exactly 0, seeds are not. Seconds are the median of a check, with everything warm; `first` is a fresh
-process's first check. torch's slow mode would need 55,000 evaluations of the network a bug.
+one of the seeds. Bugs are planted where one pre-activation is exactly 0; in the seeds none is.
+
+Seconds are medians of one check: `first` is a fresh process's; `a new bug` that of a gradient not
+met before; `again` the same gradient once more, the checkers by turns. torch's slow mode would
+need 55,000 evaluations of the network a bug.
 """
 
 import json
