@@ -1,15 +1,35 @@
-"""Trees of arrays to files and back, in the safetensors format: plain data, never code."""
+"""Trees of arrays to files and back, in the safetensors format: plain data, never code.
 
+Any safetensors library reads the arrays. Under the header's one metadata key, `fnn`, lies a
+JSON object of what that format does not know:
+
+    sha256     of the whole file, with these 64 digits read as zeros
+    version    of this layout
+    tree       name -> type of each container, dtype and shape of each leaf
+    keys       name -> random generator of each leaf that is a PRNG key
+    metadata   the caller's own
+
+The digest covers every byte, so a file that differs in a single bit, is cut or continued is
+refused before anything in it is believed.
+"""
+
+import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from fnn import files
 from fnn.base import Params
+
+VERSION = 1
+_BLANK = b"0" * 64
 
 
 class CheckpointError(ValueError):
@@ -17,39 +37,164 @@ class CheckpointError(ValueError):
 
 
 def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None) -> None:
-    """Write the tree's leaves, named by their paths in it, and metadata that JSON can hold."""
-    arrays = {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
-    text = {"fnn": json.dumps(metadata or {})}
-    safetensors.numpy.save_file(arrays, path, metadata=text)
+    """Write a tree of arrays, and metadata that JSON can hold, to one file.
+
+    Leaves are named by their paths in the tree, such as `params.0.W`. bfloat16 and PRNG keys
+    are kept as they are. At every instant `path` is the old file or the new one, whole.
+
+    Raises TypeError for a leaf that is no array or of a dtype that safetensors lacks, and for
+    metadata that JSON can't hold; OSError where the file can't be written.
+    """
+    nodes = _nodes(tree)
+    leaves = {name: node for name, node in nodes.items() if not isinstance(node, _Container)}
+    described = {
+        "sha256": _BLANK.decode(),
+        "version": VERSION,
+        "tree": {name: _describe(name, node) for name, node in nodes.items()},
+        "keys": {name: jax.random.key_impl(k) for name, k in leaves.items() if _is_key(k)},
+        "metadata": metadata or {},
+    }
+    arrays = {
+        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
+        for name, leaf in leaves.items()
+    }
+    try:
+        data = safetensors.numpy.save(arrays, {"fnn": json.dumps(described)})
+    except safetensors.SafetensorError as error:
+        raise TypeError(f"{path}: {error}") from error
+    before, after = _around(data, _BLANK)
+    files.write(path, before, _digest(before, after), after)
 
 
 def load(path: str | Path, like: Params) -> Params:
     """Read a tree of the structure, shapes and dtypes of `like`.
 
-    Raises CheckpointError where the file differs from it, or is no checkpoint.
+    like is such a tree, or what `jax.eval_shape` gives for one. Leaves come back as NumPy
+    arrays where those of like are, otherwise as JAX arrays.
+
+    Raises CheckpointError for a file that is damaged or no checkpoint, and for one that holds
+    another tree: it names the leaves that are missing, left over or different. Raises OSError
+    where the file can't be read.
     """
+    data, described = _read(path)
+    nodes = _nodes(like)
     try:
-        arrays = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: not a checkpoint: {error}") from error
-    expected = {n: (str(a.dtype), a.shape) for n, a in _named(like).items()}
-    got = {n: (str(a.dtype), a.shape) for n, a in arrays.items()}
-    if got != expected:
-        differ = sorted(n for n in expected.keys() | got.keys() if expected.get(n) != got.get(n))
-        name = differ[0]
-        raise CheckpointError(f"{path}: {name}: expected {expected.get(name)}, got {got.get(name)}")
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[n] for n in _named(like)])
+        _check_same(described["tree"], {name: _describe(name, n) for name, n in nodes.items()})
+        tensors = dict(safetensors.deserialize(data))
+        leaves = [
+            _restore(name, tensors[name], node, described["keys"])
+            for name, node in nodes.items()
+            if not isinstance(node, _Container)
+        ]
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata given to `save`. Raises CheckpointError where the file is no checkpoint."""
+    """The metadata given to `save`.
+
+    Raises CheckpointError for a file that is damaged or no checkpoint, and OSError where it
+    can't be read.
+    """
+    return _read(path)[1]["metadata"]
+
+
+def _read(path: str | Path) -> tuple[bytes, dict[str, Any]]:
+    """The file's bytes, found whole, and what they say of themselves."""
+    data = Path(path).read_bytes()
     try:
-        with safetensors.safe_open(path, "numpy") as file:
-            return json.loads(file.metadata()["fnn"])
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint: {error}") from error
+        length = int.from_bytes(data[:8], "little")
+        described = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["fnn"])
+        version, claimed = described["version"], described["sha256"].encode("ascii")
+        complete = described.keys() >= {"tree", "keys", "metadata"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of fnn, or damaged") from error
+    if version != VERSION:
+        raise CheckpointError(f"{path}: expected layout version {VERSION}, got {version!r}")
+    if not complete or _digest(*_around(data, claimed)) != claimed:
+        raise CheckpointError(f"{path}: damaged: its content does not match its SHA-256")
+    return data, described
 
 
-def _named(tree: Params) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+def _around(data: bytes, digest: bytes) -> tuple[memoryview, memoryview]:
+    """The bytes before and after the digest's place, which is its first occurrence: safetensors
+    puts the metadata first, and we put the digest first in there."""
+    at = data.find(digest)
+    return memoryview(data)[:at], memoryview(data)[at + len(_BLANK) :]
+
+
+def _digest(before: memoryview, after: memoryview) -> bytes:
+    content = hashlib.sha256(before)
+    content.update(_BLANK)
+    content.update(after)
+    return content.hexdigest().encode()
+
+
+class _Container(str):
+    """The name of a container's type."""
+
+
+def _nodes(tree: Params) -> dict[str, Any]:
+    """The tree's leaves and containers by their paths, in the tree's order.
+
+    A path reads `0.W` where such short names tell all apart, else `[0]['W']`.
+    """
+
+    def walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda n: n is not node)
+        is_leaf = any(not key for key, _ in children)
+        yield path, node if is_leaf else _Container(type(node).__name__)
+        for key, child in () if is_leaf else children:
+            yield from walk(child, path + key)
+
+    found = list(walk(tree, ()))
+    for simple in (True, False):
+        separator = "." if simple else ""
+        named = {
+            jax.tree_util.keystr(path, simple=simple, separator=separator): node
+            for path, node in found
+        }
+        if len(named) == len(found) and "__metadata__" not in named:
+            return named
+    raise ValueError("checkpoint: two leaves of the tree have the same path")
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _describe(name: str, node: Any) -> str:
+    if isinstance(node, _Container):
+        return node
+    if not hasattr(node, "dtype") or not hasattr(node, "shape"):
+        raise TypeError(f"checkpoint: {name}: expected an array, got {type(node).__name__}")
+    dtype = node.dtype if _is_key(node) else np.dtype(node.dtype).newbyteorder("=")
+    return f"{dtype}{node.shape}"
+
+
+def _check_same(got: dict[str, str], expected: dict[str, str]) -> None:
+    faults = []
+    for name in expected | got:
+        if name not in got:
+            faults.append(f"{name} is missing")
+        elif name not in expected:
+            faults.append(f"{name} was not expected")
+        elif got[name] != expected[name]:
+            faults.append(f"{name or 'the tree'}: expected {expected[name]}, got {got[name]}")
+    if faults:
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ValueError(f"{'; '.join(faults[:3])}{more}")
+
+
+def _restore(name: str, tensor: dict[str, Any], like: Any, keys: dict[str, str]) -> Any:
+    if _is_key(like):
+        raw = np.frombuffer(tensor["data"], np.uint32).reshape(tensor["shape"])
+        return jax.random.wrap_key_data(jnp.asarray(raw), impl=keys[name])
+    dtype = np.dtype(like.dtype).newbyteorder("=")
+    array = np.frombuffer(tensor["data"], dtype).reshape(like.shape)
+    if isinstance(like, np.ndarray | np.generic):
+        return array
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"{name} is {dtype}: turn jax_enable_x64 on to load it")
+    return jnp.array(array)

@@ -38,6 +38,7 @@ def _optimizer(
 
     def init(params: Params) -> Any:
         params = jax.tree.map(jnp.asarray, params)
+        jax.tree.map(_wide, params)  # slots or not, parameters must be floating-point
         # Arrays of their own for each slot: a buffer can be donated only once.
         slots = [jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p)), params) for _ in slot_names]
         return state_type(params, jnp.zeros((), jnp.int32), *slots)

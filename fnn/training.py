@@ -7,14 +7,17 @@
 The batch size chooses the kind of gradient descent: 1 is stochastic, m mini-batch, n full.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fnn.backprop import objective, value_and_grad
 from fnn.base import Array, Layer, Loss, Optimizer, Params
+from fnn.faults import DivergedError as DivergedError, all_finite, check_data, first_fault
 from fnn.permutations import permutation
 
 Data = tuple[Any, Any]
@@ -54,17 +57,16 @@ def make_epoch(
         n = _count(data)
         if batch_size > n:
             raise ValueError(f"make_epoch: batch_size {batch_size} is larger than the data: {n}")
-        order = permutation(key, n)
-        full = n - n % batch_size
+        batches, rest = _shuffled(key, n, batch_size)
 
         def step_on(state: State, rows: Array) -> tuple[State, Array]:
             return step(state, jax.tree.map(lambda a: a[rows], data))
 
-        state, losses = jax.lax.scan(step_on, state, order[:full].reshape(-1, batch_size))
+        state, losses = jax.lax.scan(step_on, state, batches)
         sum_of_losses = losses.sum() * batch_size
-        if full < n:
-            state, last = step_on(state, order[full:])
-            sum_of_losses += last * (n - full)
+        if rest.size:
+            state, last = step_on(state, rest)
+            sum_of_losses += last * rest.size
         return state, sum_of_losses / n
 
     return epoch
@@ -76,7 +78,8 @@ def make_train(
     """train(params, (x, y), key) -> (state, losses), with losses of shape (epochs,).
 
     A whole run as one pure function: `jax.jit` it, and `jax.vmap` it over keys, data,
-    parameters, or learning rates (build it inside the mapped function).
+    parameters, or learning rates (build it inside the mapped function). A pure function can't
+    raise: where a run diverges, its losses or its state are NaN or infinite.
 
     Raises ValueError for epochs below 1, and as `make_epoch` does.
     """
@@ -91,6 +94,18 @@ def make_train(
     return train
 
 
+class Progress(NamedTuple):
+    """Where a run stands: what `fit` needs to go on as if it had never stopped.
+
+    state is the newest; best the one with the lowest validation loss of the history, which has
+    an entry an epoch.
+    """
+
+    state: State
+    history: list[dict[str, float]]
+    best: State
+
+
 def fit(
     network: Layer,
     loss: Loss,
@@ -101,9 +116,11 @@ def fit(
     epochs: int,
     batch_size: int | None = None,
     validation: Data | None = None,
+    patience: int | None = None,
+    start: Progress | None = None,
     on_epoch: Callable[[int, State, dict[str, float]], None] | None = None,
 ) -> tuple[State, list[dict[str, float]]]:
-    """Train from fresh parameters, an epoch at a time, and say how it goes.
+    """Train an epoch at a time, from fresh parameters or from `start`, and say how it goes.
 
     data is (x, y), kept on the device and shuffled there, or for more than the device
     holds an iterable of batches (x, y), taken as they come, once an epoch. Then batch_size
@@ -115,31 +132,90 @@ def fit(
     on_epoch(epoch, state, record) is called, epoch from 1, record the history's newest
     entry; the state it gets stays valid for good.
 
-    Raises as `make_epoch` does; ValueError for epochs below 1, for a batch_size with
-    batches or without it for arrays, and for an iterable that is exhausted.
+    With `patience` training ends when so many epochs in a row have not lowered the validation
+    loss, and the state returned is the best epoch's. epochs counts those in `start` too: with
+    the same other arguments, a run that goes on is bit for bit one that never stopped.
+
+    Raises as `make_epoch` does; ValueError for epochs or patience below 1, patience without
+    validation, arrays that `faults.check_data` refuses, a batch_size with batches or without
+    it for arrays, and an iterable that is exhausted; DivergedError, with the last finite state,
+    when a loss, a gradient or the state stops being finite.
     """
     if epochs < 1:
         raise ValueError(f"fit: expected epochs of at least 1, got {epochs}")
+    if patience is not None and (patience < 1 or validation is None):
+        raise ValueError(f"fit: expected patience of at least 1, and validation, got {patience}")
     if _is_pair(data) != (batch_size is not None):
         raise ValueError(f"fit: expected a batch_size with arrays (x, y) alone, got {batch_size}")
-    if batch_size is None:
-        epoch = _make_streamed_epoch(network, loss, optimizer)
-    else:
-        data = jax.tree.map(jnp.asarray, data)
-        epoch = jax.jit(make_epoch(network, loss, optimizer, batch_size))
-    evaluate = jax.jit(objective(network, loss))
+    validation = jax.tree.map(jnp.asarray, validation)
     init_key, shuffle_key = jax.random.split(key)
-    state = optimizer.init(network.init(init_key))
-    history = []
-    for number in range(1, epochs + 1):
-        state, value = epoch(state, data, jax.random.fold_in(shuffle_key, number))
+    if start is None:
+        fresh = optimizer.init(network.init(init_key))
+        start = Progress(fresh, [], fresh)
+    state, history, best = start.state, list(start.history), start.best
+    if validation is not None:
+        check_data("fit: validation", network, loss, state.params, *validation)
+    epoch: Any
+    batches_of: Callable[[Array], Iterable[Data]]
+    if batch_size is None:
+        epoch = _watched(_make_streamed_epoch(network, loss, optimizer))
+        batches_of = lambda key: data  # noqa: E731
+    else:
+        x, y = data = jax.tree.map(jnp.asarray, data)
+        check_data("fit", network, loss, state.params, x, y)
+        epoch = jax.jit(_watched(make_epoch(network, loss, optimizer, batch_size)))
+        batches_of = partial(_batches, (x, y), batch_size)
+    evaluate = jax.jit(objective(network, loss))
+    for number in range(len(history) + 1, epochs + 1):
+        if patience is not None and epochs_since_best(history) >= patience:
+            break
+        epoch_key = jax.random.fold_in(shuffle_key, number)
+        after, value, finite = epoch(state, data, epoch_key)
+        if not finite:
+            again = batches_of(epoch_key)
+            step, last, leaf = first_fault(network, loss, optimizer, state, again)
+            raise DivergedError(number, step, last, leaf, state, history)
+        state = after
         record = {"loss": float(value)}
         if validation is not None:
             record["validation_loss"] = float(evaluate(state.params, *validation))
         history.append(record)
+        if patience is not None and epochs_since_best(history) == 0:
+            best = state
         if on_epoch is not None:
             on_epoch(number, state, record)
-    return state, history
+    return state if patience is None else best, history
+
+
+def epochs_since_best(history: list[dict[str, float]]) -> int:
+    """How many epochs ago the validation loss was lowest for the first time; 0 for none yet."""
+    losses = [record["validation_loss"] for record in history]
+    ranked = [math.inf if math.isnan(value) else value for value in losses]
+    return len(ranked) - 1 - ranked.index(min(ranked)) if ranked else 0
+
+
+def _watched(epoch: Callable) -> Callable[[State, Data, Array], tuple[State, Array, Array]]:
+    """The epoch, and whether its loss and the state after it are finite."""
+
+    def watched(state: State, data: Data, key: Array) -> tuple[State, Array, Array]:
+        state, value = epoch(state, data, key)
+        return state, value, all_finite((state, value))
+
+    return watched
+
+
+def _shuffled(key: Array, n: int, batch_size: int) -> tuple[Array, Array]:
+    """An epoch's batches, as rows of the data: (n // batch_size, batch_size), and the rest."""
+    order = permutation(key, n)
+    full = n - n % batch_size
+    return order[:full].reshape(-1, batch_size), order[full:]
+
+
+def _batches(data: Data, batch_size: int, key: Array) -> Iterator[Data]:
+    """The batches of the epoch that has this key, one after another."""
+    batches, rest = _shuffled(key, _count(data), batch_size)
+    for rows in (*batches, rest) if rest.size else batches:
+        yield jax.tree.map(lambda a, rows=rows: a[rows], data)
 
 
 def _make_streamed_epoch(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from fnn import checkpoint, cli, data
+from fnn import cli, data, runs
 
 
 def run(*args):
@@ -28,7 +28,7 @@ def test_train_digits_end_to_end(tmp_path):
     assert float(rows[-1]["test_accuracy"]) == pytest.approx(accuracy, abs=1e-4)
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "run" / "params.safetensors").stat().st_size > 4 * 64 * 256
+    assert (tmp_path / "run" / "run.safetensors").stat().st_size > 4 * 64 * 256
 
 
 @pytest.mark.parametrize("source", ["iris", "wine", "breast_cancer"])
@@ -57,7 +57,7 @@ def test_the_seed_decides_everything(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["train", "digitz"], "digitz"),
+        (["train", "iris", "--epohcs", "3"], "Did you mean '--epochs'?"),
         (["train", "iris", "--hidden", "8,x"], "'8,x' is not a list of widths"),
         (["train", "iris", "--hidden", "0"], "'0' is not a list of widths"),
         (["train", "iris", "--learning-rate", "nan"], "'nan' is not a number above 0"),
@@ -65,8 +65,8 @@ def test_the_seed_decides_everything(tmp_path):
         (["train", "iris", "--batch-size", "0"], "batch-size"),
         (["train", "iris", "--batch-size", "1000"], "larger than the 120 examples"),
         (["train", "iris", "--epochs", "0"], "epochs"),
-        (["train", "iris", "--optimizer", "adm"], "adm"),
-        (["train", "iris", "--activation", "softmax"], "softmax"),
+        (["train", "iris", "--optimizer", "adm"], "did you mean 'adam'?"),
+        (["train", "iris", "--activation", "softmax"], "'softmax' is unknown: known are elu"),
     ],
 )
 def test_wrong_options_get_one_line(args, message, tmp_path, monkeypatch):
@@ -120,7 +120,7 @@ def test_ctrl_c_leaves_what_was_learned(tmp_path):
     assert "test accuracy" in rest
     with open(out / "history.csv") as file:
         assert len(list(csv.DictReader(file))) >= 5
-    assert checkpoint.read_metadata(out / "params.safetensors") == {}
+    assert len(runs.load(out).progress.history) >= 5
 
 
 def test_a_split_keeps_each_class_and_every_example():
@@ -142,3 +142,20 @@ def test_scaling_is_undone():
     np.testing.assert_allclose(scaling.undo(z), x, rtol=1e-4)
     constant = data.Scaling.of(np.ones((4, 1), np.float32))
     np.testing.assert_array_equal(constant.apply(np.ones((4, 1), np.float32)), np.zeros((4, 1)))
+
+
+def test_noise_scale_is_measured_after_each_epoch_and_drawn(tmp_path):
+    result = run("noise-scale", "digits", "--epochs", 3, "--out", tmp_path / "new" / "scale.png")
+    assert result.exit_code == 0, result.output
+    rows = [row.split() for row in result.stdout.splitlines() if row.startswith("epoch")]
+    assert [row[1] for row in rows] == ["1", "2", "3"]
+    scales = [float(row[-1]) for row in rows]
+    assert 20 < scales[0] < scales[1] < scales[2] < 2000
+    assert (tmp_path / "new" / "scale.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_hardest_digits_are_misread_more_often_than_others(tmp_path):
+    result = run("hardest", "digits", "--count", 20, "--out", tmp_path / "hardest.png")
+    assert result.exit_code == 0, result.output
+    assert int(result.stdout.split("largest ")[2].split()[0]) >= 10
+    assert (tmp_path / "hardest.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,388 @@
+"""Runs: nothing is lost, going on is as never having stopped, and what was trained can be used."""
+
+import csv
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from sklearn import datasets, metrics
+
+from fnn import cli, data, files, runs
+from fnn.checkpoint import CheckpointError
+from fnn.data import DataError
+
+SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 6, seed=1)
+
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
+def command(*args):
+    return CliRunner().invoke(cli.fnn, [str(a) for a in args])
+
+
+def one_line(result, message, code=1):
+    """A failure that says what is wrong in one line, without a traceback."""
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit)
+    errors = [row for row in result.stderr.splitlines() if row.startswith("Error: ")]
+    assert len(errors) == 1, result.stderr
+    assert result.stderr.rstrip().endswith(errors[0])
+    assert message in errors[0]
+
+
+def finished(folder, source="iris", settings=SETTINGS, stop_after=None):
+    """Train in two goes where stop_after is given, through the file; write all three files."""
+    folder.mkdir(exist_ok=True)
+    run, examples = runs.prepare(source, settings)
+    if stop_after is not None:
+        first = runs.train(
+            run._replace(settings=settings._replace(epochs=stop_after)), examples, lambda r: None
+        )
+        runs.save(folder, first)
+        run = runs.load(folder)._replace(settings=settings)
+    run = runs.train(run, examples, lambda r: None)
+    runs.save(folder, run)
+    runs.report(folder, run, "title")
+    return run, examples
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+VARIANTS = {
+    "classes": ("iris", SETTINGS),
+    "patience": ("iris", SETTINGS._replace(patience=2, learning_rate=0.3, epochs=12)),
+    "values": ("diabetes", SETTINGS._replace(optimizer="momentum", hidden=())),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_going_on_is_bit_for_bit_never_having_stopped(tmp_path, name):
+    whole, _ = finished(tmp_path / "a", *VARIANTS[name])
+    finished(tmp_path / "b", *VARIANTS[name], stop_after=3)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    if name == "patience":
+        assert 3 < len(whole.progress.history) < 12
+
+
+def test_a_run_comes_back_bit_for_bit(tmp_path):
+    run, _ = finished(tmp_path)
+    back = runs.load(tmp_path)
+    assert back._replace(inputs=None, progress=None) == run._replace(inputs=None, progress=None)
+    assert back.progress.history == run.progress.history
+    kept, expected = (jax.tree.leaves((r.inputs, r.progress.state)) for r in (back, run))
+    assert [np.asarray(a).tobytes() for a in kept] == [np.asarray(a).tobytes() for a in expected]
+
+
+def test_scaling_is_of_the_training_part_alone():
+    run, examples = runs.prepare("diabetes", SETTINGS._replace(patience=1))
+    for fitted, part in ((run.inputs, examples.train.x), (run.outputs, examples.train.y)):
+        np.testing.assert_allclose(fitted.mean, part.mean(0, dtype=np.float64), rtol=1e-9)
+    parts = [len(part.x) for part in examples]
+    assert sum(parts) == 442
+    assert parts == [282, 71, 89]
+
+
+def test_patience_keeps_the_best_epochs_network(tmp_path):
+    settings = SETTINGS._replace(patience=2, learning_rate=0.3, epochs=50)
+    run, examples = finished(tmp_path, "iris", settings)
+    losses = [record["validation_loss"] for record in run.progress.history]
+    assert len(losses) == int(np.argmin(losses)) + 1 + 2 < 50
+    x, y = run.standardised(examples.validation)
+    of_best = run.loss.value(run.network.forward(run.progress.best.params, x)[0], y).mean()
+    np.testing.assert_allclose(of_best, min(losses), rtol=1e-5)
+    predicted = runs.predict(runs.load(tmp_path), examples.validation.x)
+    likelihood = predicted[np.arange(len(y)), y]
+    np.testing.assert_allclose(-np.log(likelihood).mean(), min(losses), rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def csv_run(tmp_path_factory):
+    """A network trained by the command on a CSV file of iris, and the folder it is in."""
+    folder = tmp_path_factory.mktemp("csv")
+    iris = datasets.load_iris()
+    with open(folder / "iris.csv", "w") as file:
+        writer = csv.writer(file)
+        writer.writerow(["species", "a", "b", "c", "d"])
+        for row, label in zip(iris.data, iris.target, strict=True):
+            writer.writerow([iris.target_names[label], *row])
+    args = ("--target", "species", "--hidden", 16, "--learning-rate", 0.01)
+    result = command("train", folder / "iris.csv", *args, "--out", folder / "run")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_predict_writes_names_and_probabilities(csv_run):
+    with open(csv_run / "iris.csv") as file:
+        rows = list(csv.DictReader(file))
+    with open(csv_run / "new.csv", "w") as file:  # columns in another order, others beside
+        writer = csv.writer(file)
+        writer.writerow(["note", "d", "b", "a", "c"])
+        writer.writerows([["x", row["d"], row["b"], row["a"], row["c"]] for row in rows])
+    result = command("predict", csv_run / "run", csv_run / "new.csv")
+    assert result.exit_code == 0, result.output
+    predicted = list(csv.DictReader(result.stdout.splitlines()))
+    assert list(predicted[0]) == [
+        "class",
+        "probability setosa",
+        "probability versicolor",
+        "probability virginica",
+    ]
+    right = [p["class"] == row["species"] for p, row in zip(predicted, rows, strict=True)]
+    assert np.mean(right) > 0.95
+    for row in predicted[::10]:
+        probabilities = {k.split(" ", 1)[1]: float(v) for k, v in list(row.items())[1:]}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert max(probabilities, key=probabilities.get) == row["class"]
+    command("predict", csv_run / "run", csv_run / "new.csv", "--out", csv_run / "p.csv")
+    assert (csv_run / "p.csv").read_text() == result.stdout
+
+
+def test_evaluate_counts_the_held_out_examples_of_its_own_data(csv_run):
+    result = command("evaluate", csv_run / "run", csv_run / "iris.csv")
+    assert result.exit_code == 0, result.output
+    run = runs.load(csv_run / "run")
+    assert "the held-out 30 examples" in result.stdout
+    accuracy = float(result.stdout.split("accuracy ")[1].split()[0])
+    assert accuracy == pytest.approx(run.progress.history[-1]["test_accuracy"], abs=1e-4)
+    table = [row.split() for row in result.stdout.splitlines()[-3:]]
+    confusion = np.array([row[1:] for row in table], int)
+    assert [row[0] for row in table] == list(run.classes)
+    assert confusion.sum() == 30
+    np.testing.assert_allclose(np.trace(confusion) / 30, accuracy, atol=1e-4)
+    np.testing.assert_array_equal(confusion.sum(1), [10, 10, 10])
+
+
+def test_evaluate_on_other_data_counts_all(csv_run):
+    lines = (csv_run / "iris.csv").read_text().splitlines()
+    (csv_run / "some.csv").write_text("\n".join([lines[0], *lines[60:70]]))
+    result = command("evaluate", csv_run / "run", csv_run / "some.csv")
+    assert result.exit_code == 0, result.output
+    assert "all 10 examples" in result.stdout
+    (csv_run / "bad.csv").write_text("\n".join([lines[0], "setossa,1,2,3,4"]))
+    one_line(command("evaluate", csv_run / "run", csv_run / "bad.csv"), "did you mean 'setosa'?")
+    one_line(command("evaluate", csv_run / "run", "diabetes"), "task is regression")
+    one_line(command("evaluate", csv_run / "run", "wine"), "the feature 'a' is missing")
+    one_line(command("predict", csv_run / "run", "wine"), "expected 4 features, got 13")
+
+
+def test_metrics_agree_with_scikit_learn():
+    run, examples = runs.prepare("iris", SETTINGS)
+    run = runs.train(run, examples, lambda r: None)
+    labels = runs.predict(run, examples.test.x).argmax(-1)
+    found = runs.evaluate(run, examples.test)
+    np.testing.assert_array_equal(
+        found.confusion, metrics.confusion_matrix(examples.test.y, labels)
+    )
+    assert found.accuracy == metrics.accuracy_score(examples.test.y, labels)
+
+
+def test_values_come_back_in_their_own_units(tmp_path):
+    """A linear relation, its values around a million: learned, predicted and measured there."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 3)) * [1, 100, 0.01] + [5, -300, 0]
+    y = x @ np.array([[20.0, -1], [3, 2], [5000, 0]]) + [1e6, -50]
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    args = ("--hidden", "", "--learning-rate", 0.05, "--epochs", 60, "--out", tmp_path / "run")
+    result = command("train", tmp_path / "a.npz", *args)
+    assert result.exit_code == 0, result.output
+    assert "test RMSE value 1" in result.stdout
+    result = command("predict", tmp_path / "run", tmp_path / "a.npz")
+    predicted = np.array(list(csv.reader(result.stdout.splitlines()))[1:], float)
+    assert np.abs(predicted - y).max(0) == pytest.approx([0, 0], abs=2)
+    run, (_, _, test) = runs.prepare(tmp_path / "a.npz", SETTINGS._replace(hidden=()))
+    found = runs.evaluate(run, test)
+    guess = runs.predict(run, test.x)
+    error = metrics.mean_squared_error(test.y, guess, multioutput="raw_values")
+    np.testing.assert_allclose(found.rmse, np.sqrt(error))
+    r2 = metrics.r2_score(test.y, guess, multioutput="raw_values")
+    np.testing.assert_allclose(found.r2, r2)
+
+
+# Killed, stopped, without room.
+
+TRAIN = (sys.executable, "-um", "fnn", "train", "iris", "--epochs", "40", "--hidden", "8")
+
+
+def test_kills_at_any_instant_lose_nothing(tmp_path):
+    """SIGKILL in the middle, then --resume, again and again: the same bytes in the end."""
+    rng = random.Random(3)
+    killed = [*TRAIN, "--save-every", "0", "--resume", "--out", str(tmp_path / "a")]
+    for _ in range(2):
+        with subprocess.Popen(killed, stdout=-1, stderr=-3, text=True) as child:
+            wait = rng.randrange(2, 8)
+            for line in child.stdout:
+                wait -= line.startswith("epoch")
+                if wait == 0:
+                    time.sleep(rng.uniform(0, 0.02))
+                    child.kill()
+                    break
+        assert child.returncode == -signal.SIGKILL
+        assert 0 < len(runs.load(tmp_path / "a").progress.history) < 40
+    assert "resumed" in command(*killed[3:]).stdout
+    assert command(*TRAIN[3:], "--out", tmp_path / "b").exit_code == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_sigterm_ends_at_the_epochs_border_with_all_saved(tmp_path):
+    args = [*TRAIN[:-4], "--hidden", "8", "--epochs", "1000000", "--out", str(tmp_path)]
+    with subprocess.Popen(args, stdout=-1, stderr=-3, text=True) as child:
+        for line in child.stdout:
+            if line.startswith("epoch"):
+                child.terminate()
+                break
+        rest = child.stdout.read()
+    assert child.returncode == 128 + signal.SIGTERM
+    assert "interrupted after" in rest
+    run = runs.load(tmp_path)
+    with open(tmp_path / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(run.progress.history) >= 1
+    assert int(run.progress.state.step) == 4 * len(rows)
+
+
+@pytest.fixture
+def small_files():
+    """Files of at most 3000 bytes: a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    jax.config.update("jax_enable_compilation_cache", False)  # its files would be cut too
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+def test_a_full_disk_is_said_before_training(tmp_path, small_files):
+    result = command("train", "iris", "--out", tmp_path / "run")
+    one_line(result, "run/probe")
+    assert "epoch 1" not in result.stdout
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_is_said_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = command("train", "iris", "--out", tmp_path / "file" / "run")
+    one_line(result, "file")
+    assert "epoch 1" not in result.stdout
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_while_training_costs_nothing_older(tmp_path, monkeypatch, code):
+    args = ("train", "iris", "--hidden", 8, "--save-every", 0, "--out", tmp_path)
+    assert command(*args, "--epochs", 3).exit_code == 0
+    older = contents(tmp_path)
+    real, calls = os.fsync, []
+
+    def fail(handle):
+        calls.append(handle)
+        if len(calls) > 7:  # the probe and some epochs, each file and folder
+            raise OSError(code, os.strerror(code))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    result = command(*args, "--epochs", 6, "--resume")
+    one_line(result, os.strerror(code))
+    monkeypatch.undo()
+    now = contents(tmp_path)
+    assert now.keys() == older.keys()
+    assert now["history.csv"] == older["history.csv"]
+    assert len(runs.load(tmp_path).progress.history) >= 3
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    with files.owned(tmp_path):
+        one_line(command("train", "iris", "--out", tmp_path), "another process is writing")
+
+
+# What is wrong, in a word.
+
+
+def test_resume_refuses_what_would_be_another_run(csv_run, tmp_path):
+    train = ("train", csv_run / "iris.csv", "--resume", "--out", csv_run / "run")
+    for option, value in (("--seed", 5), ("--hidden", "3,3"), ("--optimizer", "sgd")):
+        message = f"{option} {value}: the run in"
+        one_line(command(*train, option, value), message, code=2)
+    other = ("train", "wine", "--resume", "--out", csv_run / "run")
+    one_line(command(*other), "target column can be chosen of a CSV file only")
+    (tmp_path / "iris.csv").write_text((csv_run / "iris.csv").read_text().replace("5.1", "5.2"))
+    changed = ("train", tmp_path / "iris.csv", "--resume", "--out", csv_run / "run")
+    one_line(command(*changed), "trained on other data")
+
+
+def test_resume_with_nothing_there_starts_and_done_changes_nothing(tmp_path):
+    args = ("train", "iris", "--epochs", 2, "--hidden", 4, "--out", tmp_path / "r", "--resume")
+    assert "resumed" not in command(*args).stdout
+    first = contents(tmp_path / "r")
+    again = command(*args)
+    assert "resumed   after epoch 2" in again.stdout
+    assert contents(tmp_path / "r") == first
+
+
+def test_faults_of_a_run_are_one_line(csv_run, tmp_path):
+    path = csv_run / "run" / runs.FILE
+    whole = path.read_bytes()
+    one_line(command("predict", tmp_path, "iris"), "there is no trained run")
+    for damaged, message in (
+        (whole[:-1], "damaged"),
+        (whole[:100] + b"?" + whole[101:], "damaged"),
+        (b"", "not a checkpoint"),
+    ):
+        (tmp_path / runs.FILE).write_bytes(damaged)
+        for args in (("predict", tmp_path, "iris"), ("evaluate", tmp_path, "iris")):
+            one_line(command(*args), message)
+        one_line(command("train", "iris", "--resume", "--out", tmp_path), message)
+    from fnn import checkpoint
+
+    checkpoint.save(tmp_path / runs.FILE, {"a": np.ones(3)}, {"settings": {}})
+    with pytest.raises(CheckpointError, match="of no run"):
+        runs.load(tmp_path)
+
+
+def test_a_diverging_run_is_never_saved_as_nan(tmp_path):
+    args = ("train", "diabetes", "--optimizer", "sgd", "--hidden", "", "--out", tmp_path)
+    result = command(*args, "--learning-rate", 1e30)
+    one_line(result, "training diverged in epoch 1, step")
+    assert "nothing is saved" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    result = command(*args, "--learning-rate", 1.2, "--epochs", 4000)
+    one_line(result, "has the network after epoch")
+    run = runs.load(tmp_path)
+    for leaf in jax.tree.leaves(run.progress):
+        assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "empty"),
+        ("a,b\n", "a header, but no examples"),
+        ("1,2.5\n", "1 example: 2 are needed"),
+        ("a,b\n1,2.5\n2\n", "line 3: expected 2 columns, got 1"),
+        ("a,b\n1,2.5\nx,3.5\n", "line 3, column 1 'a': 'x' is not a number"),
+        ("a,b\n1,2.5\nnan,3.5\n", "line 3, column 1 'a': expected a finite number, got nan"),
+        (bytes([0xFF] * 100), "not text in UTF-8"),
+    ],
+)
+def test_faults_of_the_data_are_one_line(tmp_path, content, message):
+    path = tmp_path / "a.csv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    one_line(command("train", path, "--out", tmp_path / "run"), message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_sources_are_one_line(tmp_path):
+    one_line(command("train", "digitz", "--out", tmp_path), "did you mean 'digits'?")
+    one_line(command("train", tmp_path / "no.csv", "--out", tmp_path), "no.csv: no such file")
+    with pytest.raises(DataError):
+        data.load("digitz")
