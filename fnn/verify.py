@@ -9,20 +9,21 @@ native dtype  As the user runs it, against the float64 reference. With u the dty
               roundoff, the bound is 8 times the sum of: what the reference moves when every input
               moves by u, which is u times the running magnitude sum |dg/dv||v|; the error of
               autodiff in the same dtype; and u. Overflow and cancellation show here.
-differences   Without autodiff: (f(theta + h v) - f(theta - h v)) / 2h along one unit direction a
-              leaf, taken to h = 0 by Richardson's extrapolation. Its error is the last
-              correction, the gap between the slopes from the right and from the left, and the
-              rounding of f over h. At a kink, and where rounding drowns it, it stays silent.
+differences   (f(theta + h v) - f(theta - h v)) / 2h along one unit direction a leaf, taken to
+              h = 0 by Richardson's extrapolation. Its error is the last correction, the gap
+              between the slopes from the right and from the left, and the rounding of f over h.
+              At a kink, and where rounding drowns it, it stays silent. Of autodiff only the size
+              of that rounding is taken, u sum |df/dtheta||theta|.
 
 The verdict of a leaf is "fail" where the float64 or the native rung fails. It is "inconclusive"
-where that rests on no firm reference: one that is zero or mere rounding; a kink where autodiff
-takes neither side's slope; finite differences that contradict autodiff; a function that computes
-in less than float64 whatever it is given, and so can't be told apart from its own rounding.
+where that rests on no firm reference: one that is zero or mere rounding; a kink where autodiff or
+the gradient under test splits the tie; finite differences that contradict autodiff; a function
+that computes in less than float64 whatever it is given, and agrees as far as that goes.
 
 All measures are relative, so scaling the loss hides nothing. Integers, booleans and keys are
 passed on and not differentiated. A check leaves JAX's configuration as it was, and works whether
-x64 is on or off. It calls the gradient under test twice, as it is; objectives are compiled, or
-run as they are where they can't be.
+x64 is on or off. The user's functions are compiled; those that can't be, for they branch on
+values or are NumPy's, run as they are.
 """
 
 import inspect
@@ -731,5 +732,6 @@ def _highest():
 @contextmanager
 def _judging():
     # Standard promotion: next to float64, a constant of the user's in float32 is no mistake.
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), _highest():
+    promoting = jax.numpy_dtype_promotion("standard")
+    with jax.enable_x64(True), promoting, _highest(), np.errstate(all="ignore"):
         yield
