@@ -1,6 +1,11 @@
 """Feed-forward neural networks in a purely functional style, with their own derivatives."""
 
-from fnn import schedules as schedules, verify as verify
+from fnn import (
+    curvature as curvature,
+    per_example as per_example,
+    schedules as schedules,
+    verify as verify,
+)
 from fnn.activations import (
     elementwise as elementwise,
     elu as elu,

@@ -20,6 +20,7 @@ Shapes, in every docstring of the package:
     b       (d_out,)      biases
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -82,3 +83,20 @@ class Optimizer(NamedTuple):
 def at_least_float32(dtype: Any) -> Any:
     """The dtype in which sums over many terms are kept: narrower ones lose the small terms."""
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def check_layer(name: str, layer: Any) -> None:
+    """Raise TypeError, in the words of the caller `name`, for what is not a `Layer`, or is one
+    whose backward can't be given `reduce`."""
+    if not isinstance(layer, Layer):
+        hint = "; call it to make one" if callable(layer) else ""
+        raise TypeError(f"{name}: expected a Layer, got {layer!r}{hint}")
+    try:
+        inspect.signature(layer.backward).bind("params", "residuals", "dy", "reduce")
+    except ValueError:
+        return  # a callable that has no signature to read
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected a layer with backward(params, residuals, dy, reduce=total), "
+            f"got backward{inspect.signature(layer.backward)}"
+        ) from None

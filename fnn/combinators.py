@@ -1,13 +1,32 @@
 """Layers made of layers. `backward` is `forward` read from right to left."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
 
-from fnn.base import Array, Layer, Params, Residuals
+from fnn.base import Array, Layer, Params, Residuals, check_layer
 from fnn.reductions import total
+
+
+class Network(Layer):
+    """A layer that remembers which layers it was made of; otherwise a `Layer` like any other.
+
+    parts(params) gives, from input to output, each layer with its own params. What
+    `_replace` makes has no parts: nobody knows any more that it is made of them.
+    """
+
+    parts: Callable[[Params], list[tuple[Layer, Params]]] = staticmethod(lambda params: [])
+
+    @classmethod
+    def of(cls, layer: Layer, parts: Callable[[Params], list[tuple[Layer, Params]]]) -> "Network":
+        """The layer, remembering its parts."""
+        network = cls(*layer)
+        network.parts = parts
+        return network
 
 
 def serial(*layers: Layer) -> Layer:
@@ -16,11 +35,11 @@ def serial(*layers: Layer) -> Layer:
     params, residuals and dparams are tuples with one entry a layer. `serial()` is the
     identity, and serial(f, serial(g, h)) computes what serial(serial(f, g), h) does.
 
-    Raises TypeError for an argument that is not a layer; ValueError for params with
-    another number of entries.
+    Raises TypeError for an argument that is not a layer, or whose backward takes no
+    `reduce`; ValueError for params with another number of entries.
     """
     for i, layer in enumerate(layers):
-        _check_layer(f"serial: argument {i}", layer)
+        check_layer(f"serial: argument {i}", layer)
 
     def init(key: Array) -> Params:
         keys = jax.random.split(key, len(layers)) if layers else ()
@@ -47,7 +66,8 @@ def serial(*layers: Layer) -> Layer:
             got = len(params) if isinstance(params, tuple | list) else type(params).__name__
             raise ValueError(f"serial: expected params for {len(layers)} layers, got {got}")
 
-    return Layer(init, forward, backward)
+    parts = lambda params: list(zip(layers, params, strict=True))  # noqa: E731
+    return Network.of(Layer(init, forward, backward), parts)
 
 
 def skip(layer: Layer) -> Layer:
@@ -56,7 +76,7 @@ def skip(layer: Layer) -> Layer:
     params, residuals and dparams are the layer's. Raises TypeError for an argument that
     is not a layer; ValueError where f(x) has another shape than x.
     """
-    _check_layer("skip", layer)
+    check_layer("skip", layer)
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
         y, residuals = layer.forward(params, x)
@@ -67,7 +87,7 @@ def skip(layer: Layer) -> Layer:
         dparams, dx = layer.backward(params, residuals, dy, reduce)
         return dparams, dy + dx
 
-    return Layer(layer.init, forward, backward)
+    return Network.of(Layer(layer.init, forward, backward), lambda params: [(layer, params)])
 
 
 def repeat(layer: Layer, n: int) -> Layer:
@@ -80,7 +100,7 @@ def repeat(layer: Layer, n: int) -> Layer:
     Raises TypeError for an argument that is not a layer; ValueError for n below 1, for
     params of another depth, and where the layer changes its input's shape or dtype.
     """
-    _check_layer("repeat", layer)
+    check_layer("repeat", layer)
     if n < 1:
         raise ValueError(f"repeat: expected n of at least 1, got {n}")
 
@@ -117,7 +137,10 @@ def repeat(layer: Layer, n: int) -> Layer:
                     f"repeat: expected params with a leading axis of {n}, got {leaf.shape}"
                 )
 
-    return Layer(init, forward, backward)
+    def parts(params: Params) -> list[tuple[Layer, Params]]:
+        return [(layer, jax.tree.map(itemgetter(i), params)) for i in range(n)]
+
+    return Network.of(Layer(init, forward, backward), parts)
 
 
 @partial(
@@ -150,12 +173,6 @@ class _Kept:
     def residuals(self, y: Array) -> Residuals:
         kept = [self.x, y, *self.others]
         return jax.tree.unflatten(self.form, [kept[i] for i in self.places])
-
-
-def _check_layer(name: str, layer: Any) -> None:
-    if not isinstance(layer, Layer):
-        hint = "; call it to make one" if callable(layer) else ""
-        raise TypeError(f"{name}: expected a Layer, got {layer!r}{hint}")
 
 
 def _check_same(name: str, x: Array, y: Array) -> None:

@@ -15,6 +15,8 @@ not floating-point: nothing is ever broadcast.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +83,9 @@ def _softmax_cross_entropy_value(prediction: Array, target: Array) -> Array:
 
 def _softmax_cross_entropy_gradient(prediction: Array, target: Array) -> Array:
     t = _distribution("softmax_cross_entropy", prediction, target)
-    return jax.nn.softmax(prediction) * t.sum(-1, keepdims=True) - t
+    # Labels are distributions that sum to one: no need to add them up.
+    mass = t.sum(-1, keepdims=True) if jnp.ndim(target) == t.ndim else 1
+    return jax.nn.softmax(prediction) * mass - t
 
 
 softmax_cross_entropy = Loss(_softmax_cross_entropy_value, _softmax_cross_entropy_gradient)
@@ -149,8 +153,16 @@ def _distribution(name: str, prediction: Array, target: Array) -> Array:
             f"{name}: expected integer labels of shape {tuple(batch)} for a prediction of "
             f"shape {prediction.shape}, got {target.shape}"
         )
-    known = ((target >= 0) & (target < k))[..., None]
-    return jnp.where(known, jax.nn.one_hot(target, k, dtype=prediction.dtype), jnp.nan)
+    return _one_hot(target, k, prediction.dtype)
+
+
+# Value and gradient both ask for it; jit has it traced and lowered once.
+@partial(jax.jit, static_argnums=(1, 2))
+def _one_hot(labels: Array, k: int, dtype: Any) -> Array:
+    """(...) -> (..., k), a row of NaN for a label outside 0 to k-1."""
+    labels = labels[..., None]
+    known = (labels >= 0) & (labels < k)
+    return jnp.where(known, (labels == jnp.arange(k, dtype=labels.dtype)).astype(dtype), jnp.nan)
 
 
 def _floating(name: str, prediction: Array) -> Array:

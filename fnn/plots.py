@@ -1,8 +1,10 @@
-"""Pictures of a training run."""
+"""Pictures of a training run, and of what per-example gradients say about it."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -44,6 +46,47 @@ def curves(history: list[dict[str, float]], path: str | Path, title: str) -> Non
     if min(record[key] for record in history for key in shown) > 0:
         left.set_yscale("log")
     left.legend(frameon=False)
+    _write(figure, path)
+
+
+def noise_scale(
+    trace: Sequence[float], squared_norm: Sequence[float], path: Path, title: str
+) -> None:
+    """Draw the gradient's noise and signal after each epoch as a PNG, and their ratio beside it."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=150)
+    figure.suptitle(title, fontsize="medium")
+    left, right = figure.subplots(1, 2, sharex=True)
+    epochs = range(1, len(trace) + 1)
+    # An estimate of the squared norm can fall below 0, where a logarithm has no place for it.
+    signal = np.where(np.asarray(squared_norm) > 0, squared_norm, np.nan)
+    left.plot(epochs, trace, "C0.-", label="noise: trace of the covariance")
+    left.plot(epochs, signal, "C1.-", label="signal: squared norm of the mean")
+    right.plot(epochs, np.asarray(trace) / signal, "C2.-")
+    left.set(ylabel="noise and signal")
+    left.legend(frameon=False, fontsize="small")
+    right.set(ylabel="noise scale, in examples")
+    for axes in (left, right):
+        axes.set(xlabel="epoch", yscale="log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    _write(figure, path)
+
+
+def images(pictures: np.ndarray, captions: Sequence[str], path: Path, title: str) -> None:
+    """Draw grey images (n, height, width) as a PNG, ten in a row, each with its caption."""
+    rows = -(-len(pictures) // 10)
+    figure = Figure(figsize=(9, 0.3 + 1.15 * rows), layout="constrained", dpi=150)
+    figure.suptitle(title, fontsize="medium")
+    for axes in (grid := figure.subplots(rows, 10, squeeze=False)).flat:
+        axes.set_axis_off()
+    for axes, picture, caption in zip(grid.flat, pictures, captions, strict=False):
+        axes.imshow(picture, cmap="gray_r")
+        axes.set_title(caption, fontsize="small")
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: str | Path) -> None:
     image = io.BytesIO()
     figure.savefig(image)
     files.write(path, image.getvalue())

@@ -8,7 +8,8 @@ The batch size chooses the kind of gradient descent: 1 is stochastic, m mini-bat
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from fnn.backprop import objective, value_and_grad
 from fnn.base import Array, Layer, Loss, Optimizer, Params
 from fnn.faults import DivergedError as DivergedError, all_finite, check_data, first_fault
+from fnn.permutations import permutation
 
 Data = tuple[Any, Any]
 """Arrays x (n, d_in) and y, with the examples along the first axis of both."""
@@ -108,17 +110,22 @@ def fit(
     network: Layer,
     loss: Loss,
     optimizer: Optimizer,
-    data: Data,
+    data: Data | Iterable[Data],
     *,
     key: Array,
     epochs: int,
-    batch_size: int,
+    batch_size: int | None = None,
     validation: Data | None = None,
     patience: int | None = None,
     start: Progress | None = None,
     on_epoch: Callable[[int, State, dict[str, float]], None] | None = None,
 ) -> tuple[State, list[dict[str, float]]]:
     """Train an epoch at a time, from fresh parameters or from `start`, and say how it goes.
+
+    data is (x, y), kept on the device and shuffled there, or for more than the device
+    holds an iterable of batches (x, y), taken as they come, once an epoch. Then batch_size
+    is theirs, the order too, and a batch moves to the device while those before it are
+    computed; the iterable must not change the arrays that it has given.
 
     Returns the final state and the history: for each epoch its `loss`, and with
     validation=(x, y) its `validation_loss` after the epoch. After each epoch
@@ -130,24 +137,34 @@ def fit(
     the same other arguments, a run that goes on is bit for bit one that never stopped.
 
     Raises as `make_epoch` does; ValueError for epochs or patience below 1, patience without
-    validation, and examples that `faults.check_data` refuses; DivergedError, with the last
-    finite state, when a loss, a gradient or the state stops being finite.
+    validation, arrays that `faults.check_data` refuses, a batch_size with batches or without
+    it for arrays, and an iterable that is exhausted; DivergedError, with the last finite state,
+    when a loss, a gradient or the state stops being finite.
     """
     if epochs < 1:
         raise ValueError(f"fit: expected epochs of at least 1, got {epochs}")
     if patience is not None and (patience < 1 or validation is None):
         raise ValueError(f"fit: expected patience of at least 1, and validation, got {patience}")
-    data = jax.tree.map(jnp.asarray, data)
+    if _is_pair(data) != (batch_size is not None):
+        raise ValueError(f"fit: expected a batch_size with arrays (x, y) alone, got {batch_size}")
     validation = jax.tree.map(jnp.asarray, validation)
     init_key, shuffle_key = jax.random.split(key)
     if start is None:
         fresh = optimizer.init(network.init(init_key))
         start = Progress(fresh, [], fresh)
     state, history, best = start.state, list(start.history), start.best
-    check_data("fit", network, loss, state.params, *data)
     if validation is not None:
         check_data("fit: validation", network, loss, state.params, *validation)
-    epoch = jax.jit(_watched(make_epoch(network, loss, optimizer, batch_size)))
+    epoch: Any
+    batches_of: Callable[[Array], Iterable[Data]]
+    if batch_size is None:
+        epoch = _watched(_make_streamed_epoch(network, loss, optimizer))
+        batches_of = lambda key: data  # noqa: E731
+    else:
+        x, y = data = jax.tree.map(jnp.asarray, data)
+        check_data("fit", network, loss, state.params, x, y)
+        epoch = jax.jit(_watched(make_epoch(network, loss, optimizer, batch_size)))
+        batches_of = partial(_batches, (x, y), batch_size)
     evaluate = jax.jit(objective(network, loss))
     for number in range(len(history) + 1, epochs + 1):
         if patience is not None and epochs_since_best(history) >= patience:
@@ -155,8 +172,8 @@ def fit(
         epoch_key = jax.random.fold_in(shuffle_key, number)
         after, value, finite = epoch(state, data, epoch_key)
         if not finite:
-            batches = _batches(data, epoch_key, batch_size)
-            step, last, leaf = first_fault(network, loss, optimizer, state, batches)
+            again = batches_of(epoch_key)
+            step, last, leaf = first_fault(network, loss, optimizer, state, again)
             raise DivergedError(number, step, last, leaf, state, history)
         state = after
         record = {"loss": float(value)}
@@ -189,16 +206,55 @@ def _watched(epoch: Callable) -> Callable[[State, Data, Array], tuple[State, Arr
 
 def _shuffled(key: Array, n: int, batch_size: int) -> tuple[Array, Array]:
     """An epoch's batches, as rows of the data: (n // batch_size, batch_size), and the rest."""
-    order = jax.random.permutation(key, n)
+    order = permutation(key, n)
     full = n - n % batch_size
     return order[:full].reshape(-1, batch_size), order[full:]
 
 
-def _batches(data: Data, key: Array, batch_size: int) -> Iterator[Data]:
+def _batches(data: Data, batch_size: int, key: Array) -> Iterator[Data]:
     """The batches of the epoch that has this key, one after another."""
     batches, rest = _shuffled(key, _count(data), batch_size)
     for rows in (*batches, rest) if rest.size else batches:
         yield jax.tree.map(lambda a, rows=rows: a[rows], data)
+
+
+def _make_streamed_epoch(
+    network: Layer, loss: Loss, optimizer: Optimizer
+) -> Callable[[State, Iterable[Data], Array], tuple[State, float]]:
+    """epoch(state, batches, key) -> (state, mean loss): each batch a step, in their order."""
+    step = jax.jit(make_step(network, loss, optimizer), donate_argnums=0)
+
+    def epoch(state: State, batches: Iterable[Data], key: Array) -> tuple[State, float]:
+        # The caller's state stays valid; the copy's memory is used again step after step.
+        state = jax.tree.map(jnp.copy, state)
+        losses: list[Array] = []
+        counts: list[int] = []
+        for batch in batches:
+            if not _is_pair(batch):
+                raise TypeError(f"fit: expected batches (x, y), got {type(batch).__name__}")
+            counts.append(_count(batch))
+            # The call moves the batch while the device computes the step before it. One step
+            # may wait, so that the device never does; more of them would let a fast source
+            # fill its memory with batches.
+            jax.block_until_ready(losses[-2:-1])
+            state, value = step(state, batch)
+            losses.append(value)
+        if not losses:
+            raise ValueError(
+                "fit: no batches came; each epoch iterates over the data anew, which an "
+                "iterator or a generator allows once: give a list, or an object with __iter__"
+            )
+        total = sum(float(value) * count for value, count in zip(losses, counts, strict=True))
+        return state, total / sum(counts)
+
+    return epoch
+
+
+def _is_pair(data: Any) -> bool:
+    """Is it (x, y)? Rather than an iterable of such pairs."""
+    return (
+        isinstance(data, tuple | list) and len(data) == 2 and all(hasattr(a, "shape") for a in data)
+    )
 
 
 def _count(data: Data) -> int:

@@ -90,6 +90,23 @@ def layer_inputs(case: LayerCase, dtype, batch=(7,)):
     return params, x, draw(jax.eval_shape(case.layer.forward, params, x)[0])
 
 
+def _chain(cases):
+    """One network through the layers of all cases, 5 -> 3, with dense layers where widths
+    change."""
+    layers, width = [], 5
+    for case in cases:
+        y, _ = jax.eval_shape(
+            case.layer.forward, jax.eval_shape(case.layer.init, KEY), jnp.zeros((1, case.d_in))
+        )
+        layers += [case.layer] if width == case.d_in else [fnn.dense(width, case.d_in), case.layer]
+        width = y.shape[-1]
+    return fnn.serial(*layers, fnn.dense(width, 3))
+
+
+# Every layer in a network, in few enough of them to compile quickly.
+NETWORKS = [_chain(LAYERS[i::3]) for i in range(3)]
+
+
 _rng = np.random.default_rng(2026)
 _LOGITS = _rng.normal(size=(6, 4))
 _PROBABILITIES = _rng.dirichlet(np.ones(4), 6)

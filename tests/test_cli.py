@@ -142,3 +142,20 @@ def test_scaling_is_undone():
     np.testing.assert_allclose(scaling.undo(z), x, rtol=1e-4)
     constant = data.Scaling.of(np.ones((4, 1), np.float32))
     np.testing.assert_array_equal(constant.apply(np.ones((4, 1), np.float32)), np.zeros((4, 1)))
+
+
+def test_noise_scale_is_measured_after_each_epoch_and_drawn(tmp_path):
+    result = run("noise-scale", "digits", "--epochs", 3, "--out", tmp_path / "new" / "scale.png")
+    assert result.exit_code == 0, result.output
+    rows = [row.split() for row in result.stdout.splitlines() if row.startswith("epoch")]
+    assert [row[1] for row in rows] == ["1", "2", "3"]
+    scales = [float(row[-1]) for row in rows]
+    assert 20 < scales[0] < scales[1] < scales[2] < 2000
+    assert (tmp_path / "new" / "scale.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_hardest_digits_are_misread_more_often_than_others(tmp_path):
+    result = run("hardest", "digits", "--count", 20, "--out", tmp_path / "hardest.png")
+    assert result.exit_code == 0, result.output
+    assert int(result.stdout.split("largest ")[2].split()[0]) >= 10
+    assert (tmp_path / "hardest.png").read_bytes().startswith(b"\x89PNG")

@@ -185,6 +185,71 @@ def test_fit_again_gives_the_same_bits():
     chex.assert_trees_all_equal(one, two)
 
 
+class Batches:
+    """Batches of 4 in a fixed order, by a new iterator each time, as numpy arrays."""
+
+    def __iter__(self):
+        return ((np.asarray(X[i : i + 4]), np.asarray(Y[i : i + 4])) for i in range(0, 23, 4))
+
+
+@pytest.mark.parametrize("batches", [Batches(), list(Batches())], ids=["iterable", "list"])
+def test_fit_takes_batches_as_they_come(batches):
+    """What fit does with them is a step a batch, from the parameters of the same key."""
+    optimizer = fnn.adam(0.03)
+    seen = []
+    state, history = fnn.fit(
+        NETWORK,
+        LOSS,
+        optimizer,
+        batches,
+        key=KEY,
+        epochs=3,
+        on_epoch=lambda number, state, record: seen.append(state),
+    )
+    assert [int(kept.step) for kept in seen] == [6, 12, 18]  # each is still there
+    expected = optimizer.init(NETWORK.init(jax.random.split(KEY)[0]))
+    step = jax.jit(fnn.make_step(NETWORK, LOSS, optimizer))
+    for record in history:
+        total = 0.0
+        for x, y in Batches():
+            expected, value = step(expected, (x, y))
+            total += float(value) * len(x)
+        np.testing.assert_allclose(record["loss"], total / 23, rtol=1e-6)
+    chex.assert_trees_all_equal(state, expected)
+
+
+def test_fit_keeps_the_device_busy_but_not_swamped():
+    """A batch is asked for while one step computes and one waits, and never more than one."""
+    x, y = np.ones((600, 800), np.float32), np.zeros(600, np.int32)
+    pending = []
+
+    def batches():
+        for _ in range(8):
+            scalars = [a for a in jax.live_arrays() if a.shape == () and a.dtype == jnp.float32]
+            pending.append(sum(not a.is_ready() for a in scalars))
+            yield x, y
+
+    network = fnn.serial(fnn.dense(800, 800), *[fnn.dense(800, 800)] * 5)
+    fnn.fit(network, LOSS, fnn.sgd(0.1), batches(), key=KEY, epochs=1)
+    assert max(pending) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "data", "batch_size"),
+    [
+        (ValueError, "no batches came", iter(Batches()), None),
+        (ValueError, "no batches came", [], None),
+        (ValueError, "batch_size with arrays .* alone, got 4", Batches(), 4),
+        (ValueError, "batch_size with arrays .* alone, got None", (X, Y), None),
+        (ValueError, "x has 23 examples, but y has 22", [(X, Y[1:])], None),
+        (TypeError, r"batches \(x, y\), got ndarray", [np.zeros((2, 3))] * 3, None),
+    ],
+)
+def test_fit_names_what_is_wrong_with_the_data(error, message, data, batch_size):
+    with pytest.raises(error, match=message):
+        fnn.fit(NETWORK, LOSS, fnn.sgd(1), data, key=KEY, epochs=2, batch_size=batch_size)
+
+
 @pytest.mark.parametrize(
     ("message", "call"),
     [

@@ -1,0 +1,356 @@
+"""The generalised Gauss-Newton matrix of a network, read off its own backward pass.
+
+    G = (1/m) sum_n J_n^T H_n J_n,    H_n = sum_c s_nc s_nc^T
+
+J_n (k, parameters) is the Jacobian of prediction n and H_n (k, k) the Hessian of its loss there.
+G is the Hessian of the mean loss without the network's own second derivatives: never negative,
+equal to the Hessian where the network is linear, and, for `softmax_cross_entropy` on labels, the
+Fisher matrix (Martens 2020). A loss's Hessian root gives the columns s_nc. One backward sweep
+from each column, all columns at once by `jax.vmap`, has everything in it: J_n^T s_nc for a dense
+layer is delta_nc [a_n; 1]^T.
+
+    ggn_diagonal                  diag G = (1/m) sum_n sum_c (J_n^T s_nc)^2     Dangel et al. 2020
+    kronecker_factors             A = (1/m) sum_n [a_n; 1] [a_n; 1]^T
+                                  S = (1/m) sum_n sum_c delta_nc delta_nc^T    Botev et al. 2017
+    kfac                          gradient descent in the metric A (x) S       Martens & Grosse 2015
+    gauss_newton_vector_product   G v                                         Schraudolph 2002
+
+A root is root(prediction, target) -> (c, ..., k), columns first, with H = sum_c s_c s_c^T for each
+example. It is known for `mse`, `softmax_cross_entropy` and `sigmoid_binary_cross_entropy`; for
+another loss, give its own as `root=`. With root=lambda p, t: loss.gradient(p, t)[None], G is the
+empirical Fisher matrix; with gradients for targets drawn from the model it is Monte Carlo.
+
+Every leading axis of x is a batch axis, as in `fnn.per_example`. All raise ValueError for a loss
+without a root.
+
+The Hessian itself. Hand-written gradients are differentiable, so that a Hessian-vector product
+is one derivative along v of the gradient, no more code:
+
+    def hessian_vector_product(params, v):
+        gradient = lambda params: fnn.value_and_grad(network, loss)(params, x, y)[1]
+        return jax.jvp(gradient, (params,), (v,))[1]
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fnn.backprop import sweep
+from fnn.base import Array, Layer, Loss, Optimizer, Params, at_least_float32, check_layer
+from fnn.losses import mse, sigmoid_binary_cross_entropy, softmax_cross_entropy
+from fnn.optimizers import Rate, SGDState, sgd
+from fnn.reductions import Direct, Factor, Outer, squared, total
+
+Root = Callable[[Array, Array], Array]
+
+
+def _diagonal_root(diagonal: Array) -> Array:
+    """The columns sqrt(h_c) e_c of H = diag(h), h (..., k)."""
+    k = diagonal.shape[-1]
+    return jnp.moveaxis(jnp.sqrt(diagonal)[..., None] * jnp.eye(k, dtype=diagonal.dtype), -2, 0)
+
+
+def _mse_root(prediction: Array, target: Array) -> Array:
+    """H = (2/k) I."""
+    return _diagonal_root(jnp.full_like(prediction, 2 / prediction.shape[-1]))
+
+
+def _softmax_root(prediction: Array, target: Array) -> Array:
+    """H = w (diag p - p p^T), s_c = sqrt(w p_c) (e_c - p): p the softmax, w the sum of the
+    target."""
+    p, target = jax.nn.softmax(prediction), jnp.asarray(target)
+    labels = jnp.issubdtype(target.dtype, jnp.integer)
+    weight = 1 if labels else target.astype(p.dtype).sum(-1, keepdims=True)
+    columns = jnp.eye(p.shape[-1], dtype=p.dtype) - p[..., None, :]
+    return jnp.moveaxis(jnp.sqrt(weight * p)[..., None] * columns, -2, 0)
+
+
+def _sigmoid_root(prediction: Array, target: Array) -> Array:
+    """H = diag(a (1 - a)) / k, a the sigmoid."""
+    slope = jax.nn.sigmoid(prediction) * jax.nn.sigmoid(-prediction)
+    return _diagonal_root(slope / prediction.shape[-1])
+
+
+_ROOTS: dict[Loss, Root] = {
+    mse: _mse_root,
+    softmax_cross_entropy: _softmax_root,
+    sigmoid_binary_cross_entropy: _sigmoid_root,
+}
+
+
+def ggn_diagonal(
+    network: Layer, loss: Loss, *, root: Root | None = None
+) -> Callable[[Params, Array, Array], Params]:
+    """f(params, x, y) -> the diagonal of G, exactly: a tree like params.
+
+    Equal to the diagonal of the Hessian of the mean loss where every layer is linear around
+    its input: with `relu` and its kin, everywhere but at their kinks.
+    """
+    swept = _swept(network, loss, root, lambda factor: total(_over_columns(squared(factor))))
+
+    def f(params: Params, x: Array, y: Array) -> Params:
+        m, sums = swept(params, x, y)
+        return jax.tree.map(lambda leaf: leaf / m, sums)
+
+    return f
+
+
+class Kronecker(NamedTuple):
+    """A dense layer's block of G, as A (x) S: A (d_in + 1, d_in + 1), the last row and column
+    the bias's, and S (d_out, d_out). Under `repeat`, with the copies' axes in front."""
+
+    A: Array
+    S: Array
+
+
+def kronecker_factors(
+    network: Layer, loss: Loss, *, root: Root | None = None
+) -> Callable[[Params, Array, Array], Any]:
+    """f(params, x, y) -> a tree like params with a `Kronecker` for each dense layer's dict, and
+    the diagonal of G for every other parameter.
+
+    A dense layer is one whose params are {"W": (d_out, d_in), "b": (d_out,)} and whose W has
+    `Outer` gradients. A (x) S is its block of G exactly where [a;1] [a;1]^T and the layer's
+    output curvature don't vary together: in a linear network under `mse`, or for one example.
+
+    Raises TypeError for such a layer whose W is stated otherwise.
+    """
+    swept = _swept(network, loss, root, _block)
+
+    def f(params: Params, x: Array, y: Array) -> Any:
+        m, sums = swept(params, x, y)
+
+        def one(node: Any, blocks: Any) -> Any:
+            if not _is_dense(node):
+                return blocks.diagonal / m
+            if blocks["W"].kronecker is None:
+                raise TypeError("kronecker_factors: expected Outer gradients of a dense layer's W")
+            return jax.tree.map(lambda leaf: leaf / m, blocks["W"].kronecker)
+
+        return jax.tree.map(one, params, sums, is_leaf=_is_dense)
+
+    return f
+
+
+def gauss_newton_vector_product(
+    network: Layer, loss: Loss, *, root: Root | None = None
+) -> Callable[[Params, Array, Array, Params], Params]:
+    """f(params, x, y, v) -> G v, for v and G v trees like params, at the cost of about two
+    gradients: u_n = H_n J_n v, then (1/m) sum_n J_n^T u_n.
+
+    J_n v is the transpose of backward, which is linear in dy: `jax.linear_transpose` reads the
+    one hand-written rule backwards, so there is no other rule for the forward sweep.
+
+    Raises TypeError for v of another structure, shape or dtype than params.
+    """
+    root = _root_of(loss, root)
+    check_layer("network", network)
+
+    def f(params: Params, x: Array, y: Array, v: Params) -> Params:
+        prediction, residuals = network.forward(params, x)
+        columns, m = _columns(loss, root, prediction, y)
+
+        def pull(dy: Array) -> Params:
+            dparams, _ = network.backward(params, residuals, dy)
+            return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(dparams))
+
+        (jv,) = jax.linear_transpose(pull, prediction)(v)
+        return pull((columns * (columns * jv).sum(-1, keepdims=True)).sum(0) / m)
+
+    return f
+
+
+class KFACState(NamedTuple):
+    """params and step as in every optimizer's state. factors: the running sum of what was
+    observed, `weight` its weight. bases: the eigenvectors and eigenvalues of their mean."""
+
+    params: Params
+    step: Array
+    factors: Any
+    weight: Array
+    bases: Any
+
+
+class _Basis(NamedTuple):
+    a: Array  # eigenvalues of A
+    U: Array  # and its eigenvectors, in columns
+    s: Array
+    V: Array
+
+
+def kfac(learning_rate: Rate, damping: float | Array = 1e-3) -> Optimizer:
+    """Gradient descent in the metric of the Kronecker factors. Martens & Grosse 2015.
+
+    theta <- theta - eta (A (x) S + damping I)^-1 g. For a dense layer, with the eigenvectors
+    U of A and V of S, their eigenvalues a and s, and g = [dW | db],
+
+        direction = V (V^T g U / (s a^T + damping)) U^T
+
+    so that the damping is of the whole block, not split between its factors. For every other
+    parameter the direction is g / (diagonal of G + damping).
+
+    An `Optimizer` as any other, for `fnn.make_step` and all that is built on it. What it knows
+    of the curvature comes by `observe`, as often as is worth its price, one backward sweep for
+    k columns and two eigendecompositions a layer:
+
+        factors = kronecker_factors(network, loss)
+        step = fnn.make_step(network, loss, kfac(0.3, damping=1e-2))
+        state = observe(state, factors(state.params, x, y))
+        state, value = step(state, (x, y))
+
+    Until the first `observe` A (x) S is the identity.
+
+    Raises ValueError for a learning_rate or a damping that is not above 0.
+    """
+    if isinstance(damping, int | float) and not damping > 0:
+        raise ValueError(f"kfac: expected damping > 0, got {damping}")
+    descent = sgd(learning_rate)
+
+    def init(params: Params) -> KFACState:
+        params, step = descent.init(params)
+        identity = jax.tree.map(_identity, params, is_leaf=_is_dense)
+        nothing = jax.tree.map(jnp.zeros_like, identity)
+        return KFACState(params, step, nothing, jnp.zeros((), jnp.float32), _bases(identity))
+
+    def update(state: KFACState, grads: Params) -> KFACState:
+        def direction(node: Any, basis: Any, g: Any) -> Any:
+            if not _is_dense(node):
+                return g.astype(basis.dtype) / (basis + _as(damping, basis))
+            g = jnp.concatenate([g["W"], g["b"][..., None]], -1).astype(basis.U.dtype)
+            curvature = basis.s[..., :, None] * basis.a[..., None, :]
+            g = basis.V.mT @ g @ basis.U / (curvature + _as(damping, curvature))
+            g = basis.V @ g @ basis.U.mT
+            return {"W": g[..., :-1], "b": g[..., -1]}
+
+        directions = jax.tree.map(direction, state.params, state.bases, grads, is_leaf=_is_dense)
+        moved = descent.update(SGDState(state.params, state.step), directions)
+        return state._replace(params=moved.params, step=moved.step)
+
+    return Optimizer(init, update)
+
+
+def observe(state: KFACState, factors: Any, decay: float | Array = 0.95) -> KFACState:
+    """The state with `kronecker_factors` taken into its running mean, which is
+    sum_t decay^(T-t) factors_t, divided by the same sum of the weights alone.
+
+    Raises ValueError for a decay outside [0, 1).
+    """
+    if isinstance(decay, int | float) and not 0 <= decay < 1:
+        raise ValueError(f"observe: expected decay in [0, 1), got {decay}")
+    sums = jax.tree.map(lambda old, new: _as(decay, old) * old + new, state.factors, factors)
+    weight = _as(decay, state.weight) * state.weight + 1
+    means = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), sums)
+    return state._replace(factors=sums, weight=weight, bases=_bases(means))
+
+
+def _bases(factors: Any) -> Any:
+    def one(node: Any) -> Any:
+        if not isinstance(node, Kronecker):
+            return node
+        (a, U), (s, V) = jnp.linalg.eigh(node.A), jnp.linalg.eigh(node.S)
+        # Rounding may put an eigenvalue of 0 below 0.
+        return _Basis(jnp.maximum(a, 0), U, jnp.maximum(s, 0), V)
+
+    return jax.tree.map(one, factors, is_leaf=lambda node: isinstance(node, Kronecker))
+
+
+def _identity(node: Any) -> Any:
+    """The factors of a G that is the identity, for a dense layer's params or another array."""
+    if not _is_dense(node):
+        return jnp.ones(node.shape, at_least_float32(node.dtype))
+    *copies, d_out, d_in = node["W"].shape
+    dtype = at_least_float32(node["W"].dtype)
+    sides = (jnp.broadcast_to(jnp.eye(d, dtype=dtype), (*copies, d, d)) for d in (d_in + 1, d_out))
+    return Kronecker(*sides)
+
+
+class _Block(NamedTuple):
+    diagonal: Array
+    kronecker: Kronecker | None
+
+
+def _block(factor: Factor) -> _Block:
+    diagonal = total(_over_columns(squared(factor)))
+    match factor:
+        case Outer(left, right):
+            ones = jnp.ones((*right.shape[:-1], 1), right.dtype)
+            a = _moment(jnp.concatenate([right, ones], -1))
+            # Columns as one more batch axis of a single product, not one S for each to sum.
+            s = _moment(jax.lax.all_gather(left, _AXIS))
+            return _Block(diagonal, Kronecker(A=jax.lax.pmean(a, _AXIS), S=s))
+    return _Block(diagonal, None)
+
+
+def _moment(rows: Array) -> Array:
+    """sum_n rows_n rows_n^T, in at least float32."""
+    wide = rows.astype(at_least_float32(rows.dtype))
+    return total(Outer(wide, wide))
+
+
+_AXIS = "columns of the Hessian root"
+
+
+def _over_columns(factor: Factor) -> Factor:
+    """The factor summed over the columns c. One of left_c and right_c is the same for every c:
+    their product's sum is (sum of left) (x) (mean of right), whichever of them that is."""
+    match factor:
+        case Outer(left, right):
+            return Outer(jax.lax.psum(left, _AXIS), jax.lax.pmean(right, _AXIS))
+        case Direct(value, ndim):
+            return Direct(jax.lax.psum(value, _AXIS), ndim)
+
+
+def _is_dense(node: Any) -> bool:
+    """Whether a node of params is a dense layer's: {"W": (..., d_out, d_in), "b": (..., d_out)}."""
+    if not isinstance(node, dict) or node.keys() != {"W", "b"}:
+        return False
+    return all(hasattr(leaf, "shape") for leaf in node.values()) and (
+        node["W"].shape[:-1] == node["b"].shape
+    )
+
+
+def _swept(
+    network: Layer, loss: Loss, root: Root | None, reduce: Callable[[Factor], Any]
+) -> Callable[[Params, Array, Array], tuple[int, Any]]:
+    """f(params, x, y) -> (m, what reduce makes of the sweeps from all columns of the root)."""
+    root = _root_of(loss, root)
+    check_layer("network", network)
+
+    def f(params: Params, x: Array, y: Array) -> tuple[int, Any]:
+        prediction, residuals = network.forward(params, x)
+        columns, m = _columns(loss, root, prediction, y)
+
+        def one(dy: Array) -> Any:
+            return sweep(network, params, residuals, dy, reduce)
+
+        return m, jax.vmap(one, axis_name=_AXIS, out_axes=None)(columns)
+
+    return f
+
+
+def _root_of(loss: Loss, root: Root | None) -> Root:
+    if root is not None:
+        return root
+    if loss not in _ROOTS:
+        raise ValueError(
+            "no Hessian root is known for this loss: expected mse, softmax_cross_entropy or "
+            "sigmoid_binary_cross_entropy, or the loss's own root=, "
+            "root(prediction, target) -> columns (c, ..., k)"
+        )
+    return _ROOTS[loss]
+
+
+def _columns(loss: Loss, root: Root, prediction: Array, y: Array) -> tuple[Array, int]:
+    """The root's columns (c, ..., k), and the number of examples."""
+    columns = root(prediction, y)
+    if columns.shape[1:] != prediction.shape:
+        raise ValueError(
+            f"root: expected columns of shape (c, *{prediction.shape}), got {columns.shape}"
+        )
+    return columns, loss.value(prediction, y).size
+
+
+def _as(number: Any, like: Array) -> Array:
+    return jnp.asarray(number, like.dtype)

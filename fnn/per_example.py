@@ -1,0 +1,226 @@
+"""What each example's own gradient says, from one backward sweep and without ever holding it.
+
+g_n is the gradient of loss_n, example n's own loss: no 1/m in it. A dense layer's is the outer
+product of its output's cotangent delta and its input a, [dW | db]_n = delta_n [a_n; 1]^T. All of
+these are read off a and delta, as other reductions of the factors that backpropagation sums:
+
+    squared_norms           ||g_n||^2 = sum over the layers of (||a_n||^2 + 1) ||delta_n||^2
+                            Goodfellow 2015
+    gram                    <g_n, g_k> = sum over the layers of (a_n . a_k + 1) (delta_n . delta_k)
+    second_moment           (1/m) sum_n g_n^2 = (1/m) (delta^2)^T [a^2; 1]    Dangel et al. 2020
+    clipped_value_and_grad  (1/m) sum_n g_n min(1, C / ||g_n||)               Abadi et al. 2016
+    gradient_noise_scale    trace(Cov g) / ||E g||^2                          McCandlish et al. 2018
+
+Each takes (network, loss) and gives a pure function of (params, x, y), to `jax.jit` and to
+`jax.vmap`. Every leading axis of x is a batch axis and every entry of loss.value an example: an
+example's loss may depend on its own row of x alone. Any layer that states its gradients as
+`Outer` or `Direct` takes part, in `serial`, `skip` and `repeat` too; the errors of others are
+`fnn.backprop.sweep`'s. Norms, products and moments are at least float32.
+
+Private training. DP-SGD (Abadi et al. 2016, algorithm 1) clips to C, sums, adds noise of standard
+deviation z C, and divides by m:
+
+    private = clipped_value_and_grad(network, loss, C)
+    value, grads = private(state.params, x, y)
+    state = optimizer.update(state, add_noise(grads, key, z * C / m))
+
+A privacy accountant turns z, m / n and the number of steps into (epsilon, delta). The README
+trains so on the digits.
+
+Weights. For examples drawn with other probabilities than the data's, `fnn.value_and_grad` takes
+a weight for each. The probabilities with the least gradient variance are proportional to
+||g_n||: the square root of `squared_norms`. Alain et al. 2015.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fnn.backprop import sweep
+from fnn.base import Array, Layer, Loss, Params, at_least_float32, check_layer
+from fnn.reductions import (
+    Direct,
+    Factor,
+    Outer,
+    products,
+    squared,
+    squared_norm,
+    total,
+    weighted,
+)
+
+
+def squared_norms(network: Layer, loss: Loss) -> Callable[[Params, Array, Array], Array]:
+    """f(params, x, y) -> ||g_n||^2 over all parameters together, (...).
+
+    >>> import fnn
+    >>> network = fnn.dense(2, 1)
+    >>> params = {"W": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
+    >>> x, y = jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0], [3.0]])
+    >>> squared_norms(network, fnn.mse)(params, x, y)  # delta is -2 and -6
+    Array([24., 36.], dtype=float32)
+    """
+    swept = _swept(network, loss, squared_norm)
+
+    def f(params: Params, x: Array, y: Array) -> Array:
+        losses, norms = swept(params, x, y)
+        return _over_parameters(norms, losses.shape, losses.dtype)
+
+    return f
+
+
+def gram(network: Layer, loss: Loss) -> Callable[[Params, Array, Array], Array]:
+    """f(params, x, y) -> <g_n, g_k> for each two examples, (..., ...): (m, m) for one batch
+    axis. It is the empirical tangent kernel, contracted with the losses' gradients."""
+    swept = _swept(network, loss, products)
+
+    def f(params: Params, x: Array, y: Array) -> Array:
+        losses, inner = swept(params, x, y)
+        return _over_parameters(inner, 2 * losses.shape, losses.dtype)
+
+    return f
+
+
+def second_moment(network: Layer, loss: Loss) -> Callable[[Params, Array, Array], Params]:
+    """f(params, x, y) -> (1/m) sum_n g_n^2, entry by entry: a tree like params.
+
+    It is the diagonal of the empirical Fisher matrix. Less the square of the mean gradient, it
+    is the gradient's variance over the examples.
+    """
+    swept = _swept(network, loss, lambda factor: total(squared(factor)))
+
+    def f(params: Params, x: Array, y: Array) -> Params:
+        losses, sums = swept(params, x, y)
+        return jax.tree.map(lambda leaf: leaf / losses.size, sums)
+
+    return f
+
+
+def clipped_value_and_grad(
+    network: Layer, loss: Loss, max_norm: float | Array
+) -> Callable[[Params, Array, Array], tuple[Array, Params]]:
+    """f(params, x, y) -> (mean loss, (1/m) sum_n g_n min(1, max_norm / ||g_n||)).
+
+    The norms are over all parameters together, and the losses are not clipped. One sweep: the
+    factors are kept until all layers' norms are known, then summed with each example's scale.
+
+    Raises ValueError for max_norm not above 0.
+    """
+    if isinstance(max_norm, int | float) and not max_norm > 0:
+        raise ValueError(f"clipped_value_and_grad: expected max_norm > 0, got {max_norm}")
+    swept = _swept(network, loss, lambda factor: factor)
+
+    def f(params: Params, x: Array, y: Array) -> tuple[Array, Params]:
+        losses, factors = swept(params, x, y)
+
+        def each(reduce: Callable[[Factor], Array]) -> Any:
+            def over_copies(factor: Factor) -> Array:
+                return _over_copies(reduce, factor, losses.ndim)
+
+            return jax.tree.map(over_copies, factors, is_leaf=lambda f: isinstance(f, Factor))
+
+        norms = _over_parameters(each(squared_norm), losses.shape, losses.dtype)
+        # max before sqrt: no division by a norm of 0, and its derivative stays finite.
+        excess = jnp.maximum(norms / jnp.asarray(max_norm, norms.dtype) ** 2, 1)
+        scale = 1 / jnp.sqrt(excess) / losses.size
+        return losses.mean(), each(lambda factor: total(weighted(factor, scale)))
+
+    return f
+
+
+def add_noise(grads: Params, key: Array, stddev: float | Array) -> Params:
+    """grads + stddev * standard normal noise, drawn for each entry by itself from the key.
+
+    For DP-SGD stddev = noise_multiplier * max_norm / m. The draws are JAX's, in the gradient's
+    own precision: fit for research, not hardened against an attack on floating-point rounding
+    (Mironov 2012). Raises ValueError for a negative stddev.
+    """
+    if isinstance(stddev, int | float) and not stddev >= 0:
+        raise ValueError(f"add_noise: expected stddev >= 0, got {stddev}")
+    leaves, form = jax.tree.flatten(grads)
+    keys = jax.random.split(key, len(leaves)) if leaves else ()
+
+    def noisy(g: Array, key: Array) -> Array:
+        return g + jnp.asarray(stddev, g.dtype) * jax.random.normal(key, g.shape, g.dtype)
+
+    return jax.tree.unflatten(form, [noisy(g, k) for g, k in zip(leaves, keys, strict=True)])
+
+
+class NoiseScale(NamedTuple):
+    """How far one example's gradient is from all examples' mean, as scalars.
+
+    trace: of the covariance of g. squared_norm: of the mean gradient of the distribution that
+    the batch was drawn from. scale = trace / squared_norm: the batch size at which noise and
+    signal in the mean gradient are equal.
+    """
+
+    trace: Array
+    squared_norm: Array
+    scale: Array
+
+
+def gradient_noise_scale(
+    network: Layer, loss: Loss
+) -> Callable[[Params, Array, Array], NoiseScale]:
+    """f(params, x, y) -> NoiseScale, from one batch. McCandlish et al. 2018, appendix A.1.
+
+    With s = ||(1/m) sum_n g_n||^2 and q = (1/m) sum_n ||g_n||^2,
+
+        trace = m (q - s) / (m - 1),    squared_norm = (m s - q) / (m - 1).
+
+    Both are unbiased, so that squared_norm can come out below 0 where noise drowns the mean.
+    Their ratio is not unbiased: average the two over batches before dividing.
+
+    Raises ValueError for a batch of fewer than two examples.
+    """
+    swept = _swept(network, loss, lambda factor: (squared_norm(factor), total(factor)))
+
+    def f(params: Params, x: Array, y: Array) -> NoiseScale:
+        losses, both = swept(params, x, y)
+        m = losses.size
+        if m < 2:
+            raise ValueError(f"gradient_noise_scale: expected at least 2 examples, got {m}")
+        norms = jax.tree.map(lambda _, leaf: leaf[0], params, both)
+        sums = jax.tree.map(lambda _, leaf: leaf[1], params, both)
+        q = _over_parameters(norms, losses.shape, losses.dtype).mean()
+        squares = jax.tree.map(lambda leaf: jnp.square(leaf.astype(q.dtype) / m), sums)
+        s = _over_parameters(squares, (), q.dtype)
+        trace, norm = m * (q - s) / (m - 1), (m * s - q) / (m - 1)
+        return NoiseScale(trace, norm, trace / norm)
+
+    return f
+
+
+def _swept(
+    network: Layer, loss: Loss, reduce: Callable[[Factor], Any]
+) -> Callable[[Params, Array, Array], tuple[Array, Any]]:
+    """f(params, x, y) -> (losses (...), what reduce makes of each parameter's g_n)."""
+    check_layer("network", network)
+
+    def f(params: Params, x: Array, y: Array) -> tuple[Array, Any]:
+        prediction, residuals = network.forward(params, x)
+        losses = loss.value(prediction, y)
+        return losses, sweep(network, params, residuals, loss.gradient(prediction, y), reduce)
+
+    return f
+
+
+def _over_parameters(tree: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """The sum of all leaves, over the copies' axes in front of `shape` too."""
+    start = jnp.zeros(shape, at_least_float32(dtype))
+    leaves = jax.tree.leaves(tree)
+    return sum((leaf.sum(tuple(range(leaf.ndim - len(shape)))) for leaf in leaves), start=start)
+
+
+def _over_copies(reduce: Callable[[Factor], Array], factor: Factor, batch_ndim: int) -> Array:
+    """reduce, for each of the copies that `repeat` has stacked in front of the batch axes."""
+    match factor:
+        case Outer(left, _):
+            copies = left.ndim - 1 - batch_ndim
+        case Direct(value, ndim):
+            copies = value.ndim - ndim - batch_ndim
+    for _ in range(copies):
+        reduce = jax.vmap(reduce)
+    return reduce(factor)

@@ -1,0 +1,52 @@
+"""A random order of the examples, drawn without a sort.
+
+Sorting random numbers costs n log n comparisons: at 12,800 examples of 784 features, an
+eighth of the time of an epoch. Here each index finds its own place, by a small cipher.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from fnn.base import Array
+
+ROUNDS = 6
+"""Enough for random functions to look like a random permutation even to one who sees all of
+it: Patarin, Security of random Feistel schemes with 5 or more rounds, 2004."""
+
+
+def permutation(key: Array, n: int) -> Array:
+    """A random order of 0, ..., n-1: integers of shape (n,).
+
+    Write i = a left + right with a = sqrt(n), rounded up. A round of a Feistel network,
+
+        (left, right) <- (right, left + f(right) mod a),
+
+    can be undone whatever f is, so that rounds permute the a^2 indices; here each has a
+    random table of a entries for its f. An index that comes out at n or above goes through
+    again until it comes out below, as it must on its cycle: that permutes 0, ..., n-1.
+    Luby & Rackoff 1988; Black & Rogaway 2002 for domains of any size.
+
+    Up to n = 256, where tables would be too small to look random and a sort is cheap, it
+    is `jax.random.permutation`.
+    """
+    if n <= 256:
+        return jax.random.permutation(key, n)
+    a = math.isqrt(n - 1) + 1
+    tables = jax.random.bits(key, (ROUNDS, a)) % a
+
+    def feistel(i: Array) -> Array:
+        def one(halves, f):
+            left, right = halves
+            return (right, (left + jnp.take(f, right, mode="clip")) % a), None
+
+        (left, right), _ = jax.lax.scan(one, (i // a, i % a), tables)
+        return a * left + right
+
+    order = jax.lax.while_loop(
+        lambda i: (i >= n).any(),
+        lambda i: jnp.where(i < n, i, feistel(i)),
+        feistel(jnp.arange(n, dtype=tables.dtype)),
+    )
+    return order.astype(jnp.int32)

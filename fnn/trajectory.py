@@ -1,0 +1,170 @@
+"""An optimizer's steps against a rule in numpy: the judge of updates.
+
+    rule(rate, t, theta, g, slots) -> (theta, slots)
+
+is the update of one array, written a second time from its source: t counts from 1, slots is a
+tuple of zeros at first and later what the rule returned. It sees all parameters as one flat
+array, so that a global norm is a norm.
+
+Rules that agree in easy cases are told apart by a learning rate that falls at every step (inside
+or outside of a velocity), by the first steps (bias correction), and by gradients near every eps
+in use (inside or outside of a root). Steps are compared, not parameters, whose own size would
+hide a small step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.base import Array, Optimizer, Params, at_least_float32
+from fnn.report import NONE, TOLERANCE, Leaf, Report, likely_cause, measure, plainly, refused, rung
+
+Rule = Callable[..., tuple[Any, tuple[Any, ...]]]
+
+SCALES = (1.0, 1e-4, 1e-8)
+"""Sizes of gradient and parameters: 1, and those at which an eps of 1e-8 matters, in a root
+and outside of it."""
+STEPS = 6
+DITHERS = 2
+SLOTS = 8
+
+
+def check_optimizer(make: Callable[[Any], Optimizer], rule: Rule, params: Params) -> Report:
+    """The optimizer make(learning_rate), such as `fnn.adam`, against the rule in numpy.
+
+    `make` is a constructor, for the check brings its own learning rate: a schedule. Other
+    settings go into a function: lambda rate: fnn.adam(rate, b1=0.5). The rungs are float64 and
+    the parameters' own dtype; its bound is 8 times the roundoff, what the rule moves when theta
+    and every g move by a roundoff, and the rule's own error in that dtype, together.
+
+    Raises TypeError for an optimizer in place of its constructor.
+    """
+    if isinstance(make, Optimizer) or not callable(make):
+        raise TypeError(
+            "check_optimizer: expected a constructor learning_rate -> Optimizer, "
+            "such as fnn.adam or lambda rate: fnn.adam(rate, b1=0.5)"
+        )
+    params = jax.tree.map(jnp.asarray, params)
+    dtype = _coarsest(params)
+    scales = [scale for scale in SCALES if scale > float(jnp.finfo(dtype).smallest_subnormal)]
+    leaves = [leaf for scale in scales for leaf in _judged(make, rule, params, scale)]
+    return Report("check_optimizer", tuple(leaves), str(dtype))
+
+
+def falling(step: Any) -> Array:
+    """The learning rate of the check: 8/64, 7/64, 6/64, ..., exact in every dtype."""
+    return (8 - jnp.asarray(step).astype(float)) / 64
+
+
+def _judged(make: Callable, rule: Rule, params: Params, scale: float) -> list[Leaf]:
+    random = np.random.default_rng(0)
+    start = jax.tree.map(lambda p: p * jnp.asarray(scale, p.dtype), params)
+    sparse = lambda shape: random.standard_normal(shape) * (random.random(shape) < 0.9)  # noqa: E731
+    grads = [
+        jax.tree.map(lambda p: jnp.asarray(scale * sparse(p.shape), p.dtype), params)
+        for _ in range(STEPS)
+    ]
+    native, faults = _followed(make, start, grads)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        wider = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float64), tree)  # noqa: E731
+        wide, _ = _followed(make, wider(start), [wider(g) for g in grads])
+    if faults:
+        return faults
+    theta, gs = _flat(start), np.stack([_flat(g) for g in grads])
+    dtype = _coarsest(params)
+    expected = _by_rule(rule, theta, gs, np.float64, np.float64)
+    own = _by_rule(rule, theta, gs, at_least_float32(dtype), dtype)
+
+    def dithered(u: float) -> list[np.ndarray]:
+        move = lambda a: a * (1 + u * random.choice((-1.0, 1.0), a.shape))  # noqa: E731
+        return [
+            _by_rule(rule, move(theta), move(gs), np.float64, np.float64) for _ in range(DITHERS)
+        ]
+
+    unit = float(jnp.finfo(dtype).eps) / 2
+    steps = [np.diff(path, axis=0) for path in (wide, native, expected, own)]
+    moved = [[np.diff(p, axis=0) for p in dithered(u)] for u in (2.0**-53, unit)]
+    found, begin = [], 0
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    for path, leaf in flat:
+        part = slice(begin, begin := begin + leaf.size)
+        if leaf.size:
+            name = jax.tree_util.keystr(path, simple=True, separator=".") or "params"
+            found.append(
+                _leaf(
+                    f"{name}, g ~ {scale:.0e}",
+                    [s[:, part] for s in steps],
+                    [[m[:, part] for m in moves] for moves in moved],
+                    theta[part],
+                    unit,
+                )
+            )
+    return found
+
+
+def _leaf(name, steps, moved, theta, unit) -> Leaf:
+    wide, native, expected, own = steps
+    sure, near = (max(measure(m, expected, 1)[0] for m in moves) for moves in moved)
+    error, index = measure(wide, expected, 1)
+    first = rung(error, max(TOLERANCE, 64 * sure))
+    own_error, _ = measure(own, expected, 1)
+    second = rung(measure(native, expected, 1)[0], 8 * (unit + near + own_error))
+    if first.verdict == second.verdict == "pass":
+        if expected.any():
+            return Leaf(name, "pass", first, second, NONE, index, "", wide, expected)
+        note = "the rule moves nothing: right and missing look alike"
+        return Leaf(name, "inconclusive", first, second, NONE, index, note)
+    got, bound = (wide, first.bound) if first.verdict == "fail" else (native, second.bound)
+    size = np.abs(expected).max()
+    wrong = ~(np.abs(got - expected).max(1) <= bound * size)
+    t = int(np.argmax(wrong)) if wrong.any() else index[0]
+    i = measure(got[t], expected[t], 1)[1]
+    note = f"first wrong at update {t + 1}: entry {list(i)} moves by {plainly(got[t][i])}, "
+    note += f"by the rule {plainly(expected[t][i])}"
+    cause = likely_cause(got[t], expected[t], theta + expected[:t].sum(0), ())
+    note = "; ".join(filter(None, (note, cause)))
+    return Leaf(name, "fail", first, second, NONE, (t, *i), note, wide, expected)
+
+
+def _followed(make: Callable, params: Params, grads: list[Any]) -> tuple[np.ndarray, list[Leaf]]:
+    """All parameters as a row, at the start and after each update; and what is malformed."""
+    optimizer = make(falling)
+    state = optimizer.init(params)
+    path = [_flat(params)]
+    for g in grads:
+        state = optimizer.update(state, g)
+        path.append(_flat(state.params))
+    form = lambda tree: jax.tree.map(lambda a: f"{a.dtype}{a.shape}", tree)  # noqa: E731
+    if form(state.params) != form(params):
+        note = f"expected {form(params)}, got {form(state.params)}"
+        return np.zeros(0), [refused("params", note)]
+    if int(getattr(state, "step", len(grads))) != len(grads):
+        return np.zeros(0), [refused("step", f"{int(state.step)} after {len(grads)} updates")]
+    return np.stack(path), []
+
+
+def _coarsest(params: Params) -> Any:
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
+    return max(dtypes, key=lambda d: jnp.finfo(d).eps, default=jnp.dtype(float))
+
+
+def _flat(tree: Any) -> np.ndarray:
+    leaves = [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]
+    return np.concatenate([np.zeros(0), *leaves])
+
+
+def _by_rule(rule: Rule, theta: np.ndarray, grads: np.ndarray, dtype: Any, kept: Any) -> np.ndarray:
+    """The rule's theta, as rows: computed in `dtype`, theta kept in `kept` between updates."""
+    path = [theta]
+    number = np.dtype(dtype).type
+    theta, slots = theta.astype(dtype), (np.zeros(theta.shape, dtype),) * SLOTS
+    with np.errstate(all="ignore"):
+        for t, g in enumerate(grads):
+            rate = number(falling(t))
+            theta, slots = rule(rate, number(t + 1), theta, g.astype(dtype), slots)
+            theta = theta.astype(kept).astype(dtype)
+            path.append(theta.astype(np.float64))
+    return np.stack(path)
