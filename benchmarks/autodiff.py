@@ -101,7 +101,12 @@ def compare(case: Comparison, rounds: int) -> dict[str, float]:
     def lower(name: str) -> Any:
         return jax.jit(make[name]()).lower(params, x, y)
 
-    lowering = alternate({name: partial(lower, name) for name in make}, rounds=rounds, least=0)
+    lowering = alternate(
+        {name: partial(lower, name) for name in make},
+        rounds=rounds,
+        least=0,
+        clock=time.thread_time,
+    )
     compiled: dict[str, Any] = {}
     compiling: dict[str, list[float]] = {name: [] for name in make}
     for name in [*make, *make]:

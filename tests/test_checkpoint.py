@@ -364,5 +364,7 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path):
         files.owned(folder),
     ):
         pass
+    (folder / f".c.0{files.UNFINISHED}").write_text("left by a kill")
+    (folder / "kept").write_text("")
     with files.owned(folder):
-        pass
+        assert [path.name for path in folder.iterdir()] == ["kept"]
