@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from jax.experimental.compilation_cache import compilation_cache
 from sklearn import datasets, metrics
 
 from fnn import cli, data, files, runs
@@ -257,10 +258,12 @@ def small_files():
     """Files of at most 3000 bytes: a disk that is full."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     jax.config.update("jax_enable_compilation_cache", False)  # its files would be cut too
+    compilation_cache.reset_cache()  # which is what makes JAX look at the setting again
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 def test_a_full_disk_is_said_before_training(tmp_path, small_files):
