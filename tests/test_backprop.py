@@ -60,7 +60,7 @@ def problems(draw):
 
 
 @given(problems())
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 def test_random_architectures_agree_with_autodiff(problem):
     network, loss, x, y = problem
     ours = fnn.value_and_grad(network, loss)
@@ -118,20 +118,6 @@ def test_value_and_grad_is_the_twin_of_jaxs(case):
         got = jax.jit(fnn.value_and_grad(network, case.loss))(params, x, target)
         expected = jax.jit(jax.value_and_grad(fnn.objective(network, case.loss)))(params, x, target)
         chex.assert_trees_all_close(got, expected, rtol=1e-11, atol=1e-16)
-
-
-def test_hessian_vector_products_come_from_the_users_jvp():
-    """Everything hand-written is itself differentiable."""
-    network = fnn.serial(fnn.repeat(fnn.serial(fnn.dense(3, 3), fnn.tanh), 2), fnn.layer_norm(3))
-    ours = fnn.value_and_grad(network, fnn.softmax_cross_entropy)
-    theirs = jax.grad(fnn.objective(network, fnn.softmax_cross_entropy))
-    with jax.enable_x64(True):
-        params = network.init(jax.random.key(0))
-        x, y = jax.random.normal(jax.random.key(1), (4, 3)), jnp.array([0, 2, 1, 1])
-        v = jax.tree.map(lambda a: jnp.cos(a + 1), params)
-        _, got = jax.jvp(lambda p: ours(p, x, y)[1], (params,), (v,))
-        _, expected = jax.jvp(lambda p: theirs(p, x, y), (params,), (v,))
-        chex.assert_trees_all_close(got, expected, rtol=1e-10, atol=1e-14)
 
 
 def test_the_first_layers_dx_is_not_computed():

@@ -11,6 +11,8 @@ from click.testing import CliRunner
 
 from fnn import cli, data, runs
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def run(*args):
     return CliRunner().invoke(cli.fnn, [str(a) for a in args])

@@ -10,6 +10,8 @@ import pytest
 
 import fnn
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 MODULES = sorted(path.stem for path in Path(fnn.__file__).parent.glob("*.py"))
 README = (Path(__file__).parents[1] / "README.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
