@@ -32,25 +32,40 @@ DITHERS = 2
 SLOTS = 8
 
 
-def check_optimizer(make: Callable[[Any], Optimizer], rule: Rule, params: Params) -> Report:
-    """The optimizer make(learning_rate), such as `fnn.adam`, against the rule in numpy.
+def check_optimizer(
+    optimizer: Optimizer | Callable[[Any], Optimizer],
+    rule: Rule,
+    params: Params,
+    *,
+    learning_rate: float | Callable[[Any], Any] | None = None,
+) -> Report:
+    """An optimizer, or better its constructor, such as `fnn.adam`, against the rule in numpy.
 
-    `make` is a constructor, for the check brings its own learning rate: a schedule. Other
-    settings go into a function: lambda rate: fnn.adam(rate, b1=0.5). The rungs are float64 and
-    the parameters' own dtype; its bound is 8 times the roundoff, what the rule moves when theta
-    and every g move by a roundoff, and the rule's own error in that dtype, together.
+    A constructor learning_rate -> Optimizer is given the check's own falling schedule; other
+    settings go into a function: lambda rate: fnn.adam(rate, b1=0.5). One that is made already
+    needs the learning_rate, a number or a schedule, that it was made with; a constant one can't
+    show whether it stands inside a velocity or outside. The rungs are float64 and the
+    parameters' own dtype; its bound is 8 times the roundoff, what the rule moves when theta and
+    every g move by a roundoff, and the rule's own error in that dtype, together.
 
-    Raises TypeError for an optimizer in place of its constructor.
+    Raises TypeError for an optimizer without its learning rate, or a constructor with one.
     """
-    if isinstance(make, Optimizer) or not callable(make):
+    made = isinstance(optimizer, Optimizer)
+    if made == (learning_rate is None) or not (made or callable(optimizer)):
         raise TypeError(
-            "check_optimizer: expected a constructor learning_rate -> Optimizer, "
-            "such as fnn.adam or lambda rate: fnn.adam(rate, b1=0.5)"
+            "check_optimizer: expected a constructor learning_rate -> Optimizer, such as fnn.adam "
+            "or lambda rate: fnn.adam(rate, b1=0.5); or an Optimizer with its learning_rate="
         )
+    if made:
+        schedule = learning_rate if callable(learning_rate) else lambda step: learning_rate
+    else:
+        optimizer, schedule = optimizer(falling), falling  # type: ignore[operator]
     params = jax.tree.map(jnp.asarray, params)
     dtype = _coarsest(params)
     scales = [scale for scale in SCALES if scale > float(jnp.finfo(dtype).smallest_subnormal)]
-    leaves = [leaf for scale in scales for leaf in _judged(make, rule, params, scale)]
+    leaves = [
+        leaf for scale in scales for leaf in _judged(optimizer, schedule, rule, params, scale)
+    ]
     return Report("check_optimizer", tuple(leaves), str(dtype))
 
 
@@ -59,7 +74,9 @@ def falling(step: Any) -> Array:
     return (8 - jnp.asarray(step).astype(float)) / 64
 
 
-def _judged(make: Callable, rule: Rule, params: Params, scale: float) -> list[Leaf]:
+def _judged(
+    optimizer: Any, schedule: Callable, rule: Rule, params: Params, scale: float
+) -> list[Leaf]:
     random = np.random.default_rng(0)
     start = jax.tree.map(lambda p: p * jnp.asarray(scale, p.dtype), params)
     sparse = lambda shape: random.standard_normal(shape) * (random.random(shape) < 0.9)  # noqa: E731
@@ -67,21 +84,22 @@ def _judged(make: Callable, rule: Rule, params: Params, scale: float) -> list[Le
         jax.tree.map(lambda p: jnp.asarray(scale * sparse(p.shape), p.dtype), params)
         for _ in range(STEPS)
     ]
-    native, faults = _followed(make, start, grads)
+    native, faults = _followed(optimizer, start, grads)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         wider = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float64), tree)  # noqa: E731
-        wide, _ = _followed(make, wider(start), [wider(g) for g in grads])
+        wide, _ = _followed(optimizer, wider(start), [wider(g) for g in grads])
     if faults:
         return faults
     theta, gs = _flat(start), np.stack([_flat(g) for g in grads])
     dtype = _coarsest(params)
-    expected = _by_rule(rule, theta, gs, np.float64, np.float64)
-    own = _by_rule(rule, theta, gs, at_least_float32(dtype), dtype)
+    expected = _by_rule(rule, schedule, theta, gs, np.float64, np.float64)
+    own = _by_rule(rule, schedule, theta, gs, at_least_float32(dtype), dtype)
 
     def dithered(u: float) -> list[np.ndarray]:
         move = lambda a: a * (1 + u * random.choice((-1.0, 1.0), a.shape))  # noqa: E731
         return [
-            _by_rule(rule, move(theta), move(gs), np.float64, np.float64) for _ in range(DITHERS)
+            _by_rule(rule, schedule, move(theta), move(gs), np.float64, np.float64)
+            for _ in range(DITHERS)
         ]
 
     unit = float(jnp.finfo(dtype).eps) / 2
@@ -129,9 +147,8 @@ def _leaf(name, steps, moved, theta, unit) -> Leaf:
     return Leaf(name, "fail", first, second, NONE, (t, *i), note, wide, expected)
 
 
-def _followed(make: Callable, params: Params, grads: list[Any]) -> tuple[np.ndarray, list[Leaf]]:
+def _followed(optimizer: Any, params: Params, grads: list[Any]) -> tuple[np.ndarray, list[Leaf]]:
     """All parameters as a row, at the start and after each update; and what is malformed."""
-    optimizer = make(falling)
     state = optimizer.init(params)
     path = [_flat(params)]
     for g in grads:
@@ -156,14 +173,16 @@ def _flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.zeros(0), *leaves])
 
 
-def _by_rule(rule: Rule, theta: np.ndarray, grads: np.ndarray, dtype: Any, kept: Any) -> np.ndarray:
+def _by_rule(
+    rule: Rule, schedule: Callable, theta: np.ndarray, grads: np.ndarray, dtype: Any, kept: Any
+) -> np.ndarray:
     """The rule's theta, as rows: computed in `dtype`, theta kept in `kept` between updates."""
     path = [theta]
     number = np.dtype(dtype).type
     theta, slots = theta.astype(dtype), (np.zeros(theta.shape, dtype),) * SLOTS
     with np.errstate(all="ignore"):
         for t, g in enumerate(grads):
-            rate = number(falling(t))
+            rate = number(schedule(t))
             theta, slots = rule(rate, number(t + 1), theta, g.astype(dtype), slots)
             theta = theta.astype(kept).astype(dtype)
             path.append(theta.astype(np.float64))

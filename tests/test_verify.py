@@ -102,6 +102,14 @@ def test_an_honest_optimizer_is_never_refused(case, dtype):
     verify.check_optimizer(case.make, case.rule, params).raise_for_verdict()
 
 
+def test_a_made_optimizer_is_checked_with_its_learning_rate():
+    rule = next(case.rule for case in OPTIMIZERS if case.name == "adam")
+    assert verify.check_optimizer(fnn.adam(0.1), rule, PARAMS, learning_rate=0.1).verdict == "pass"
+    assert verify.check_optimizer(fnn.adam(0.1), rule, PARAMS, learning_rate=0.2).verdict == "fail"
+    with pytest.raises(TypeError, match="constructor"):
+        verify.check_optimizer(fnn.adam, rule, PARAMS, learning_rate=0.1)
+
+
 def test_an_optimizer_in_place_of_its_constructor_is_named():
     with pytest.raises(TypeError, match="constructor"):
         verify.check_optimizer(fnn.adam(0.1), OPTIMIZERS[0].rule, PARAMS)
