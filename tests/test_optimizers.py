@@ -59,20 +59,17 @@ def test_optax_agrees(case, rate):
         np.testing.assert_allclose(ours, other, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_momentum_is_optaxs_while_the_rate_is_constant(nesterov):
-    ours, theirs = fnn.momentum(0.05, 0.9, nesterov), optax.sgd(0.05, 0.9, nesterov)
-    state, params = ours.init(jnp.ones(4)), jnp.ones(4)
-    slots = theirs.init(params)
-    for g in jnp.asarray(gradients((4,)), jnp.float32):
-        state = ours.update(state, g)
-        updates, slots = theirs.update(g, slots)
-        params = optax.apply_updates(params, updates)
-    np.testing.assert_allclose(state.params, params, rtol=1e-5)
-
-
-def test_adagrad_is_optaxs_rule_apart_from_where_eps_stands():
-    ours, theirs = fnn.adagrad(0.05, eps=1e-30), optax.adagrad(0.05, 0.0, eps=0.0)
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (fnn.momentum(0.05, 0.9), optax.sgd(0.05, 0.9)),
+        (fnn.momentum(0.05, 0.9, nesterov=True), optax.sgd(0.05, 0.9, nesterov=True)),
+        (fnn.adagrad(0.05, eps=1e-30), optax.adagrad(0.05, 0.0, eps=0.0)),
+    ],
+    ids=["momentum", "nesterov", "adagrad"],
+)
+def test_optax_agrees_where_the_two_rules_meet(ours, theirs):
+    """Momentum while the rate is constant; Adagrad where eps, which stands elsewhere, is none."""
     state, params = ours.init(jnp.ones(4)), jnp.ones(4)
     slots = theirs.init(params)
     for g in jnp.asarray(gradients((4,)), jnp.float32):
