@@ -10,6 +10,7 @@ of the rounds' ratios.
 """
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -19,6 +20,9 @@ import jax
 
 REST = 0.3
 """Seconds for which PyTorch's and BLAS's idle worker threads may spin, and a little more."""
+WARM_UP = 0.1
+"""Seconds of work after which a processor that has slept runs as fast as one that has not: the
+first 50 ms after a rest were seen to take 1.4 times as long."""
 
 
 class Samples(NamedTuple):
@@ -63,30 +67,38 @@ def alternate(
 
     Each is called first to compile and once more to see how often it must be called for
     a sample of at least `least` seconds. A call ends when the JAX arrays it returns are
-    ready. The round's first contestant changes from round to round. After those named in
-    `rest_after` everything pauses, until their libraries' worker threads sleep. For work
-    on this thread alone, such as tracing, `clock=time.thread_time` leaves out the others'.
+    ready. The order of a round is drawn anew for each. After those named in `rest_after`
+    everything pauses, until their libraries' worker threads sleep; whoever comes next finds
+    a processor that has slept too, so that then all run for `WARM_UP` before a sample. For
+    work on this thread alone, such as tracing, `clock=time.thread_time` leaves out the
+    others'.
     """
+    warm_up = WARM_UP if rest_after else 0
 
-    def sample(name: str, calls: int) -> float:
+    def seconds(name: str, calls: int) -> float:
         contestant = contestants[name]
         start = clock()
         for _ in range(calls):
             jax.block_until_ready(contestant())
-        elapsed = clock() - start
+        return (clock() - start) / calls
+
+    def sample(name: str, calls: int) -> float:
+        end = time.perf_counter() + warm_up
+        while time.perf_counter() < end:
+            seconds(name, 1)
+        value = seconds(name, calls)
         if name in rest_after:
             time.sleep(REST)
-        return elapsed / calls
+        return value
 
-    first = {name: sample(name, 1) for name in contestants}
+    first = {name: seconds(name, 1) for name in contestants}
     calls = {name: max(1, round(least / sample(name, 1))) for name in contestants}
     values: dict[str, list[float]] = {name: [] for name in contestants}
-    names = list(contestants)
-    for number in range(rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+    shuffle = random.Random(0)
+    for _ in range(rounds):
+        for name in shuffle.sample(list(contestants), len(contestants)):
             values[name].append(sample(name, calls[name]))
-    return {name: Samples(values[name], first[name]) for name in names}
+    return {name: Samples(values[name], first[name]) for name in contestants}
 
 
 def ratio(numerator: Samples, denominator: Samples) -> Samples:
