@@ -51,7 +51,7 @@ def make_epoch(
     """
     if batch_size < 1:
         raise ValueError(f"make_epoch: expected batch_size of at least 1, got {batch_size}")
-    step = make_step(network, loss, optimizer)
+    gradient = value_and_grad(network, loss)
 
     def epoch(state: State, data: Data, key: Array) -> tuple[State, Array]:
         n = _count(data)
@@ -59,15 +59,24 @@ def make_epoch(
             raise ValueError(f"make_epoch: batch_size {batch_size} is larger than the data: {n}")
         batches, rest = _shuffled(key, n, batch_size)
 
-        def step_on(state: State, rows: Array) -> tuple[State, Array]:
-            return step(state, jax.tree.map(lambda a: a[rows], data))
+        def gradient_of(state: State, rows: Array) -> tuple[Array, Params]:
+            return gradient(state.params, *jax.tree.map(lambda a: a[rows], data))
 
-        state, losses = jax.lax.scan(step_on, state, batches)
-        sum_of_losses = losses.sum() * batch_size
+        # Each step is cut in two, and the scan's body ends the one before and begins its own.
+        # So all that read the parameters come after the update, which XLA then does in place;
+        # with the update last it copies each W that the backward pass may still be reading.
+        def step_on(begun: tuple[State, Params], rows: Array) -> tuple[Any, Array]:
+            state = optimizer.update(*begun)
+            value, grads = gradient_of(state, rows)
+            return (state, grads), value
+
+        value, grads = gradient_of(state, batches[0])
+        begun, losses = jax.lax.scan(step_on, (state, grads), batches[1:])
+        sum_of_losses = (value + losses.sum()) * batch_size
         if rest.size:
-            state, last = step_on(state, rest)
+            begun, last = step_on(begun, rest)
             sum_of_losses += last * rest.size
-        return state, sum_of_losses / n
+        return optimizer.update(*begun), sum_of_losses / n
 
     return epoch
 
