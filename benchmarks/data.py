@@ -6,11 +6,13 @@ import numpy as np
 
 
 class Case(NamedTuple):
-    """A network's widths, the batch size and the number of examples in an epoch."""
+    """A network's widths, the batch size, the number of examples in an epoch, and that of the
+    epochs of a run: enough for it to be some 100 steps."""
 
     sizes: tuple[int, ...]
     batch: int
     examples: int
+    epochs: int
 
     @property
     def name(self) -> str:
@@ -24,10 +26,10 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case((64, 32, 10), 32, 1437),
-    Case((784, 128, 10), 128, 12_800),
-    Case((784, 512, 256, 10), 128, 6_400),
-    Case((784, 1024, 1024, 1024, 10), 512, 2_560),
+    Case((64, 32, 10), 32, 1437, 10),
+    Case((784, 128, 10), 128, 12_800, 2),
+    Case((784, 512, 256, 10), 128, 6_400, 2),
+    Case((784, 1024, 1024, 1024, 10), 512, 2_560, 1),
 ]
 
 
