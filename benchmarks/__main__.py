@@ -3,11 +3,13 @@
 import contextlib
 import importlib
 import io
+import os
 import sys
 import time
 from pathlib import Path
 
 import click
+import jax
 
 from benchmarks import report
 
@@ -48,6 +50,8 @@ class Tee(io.StringIO):
 )
 def main(parts: tuple[str, ...], quick: bool, out: Path) -> None:
     """Run the benchmarks named by PARTS, or all of them."""
+    # For `sweep`, which shards. A program of one device still has all the cores.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     for name in parts or PARTS:
         part = importlib.import_module(f"benchmarks.{name}")
         click.secho(f"\n{name}: {part.__doc__.splitlines()[0]}", bold=True)

@@ -326,9 +326,8 @@ def run(quick: bool) -> dict:
             ]
             for name in runs
         ]
-        print(
-            f"\n{case.name}, batch {case.batch}, {case.examples} examples, runs of {case.epochs} epochs"
-        )
+        size = f"batch {case.batch}, {case.examples} examples, runs of {case.epochs} epochs"
+        print(f"\n{case.name}, {size}")
         print(
             table(["", "us a step", "times fnn", "quartile 1", "quartile 3", "loss, run 3"], rows)
         )

@@ -65,7 +65,7 @@ def share(case: Case, rounds: int) -> dict[str, float]:
     products = _products(case)
     weights = sum((d_in + 1) * d_out for d_in, d_out in itertools.pairwise(case.sizes))
     updates = _repeated(lambda a: 0.999 * a + 0.001, jnp.ones(3 * weights), 24 * weights / 10e9)
-    contestants = {"epoch": with_fnn(case, x, y), "bytes": updates[0]}
+    contestants = {"run": with_fnn(case, x, y), "bytes": updates[0]}
     contestants |= {name: program for name, (program, _, _) in products.items()}
     samples = alternate(contestants, rounds=rounds, least=0.01)
 
@@ -76,7 +76,8 @@ def share(case: Case, rounds: int) -> dict[str, float]:
         seconds += weight * np.array(samples[best].values) / calls
     # Adam's 7 arrays against the 6 that are read and written here.
     optimizer = np.array(samples["bytes"].values) / updates[1] * 7 / 6
-    step = np.array(samples["epoch"].values) * case.batch / case.examples
+    steps = case.epochs * case.examples / case.batch
+    step = np.array(samples["run"].values) / steps
     flops = sum(
         2 * case.batch * d_in * d_out * (3 if layer else 2)
         for layer, (d_in, d_out) in enumerate(itertools.pairwise(case.sizes))

@@ -1,11 +1,15 @@
 """Many runs at once by vmap, against the same runs one by one.
 
 A run is two epochs of 64-32-10 at batch 32 with Adam from fresh parameters, each with its own
-key and learning rate. `vmap` is one program for all; `one by one` calls the compiled program
-of a single run in a Python loop, as does `optax, one by one` with the strongest peer's. Runs
-one by one are independent, so a few are timed and the throughput stands for all.
+key and learning rate. `vmap` is one program for all, on one device; `vmap, sharded` has a part
+of the runs on each device, where the CPU's cores are a device each (`jax_num_cpu_devices`).
+`one by one` calls the compiled program of a single run in a Python loop, as does `optax, one by
+one` with the strongest peer's. Runs one by one are independent, so a few are timed and the
+throughput stands for all.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -48,7 +52,8 @@ def run(quick: bool) -> dict:
     for models in (1, 16, 64) if quick else (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
         rates = jnp.logspace(-4, -2, models)
         keys = jax.random.split(jax.random.key(0), models)
-        many = jax.jit(jax.vmap(one, in_axes=(0, 0, None, None)))
+        batched = jax.vmap(one, in_axes=(0, 0, None, None))
+        many, spread = jax.jit(batched), sharded(batched, models)
         looped = min(models, LOOPED)
 
         def loop(program, rates=rates, keys=keys, looped=looped):
@@ -56,7 +61,8 @@ def run(quick: bool) -> dict:
 
         samples = alternate(
             {
-                "vmap": lambda many=many, rates=rates, keys=keys: many(rates, keys, x, y),
+                "vmap": partial(many, rates, keys, x, y),
+                "vmap, sharded": partial(spread, rates, keys, x, y),
                 "one by one": lambda loop=loop: loop(single),
                 "optax, one by one": lambda loop=loop: loop(peer),
             },
@@ -64,16 +70,17 @@ def run(quick: bool) -> dict:
             least=0,
         )
         traces["vmap"] = 0
-        jax.block_until_ready(many(rates / 2, keys, x, y))
+        jax.block_until_ready((many(rates / 2, keys, x, y), spread(rates / 2, keys, x, y)))
         steps = EPOCHS * case.steps
-        share = {"vmap": models, "one by one": looped, "optax, one by one": looped}
+        share = {name: looped if "one by one" in name else models for name in samples}
         gain = {
-            name: ratio(samples[name], samples["vmap"]).median * models / looped
-            for name in list(share)[1:]
+            f"{name} over {other}": ratio(samples[other], samples[name]).median * models / looped
+            for name in ("vmap", "vmap, sharded")
+            for other in ("one by one", "optax, one by one")
         }
         result[str(models)] = {
             "seconds a run": {name: s.median / share[name] for name, s in samples.items()},
-            "throughput over": gain,
+            "throughput": gain,
             "compilations for other rates": traces["vmap"],
             "first call": samples["vmap"].first,
         }
@@ -87,14 +94,29 @@ def run(quick: bool) -> dict:
         )
     headings = [
         "networks",
-        *(f"{name}, us" for name in ("vmap", "one by one", "optax one by one")),
-        "over one by one",
-        "over optax",
+        *("vmap, us", "sharded, us", "one by one, us", "optax, us"),
+        *("vmap / one", "vmap / optax", "sharded / one", "sharded / optax"),
         "compiled again",
     ]
-    print("Microseconds a step and network, and how many times the throughput vmap has")
+    print(f"Microseconds a step and network, and throughputs, on {len(jax.devices())} devices")
     print(table(headings, rows))
-    return {"networks": result}
+    return {"networks": result, "devices": len(jax.devices())}
+
+
+def sharded(batched: Callable, models: int) -> Callable:
+    """batched(rates, keys, x, y) with the same number of the models on each device."""
+    devices = max(d for d in range(1, len(jax.devices()) + 1) if models % d == 0)
+    mesh = jax.sharding.Mesh(jax.devices()[:devices], ("runs",))
+    runs, everywhere = jax.P("runs"), jax.P()
+    # What starts as zeros is alike on all devices, and differs once it is trained.
+    spread = jax.shard_map(
+        batched,
+        mesh=mesh,
+        in_specs=(runs, runs, everywhere, everywhere),
+        out_specs=runs,
+        check_vma=False,
+    )
+    return jax.jit(spread)
 
 
 def plot(result: dict, folder: Path) -> None:
@@ -103,7 +125,7 @@ def plot(result: dict, folder: Path) -> None:
 
     networks = result["networks"]
     figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
-    for name in ("vmap", "one by one", "optax, one by one"):
+    for name in ("vmap", "vmap, sharded", "one by one", "optax, one by one"):
         axis.plot(
             [int(models) for models in networks],
             [1 / networks[models]["seconds a run"][name] for models in networks],
