@@ -51,32 +51,20 @@ def make_epoch(
     """
     if batch_size < 1:
         raise ValueError(f"make_epoch: expected batch_size of at least 1, got {batch_size}")
-    gradient = value_and_grad(network, loss)
+    step, steps = make_step(network, loss, optimizer), _make_steps(network, loss, optimizer)
 
     def epoch(state: State, data: Data, key: Array) -> tuple[State, Array]:
         n = _count(data)
         if batch_size > n:
             raise ValueError(f"make_epoch: batch_size {batch_size} is larger than the data: {n}")
         batches, rest = _shuffled(key, n, batch_size)
-
-        def gradient_of(state: State, rows: Array) -> tuple[Array, Params]:
-            return gradient(state.params, *jax.tree.map(lambda a: a[rows], data))
-
-        # Each step is cut in two, and the scan's body ends the one before and begins its own.
-        # So all that read the parameters come after the update, which XLA then does in place;
-        # with the update last it copies each W that the backward pass may still be reading.
-        def step_on(begun: tuple[State, Params], rows: Array) -> tuple[Any, Array]:
-            state = optimizer.update(*begun)
-            value, grads = gradient_of(state, rows)
-            return (state, grads), value
-
-        value, grads = gradient_of(state, batches[0])
-        begun, losses = jax.lax.scan(step_on, (state, grads), batches[1:])
-        sum_of_losses = (value + losses.sum()) * batch_size
+        batch_of = lambda rows: jax.tree.map(lambda a: a[rows], data)  # noqa: E731
+        state, losses = steps(state, batches[0], batches[1:], batch_of)
+        sum_of_losses = losses.sum() * batch_size
         if rest.size:
-            begun, last = step_on(begun, rest)
+            state, last = step(state, batch_of(rest))
             sum_of_losses += last * rest.size
-        return optimizer.update(*begun), sum_of_losses / n
+        return state, sum_of_losses / n
 
     return epoch
 
@@ -101,6 +89,34 @@ def make_train(
         return jax.lax.scan(lambda s, k: epoch(s, data, k), optimizer.init(params), keys)
 
     return train
+
+
+def _make_steps(
+    network: Layer, loss: Loss, optimizer: Optimizer
+) -> Callable[..., tuple[State, Array]]:
+    """steps(state, first, later, batch_of) -> (state, losses): a step for each batch, in order.
+
+    batch_of makes a batch of first, and of each entry along the leading axis of later.
+
+    Each step is cut in two, and the scan's body ends the one before and begins its own. So all
+    that read the parameters come after the update, which XLA then does in place; with the
+    update last it copies each W that the backward pass may still be reading.
+    """
+    gradient = value_and_grad(network, loss)
+
+    def steps(
+        state: State, first: Any, later: Any, batch_of: Callable[[Any], Data]
+    ) -> tuple[State, Array]:
+        def step(begun: tuple[State, Params], batch: Any) -> tuple[Any, Array]:
+            state = optimizer.update(*begun)
+            value, grads = gradient(state.params, *batch_of(batch))
+            return (state, grads), value
+
+        value, grads = gradient(state.params, *batch_of(first))
+        begun, values = jax.lax.scan(step, (state, grads), later)
+        return optimizer.update(*begun), jnp.append(value, values)
+
+    return steps
 
 
 class Progress(NamedTuple):
@@ -231,32 +247,63 @@ def _make_streamed_epoch(
     network: Layer, loss: Loss, optimizer: Optimizer
 ) -> Callable[[State, Iterable[Data], Array], tuple[State, float]]:
     """epoch(state, batches, key) -> (state, mean loss): each batch a step, in their order."""
-    step = jax.jit(make_step(network, loss, optimizer), donate_argnums=0)
+    step, steps = make_step(network, loss, optimizer), _make_steps(network, loss, optimizer)
+
+    @partial(jax.jit, donate_argnums=0)
+    def advance(state: State, group: list[Data]) -> tuple[State, Array]:
+        first, *later = group
+        if not later:
+            return step(state, first)
+        stacked = jax.tree.map(lambda *a: jnp.stack(a), *later)
+        return steps(state, first, stacked, lambda batch: batch)
 
     def epoch(state: State, batches: Iterable[Data], key: Array) -> tuple[State, float]:
         # The caller's state stays valid; the copy's memory is used again step after step.
         state = jax.tree.map(jnp.copy, state)
         losses: list[Array] = []
         counts: list[int] = []
-        for batch in batches:
-            if not _is_pair(batch):
-                raise TypeError(f"fit: expected batches (x, y), got {type(batch).__name__}")
-            counts.append(_count(batch))
-            # The call moves the batch while the device computes the step before it. One step
+        for group in _groups(batches):
+            counts.append(_count(group[0]))
+            # The call moves the batches while the device computes those before them. One call
             # may wait, so that the device never does; more of them would let a fast source
             # fill its memory with batches.
             jax.block_until_ready(losses[-2:-1])
-            state, value = step(state, batch)
-            losses.append(value)
+            state, values = advance(state, group)
+            losses.append(values)
         if not losses:
             raise ValueError(
                 "fit: no batches came; each epoch iterates over the data anew, which an "
                 "iterator or a generator allows once: give a list, or an object with __iter__"
             )
-        total = sum(float(value) * count for value, count in zip(losses, counts, strict=True))
-        return state, total / sum(counts)
+        total = sum(float(v.sum()) * count for v, count in zip(losses, counts, strict=True))
+        return state, total / sum(v.size * count for v, count in zip(losses, counts, strict=True))
 
     return epoch
+
+
+GROUP_BYTES, GROUP_SIZE = 2**21, 16
+"""Streamed batches go to the device together while they are no larger and no more than this: a
+call takes as long as several steps of a small network."""
+
+
+def _groups(batches: Iterable[Data]) -> Iterator[list[Data]]:
+    """Consecutive batches of one form, as many as may go together or, where fewer are left, one
+    by one: for each form two programs, however many batches come."""
+    group: list[Data] = []
+    form = None
+    for batch in batches:
+        if not _is_pair(batch):
+            raise TypeError(f"fit: expected batches (x, y), got {type(batch).__name__}")
+        _count(batch)
+        if form != (form := [(a.shape, str(a.dtype)) for a in batch]):
+            yield from ([one] for one in group)
+            group = []
+        group.append(batch)
+        together = GROUP_BYTES // max(1, sum(a.nbytes for a in batch))
+        if len(group) >= min(max(1, together), GROUP_SIZE):
+            yield group
+            group = []
+    yield from ([one] for one in group)
 
 
 def _is_pair(data: Any) -> bool:

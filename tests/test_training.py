@@ -218,6 +218,22 @@ def test_fit_takes_batches_as_they_come(batches):
     chex.assert_trees_all_equal(state, expected)
 
 
+def test_streamed_batches_that_go_to_the_device_together_are_each_a_step():
+    """20 of one example: 16 go together, 4 alone; then one of two; then 17 of one again."""
+    layer, loss, optimizer = recorder()
+    batches, met = [], []
+    for size in [1] * 20 + [2] + [1] * 17:
+        x = (np.arange(size) + len(met)) % 23
+        met.append(x)
+        batches.append((x[:, None].astype(np.float32), np.zeros(size, np.float32)))
+    state, history = fnn.fit(layer, loss, optimizer, batches, key=KEY, epochs=1)
+    assert int(state.step) == 38
+    np.testing.assert_array_equal(state.log[:38, 0], [len(x) for x in met])
+    for row, x in zip(np.asarray(state.log[:38, 1:]), met, strict=True):
+        np.testing.assert_array_equal(np.flatnonzero(row), np.sort(x))
+    np.testing.assert_allclose(history[0]["loss"], np.concatenate(met).mean(), rtol=1e-6)
+
+
 def test_fit_keeps_the_device_busy_but_not_swamped():
     """A batch is asked for while one step computes and one waits, and never more than one."""
     x, y = np.ones((600, 800), np.float32), np.zeros(600, np.int32)
