@@ -83,9 +83,9 @@ def _softmax_cross_entropy_value(prediction: Array, target: Array) -> Array:
 
 def _softmax_cross_entropy_gradient(prediction: Array, target: Array) -> Array:
     t = _distribution("softmax_cross_entropy", prediction, target)
+    a = jax.nn.softmax(prediction)
     # Labels are distributions that sum to one: no need to add them up.
-    mass = t.sum(-1, keepdims=True) if jnp.ndim(target) == t.ndim else 1
-    return jax.nn.softmax(prediction) * mass - t
+    return (a * t.sum(-1, keepdims=True) if jnp.ndim(target) == t.ndim else a) - t
 
 
 softmax_cross_entropy = Loss(_softmax_cross_entropy_value, _softmax_cross_entropy_gradient)
