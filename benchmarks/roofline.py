@@ -64,7 +64,7 @@ def share(case: Case, rounds: int) -> dict[str, float]:
     x, y = clusters(case)
     products = _products(case)
     weights = sum((d_in + 1) * d_out for d_in, d_out in itertools.pairwise(case.sizes))
-    updates = _repeated(lambda a: 0.999 * a + 0.001, jnp.ones(3 * weights), 24 * weights / 10e9)
+    updates = _repeated(lambda a: 0.999 * a + 0.001, jnp.ones(3 * weights), 24 * weights / 100e9)
     contestants = {"run": with_fnn(case, x, y), "bytes": updates[0]}
     contestants |= {name: program for name, (program, _, _) in products.items()}
     samples = alternate(contestants, rounds=rounds, least=0.01)
@@ -113,8 +113,11 @@ def _products(case: Case) -> dict[tuple, tuple[Callable, int, float]]:
 
 
 def _repeated(chain: Callable, carried, guess: float, *constants) -> tuple[Callable, int]:
-    """A program that runs the chain over and over, for about 2 ms, and how often."""
-    calls = max(2, int(2e-3 / (guess + 1e-6)))
+    """A program that runs the chain over and over, for about 20 ms, and how often.
+
+    Often enough for the copy of what is carried, made when the program starts, not to count.
+    """
+    calls = max(10, int(20e-3 / (guess + 1e-6)))
 
     @jax.jit
     def program(carried, *constants):

@@ -124,7 +124,7 @@ def plot(result: dict, folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     networks = result["networks"]
-    figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(5, 3.8), layout="constrained")
     for name in ("vmap", "vmap, sharded", "one by one", "optax, one by one"):
         axis.plot(
             [int(models) for models in networks],
@@ -136,6 +136,6 @@ def plot(result: dict, folder: Path) -> None:
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set(xlabel="networks trained at once", ylabel="runs a second")
     axis.set_ylim(bottom=0)
-    axis.legend()
+    figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(folder / "sweep.png", dpi=150)
     plt.close(figure)

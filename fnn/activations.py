@@ -66,7 +66,10 @@ def leaky_relu(slope: float = 0.01) -> Layer:
 
 
 def elu(alpha: float = 1.0) -> Layer:
-    """y = x where x > 0, else alpha (e^x - 1); y' = 1 or alpha e^x. Clevert et al. 2016."""
+    """y = x where x > 0, else alpha (e^x - 1); y' = 1 or alpha e^x = y + alpha.
+    Clevert et al. 2016. Raises ValueError for alpha not above 0."""
+    if isinstance(alpha, int | float) and not alpha > 0:
+        raise ValueError(f"elu: expected alpha > 0, got {alpha}")
     return _scaled_elu(1.0, alpha)
 
 
@@ -74,7 +77,7 @@ def _scaled_elu(scale: float, alpha: float) -> Layer:
     # min(x, 0): the branch not taken must stay finite, or its derivative is inf * 0.
     return elementwise(
         lambda x: scale * jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0))),
-        lambda x, y: scale * jnp.where(x > 0, 1, alpha * jnp.exp(jnp.minimum(x, 0))),
+        lambda x, y: jnp.where(y > 0, scale, y + scale * alpha),
     )
 
 
@@ -88,14 +91,17 @@ gelu = elementwise(
 """y = x P(x), P the standard normal distribution (exact, by erfc); y' = P + x p.
 Hendrycks & Gimpel 2016."""
 
-silu = elementwise(
-    lambda x: x * jax.nn.sigmoid(x),
-    lambda x, y: jax.nn.sigmoid(x) * (1 + x * jax.nn.sigmoid(-x)),
-)
-"""y = x s(x), s the sigmoid; y' = s (1 + x (1 - s)). Elfwing et al. 2017."""
 
-softplus = elementwise(lambda x: jnp.logaddexp(x, 0), lambda x, y: jax.nn.sigmoid(x))
-"""y = log(1 + e^x), a smooth relu; y' = 1 / (1 + e^-x)."""
+def _silu_derivative(x: Array, y: Array) -> Array:
+    s = jax.nn.sigmoid(x)
+    return s + y * (1 - s)
+
+
+silu = elementwise(lambda x: x * jax.nn.sigmoid(x), _silu_derivative)
+"""y = x s(x), s the sigmoid; y' = s + y (1 - s). Elfwing et al. 2017."""
+
+softplus = elementwise(lambda x: jnp.logaddexp(x, 0), lambda x, y: -jnp.expm1(-y))
+"""y = log(1 + e^x), a smooth relu; y' = 1 / (1 + e^-x) = 1 - e^-y."""
 
 
 def _normal_cdf(x: Array) -> Array:

@@ -138,6 +138,23 @@ def test_one_program_trains_many_keys_and_rates():
         chex.assert_trees_all_close(one, jax.tree.leaves(state.params), rtol=1e-3, atol=1e-5)
 
 
+def test_runs_spread_over_devices():
+    """Half of the runs on each of two devices equals all of them on one."""
+    rates, keys = jnp.array([0.1, 0.03, 0.01, 0.003]), jax.random.split(KEY, 4)
+
+    def run(rate, key):
+        train = fnn.make_train(NETWORK, LOSS, fnn.adam(rate), 5, 3)
+        return train(NETWORK.init(key), (X, Y), key)
+
+    many = jax.vmap(run)
+    mesh, runs = jax.sharding.Mesh(jax.devices()[:2], ("runs",)), jax.P("runs")
+    spread = jax.shard_map(many, mesh=mesh, in_specs=runs, out_specs=runs, check_vma=False)
+    (state, losses), (expected, expected_losses) = jax.jit(spread)(rates, keys), many(rates, keys)
+    assert len(losses.sharding.device_set) == 2
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
+    chex.assert_trees_all_close(state.params, expected.params, rtol=1e-3, atol=1e-5)
+
+
 def test_a_second_epoch_does_not_compile_again():
     optimizer = fnn.adam(0.1)
     epoch = jax.jit(fnn.make_epoch(NETWORK, LOSS, optimizer, 5))
