@@ -3,9 +3,9 @@
 `value_and_grad(network, loss)` and `jax.value_and_grad(objective(network, loss))`, each by
 itself under `jax.jit`. Every number is ours over autodiff's: below 1 is better. flops, bytes
 and temporary memory are what XLA states of the compiled programs. The time is that of some
-steps of gradient descent in one program, the same around both: of a call by itself the CPU's
-runtime decides by the number of operations whether the caller's thread computes it, where it
-competes with the workers, and ours at 784-512-256-10 is one operation below that number.
+steps of gradient descent in one program, the same around both: in a call of the gradient by
+itself it depends on the program's first operations which threads of the CPU's runtime share
+the rest, and that can decide more than the work does.
 """
 
 import time
