@@ -40,7 +40,7 @@ class Tee(io.StringIO):
 
 @click.command()
 @click.argument("parts", nargs=-1, type=click.Choice(PARTS))
-@click.option("--quick", is_flag=True, help="Fewer rounds and smaller cases: about 3 minutes.")
+@click.option("--quick", is_flag=True, help="Fewer rounds and smaller cases: about 5 minutes.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
