@@ -149,7 +149,8 @@ def test_runs_spread_over_devices():
     many = jax.vmap(run)
     mesh, runs = jax.sharding.Mesh(jax.devices()[:2], ("runs",)), jax.P("runs")
     spread = jax.shard_map(many, mesh=mesh, in_specs=runs, out_specs=runs, check_vma=False)
-    (state, losses), (expected, expected_losses) = jax.jit(spread)(rates, keys), many(rates, keys)
+    state, losses = jax.jit(spread)(rates, keys)
+    expected, expected_losses = jax.jit(many)(rates, keys)
     assert len(losses.sharding.device_set) == 2
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
     chex.assert_trees_all_close(state.params, expected.params, rtol=1e-3, atol=1e-5)
