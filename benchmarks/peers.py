@@ -44,9 +44,9 @@ def _one_program(case: Case, epoch: Callable, state: Any, x: np.ndarray, y: np.n
 
     @partial(jax.jit, donate_argnums=0)
     def advance(state, key, data):
-        key, *keys = jax.random.split(key, case.epochs + 1)
-        state, losses = jax.lax.scan(lambda s, k: epoch(s, data, k), state, jnp.stack(keys))
-        return state, key, losses[-1]
+        keys = jax.random.split(key, case.epochs + 1)
+        state, losses = jax.lax.scan(lambda s, k: epoch(s, data, k), state, keys[1:])
+        return state, keys[0], losses[-1]
 
     def run():
         nonlocal state, key

@@ -263,7 +263,7 @@ def _make_streamed_epoch(
         losses: list[Array] = []
         counts: list[int] = []
         for group in _groups(batches):
-            counts.append(_count(group[0]))
+            counts.append(len(group) * _count(group[0]))
             # The call moves the batches while the device computes those before them. One call
             # may wait, so that the device never does; more of them would let a fast source
             # fill its memory with batches.
@@ -275,8 +275,8 @@ def _make_streamed_epoch(
                 "fit: no batches came; each epoch iterates over the data anew, which an "
                 "iterator or a generator allows once: give a list, or an object with __iter__"
             )
-        total = sum(float(v.sum()) * count for v, count in zip(losses, counts, strict=True))
-        return state, total / sum(v.size * count for v, count in zip(losses, counts, strict=True))
+        total = sum(float(v.mean()) * count for v, count in zip(losses, counts, strict=True))
+        return state, total / sum(counts)
 
     return epoch
 
