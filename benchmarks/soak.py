@@ -27,8 +27,8 @@ import numpy as np
 
 import fnn
 from fnn import checkpoint, data, runs
-from fnn.faults import all_finite
-from fnn.files import UNFINISHED
+from fnn.atomic import UNFINISHED
+from fnn.fitting import all_finite
 from fnn.training import make_epoch
 
 

@@ -1,59 +1,36 @@
-"""Feed-forward neural networks in a purely functional style, with their own derivatives."""
+"""Feed-forward neural networks in a purely functional style, with their own derivatives.
 
-from fnn import (
-    curvature as curvature,
-    per_example as per_example,
-    schedules as schedules,
-    verify as verify,
-)
-from fnn.activations import (
-    elementwise as elementwise,
-    elu as elu,
-    gelu as gelu,
-    identity as identity,
-    leaky_relu as leaky_relu,
-    relu as relu,
-    selu as selu,
-    sigmoid as sigmoid,
-    silu as silu,
-    softmax as softmax,
-    softplus as softplus,
-    tanh as tanh,
-)
-from fnn.backprop import (
-    differentiable as differentiable,
-    objective as objective,
-    value_and_grad as value_and_grad,
-)
-from fnn.base import Layer as Layer, Loss as Loss, Optimizer as Optimizer
-from fnn.combinators import repeat as repeat, serial as serial, skip as skip
-from fnn.layers import dense as dense, layer_norm as layer_norm
-from fnn.losses import (
-    binary_cross_entropy as binary_cross_entropy,
-    cross_entropy as cross_entropy,
-    huber as huber,
-    mae as mae,
-    mse as mse,
-    sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy,
-    softmax_cross_entropy as softmax_cross_entropy,
-)
-from fnn.models import mlp as mlp
-from fnn.optimizers import (
-    adagrad as adagrad,
-    adam as adam,
-    adamw as adamw,
-    add_l2 as add_l2,
-    clip_by_global_norm as clip_by_global_norm,
-    lion as lion,
-    momentum as momentum,
-    nadam as nadam,
-    rmsprop as rmsprop,
-    sgd as sgd,
-)
-from fnn.reductions import Direct as Direct, Outer as Outer, total as total
-from fnn.training import (
-    fit as fit,
-    make_epoch as make_epoch,
-    make_step as make_step,
-    make_train as make_train,
-)
+The public names and where each is defined stand in `__init__.pyi`, which type checkers read;
+here a name's module is imported when the name is first used, so that `import fnn` costs nothing.
+"""
+
+import ast
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.2.0"
+
+
+def _homes() -> dict[str, str]:
+    """The module of each public name, "fnn" for a module itself."""
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text())
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+_HOMES = _homes()
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fnn' has no attribute {name!r}")
+    home = _HOMES[name]
+    value = import_module(f"fnn.{name}") if home == "fnn" else getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fnn.base import Array, Layer, Params, Residuals
-from fnn.reductions import total
+from fnn.base import Array, Grads, Layer, Params, Residuals
+from fnn.reductions import Reduce, total
 
 
 def elementwise(f: Callable[[Array], Array], df: Callable[[Array, Array], Array]) -> Layer:
@@ -31,7 +31,7 @@ def elementwise(f: Callable[[Array], Array], df: Callable[[Array, Array], Array]
         y = f(x)
         return y, (x, y)
 
-    def backward(params, residuals, dy, reduce=total):
+    def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
         slope = df(*residuals)
         return (), jnp.where(slope, dy, 0) if slope.dtype == bool else dy * slope
 
@@ -114,7 +114,7 @@ def _softmax_forward(params: Params, x: Array) -> tuple[Array, Residuals]:
     return y, y
 
 
-def _softmax_backward(params, y, dy, reduce=total):
+def _softmax_backward(params: Params, y: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
     return (), y * (dy - (y * dy).sum(-1, keepdims=True))
 
 

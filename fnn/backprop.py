@@ -10,26 +10,33 @@ The 1/m of the mean over the batch enters once, here.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 
-from fnn.base import Array, Layer, Loss, Params, Residuals
-from fnn.reductions import Direct, Factor, Outer
+from fnn.base import Array, Grads, Layer, Loss, Params, Residuals, check_layer, check_loss
+from fnn.reductions import Factor, Reduce, total
 
 
 def objective(network: Layer, loss: Loss) -> Callable[..., Array]:
     """f(params, x, y, weight=None) -> the mean loss over the batch, a scalar.
 
-    With weight (...), one number an example, it is (1/m) sum_n weight_n loss_n. The sum is
+    With weight (...), one number per example, it is (1/m) sum_n weight_n loss_n. The sum is
     divided by the number of examples, not by that of the weights: for examples drawn with
     probabilities q_n in place of p_n, weight_n = p_n / q_n keeps the mean unbiased.
 
-    Raises ValueError for a weight of another shape than the losses, (...).
-    """
+    Raises TypeError for what is not a layer or a loss; f raises ValueError for a weight of
+    another shape than the losses, (...).
 
-    def f(params: Params, x: Array, y: Array, weight: Array | None = None) -> Array:
+    >>> import fnn
+    >>> objective(fnn.identity, fnn.mse)((), jnp.array([[1.0], [2.0]]), jnp.zeros((2, 1)))
+    Array(2.5, dtype=float32)
+    """
+    check_layer("objective", network)
+    check_loss("objective", loss)
+
+    def f(params: Params, x: Any, y: Any, weight: Array | None = None) -> Array:
         prediction, _ = network.forward(params, x)
         losses = loss.value(prediction, y)
         return (losses if weight is None else losses * _weight_of(losses, weight)).mean()
@@ -37,27 +44,48 @@ def objective(network: Layer, loss: Loss) -> Callable[..., Array]:
     return f
 
 
-def value_and_grad(network: Layer, loss: Loss) -> Callable[..., tuple[Array, Params]]:
+def value_and_grad(
+    network: Layer, loss: Loss, reduce: Reduce = total
+) -> Callable[..., tuple[Array, Params]]:
     """f(params, x, y, weight=None) -> (mean loss, gradient with respect to params), by
     hand-written rules.
 
-    The drop-in twin of `jax.value_and_grad(objective(network, loss))`, weight included.
-    """
+    The drop-in twin of `jax.value_and_grad(objective(network, loss))`, weight included. With
+    another `reduce` than `total`, what it makes of each parameter's per-example gradients
+    stands in the gradient's place; they are those of the mean loss, with its 1/m.
 
-    # A partial, not a closure: the judge reads network and loss off it to name a wrong layer.
-    return partial(_value_and_grad, network, loss)
+    Raises as `objective` does.
+
+    >>> import fnn
+    >>> network = fnn.serial(fnn.dense(1, 1))
+    >>> params = ({"W": jnp.ones((1, 1)), "b": jnp.zeros(1)},)
+    >>> x, y = jnp.array([[1.0], [2.0]]), jnp.zeros((2, 1))
+    >>> value_and_grad(network, fnn.mse)(params, x, y)[1][0]["W"]
+    Array([[5.]], dtype=float32)
+    """
+    check_layer("value_and_grad", network)
+    check_loss("value_and_grad", loss)
+    # A partial, not a closure: the gradient checker reads network and loss off it to name the
+    # first wrong layer.
+    return partial(_value_and_grad, network, loss, reduce)
 
 
 def _value_and_grad(
-    network: Layer, loss: Loss, params: Params, x: Array, y: Array, weight: Array | None = None
+    network: Layer,
+    loss: Loss,
+    reduce: Reduce,
+    params: Params,
+    x: Any,
+    y: Any,
+    weight: Array | None = None,
 ) -> tuple[Array, Params]:
     prediction, residuals = network.forward(params, x)
     losses = loss.value(prediction, y)
-    dy = loss.gradient(prediction, y) / losses.size
+    dy = jax.tree.map(lambda g: g / losses.size, loss.gradient(prediction, y))
     if weight is not None:
         weight = _weight_of(losses, weight)
-        losses, dy = losses * weight, dy * weight[..., None]
-    grads, _ = network.backward(params, residuals, dy)
+        losses, dy = losses * weight, _weighted(dy, weight)
+    grads, _ = network.backward(params, residuals, dy, reduce)
     return losses.mean(), grads
 
 
@@ -65,80 +93,135 @@ def _weight_of(losses: Array, weight: Array) -> Array:
     weight = jnp.asarray(weight)
     if weight.shape != losses.shape:
         raise ValueError(
-            f"weight: expected one number an example, {losses.shape}, got {weight.shape}"
+            f"weight: expected one number per example, {losses.shape}, got {weight.shape}"
         )
     return weight.astype(losses.dtype)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=[])
+def _weighted(dy: Any, weight: Array) -> Any:
+    """Each example's cotangent times its weight."""
+    return jax.tree.map(
+        lambda g: g * weight.reshape(weight.shape + (1,) * (g.ndim - weight.ndim)), dy
+    )
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["value", "like"], meta_fields=[])
 @dataclass(frozen=True)
 class _Reduced:
-    """The mark of what came out of `reduce`, and not past it."""
+    """Marks what `reduce` returned, so that nothing else can stand in its place.
+
+    like is an empty array (*shape of the parameter, 0): it takes no memory, and `repeat` puts
+    the copies' axes in front of it as it does for the parameter.
+    """
 
     value: Any
+    like: Array
+
+    def _refuse(self, *others: Any) -> NoReturn:
+        raise TypeError(
+            "backward: what `reduce` returned must stay untouched. Change the factor instead: "
+            "reduce(fnn.Masked(factor, array)) multiplies a parameter's gradient by a constant "
+            "array, and reduce(fnn.Sum(a, b)) adds the gradients of a parameter used twice"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __neg__ = __pow__ = _refuse
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = __rmatmul__ = _refuse
+    __getitem__ = __array__ = __jax_array__ = _refuse
 
 
-def sweep(
+def per_example_backward(
     network: Layer,
     params: Params,
     residuals: Residuals,
-    dy: Array,
-    reduce: Callable[[Factor], Any],
+    dy: Any,
+    reduce: Callable[[Factor, int], Any],
+    examples: tuple[int, ...],
 ) -> Any:
-    """What `reduce` makes of each parameter's per-example gradients, in one backward sweep.
+    """What `reduce` makes of each parameter's per-example gradients, in one backward pass.
 
-    A tree like params, with reduce's results for leaves. Under `repeat` the copies' axes stand
-    in front of everything that reduce returns.
+    dy holds each example's own cotangent, and `examples` the lengths of the axes of the
+    examples, with which every array of dy begins. reduce is called with a factor and the number
+    of these axes. Returns a tree like params, with reduce's results for leaves. Under `repeat`
+    the copies' axes stand in front of everything that reduce returns.
 
-    Raises TypeError for a layer that hands `reduce` what is not a factor; ValueError for a
-    factor of another batch than dy, (...), and for a parameter whose gradient is not what
-    `reduce` returned.
+    Raises TypeError for a layer that hands `reduce` something else than a factor, that changes
+    what `reduce` returned, or whose gradient exists for the whole batch only; ValueError for a
+    factor of other examples than dy's or of another shape than its parameter, and for a
+    parameter whose gradient is not what `reduce` returned.
+
+    >>> import fnn
+    >>> params, x = {"W": jnp.ones((1, 1)), "b": jnp.zeros(1)}, jnp.ones((2, 1))
+    >>> norms = fnn.reductions.squared_norm
+    >>> per_example_backward(fnn.dense(1, 1), params, x, jnp.ones((2, 1)), norms, (2,))
+    {'W': Array([1., 1.], dtype=float32), 'b': Array([1., 1.], dtype=float32)}
     """
 
     def marked(factor: Factor) -> _Reduced:
-        match factor:
-            case Outer(left, right):
-                batches = [left.shape[:-1], right.shape[:-1]]
-            case Direct(value, ndim):
-                batches = [value.shape[: value.ndim - ndim]]
-            case _:
-                raise TypeError(
-                    f"reduce: expected an Outer or a Direct, got {type(factor).__name__}"
-                )
-        if any(batch != dy.shape[:-1] for batch in batches):
-            shapes = jax.tree.map(jnp.shape, factor)
-            raise ValueError(f"reduce: expected factors of batch {dy.shape[:-1]}, got {shapes}")
-        return _Reduced(reduce(factor))
+        shape = jax.eval_shape(total, factor).shape  # raises TypeError for what is not a factor
+        if factor.batch[: len(examples)] != examples:
+            raise ValueError(
+                f"reduce: expected factors whose batch axes begin with the examples', "
+                f"{examples}, got {jax.tree.map(jnp.shape, factor)}"
+            )
+        return _Reduced(reduce(factor, len(examples)), jnp.zeros((*shape, 0)))
 
     dparams, _ = network.backward(params, residuals, dy, marked)
     reduced = jax.tree.leaves(dparams, is_leaf=lambda leaf: isinstance(leaf, _Reduced))
     paths, form = jax.tree.flatten_with_path(params)
     if len(reduced) != len(paths):
         raise ValueError(f"backward: {len(paths)} parameters, but {len(reduced)} gradients")
-    for (path, _), leaf in zip(paths, reduced, strict=True):
+    for (path, param), leaf in zip(paths, reduced, strict=True):
         if not isinstance(leaf, _Reduced):
             raise ValueError(
                 f"backward: the gradient of params{jax.tree_util.keystr(path)} is not what "
                 f"`reduce` returned: hand each parameter's per-example gradients to reduce, as "
-                f"an Outer or a Direct, and return the result untouched"
+                f"a factor such as Outer or Direct, and return the result untouched"
+            )
+        if leaf.like.shape[:-1] != param.shape:
+            raise ValueError(
+                f"backward: expected a factor for params{jax.tree_util.keystr(path)} whose "
+                f"gradients have its shape {param.shape}, got {leaf.like.shape[:-1]}"
             )
     return jax.tree.unflatten(form, [leaf.value for leaf in reduced])
 
 
-def differentiable(layer: Layer) -> Callable[[Params, Array], Array]:
+def example_shape(losses: Array, example_axes: int | None) -> tuple[int, ...]:
+    """The lengths of the axes of the examples: the first `example_axes` of the losses', by
+    default all.
+
+    Raises ValueError for more axes than the losses have, and for fewer than 0.
+
+    >>> example_shape(jnp.ones((8, 5)), 1)
+    (8,)
+    """
+    if example_axes is not None and not 0 <= example_axes <= losses.ndim:
+        raise ValueError(
+            f"example_axes: expected 0 to {losses.ndim} for losses of shape {losses.shape}, "
+            f"got {example_axes}"
+        )
+    return losses.shape if example_axes is None else losses.shape[:example_axes]
+
+
+def differentiable(layer: Layer) -> Callable[[Params, Any], Any]:
     """apply(params, x) -> y, for use inside anything that autodiff differentiates: there
     `jax.grad` and `jax.vjp` run the layer's own backward. (Forward mode, `jax.jvp`, takes
-    the layer's `forward` directly.)"""
+    the layer's `forward` directly.)
+
+    >>> import fnn
+    >>> jax.grad(lambda x: differentiable(fnn.relu)((), x).sum())(jnp.array([-1.0, 2.0]))
+    Array([0., 1.], dtype=float32)
+    """
+    check_layer("differentiable", layer)
 
     @jax.custom_vjp
-    def apply(params: Params, x: Array) -> Array:
+    def apply(params: Params, x: Any) -> Any:
         return layer.forward(params, x)[0]
 
-    def forward(params, x):
+    def forward(params: Params, x: Any) -> tuple[Any, Any]:
         y, residuals = layer.forward(params, x)
         return y, (params, residuals)
 
-    def backward(saved, dy):
+    def backward(saved: tuple[Params, Residuals], dy: Any) -> Grads:
         return layer.backward(*saved, dy)
 
     apply.defvjp(forward, backward)

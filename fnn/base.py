@@ -18,11 +18,13 @@ Shapes, in every docstring of the package:
     params  a pytree of arrays                  dparams cotangent of params
     W       (d_out, d_in) weights; row j belongs to neuron j
     b       (d_out,)      biases
+
+x, y, predictions and targets may be pytrees of arrays that share their leading axes.
 """
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +34,8 @@ Params = Any
 """A pytree of floating-point arrays; `()` where there is nothing to learn."""
 Residuals = Any
 """A pytree of what `forward` saves for `backward`."""
+Grads = tuple[Params, Any]
+"""What `backward` returns: (dparams, dx)."""
 
 
 class Layer(NamedTuple):
@@ -43,53 +47,188 @@ class Layer(NamedTuple):
     and the caller does not already hold.
 
     `backward(params, residuals, dy, reduce=total) -> (dparams, dx)` is the vector-Jacobian
-    product. A layer with parameters states the per-example gradients of each in factored
-    form (`Outer`, `Direct`) and returns what `reduce` makes of them; with the default,
-    `total`, that is the gradient summed over the batch: plain backpropagation. A layer
-    without parameters ignores `reduce`; a layer made of layers passes it on.
+    product. A layer with parameters states the per-example gradients of each parameter as a
+    factor (`Outer`, `Direct`) and returns what `reduce` makes of it, untouched; with the
+    default, `total`, that is the gradient summed over the batch: plain backpropagation. What
+    has to be done to a parameter's gradient is done to the factor: a product with a constant
+    array is `reduce(Masked(factor, array))`, and a parameter that is used twice has the
+    gradient `reduce(Sum(factor, other))`. A layer without parameters ignores `reduce`; a layer
+    made of layers passes it on.
+
+    `varying` is None for a layer that is the same function at every call. Otherwise it says
+    how the layer depends on a random key and on statistics: see `Varying` and `at`. The three
+    functions above are then the layer without key and statistics.
+
+    `parts(params) -> [(layer, params), ...]`, for a layer made of layers that are applied one
+    after another: these layers, from input to output, each with its own params. The gradient
+    checker reads it to name the first wrong layer of a network.
+
+    >>> import fnn
+    >>> double = Layer(
+    ...     init=lambda key: (),
+    ...     forward=lambda params, x: (2 * x, ()),
+    ...     backward=lambda params, residuals, dy, reduce=fnn.total: ((), 2 * dy),
+    ... )
+    >>> double.forward((), jnp.ones(2))[0]
+    Array([2., 2.], dtype=float32)
     """
 
     init: Callable[[Array], Params]
-    forward: Callable[[Params, Array], tuple[Array, Residuals]]
-    backward: Callable[..., tuple[Params, Array]]
+    forward: Callable[[Params, Any], tuple[Any, Residuals]]
+    backward: Callable[..., Grads]
+    varying: "Varying | None" = None
+    parts: "Callable[[Params], list[tuple[Layer, Params]]] | None" = None
+
+    def __call__(self, *args: Any) -> NoReturn:
+        """Raises TypeError: a layer is not a function, `forward` is."""
+        raise TypeError(
+            "a Layer is not a function: layer.forward(params, x) returns (y, residuals)"
+        )
+
+
+class Varying(NamedTuple):
+    """How a layer depends on a random key and on statistics of the data.
+
+    `at(key, statistics) -> Layer` gives the layer at that key and these statistics, three pure
+    functions again. A key means training, None evaluation.
+
+    `measure(params, x, key) -> (y, statistics)` runs the layer forward on the examples x and
+    measures the statistics that it needs for evaluation.
+
+    >>> import fnn
+    >>> def noisy(stddev):  # adds noise in training
+    ...     def at(key, statistics):
+    ...         if key is None:
+    ...             return fnn.identity
+    ...         noise = lambda x: x + stddev * jax.random.normal(key, x.shape)
+    ...         return fnn.identity._replace(forward=lambda params, x: (noise(x), ()))
+    ...     measure = lambda params, x, key: (at(key, ()).forward(params, x)[0], ())
+    ...     return fnn.identity._replace(varying=Varying(at, measure))
+    >>> fnn.at(noisy(1.0)).forward((), jnp.ones(2))[0]
+    Array([1., 1.], dtype=float32)
+    """
+
+    at: Callable[[Array | None, Any], Layer]
+    measure: Callable[[Params, Any, Array | None], tuple[Any, Any]]
 
 
 class Loss(NamedTuple):
     """What one prediction costs, and the derivative of that cost.
 
-    `value(prediction, target)` gives one loss an example: `(..., k) -> (...)`.
+    `value(prediction, target)` is one loss per example: `(..., k) -> (...)`.
 
-    `gradient(prediction, target)` gives d value / d prediction, `(..., k)`, for each
+    `gradient(prediction, target)` is d value / d prediction, `(..., k)`, for each
     example by itself: the 1/m of the mean over a batch is not in it.
+
+    `root(prediction, target)`, where it is known, gives the columns `(c, ..., k)` of a root
+    of the Hessian H of each example's loss: H = sum_c s_c s_c^T. `fnn.curvature` needs it.
+
+    >>> import fnn
+    >>> fnn.mse.value(jnp.array([[1.0, 3.0]]), jnp.array([[0.0, 0.0]]))
+    Array([5.], dtype=float32)
     """
 
-    value: Callable[[Array, Array], Array]
-    gradient: Callable[[Array, Array], Array]
+    value: Callable[[Any, Any], Array]
+    gradient: Callable[[Any, Any], Any]
+    root: Callable[[Any, Any], Array] | None = None
 
 
 class Optimizer(NamedTuple):
     """A pure update rule.
 
-    `init(params) -> state`: a `NamedTuple` with `.params`, `.step` (int32, the number of
-    updates done) and the rule's own slots.
+    `init(params) -> state`: anything with `.params` and `.step` (int32, the number of
+    updates done), the rest being the rule's own.
 
     `update(state, grads) -> state`
+
+    >>> import fnn
+    >>> optimizer = fnn.sgd(0.5)
+    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([1.0]))
+    >>> state.params, int(state.step)
+    (Array([0.5], dtype=float32), 1)
     """
 
     init: Callable[[Params], Any]
     update: Callable[[Any, Params], Any]
 
 
+def at(layer: Layer, key: Array | None = None, statistics: Any = None) -> Layer:
+    """The layer at a random key and at given statistics: three pure functions.
+
+    A key means training: dropout drops, batch normalisation uses the batch. None means
+    evaluation. `statistics` is what `statistics` measured, or None. A layer that does not vary
+    is returned as it is.
+
+    >>> import fnn
+    >>> fnn.at(fnn.tanh, jax.random.key(0)) is fnn.tanh
+    True
+    """
+    return layer if layer.varying is None else layer.varying.at(key, statistics)
+
+
+def statistics(network: Layer, params: Params, x: Any, key: Array | None = None) -> Any:
+    """The statistics of every layer of the network over the examples x (n, ...).
+
+    A tree with each layer's statistics, `()` for a part that keeps none. Measured in one
+    forward pass over all of x, rather than averaged along the training: Wu & Johnson 2021,
+    "Rethinking Batch in BatchNorm". With a key other random layers act as in training.
+
+    >>> import fnn
+    >>> network = fnn.mlp((2, 3, 1))
+    >>> fnn.statistics(network, network.init(jax.random.key(0)), jnp.ones((4, 2)))
+    ()
+    """
+    return measured(network, params, x, key)[1]
+
+
+def measured(layer: Layer, params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
+    """(y, statistics) of any layer: `Varying.measure`, or the forward pass and `()`.
+
+    >>> import fnn
+    >>> measured(fnn.relu, (), jnp.array([-1.0, 1.0]), None)
+    (Array([0., 1.], dtype=float32), ())
+    """
+    if layer.varying is not None:
+        return layer.varying.measure(params, x, key)
+    return layer.forward(params, x)[0], ()
+
+
+def split(key: Array, n: int) -> Array:
+    """n keys from one, as `jax.random.split`.
+
+    Raises TypeError for what is not a key, such as a seed.
+
+    >>> split(jax.random.key(0), 3).shape
+    (3,)
+    """
+    if not isinstance(key, jax.Array):
+        raise TypeError(f"expected a key such as jax.random.key(0), got {key!r}")
+    return jax.random.split(key, n)
+
+
 def at_least_float32(dtype: Any) -> Any:
-    """The dtype in which sums over many terms are kept: narrower ones lose the small terms."""
+    """The dtype in which sums over many terms are kept: narrower ones lose the small terms.
+
+    >>> at_least_float32(jnp.bfloat16) == jnp.float32, at_least_float32(jnp.float64) == jnp.float64
+    (True, True)
+    """
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def check_layer(name: str, layer: Any) -> None:
-    """Raise TypeError, in the words of the caller `name`, for what is not a `Layer`, or is one
-    whose backward can't be given `reduce`."""
+    """Raise TypeError, naming the caller, for what is not a `Layer`, or is one whose backward
+    takes no `reduce`.
+
+    >>> check_layer("serial: argument 0", jnp.tanh)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    TypeError: serial: argument 0: expected a Layer, got ...; fnn.elementwise(f, df) makes ...
+    """
     if not isinstance(layer, Layer):
-        hint = "; call it to make one" if callable(layer) else ""
+        hint = ""
+        if callable(layer):
+            ours = str(getattr(layer, "__module__", "")).startswith("fnn.")
+            makes = "fnn.elementwise(f, df) makes one of a function and its derivative"
+            hint = f"; {'call it to make one' if ours else makes}"
         raise TypeError(f"{name}: expected a Layer, got {layer!r}{hint}")
     try:
         inspect.signature(layer.backward).bind("params", "residuals", "dy", "reduce")
@@ -100,3 +239,32 @@ def check_layer(name: str, layer: Any) -> None:
             f"{name}: expected a layer with backward(params, residuals, dy, reduce=total), "
             f"got backward{inspect.signature(layer.backward)}"
         ) from None
+
+
+def check_loss(name: str, loss: Any) -> None:
+    """Raise TypeError, naming the caller, for what is not a `Loss`.
+
+    >>> check_loss("objective", jnp.square)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    TypeError: objective: expected a Loss(value, gradient), got ...
+    """
+    if not isinstance(loss, Loss):
+        hint = "; call it to make one" if getattr(loss, "__module__", "") == "fnn.losses" else ""
+        raise TypeError(f"{name}: expected a Loss(value, gradient), got {loss!r}{hint}")
+
+
+def check_optimizer(name: str, optimizer: Any) -> None:
+    """Raise TypeError, naming the caller, for what is not an `Optimizer`.
+
+    >>> import fnn
+    >>> check_optimizer("make_step", fnn.adam)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    TypeError: make_step: expected an Optimizer(init, update), got ...; call it to make one
+    """
+    if not isinstance(optimizer, Optimizer):
+        hint = ""
+        if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
+            hint = "; an optax transformation becomes one by fnn.from_optax"
+        elif getattr(optimizer, "__module__", "") == "fnn.optimizers":
+            hint = "; call it to make one"
+        raise TypeError(f"{name}: expected an Optimizer(init, update), got {optimizer!r}{hint}")

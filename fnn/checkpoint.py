@@ -25,7 +25,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from fnn import files
+from fnn import atomic
 from fnn.base import Params
 
 VERSION = 1
@@ -63,7 +63,7 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
     except safetensors.SafetensorError as error:
         raise TypeError(f"{path}: {error}") from error
     before, after = _around(data, _BLANK)
-    files.write(path, before, _digest(before, after), after)
+    atomic.write(path, before, _digest(before, after), after)
 
 
 def load(path: str | Path, like: Params) -> Params:

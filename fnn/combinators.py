@@ -1,73 +1,109 @@
-"""Layers made of layers. `backward` is `forward` read from right to left."""
+"""Layers made of layers. `backward` is `forward` read from right to left.
+
+What a combinator's layers do with a key and with statistics it passes on: at a key it is the
+same combinator of its layers at keys of their own (see `Varying`).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce as fold
+from itertools import accumulate
 from operator import itemgetter
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from fnn.base import Array, Layer, Params, Residuals, check_layer
-from fnn.reductions import total
-
-
-class Network(Layer):
-    """A layer that remembers which layers it was made of; otherwise a `Layer` like any other.
-
-    parts(params) gives, from input to output, each layer with its own params. What
-    `_replace` makes has no parts: nobody knows any more that it is made of them.
-    """
-
-    parts: Callable[[Params], list[tuple[Layer, Params]]] = staticmethod(lambda params: [])
-
-    @classmethod
-    def of(cls, layer: Layer, parts: Callable[[Params], list[tuple[Layer, Params]]]) -> "Network":
-        """The layer, remembering its parts."""
-        network = cls(*layer)
-        network.parts = parts
-        return network
+from fnn.base import (
+    Array,
+    Grads,
+    Layer,
+    Params,
+    Residuals,
+    Varying,
+    at,
+    check_layer,
+    measured,
+    split,
+)
+from fnn.reductions import Reduce, total
 
 
 def serial(*layers: Layer) -> Layer:
     """Function composition: A(0) = x, A(l) = layer_l(A(l-1)), y = A(L).
 
-    params, residuals and dparams are tuples with one entry a layer. `serial()` is the
+    params, residuals and dparams are tuples with one entry per layer. `serial()` is the
     identity, and serial(f, serial(g, h)) computes what serial(serial(f, g), h) does.
 
     Raises TypeError for an argument that is not a layer, or whose backward takes no
     `reduce`; ValueError for params with another number of entries.
+
+    >>> import fnn
+    >>> network = serial(fnn.dense(3, 2), fnn.tanh)
+    >>> network.forward(network.init(jax.random.key(0)), jnp.ones((5, 3)))[0].shape
+    (5, 2)
     """
-    for i, layer in enumerate(layers):
-        check_layer(f"serial: argument {i}", layer)
+    _check_layers("serial", layers)
 
     def init(key: Array) -> Params:
-        keys = jax.random.split(key, len(layers)) if layers else ()
-        return tuple(layer.init(k) for layer, k in zip(layers, keys, strict=True))
+        return tuple(f.init(k) for f, k in zip(layers, _keys(key, layers), strict=True))
 
-    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
-        _check_entries(params)
+    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+        _check_entries("serial", layers, params)
         residuals = []
         for layer, p in zip(layers, params, strict=True):
             x, saved = layer.forward(p, x)
             residuals.append(saved)
         return x, tuple(residuals)
 
-    def backward(params, residuals, dy, reduce=total):
-        _check_entries(params)
+    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+        _check_entries("serial", layers, params)
         dparams = []
         for layer, p, saved in reversed(list(zip(layers, params, residuals, strict=True))):
             dp, dy = layer.backward(p, saved, dy, reduce)
             dparams.append(dp)
         return tuple(reversed(dparams)), dy
 
-    def _check_entries(params: Params) -> None:
-        if not isinstance(params, tuple | list) or len(params) != len(layers):
-            got = len(params) if isinstance(params, tuple | list) else type(params).__name__
-            raise ValueError(f"serial: expected params for {len(layers)} layers, got {got}")
-
     parts = lambda params: list(zip(layers, params, strict=True))  # noqa: E731
-    return Network.of(Layer(init, forward, backward), parts)
+    return Layer(init, forward, backward, _varying(serial, layers), parts)
+
+
+def fork(*layers: Layer) -> Layer:
+    """The same input to each layer: y = (layer_1(x), ..., layer_K(x)), a tuple.
+
+    params, residuals and dparams are tuples with one entry per layer; dx is the sum of the
+    layers' own. `add` and `concatenate` merge such a tuple; as a network's output it is one
+    prediction per head.
+
+    Raises TypeError for an argument that is not a layer; ValueError for no layers and for
+    params with another number of entries.
+
+    >>> import fnn
+    >>> heads = fork(fnn.dense(3, 2), fnn.dense(3, 1))
+    >>> y, _ = heads.forward(heads.init(jax.random.key(0)), jnp.ones((5, 3)))
+    >>> [head.shape for head in y]
+    [(5, 2), (5, 1)]
+    """
+    _check_layers("fork", layers)
+    if not layers:
+        raise ValueError("fork: expected at least one layer")
+
+    def init(key: Array) -> Params:
+        return tuple(f.init(k) for f, k in zip(layers, _keys(key, layers), strict=True))
+
+    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+        _check_entries("fork", layers, params)
+        pairs = [layer.forward(p, x) for layer, p in zip(layers, params, strict=True)]
+        y, residuals = zip(*pairs, strict=True)
+        return y, residuals
+
+    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+        _check_entries("fork", layers, params)
+        entries = zip(layers, params, residuals, dy, strict=True)
+        dparams, dxs = zip(*(f.backward(p, r, d, reduce) for f, p, r, d in entries), strict=True)
+        return dparams, fold(partial(jax.tree.map, jnp.add), dxs)
+
+    return Layer(init, forward, backward, _varying(fork, layers))
 
 
 def skip(layer: Layer) -> Layer:
@@ -75,6 +111,10 @@ def skip(layer: Layer) -> Layer:
 
     params, residuals and dparams are the layer's. Raises TypeError for an argument that
     is not a layer; ValueError where f(x) has another shape than x.
+
+    >>> import fnn
+    >>> skip(fnn.relu).forward((), jnp.array([-1.0, 2.0]))[0]
+    Array([-1.,  4.], dtype=float32)
     """
     check_layer("skip", layer)
 
@@ -83,11 +123,12 @@ def skip(layer: Layer) -> Layer:
         _check_same("skip", x, y)
         return x + y, residuals
 
-    def backward(params, residuals, dy, reduce=total):
+    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
         dparams, dx = layer.backward(params, residuals, dy, reduce)
         return dparams, dy + dx
 
-    return Network.of(Layer(layer.init, forward, backward), lambda params: [(layer, params)])
+    parts = lambda params: [(layer, params)]  # noqa: E731
+    return Layer(layer.init, forward, backward, _varying_alone(skip, layer), parts)
 
 
 def repeat(layer: Layer, n: int) -> Layer:
@@ -95,89 +136,209 @@ def repeat(layer: Layer, n: int) -> Layer:
 
     Computes what serial(layer, ..., layer) does, by one `lax.scan` each way: it compiles
     in the same time at any depth. params and dparams are the layer's, with an axis of
-    length n put in front of every leaf.
+    length n put in front of every leaf. In training each copy has a key of its own.
 
     Raises TypeError for an argument that is not a layer; ValueError for n below 1, for
     params of another depth, and where the layer changes its input's shape or dtype.
+
+    >>> import fnn
+    >>> deep = repeat(fnn.serial(fnn.dense(4, 4), fnn.tanh), 100)
+    >>> deep.init(jax.random.key(0))[0]["W"].shape
+    (100, 4, 4)
     """
     check_layer("repeat", layer)
     if n < 1:
         raise ValueError(f"repeat: expected n of at least 1, got {n}")
 
     def init(key: Array) -> Params:
-        return jax.vmap(layer.init)(jax.random.split(key, n))
+        return jax.vmap(layer.init)(split(key, n))
 
-    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
-        _check_depth(params)
+    def copies(keys: Array | None, statistics: Any) -> Layer:
+        """The n copies, each at its key and its statistics."""
 
-        def one(x, p):
-            y, residuals = layer.forward(p, x)
-            _check_same("repeat", x, y)
-            return y, _Kept.of(residuals, x, y)
+        def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+            _check_depth(n, params)
 
-        y, kept = jax.lax.scan(one, x, params, length=n)
-        return y, (kept, y)
+            def one(x: Any, copy: Any) -> tuple[Any, _Kept]:
+                p, k, s = copy
+                y, residuals = at(layer, k, s).forward(p, x)
+                _check_same("repeat", x, y)
+                return y, _Kept.of(residuals, x, y)
 
-    def backward(params, residuals, dy, reduce=total):
-        _check_depth(params)
-        kept, y = residuals
+            y, kept = jax.lax.scan(one, x, (params, keys, statistics), length=n)
+            return y, (kept, y)
 
-        def one(later, earlier):
-            (dy, y), (p, kept) = later, earlier
-            dp, dx = layer.backward(p, kept.residuals(y), dy, reduce)
-            return (dx, kept.x), dp
+        def backward(
+            params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total
+        ) -> Grads:
+            _check_depth(n, params)
+            kept, y = residuals
 
-        (dx, _), dparams = jax.lax.scan(one, (dy, y), (params, kept), length=n, reverse=True)
-        return dparams, dx
+            def one(later: Any, copy: Any) -> tuple[Any, Params]:
+                (dy, y), (p, k, s, kept) = later, copy
+                dp, dx = at(layer, k, s).backward(p, kept.residuals(y), dy, reduce)
+                return (dx, kept.x), dp
 
-    def _check_depth(params: Params) -> None:
-        for leaf in jax.tree.leaves(params):
-            if leaf.ndim == 0 or leaf.shape[0] != n:
-                raise ValueError(
-                    f"repeat: expected params with a leading axis of {n}, got {leaf.shape}"
-                )
+            each = (params, keys, statistics, kept)
+            (dx, _), dparams = jax.lax.scan(one, (dy, y), each, length=n, reverse=True)
+            return dparams, dx
 
-    def parts(params: Params) -> list[tuple[Layer, Params]]:
-        return [(layer, jax.tree.map(itemgetter(i), params)) for i in range(n)]
+        def parts(params: Params) -> list[tuple[Layer, Params]]:
+            entries = [jax.tree.map(itemgetter(i), (keys, statistics, params)) for i in range(n)]
+            return [(at(layer, k, s), p) for k, s, p in entries]
 
-    return Network.of(Layer(init, forward, backward), parts)
+        return Layer(init, forward, backward, None, parts)
+
+    def measure(params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
+        keys = None if key is None else split(key, n)
+        return jax.lax.scan(lambda x, copy: measured(layer, copy[0], x, copy[1]), x, (params, keys))
+
+    plain = copies(None, None)
+    if layer.varying is None:
+        return plain
+    at_key = lambda key, s: copies(None if key is None else split(key, n), s)  # noqa: E731
+    return plain._replace(varying=Varying(at_key, measure))
+
+
+def _add_forward(params: Params, xs: tuple[Array, ...]) -> tuple[Array, Residuals]:
+    for x in xs[1:]:
+        _check_same("add", xs[0], x)
+    return fold(jnp.add, xs), ((),) * len(xs)  # of the arrays, backward needs their number
+
+
+def _add_backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
+    return (), (dy,) * len(residuals)
+
+
+add = Layer(lambda key: (), _add_forward, _add_backward)
+"""y = x_1 + ... + x_K, for a tuple x of arrays of one shape; dx_k = dy.
+
+>>> add.forward((), (jnp.ones(2), jnp.ones(2)))[0]
+Array([2., 2.], dtype=float32)
+"""
+
+
+def _concatenate_forward(params: Params, xs: tuple[Array, ...]) -> tuple[Array, Residuals]:
+    for x in xs[1:]:
+        if (x.shape[:-1], x.dtype) != (xs[0].shape[:-1], xs[0].dtype):
+            raise ValueError(
+                f"concatenate: expected arrays that differ in their last axis alone, "
+                f"got {[f'{x.dtype}{x.shape}' for x in xs]}"
+            )
+    # Empty arrays keep the widths as shapes, which are known while a program is traced.
+    return jnp.concatenate(xs, -1), tuple(jnp.zeros((0, x.shape[-1]), x.dtype) for x in xs)
+
+
+def _concatenate_backward(
+    params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total
+) -> Grads:
+    ends = list(accumulate(empty.shape[-1] for empty in residuals))
+    return (), tuple(jnp.split(dy, ends[:-1], -1))
+
+
+concatenate = Layer(lambda key: (), _concatenate_forward, _concatenate_backward)
+"""y = (x_1, ..., x_K) side by side along the last axis, for a tuple x; dx_k is dy's part k.
+
+>>> concatenate.forward((), (jnp.ones(2), jnp.zeros(1)))[0]
+Array([1., 1., 0.], dtype=float32)
+"""
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["x", "others"], meta_fields=["places", "form"]
+    jax.tree_util.register_dataclass,
+    data_fields=["x", "others"],
+    meta_fields=["places", "form"],
 )
 @dataclass(frozen=True)
 class _Kept:
     """One copy's residuals with each array once: its output is the next copy's input.
 
-    A residual that is the copy's input x or output y, or another residual, is not kept
-    beside it. `places` has for each residual its place in (x, y, *others).
+    A residual that is part of the copy's input x or output y, or another residual, is not kept
+    beside it. `places` has for each residual its place in (*x, *y, *others).
     """
 
-    x: Array
+    x: Any
     others: list[Array]
     places: tuple[int, ...]
     form: Any
 
     @classmethod
-    def of(cls, residuals: Residuals, x: Array, y: Array) -> "_Kept":
+    def of(cls, residuals: Residuals, x: Any, y: Any) -> "_Kept":
         leaves, form = jax.tree.flatten(residuals)
-        kept = [x, y]
+        kept = known = jax.tree.leaves((x, y))
         for leaf in leaves:
             if not any(leaf is array for array in kept):
-                kept.append(leaf)
+                kept = [*kept, leaf]
         # list.index would compare arrays by value; these are the same objects or not.
         places = tuple(next(i for i, a in enumerate(kept) if a is leaf) for leaf in leaves)
-        return cls(x, kept[2:], places, form)
+        return cls(x, kept[len(known) :], places, form)
 
-    def residuals(self, y: Array) -> Residuals:
-        kept = [self.x, y, *self.others]
+    def residuals(self, y: Any) -> Residuals:
+        kept = [*jax.tree.leaves((self.x, y)), *self.others]
         return jax.tree.unflatten(self.form, [kept[i] for i in self.places])
 
 
-def _check_same(name: str, x: Array, y: Array) -> None:
-    if (x.shape, x.dtype) != (y.shape, y.dtype):
+# How a combinator of layers varies. Residuals and statistics are composed alike, so a layer that
+# returns its statistics for residuals has them composed by the combinator's own forward.
+
+
+def _varying(combine: Callable[..., Layer], layers: tuple[Layer, ...]) -> Varying | None:
+    """For a combinator whose residuals are a tuple with one entry per layer."""
+    if all(layer.varying is None for layer in layers):
+        return None
+
+    def each_at(key: Array | None, statistics: Any) -> Layer:
+        entries = (None,) * len(layers) if statistics is None else statistics
+        return combine(*map(at, layers, _keys(key, layers), entries))
+
+    def measure(params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
+        return combine(*map(_measuring, layers, _keys(key, layers))).forward(params, x)
+
+    return Varying(each_at, measure)
+
+
+def _varying_alone(combine: Callable[[Layer], Layer], layer: Layer) -> Varying | None:
+    """For a combinator of one layer whose residuals are that layer's."""
+    if layer.varying is None:
+        return None
+    return Varying(
+        lambda key, statistics: combine(at(layer, key, statistics)),
+        lambda params, x, key: combine(_measuring(layer, key)).forward(params, x),
+    )
+
+
+def _measuring(layer: Layer, key: Array | None) -> Layer:
+    """The layer with its statistics for residuals; it has no backward."""
+    return Layer(layer.init, lambda params, x: measured(layer, params, x, key), layer.backward)
+
+
+def _keys(key: Array | None, layers: tuple[Layer, ...]) -> Any:
+    """A key for each layer; None for each where there is none."""
+    return (None,) * len(layers) if key is None else split(key, len(layers)) if layers else ()
+
+
+def _check_layers(name: str, layers: tuple[Layer, ...]) -> None:
+    for i, layer in enumerate(layers):
+        check_layer(f"{name}: argument {i}", layer)
+
+
+def _check_entries(name: str, layers: tuple[Layer, ...], params: Params) -> None:
+    if not isinstance(params, tuple | list) or len(params) != len(layers):
+        got = len(params) if isinstance(params, tuple | list) else type(params).__name__
+        raise ValueError(f"{name}: expected params for {len(layers)} layers, got {got}")
+
+
+def _check_depth(n: int, params: Params) -> None:
+    for leaf in jax.tree.leaves(params):
+        if leaf.ndim == 0 or leaf.shape[0] != n:
+            raise ValueError(
+                f"repeat: expected params with a leading axis of {n}, got {leaf.shape}"
+            )
+
+
+def _check_same(name: str, x: Any, y: Any) -> None:
+    form = lambda tree: jax.tree.map(lambda a: f"{a.dtype}{a.shape}", tree)  # noqa: E731
+    if form(x) != form(y):
         raise ValueError(
-            f"{name}: expected a layer that keeps shape and dtype, "
-            f"got {x.dtype}{x.shape} -> {y.dtype}{y.shape}"
+            f"{name}: expected a layer that keeps shape and dtype, got {form(x)} -> {form(y)}"
         )

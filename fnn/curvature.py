@@ -5,7 +5,7 @@
 J_n (k, parameters) is the Jacobian of prediction n and H_n (k, k) the Hessian of its loss there.
 G is the Hessian of the mean loss without the network's own second derivatives: never negative,
 equal to the Hessian where the network is linear, and, for `softmax_cross_entropy` on labels, the
-Fisher matrix (Martens 2020). A loss's Hessian root gives the columns s_nc. One backward sweep
+Fisher matrix (Martens 2020). A loss's Hessian root gives the columns s_nc. One backward pass
 from each column, all columns at once by `jax.vmap`, has everything in it: J_n^T s_nc for a dense
 layer is delta_nc [a_n; 1]^T.
 
@@ -20,8 +20,8 @@ example. It is known for `mse`, `softmax_cross_entropy` and `sigmoid_binary_cros
 another loss, give its own as `root=`. With root=lambda p, t: loss.gradient(p, t)[None], G is the
 empirical Fisher matrix; with gradients for targets drawn from the model it is Monte Carlo.
 
-Every leading axis of x is a batch axis, as in `fnn.per_example`. All raise ValueError for a loss
-without a root.
+By default each entry of the loss's value is an example; `example_axes` says otherwise, as in
+`fnn.per_example`. All raise ValueError for a loss without a root.
 
 The Hessian itself. Hand-written gradients are differentiable, so that a Hessian-vector product
 is one derivative along v of the gradient, no more code:
@@ -31,67 +31,43 @@ is one derivative along v of the gradient, no more code:
         return jax.jvp(gradient, (params,), (v,))[1]
 """
 
+import math
 from collections.abc import Callable
+from functools import singledispatch
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fnn.backprop import sweep
-from fnn.base import Array, Layer, Loss, Optimizer, Params, at_least_float32, check_layer
-from fnn.losses import mse, sigmoid_binary_cross_entropy, softmax_cross_entropy
+from fnn.backprop import example_shape, per_example_backward
+from fnn.base import (
+    Array,
+    Layer,
+    Loss,
+    Optimizer,
+    Params,
+    at_least_float32,
+    check_layer,
+    check_loss,
+)
+from fnn.losses import Root
 from fnn.optimizers import Rate, SGDState, sgd
-from fnn.reductions import Direct, Factor, Outer, squared, total
-
-Root = Callable[[Array, Array], Array]
-
-
-def _diagonal_root(diagonal: Array) -> Array:
-    """The columns sqrt(h_c) e_c of H = diag(h), h (..., k)."""
-    k = diagonal.shape[-1]
-    return jnp.moveaxis(jnp.sqrt(diagonal)[..., None] * jnp.eye(k, dtype=diagonal.dtype), -2, 0)
-
-
-def _mse_root(prediction: Array, target: Array) -> Array:
-    """H = (2/k) I."""
-    return _diagonal_root(jnp.full_like(prediction, 2 / prediction.shape[-1]))
-
-
-def _softmax_root(prediction: Array, target: Array) -> Array:
-    """H = w (diag p - p p^T), s_c = sqrt(w p_c) (e_c - p): p the softmax, w the sum of the
-    target."""
-    p, target = jax.nn.softmax(prediction), jnp.asarray(target)
-    labels = jnp.issubdtype(target.dtype, jnp.integer)
-    weight = 1 if labels else target.astype(p.dtype).sum(-1, keepdims=True)
-    columns = jnp.eye(p.shape[-1], dtype=p.dtype) - p[..., None, :]
-    return jnp.moveaxis(jnp.sqrt(weight * p)[..., None] * columns, -2, 0)
-
-
-def _sigmoid_root(prediction: Array, target: Array) -> Array:
-    """H = diag(a (1 - a)) / k, a the sigmoid."""
-    slope = jax.nn.sigmoid(prediction) * jax.nn.sigmoid(-prediction)
-    return _diagonal_root(slope / prediction.shape[-1])
-
-
-_ROOTS: dict[Loss, Root] = {
-    mse: _mse_root,
-    softmax_cross_entropy: _softmax_root,
-    sigmoid_binary_cross_entropy: _sigmoid_root,
-}
+from fnn.reductions import Direct, Factor, Masked, Outer, rows, squared, total
 
 
 def ggn_diagonal(
-    network: Layer, loss: Loss, *, root: Root | None = None
-) -> Callable[[Params, Array, Array], Params]:
+    network: Layer, loss: Loss, *, root: Root | None = None, example_axes: int | None = None
+) -> Callable[[Params, Any, Any], Params]:
     """f(params, x, y) -> the diagonal of G, exactly: a tree like params.
 
     Equal to the diagonal of the Hessian of the mean loss where every layer is linear around
     its input: with `relu` and its kin, everywhere but at their kinks.
     """
-    swept = _swept(network, loss, root, lambda factor: total(_over_columns(squared(factor))))
+    diagonal = lambda factor, examples: total(_over_columns(squared(factor, examples)))  # noqa: E731
+    reduced = _reduced(network, loss, root, diagonal, example_axes)
 
-    def f(params: Params, x: Array, y: Array) -> Params:
-        m, sums = swept(params, x, y)
+    def f(params: Params, x: Any, y: Any) -> Params:
+        m, sums = reduced(params, x, y)
         return jax.tree.map(lambda leaf: leaf / m, sums)
 
     return f
@@ -106,8 +82,8 @@ class Kronecker(NamedTuple):
 
 
 def kronecker_factors(
-    network: Layer, loss: Loss, *, root: Root | None = None
-) -> Callable[[Params, Array, Array], Any]:
+    network: Layer, loss: Loss, *, root: Root | None = None, example_axes: int | None = None
+) -> Callable[[Params, Any, Any], Any]:
     """f(params, x, y) -> a tree like params with a `Kronecker` for each dense layer's dict, and
     the diagonal of G for every other parameter.
 
@@ -117,10 +93,10 @@ def kronecker_factors(
 
     Raises TypeError for such a layer whose W is stated otherwise.
     """
-    swept = _swept(network, loss, root, _block)
+    reduced = _reduced(network, loss, root, _block, example_axes)
 
-    def f(params: Params, x: Array, y: Array) -> Any:
-        m, sums = swept(params, x, y)
+    def f(params: Params, x: Any, y: Any) -> Any:
+        m, sums = reduced(params, x, y)
 
         def one(node: Any, blocks: Any) -> Any:
             if not _is_dense(node):
@@ -136,28 +112,28 @@ def kronecker_factors(
 
 def gauss_newton_vector_product(
     network: Layer, loss: Loss, *, root: Root | None = None
-) -> Callable[[Params, Array, Array, Params], Params]:
+) -> Callable[[Params, Any, Any, Params], Params]:
     """f(params, x, y, v) -> G v, for v and G v trees like params, at the cost of about two
     gradients: u_n = H_n J_n v, then (1/m) sum_n J_n^T u_n.
 
     J_n v is the transpose of backward, which is linear in dy: `jax.linear_transpose` reads the
-    one hand-written rule backwards, so there is no other rule for the forward sweep.
+    one hand-written rule backwards, so there is no second rule for the forward direction.
 
     Raises TypeError for v of another structure, shape or dtype than params.
     """
     root = _root_of(loss, root)
     check_layer("network", network)
 
-    def f(params: Params, x: Array, y: Array, v: Params) -> Params:
+    def f(params: Params, x: Any, y: Any, v: Params) -> Params:
         prediction, residuals = network.forward(params, x)
-        columns, m = _columns(loss, root, prediction, y)
+        columns, losses = _columns(loss, root, prediction, y)
 
         def pull(dy: Array) -> Params:
             dparams, _ = network.backward(params, residuals, dy)
             return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(dparams))
 
         (jv,) = jax.linear_transpose(pull, prediction)(v)
-        return pull((columns * (columns * jv).sum(-1, keepdims=True)).sum(0) / m)
+        return pull((columns * (columns * jv).sum(-1, keepdims=True)).sum(0) / losses.size)
 
     return f
 
@@ -192,8 +168,8 @@ def kfac(learning_rate: Rate, damping: float | Array = 1e-3) -> Optimizer:
     parameter the direction is g / (diagonal of G + damping).
 
     An `Optimizer` as any other, for `fnn.make_step` and all that is built on it. What it knows
-    of the curvature comes by `observe`, as often as is worth its price, one backward sweep for
-    k columns and two eigendecompositions a layer:
+    of the curvature comes by `observe`, as often as is worth its price, one backward pass for
+    k columns and two eigendecompositions per layer:
 
         factors = kronecker_factors(network, loss)
         step = fnn.make_step(network, loss, kfac(0.3, damping=1e-2))
@@ -271,16 +247,20 @@ class _Block(NamedTuple):
     kronecker: Kronecker | None
 
 
-def _block(factor: Factor) -> _Block:
-    diagonal = total(_over_columns(squared(factor)))
-    match factor:
-        case Outer(left, right):
-            ones = jnp.ones((*right.shape[:-1], 1), right.dtype)
-            a = _moment(jnp.concatenate([right, ones], -1))
-            # Columns as one more batch axis of a single product, not one S for each to sum.
-            s = _moment(jax.lax.all_gather(left, _AXIS))
-            return _Block(diagonal, Kronecker(A=jax.lax.pmean(a, _AXIS), S=s))
-    return _Block(diagonal, None)
+def _block(factor: Factor, examples: int) -> _Block:
+    diagonal = total(_over_columns(squared(factor, examples)))
+    if not isinstance(factor, Outer):
+        return _Block(diagonal, None)
+    if len(factor.batch) > examples:
+        raise TypeError(
+            f"kronecker_factors: expected a dense layer at one position per example, "
+            f"got positions {factor.batch[examples:]}"
+        )
+    ones = jnp.ones((*factor.right.shape[:-1], 1), factor.right.dtype)
+    a = _moment(jnp.concatenate([factor.right, ones], -1))
+    # Columns as one more batch axis of a single product, not one S for each to sum.
+    s = _moment(jax.lax.all_gather(factor.left, _AXIS))
+    return _Block(diagonal, Kronecker(A=jax.lax.pmean(a, _AXIS), S=s))
 
 
 def _moment(rows: Array) -> Array:
@@ -292,14 +272,26 @@ def _moment(rows: Array) -> Array:
 _AXIS = "columns of the Hessian root"
 
 
+@singledispatch
 def _over_columns(factor: Factor) -> Factor:
     """The factor summed over the columns c. One of left_c and right_c is the same for every c:
     their product's sum is (sum of left) (x) (mean of right), whichever of them that is."""
-    match factor:
-        case Outer(left, right):
-            return Outer(jax.lax.psum(left, _AXIS), jax.lax.pmean(right, _AXIS))
-        case Direct(value, ndim):
-            return Direct(jax.lax.psum(value, _AXIS), ndim)
+    return _over_columns(rows(factor))
+
+
+@_over_columns.register
+def _(factor: Outer) -> Factor:
+    return Outer(jax.lax.psum(factor.left, _AXIS), jax.lax.pmean(factor.right, _AXIS))
+
+
+@_over_columns.register
+def _(factor: Direct) -> Factor:
+    return Direct(jax.lax.psum(factor.value, _AXIS), factor.ndim)
+
+
+@_over_columns.register
+def _(factor: Masked) -> Factor:
+    return Masked(_over_columns(factor.factor), jax.lax.pmean(factor.mask, _AXIS))
 
 
 def _is_dense(node: Any) -> bool:
@@ -311,45 +303,55 @@ def _is_dense(node: Any) -> bool:
     )
 
 
-def _swept(
-    network: Layer, loss: Loss, root: Root | None, reduce: Callable[[Factor], Any]
-) -> Callable[[Params, Array, Array], tuple[int, Any]]:
-    """f(params, x, y) -> (m, what reduce makes of the sweeps from all columns of the root)."""
+def _reduced(
+    network: Layer,
+    loss: Loss,
+    root: Root | None,
+    reduce: Callable[[Factor, int], Any],
+    example_axes: int | None,
+) -> Callable[[Params, Any, Any], tuple[int, Any]]:
+    """f(params, x, y) -> (m, what reduce makes of the backward passes from all columns)."""
     root = _root_of(loss, root)
     check_layer("network", network)
 
-    def f(params: Params, x: Array, y: Array) -> tuple[int, Any]:
+    def f(params: Params, x: Any, y: Any) -> tuple[int, Any]:
         prediction, residuals = network.forward(params, x)
-        columns, m = _columns(loss, root, prediction, y)
+        columns, losses = _columns(loss, root, prediction, y)
+        examples = example_shape(losses, example_axes)
+        if positions := losses.shape[len(examples) :]:
+            # Each position's loss has columns of its own, or those of two would be added up.
+            each = jnp.eye(math.prod(positions), dtype=columns.dtype)
+            beside = (1,) * (1 + len(examples)), (1,) * (prediction.ndim - losses.ndim)
+            each = each.reshape(-1, *beside[0], *positions, *beside[1])
+            columns = (each * columns).reshape(-1, *prediction.shape)
 
         def one(dy: Array) -> Any:
-            return sweep(network, params, residuals, dy, reduce)
+            return per_example_backward(network, params, residuals, dy, reduce, examples)
 
-        return m, jax.vmap(one, axis_name=_AXIS, out_axes=None)(columns)
+        return losses.size, jax.vmap(one, axis_name=_AXIS, out_axes=None)(columns)
 
     return f
 
 
 def _root_of(loss: Loss, root: Root | None) -> Root:
-    if root is not None:
-        return root
-    if loss not in _ROOTS:
+    check_loss("loss", loss)
+    root = loss.root if root is None else root
+    if root is None:
         raise ValueError(
-            "no Hessian root is known for this loss: expected mse, softmax_cross_entropy or "
-            "sigmoid_binary_cross_entropy, or the loss's own root=, "
-            "root(prediction, target) -> columns (c, ..., k)"
+            "no Hessian root is known for this loss: give its own as root=, "
+            "root(prediction, target) -> columns (c, ..., k), or as Loss(value, gradient, root)"
         )
-    return _ROOTS[loss]
+    return root
 
 
-def _columns(loss: Loss, root: Root, prediction: Array, y: Array) -> tuple[Array, int]:
-    """The root's columns (c, ..., k), and the number of examples."""
+def _columns(loss: Loss, root: Root, prediction: Array, y: Any) -> tuple[Array, Array]:
+    """The root's columns (c, ..., k), and the losses."""
     columns = root(prediction, y)
     if columns.shape[1:] != prediction.shape:
         raise ValueError(
             f"root: expected columns of shape (c, *{prediction.shape}), got {columns.shape}"
         )
-    return columns, loss.value(prediction, y).size
+    return columns, loss.value(prediction, y)
 
 
 def _as(number: Any, like: Array) -> Array:

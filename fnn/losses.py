@@ -1,6 +1,6 @@
 """Losses, each with its gradient beside it.
 
-`value(prediction, target)` is one loss an example, (..., k) -> (...); `gradient` is
+`value(prediction, target)` is one loss per example, (..., k) -> (...); `gradient` is
 d value / d prediction, (..., k). Targets are taken in the prediction's dtype. Of the two
 kinds,
 
@@ -23,8 +23,13 @@ import jax.numpy as jnp
 
 from fnn.base import Array, Loss
 
+Root = Callable[[Array, Array], Array]
+"""root(prediction, target) -> the columns (c, ..., k) of a root of the Hessian."""
 
-def _regression(name: str, f: Callable[[Array], Array], df: Callable[[Array], Array]) -> Loss:
+
+def _regression(
+    name: str, f: Callable[[Array], Array], df: Callable[[Array], Array], root: Root | None = None
+) -> Loss:
     """value = mean over the outputs of f(e), gradient = f'(e) / k, e = prediction - target."""
 
     def value(prediction: Array, target: Array) -> Array:
@@ -33,11 +38,25 @@ def _regression(name: str, f: Callable[[Array], Array], df: Callable[[Array], Ar
     def gradient(prediction: Array, target: Array) -> Array:
         return df(prediction - _like(name, prediction, target)) / prediction.shape[-1]
 
-    return Loss(value, gradient)
+    return Loss(value, gradient, root)
 
 
-mse = _regression("mse", lambda e: e * e, lambda e: 2 * e)
-"""Mean squared error: (1/k) sum_i (p_i - t_i)^2; gradient 2 (p - t) / k."""
+def _diagonal_root(diagonal: Array) -> Array:
+    """The columns sqrt(h_c) e_c of H = diag(h), h (..., k)."""
+    k = diagonal.shape[-1]
+    return jnp.moveaxis(jnp.sqrt(diagonal)[..., None] * jnp.eye(k, dtype=diagonal.dtype), -2, 0)
+
+
+def _mse_root(prediction: Array, target: Array) -> Array:
+    return _diagonal_root(jnp.full_like(prediction, 2 / prediction.shape[-1]))
+
+
+mse = _regression("mse", lambda e: e * e, lambda e: 2 * e, _mse_root)
+"""Mean squared error: (1/k) sum_i (p_i - t_i)^2; gradient 2 (p - t) / k, H = (2/k) I.
+
+>>> mse.value(jnp.array([[1.0, 3.0]]), jnp.zeros((1, 2)))
+Array([5.], dtype=float32)
+"""
 
 mae = _regression("mae", jnp.abs, jnp.sign)
 """Mean absolute error: (1/k) sum_i |p_i - t_i|; gradient sign(p - t) / k, 0 at p = t."""
@@ -88,9 +107,25 @@ def _softmax_cross_entropy_gradient(prediction: Array, target: Array) -> Array:
     return (a * t.sum(-1, keepdims=True) if jnp.ndim(target) == t.ndim else a) - t
 
 
-softmax_cross_entropy = Loss(_softmax_cross_entropy_value, _softmax_cross_entropy_gradient)
+def _softmax_cross_entropy_root(prediction: Array, target: Array) -> Array:
+    """s_c = sqrt(w p_c) (e_c - p)."""
+    p, target = jax.nn.softmax(prediction), jnp.asarray(target)
+    labels = jnp.issubdtype(target.dtype, jnp.integer)
+    weight = 1 if labels else target.astype(p.dtype).sum(-1, keepdims=True)
+    columns = jnp.eye(p.shape[-1], dtype=p.dtype) - p[..., None, :]
+    return jnp.moveaxis(jnp.sqrt(weight * p)[..., None] * columns, -2, 0)
+
+
+softmax_cross_entropy = Loss(
+    _softmax_cross_entropy_value, _softmax_cross_entropy_gradient, _softmax_cross_entropy_root
+)
 """On logits Z: -sum_i t_i log softmax(z)_i, by log-sum-exp; gradient dL/dZ = A sum(t) - t,
-which is A - Y for targets that sum to one. Finite for logits of any size."""
+which is A - Y for targets that sum to one. H = w (diag p - p p^T), p the softmax and w the sum
+of the target. Finite for logits of any size.
+
+>>> softmax_cross_entropy.value(jnp.array([[1000.0, 0.0]]), jnp.array([1]))
+Array([1000.], dtype=float32)
+"""
 
 
 def _binary_cross_entropy_value(prediction: Array, target: Array) -> Array:
@@ -119,11 +154,19 @@ def _sigmoid_binary_cross_entropy_gradient(prediction: Array, target: Array) -> 
     return (jax.nn.sigmoid(prediction) - t) / t.shape[-1]
 
 
+def _sigmoid_binary_cross_entropy_root(prediction: Array, target: Array) -> Array:
+    slope = jax.nn.sigmoid(prediction) * jax.nn.sigmoid(-prediction)
+    return _diagonal_root(slope / prediction.shape[-1])
+
+
 sigmoid_binary_cross_entropy = Loss(
-    _sigmoid_binary_cross_entropy_value, _sigmoid_binary_cross_entropy_gradient
+    _sigmoid_binary_cross_entropy_value,
+    _sigmoid_binary_cross_entropy_gradient,
+    _sigmoid_binary_cross_entropy_root,
 )
 """On logits z of k yes-or-no outputs: (1/k) sum_i t_i log(1 + e^-z_i) + (1 - t_i) log(1 + e^z_i);
-gradient (sigmoid(z) - t) / k. Finite for logits of any size. Targets (..., k) in [0, 1]."""
+gradient (sigmoid(z) - t) / k, H = diag(a (1 - a)) / k, a the sigmoid. Finite for logits of any
+size. Targets (..., k) in [0, 1]."""
 
 
 def _times(t: Array, x: Array) -> Array:
@@ -145,9 +188,11 @@ def _like(name: str, prediction: Array, target: Array) -> Array:
 def _distribution(name: str, prediction: Array, target: Array) -> Array:
     """Targets as distributions (..., k): labels become one-hot rows."""
     prediction, target = _floating(name, prediction), jnp.asarray(target)
-    if not jnp.issubdtype(target.dtype, jnp.integer):
-        return _like(name, prediction, target)
     *batch, k = prediction.shape
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        if target.shape == tuple(batch):
+            raise TypeError(f"{name}: expected labels to be integers, got {target.dtype}")
+        return _like(name, prediction, target)
     if target.shape != tuple(batch):
         raise ValueError(
             f"{name}: expected integer labels of shape {tuple(batch)} for a prediction of "

@@ -44,6 +44,11 @@ def _optimizer(
         return state_type(params, jnp.zeros((), jnp.int32), *slots)
 
     def update(state: Any, grads: Params) -> Any:
+        if not isinstance(state, state_type):
+            raise TypeError(
+                f"update: expected (state, grads) with a {state_type.__name__}, "
+                f"got {type(state).__name__}; optax has these two the other way round"
+            )
         params, step, *slots = state
         eta = learning_rate(step) if callable(learning_rate) else learning_rate
 

@@ -1,4 +1,4 @@
-"""What each example's own gradient says, from one backward sweep and without ever holding it.
+"""What each example's own gradient says, from one backward pass and without ever holding it.
 
 g_n is the gradient of loss_n, example n's own loss: no 1/m in it. A dense layer's is the outer
 product of its output's cotangent delta and its input a, [dW | db]_n = delta_n [a_n; 1]^T. All of
@@ -11,11 +11,16 @@ these are read off a and delta, as other reductions of the factors that backprop
     clipped_value_and_grad  (1/m) sum_n g_n min(1, C / ||g_n||)               Abadi et al. 2016
     gradient_noise_scale    trace(Cov g) / ||E g||^2                          McCandlish et al. 2018
 
-Each takes (network, loss) and gives a pure function of (params, x, y), to `jax.jit` and to
-`jax.vmap`. Every leading axis of x is a batch axis and every entry of loss.value an example: an
-example's loss may depend on its own row of x alone. Any layer that states its gradients as
-`Outer` or `Direct` takes part, in `serial`, `skip` and `repeat` too; the errors of others are
-`fnn.backprop.sweep`'s. Norms, products and moments are at least float32.
+Each takes (network, loss) and returns a pure function of (params, x, y), to `jax.jit` and to
+`jax.vmap`. Any layer that states its gradients as factors takes part, in every combinator too;
+a layer that can't is refused as `fnn.backprop.per_example_backward` says. Norms, products and
+moments are at least float32.
+
+Examples. By default each entry of loss.value is an example, whose loss must depend on its own
+row of x alone. Where the loss has more axes than that, such as one loss per token of a text
+whose tokens were mixed, `example_axes` says how many of its leading axes are examples: with
+example_axes=1 and losses (m, tokens) there are m examples, and loss_n is the mean over the tokens
+of text n. What a layer does at each of an example's positions counts to that example.
 
 Private training. DP-SGD (Abadi et al. 2016, algorithm 1) clips to C, sums, adds noise of standard
 deviation z C, and divides by m:
@@ -24,35 +29,29 @@ deviation z C, and divides by m:
     value, grads = private(state.params, x, y)
     state = optimizer.update(state, add_noise(grads, key, z * C / m))
 
-A privacy accountant turns z, m / n and the number of steps into (epsilon, delta). The README
-trains so on the digits.
+A privacy accountant turns z, m / n and the number of steps into (epsilon, delta).
+`docs/per-example.md` trains so on the digits.
 
 Weights. For examples drawn with other probabilities than the data's, `fnn.value_and_grad` takes
 a weight for each. The probabilities with the least gradient variance are proportional to
 ||g_n||: the square root of `squared_norms`. Alain et al. 2015.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fnn.backprop import sweep
-from fnn.base import Array, Layer, Loss, Params, at_least_float32, check_layer
-from fnn.reductions import (
-    Direct,
-    Factor,
-    Outer,
-    products,
-    squared,
-    squared_norm,
-    total,
-    weighted,
-)
+from fnn.backprop import example_shape, per_example_backward
+from fnn.base import Array, Layer, Loss, Params, at_least_float32, check_layer, check_loss
+from fnn.reductions import Factor, products, squared, squared_norm, total, weighted
 
 
-def squared_norms(network: Layer, loss: Loss) -> Callable[[Params, Array, Array], Array]:
+def squared_norms(
+    network: Layer, loss: Loss, *, example_axes: int | None = None
+) -> Callable[[Params, Any, Any], Array]:
     """f(params, x, y) -> ||g_n||^2 over all parameters together, (...).
 
     >>> import fnn
@@ -62,72 +61,88 @@ def squared_norms(network: Layer, loss: Loss) -> Callable[[Params, Array, Array]
     >>> squared_norms(network, fnn.mse)(params, x, y)  # delta is -2 and -6
     Array([24., 36.], dtype=float32)
     """
-    swept = _swept(network, loss, squared_norm)
+    reduced = _reduced(network, loss, squared_norm, example_axes)
 
-    def f(params: Params, x: Array, y: Array) -> Array:
-        losses, norms = swept(params, x, y)
+    def f(params: Params, x: Any, y: Any) -> Array:
+        losses, norms = reduced(params, x, y)
         return _over_parameters(norms, losses.shape, losses.dtype)
 
     return f
 
 
-def gram(network: Layer, loss: Loss) -> Callable[[Params, Array, Array], Array]:
+def gram(
+    network: Layer, loss: Loss, *, example_axes: int | None = None
+) -> Callable[[Params, Any, Any], Array]:
     """f(params, x, y) -> <g_n, g_k> for each two examples, (..., ...): (m, m) for one batch
     axis. It is the empirical tangent kernel, contracted with the losses' gradients."""
-    swept = _swept(network, loss, products)
+    reduced = _reduced(network, loss, products, example_axes)
 
-    def f(params: Params, x: Array, y: Array) -> Array:
-        losses, inner = swept(params, x, y)
+    def f(params: Params, x: Any, y: Any) -> Array:
+        losses, inner = reduced(params, x, y)
         return _over_parameters(inner, 2 * losses.shape, losses.dtype)
 
     return f
 
 
-def second_moment(network: Layer, loss: Loss) -> Callable[[Params, Array, Array], Params]:
+def second_moment(
+    network: Layer, loss: Loss, *, example_axes: int | None = None
+) -> Callable[[Params, Any, Any], Params]:
     """f(params, x, y) -> (1/m) sum_n g_n^2, entry by entry: a tree like params.
 
     It is the diagonal of the empirical Fisher matrix. Less the square of the mean gradient, it
     is the gradient's variance over the examples.
     """
-    swept = _swept(network, loss, lambda factor: total(squared(factor)))
+    squares = lambda factor, examples: total(squared(factor, examples))  # noqa: E731
+    reduced = _reduced(network, loss, squares, example_axes)
 
-    def f(params: Params, x: Array, y: Array) -> Params:
-        losses, sums = swept(params, x, y)
+    def f(params: Params, x: Any, y: Any) -> Params:
+        losses, sums = reduced(params, x, y)
         return jax.tree.map(lambda leaf: leaf / losses.size, sums)
 
     return f
 
 
 def clipped_value_and_grad(
-    network: Layer, loss: Loss, max_norm: float | Array
-) -> Callable[[Params, Array, Array], tuple[Array, Params]]:
+    network: Layer, loss: Loss, max_norm: float | Array, *, example_axes: int | None = None
+) -> Callable[[Params, Any, Any], tuple[Array, Params]]:
     """f(params, x, y) -> (mean loss, (1/m) sum_n g_n min(1, max_norm / ||g_n||)).
 
-    The norms are over all parameters together, and the losses are not clipped. One sweep: the
-    factors are kept until all layers' norms are known, then summed with each example's scale.
+    The norms are over all parameters together, and the losses are not clipped. One backward
+    pass: the factors are kept until all layers' norms are known, then summed with each
+    example's scale.
 
     Raises ValueError for max_norm not above 0.
     """
     if isinstance(max_norm, int | float) and not max_norm > 0:
         raise ValueError(f"clipped_value_and_grad: expected max_norm > 0, got {max_norm}")
-    swept = _swept(network, loss, lambda factor: factor)
+    with_norm = lambda factor, examples: _Normed(squared_norm(factor, examples), factor)  # noqa: E731
+    reduced = _reduced(network, loss, with_norm, example_axes)
 
-    def f(params: Params, x: Array, y: Array) -> tuple[Array, Params]:
-        losses, factors = swept(params, x, y)
-
-        def each(reduce: Callable[[Factor], Array]) -> Any:
-            def over_copies(factor: Factor) -> Array:
-                return _over_copies(reduce, factor, losses.ndim)
-
-            return jax.tree.map(over_copies, factors, is_leaf=lambda f: isinstance(f, Factor))
-
-        norms = _over_parameters(each(squared_norm), losses.shape, losses.dtype)
+    def f(params: Params, x: Any, y: Any) -> tuple[Array, Params]:
+        losses, normed = reduced(params, x, y)
+        is_normed = lambda node: isinstance(node, _Normed)  # noqa: E731
+        norms = [node.squared_norm for node in jax.tree.leaves(normed, is_leaf=is_normed)]
+        norm = _over_parameters(norms, losses.shape, losses.dtype)
         # max before sqrt: no division by a norm of 0, and its derivative stays finite.
-        excess = jnp.maximum(norms / jnp.asarray(max_norm, norms.dtype) ** 2, 1)
+        excess = jnp.maximum(norm / jnp.asarray(max_norm, norm.dtype) ** 2, 1)
         scale = 1 / jnp.sqrt(excess) / losses.size
-        return losses.mean(), each(lambda factor: total(weighted(factor, scale)))
+
+        def clipped(node: _Normed) -> Array:
+            sum_of = lambda factor: total(weighted(factor, scale))  # noqa: E731
+            for _ in range(node.squared_norm.ndim - losses.ndim):  # the copies of `repeat`
+                sum_of = jax.vmap(sum_of)
+            return sum_of(node.factor)
+
+        return losses.mean(), jax.tree.map(clipped, normed, is_leaf=is_normed)
 
     return f
+
+
+class _Normed(NamedTuple):
+    """A factor, kept until the norms of all parameters together are known."""
+
+    squared_norm: Array
+    factor: Factor
 
 
 def add_noise(grads: Params, key: Array, stddev: float | Array) -> Params:
@@ -162,8 +177,8 @@ class NoiseScale(NamedTuple):
 
 
 def gradient_noise_scale(
-    network: Layer, loss: Loss
-) -> Callable[[Params, Array, Array], NoiseScale]:
+    network: Layer, loss: Loss, *, example_axes: int | None = None
+) -> Callable[[Params, Any, Any], NoiseScale]:
     """f(params, x, y) -> NoiseScale, from one batch. McCandlish et al. 2018, appendix A.1.
 
     With s = ||(1/m) sum_n g_n||^2 and q = (1/m) sum_n ||g_n||^2,
@@ -175,10 +190,11 @@ def gradient_noise_scale(
 
     Raises ValueError for a batch of fewer than two examples.
     """
-    swept = _swept(network, loss, lambda factor: (squared_norm(factor), total(factor)))
+    both_of = lambda factor, examples: (squared_norm(factor, examples), total(factor))  # noqa: E731
+    reduced = _reduced(network, loss, both_of, example_axes)
 
-    def f(params: Params, x: Array, y: Array) -> NoiseScale:
-        losses, both = swept(params, x, y)
+    def f(params: Params, x: Any, y: Any) -> NoiseScale:
+        losses, both = reduced(params, x, y)
         m = losses.size
         if m < 2:
             raise ValueError(f"gradient_noise_scale: expected at least 2 examples, got {m}")
@@ -193,16 +209,24 @@ def gradient_noise_scale(
     return f
 
 
-def _swept(
-    network: Layer, loss: Loss, reduce: Callable[[Factor], Any]
-) -> Callable[[Params, Array, Array], tuple[Array, Any]]:
-    """f(params, x, y) -> (losses (...), what reduce makes of each parameter's g_n)."""
+def _reduced(
+    network: Layer,
+    loss: Loss,
+    reduce: Callable[[Factor, int], Any],
+    example_axes: int | None,
+) -> Callable[[Params, Any, Any], tuple[Array, Any]]:
+    """f(params, x, y) -> (losses (*examples), what reduce makes of each parameter's g_n)."""
     check_layer("network", network)
+    check_loss("loss", loss)
 
-    def f(params: Params, x: Array, y: Array) -> tuple[Array, Any]:
+    def f(params: Params, x: Any, y: Any) -> tuple[Array, Any]:
         prediction, residuals = network.forward(params, x)
-        losses = loss.value(prediction, y)
-        return losses, sweep(network, params, residuals, loss.gradient(prediction, y), reduce)
+        losses, dy = loss.value(prediction, y), loss.gradient(prediction, y)
+        examples = example_shape(losses, example_axes)
+        if within := tuple(range(len(examples), losses.ndim)):
+            count = math.prod(losses.shape[axis] for axis in within)
+            losses, dy = losses.mean(within), jax.tree.map(lambda g: g / count, dy)
+        return losses, per_example_backward(network, params, residuals, dy, reduce, examples)
 
     return f
 
@@ -212,15 +236,3 @@ def _over_parameters(tree: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     start = jnp.zeros(shape, at_least_float32(dtype))
     leaves = jax.tree.leaves(tree)
     return sum((leaf.sum(tuple(range(leaf.ndim - len(shape)))) for leaf in leaves), start=start)
-
-
-def _over_copies(reduce: Callable[[Factor], Array], factor: Factor, batch_ndim: int) -> Array:
-    """reduce, for each of the copies that `repeat` has stacked in front of the batch axes."""
-    match factor:
-        case Outer(left, _):
-            copies = left.ndim - 1 - batch_ndim
-        case Direct(value, ndim):
-            copies = value.ndim - ndim - batch_ndim
-    for _ in range(copies):
-        reduce = jax.vmap(reduce)
-    return reduce(factor)

@@ -1,27 +1,40 @@
-"""Per-example gradients in factored form, and the ways to put them together over a batch.
+"""Per-example gradients in factored form, and the ways to reduce them over a batch.
 
 A layer's `backward` never sums its parameters' gradients itself. It states each as a factor,
 
-    Outer(left, right)    example n has the gradient left_n right_n^T
-    Direct(value)         example n has the gradient value_n
+    Outer(left, right)      example n has the gradient left_n right_n^T
+    Direct(value)           example n has the gradient value_n
+    Masked(factor, mask)    the factor's gradients times a constant array, entry by entry
+    Sum(a, b)               the sum of two factors' gradients, for a parameter used twice
+    Whole(value, name)      a gradient that exists for the whole batch only
 
 and returns what `reduce` makes of it. Backpropagation is one such reduction, `total`. Others
 read the same factors and need no other derivative rule. Since a gradient is linear in dy, one
 of left and right holds dy and the other does not depend on it.
 
     total          sum_n g_n            (*shape of the parameter)
-    squared_norm   ||g_n||^2            (...)
-    products       <g_n, g_k>           (..., ...)
+    rows           g_n                  as a Direct (*examples, *shape of the parameter)
+    squared_norm   ||g_n||^2            (*examples)
+    products       <g_n, g_k>           (*examples, *examples)
     squared        the factor of g_n * g_n, entry by entry
     weighted       the factor of weight_n g_n
 
-The last two give factors again: total(squared(f)) is a second moment, total(weighted(f, w)) a
-weighted sum. No reduction ever holds one gradient an example of an Outer. Squares and products
-are kept in at least float32. All raise TypeError for what is not a factor.
+Examples and positions. A factor's batch axes begin with the axes of the examples. Those that are
+left are positions within one example, such as the pixels of an image or the tokens of a text,
+over which its gradient is a sum: g_n = sum_p left_np right_np^T. `examples` is the number of
+axes of the examples; None means that all batch axes are.
+
+Each reduction is a `functools.singledispatch` over the factor's type, so that a new factor
+registers what it can do. What it does not register goes through `rows`, which holds one gradient
+per example; an `Outer` without positions needs that for none of them. Squares and products are
+kept in at least float32. All raise TypeError for what is not a factor, and for a factor that
+exists for the whole batch only.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, singledispatch
 from typing import Any
 
 import jax
@@ -30,95 +43,373 @@ import jax.numpy as jnp
 from fnn.base import Array, at_least_float32
 
 
+class Factor:
+    """Per-example gradients of one parameter. `batch` has the lengths of its batch axes: first
+    the examples', then the positions'.
+
+    >>> isinstance(Direct(jnp.ones((3, 2))), Factor)
+    True
+    """
+
+    batch: tuple[int, ...]
+
+
+Reduce = Callable[[Factor], Any]
+"""What `backward` hands each parameter's factor to."""
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["left", "right"], meta_fields=[])
 @dataclass(frozen=True)
-class Outer:
-    """Per-example gradients of a matrix (d_left, d_right), each of rank one.
+class Outer(Factor):
+    """Per-example gradients of a matrix (d_left, d_right), each a sum of outer products.
 
     left (..., d_left), right (..., d_right). For a dense layer's W: left = dy, right = x.
+
+    >>> Outer(jnp.ones((5, 2)), jnp.ones((5, 3))).batch
+    (5,)
     """
 
     left: Array
     right: Array
 
+    @property
+    def batch(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The leading axes, which left and right share."""
+        if self.left.shape[:-1] != self.right.shape[:-1]:
+            raise ValueError(
+                f"Outer: expected left and right of one batch, "
+                f"got {self.left.shape} and {self.right.shape}"
+            )
+        return self.left.shape[:-1]
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["ndim"])
 @dataclass(frozen=True)
-class Direct:
+class Direct(Factor):
     """Per-example gradients as they are: value (..., *shape of the parameter).
 
     ndim is the rank of the parameter: 1 for a bias, 0 for a scalar.
+
+    >>> Direct(jnp.ones((5, 2))).batch
+    (5,)
     """
 
     value: Array
     ndim: int = 1
 
+    @property
+    def batch(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The leading axes."""
+        return self.value.shape[: self.value.ndim - self.ndim]
 
-Factor = Outer | Direct
+
+@partial(jax.tree_util.register_dataclass, data_fields=["factor", "mask"], meta_fields=[])
+@dataclass(frozen=True)
+class Masked(Factor):
+    """The gradients of a factor, each multiplied by one array of the parameter's shape.
+
+    >>> mask = jnp.array([[1.0, 0.0]])
+    >>> total(Masked(Outer(jnp.ones((5, 1)), jnp.ones((5, 2))), mask))
+    Array([[5., 0.]], dtype=float32)
+    """
+
+    factor: Factor
+    mask: Array
+
+    @property
+    def batch(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The factor's."""
+        return self.factor.batch
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["a", "b"], meta_fields=[])
+@dataclass(frozen=True)
+class Sum(Factor):
+    """The sum of two factors of one parameter, for a parameter that is used twice.
+
+    >>> squared_norm(Sum(Direct(jnp.array([[3.0]])), Direct(jnp.array([[1.0]]))))
+    Array([16.], dtype=float32)
+    """
+
+    a: Factor
+    b: Factor
+
+    @property
+    def batch(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The axes that both have."""
+        pairs = zip(self.a.batch, self.b.batch, strict=False)
+        return tuple(m for m, n in pairs if m == n)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["name"])
+@dataclass(frozen=True)
+class Whole(Factor):
+    """A gradient that is already summed, for there is none per example: in training, batch
+    normalisation mixes the examples. Every reduction but `total` refuses it by its layer's name.
+
+    >>> squared_norm(Whole(jnp.ones(2), "batch_norm(2)"))
+    Traceback (most recent call last):
+    TypeError: batch_norm(2): its gradient exists for the whole batch only, not per example
+    """
+
+    value: Array
+    name: str
+
+    @property
+    def batch(self) -> tuple[int, ...]:  # type: ignore[override]
+        """None: raises TypeError."""
+        return rows(self).batch
+
+
+@singledispatch
 def total(factor: Factor) -> Array:
     """Sum over the batch: sum_n left_n right_n^T, or sum_n value_n. Shape of the parameter.
 
     With dZ = left and A = right this is the dW = dZ^T A of backpropagation: one matrix
     product that contracts all batch axes.
+
+    >>> total(Outer(jnp.ones((5, 2)), jnp.ones((5, 1))))
+    Array([[5.],
+           [5.]], dtype=float32)
     """
-    match factor:
-        case Outer(left, right):
-            batch = tuple(range(left.ndim - 1))
-            return jnp.tensordot(left, right, axes=(batch, batch))
-        case Direct(value, ndim):
-            return value.sum(tuple(range(value.ndim - ndim)))
-    raise _unknown("total", factor)
+    raise _unknown(factor)
 
 
-def squared_norm(factor: Factor) -> Array:
-    """||g_n||^2 for each example: ||left_n||^2 ||right_n||^2, or ||value_n||^2. Goodfellow 2015."""
-    match factor:
-        case Outer(left, right):
-            return squared_norm(Direct(left)) * squared_norm(Direct(right))
-        case Direct(value, ndim):
-            return _square(value).sum(_last(ndim))
-    raise _unknown("squared_norm", factor)
+@total.register
+def _(factor: Outer) -> Array:
+    batch = tuple(range(factor.left.ndim - 1))
+    return jnp.tensordot(factor.left, factor.right, axes=(batch, batch))
 
 
-def products(factor: Factor) -> Array:
+@total.register
+def _(factor: Direct) -> Array:
+    return factor.value.sum(tuple(range(factor.value.ndim - factor.ndim)))
+
+
+@total.register
+def _(factor: Masked) -> Array:
+    return total(factor.factor) * factor.mask
+
+
+@total.register
+def _(factor: Sum) -> Array:
+    return total(factor.a) + total(factor.b)
+
+
+@total.register
+def _(factor: Whole) -> Array:
+    return factor.value
+
+
+@singledispatch
+def rows(factor: Factor, examples: int | None = None) -> Direct:
+    """One gradient per example, as a Direct without positions: the general form to fall back on.
+
+    >>> rows(Outer(jnp.ones((2, 1)), jnp.array([[1.0, 2.0], [3.0, 4.0]]))).value.shape
+    (2, 1, 2)
+    """
+    raise _unknown(factor)
+
+
+@rows.register
+def _(factor: Outer, examples: int | None = None) -> Direct:
+    left, right = (_with_positions(a, examples, 1) for a in (factor.left, factor.right))
+    return Direct(jnp.einsum("...pi,...pj->...ij", left, right), 2)
+
+
+@rows.register
+def _(factor: Direct, examples: int | None = None) -> Direct:
+    value = _with_positions(factor.value, examples, factor.ndim)
+    return Direct(value.sum(-1 - factor.ndim), factor.ndim)
+
+
+@rows.register
+def _(factor: Masked, examples: int | None = None) -> Direct:
+    inner = rows(factor.factor, examples)
+    return Direct(inner.value * factor.mask, inner.ndim)
+
+
+@rows.register
+def _(factor: Whole, examples: int | None = None) -> Direct:
+    raise TypeError(f"{factor.name}: its gradient exists for the whole batch only, not per example")
+
+
+@rows.register
+def _(factor: Sum, examples: int | None = None) -> Direct:
+    a, b = rows(factor.a, examples), rows(factor.b, examples)
+    return Direct(a.value + b.value, a.ndim)
+
+
+@singledispatch
+def squared_norm(factor: Factor, examples: int | None = None) -> Array:
+    """||g_n||^2 for each example: ||left_n||^2 ||right_n||^2, or ||value_n||^2. Goodfellow 2015.
+
+    With positions p, q of an Outer it is sum_pq <left_np, left_nq> <right_np, right_nq>, or the
+    square of the gradient itself where that is smaller. Rochette et al. 2019.
+
+    >>> squared_norm(Outer(jnp.array([[3.0, 4.0]]), jnp.array([[2.0]])))
+    Array([100.], dtype=float32)
+    """
+    return squared_norm(rows(factor, examples))
+
+
+@squared_norm.register
+def _(factor: Outer, examples: int | None = None) -> Array:
+    if not _has_positions(factor, examples):
+        return _square(factor.left).sum(-1) * _square(factor.right).sum(-1)
+    left, right = (_with_positions(a, examples, 1) for a in (factor.left, factor.right))
+    if 2 * left.shape[-2] ** 2 > left.shape[-1] * right.shape[-1]:
+        return squared_norm(rows(factor, examples))
+    between = lambda a: jnp.einsum("...pi,...qi->...pq", _widened(a), _widened(a))  # noqa: E731
+    return (between(left) * between(right)).sum((-2, -1))
+
+
+@squared_norm.register
+def _(factor: Direct, examples: int | None = None) -> Array:
+    if _has_positions(factor, examples):
+        factor = rows(factor, examples)
+    return _square(factor.value).sum(_last(factor.ndim))
+
+
+@squared_norm.register
+def _(factor: Masked, examples: int | None = None) -> Array:
+    """||(l r^T) * M||^2 = sum_ij l_i^2 M_ij^2 r_j^2."""
+    inner = factor.factor
+    if not isinstance(inner, Outer) or _has_positions(inner, examples):
+        return squared_norm(rows(factor, examples))
+    return ((_square(inner.left) @ _square(factor.mask)) * _square(inner.right)).sum(-1)
+
+
+@squared_norm.register
+def _(factor: Sum, examples: int | None = None) -> Array:
+    count = len(factor.batch) if examples is None else examples
+    return squared_norm(_joined(factor, count), count)
+
+
+@singledispatch
+def products(factor: Factor, examples: int | None = None) -> Array:
     """<g_n, g_k> for each two examples: <left_n, left_k> <right_n, right_k>, or
-    <value_n, value_k>; the batch axes once for n, then once for k."""
-    match factor:
-        case Outer(left, right):
-            return products(Direct(left)) * products(Direct(right))
-        case Direct(value, ndim):
-            wide = value.astype(at_least_float32(value.dtype))
-            return jnp.tensordot(wide, wide, axes=(_last(ndim), _last(ndim)))
-    raise _unknown("products", factor)
+    <value_n, value_k>; the axes of the examples once for n, then once for k.
+
+    >>> products(Direct(jnp.array([[1.0], [2.0]])))
+    Array([[1., 2.],
+           [2., 4.]], dtype=float32)
+    """
+    return products(rows(factor, examples))
 
 
-def squared(factor: Factor) -> Factor:
-    """The factor of the squared entries: the square of left_n right_n^T, entry by entry, is
-    the outer product of the squares."""
-    match factor:
-        case Outer(left, right):
-            return Outer(_square(left), _square(right))
-        case Direct(value, ndim):
-            return Direct(_square(value), ndim)
-    raise _unknown("squared", factor)
+@products.register
+def _(factor: Outer, examples: int | None = None) -> Array:
+    if _has_positions(factor, examples):
+        return products(rows(factor, examples))
+    return products(Direct(factor.left)) * products(Direct(factor.right))
 
 
+@products.register
+def _(factor: Direct, examples: int | None = None) -> Array:
+    if _has_positions(factor, examples):
+        factor = rows(factor, examples)
+    wide = _widened(factor.value)
+    return jnp.tensordot(wide, wide, axes=(_last(factor.ndim), _last(factor.ndim)))
+
+
+@singledispatch
+def squared(factor: Factor, examples: int | None = None) -> Factor:
+    """The factor of the squared entries: without positions, the square of left_n right_n^T,
+    entry by entry, is the outer product of the squares.
+
+    >>> total(squared(Outer(jnp.array([[3.0], [1.0]]), jnp.array([[2.0], [1.0]]))))
+    Array([[37.]], dtype=float32)
+    """
+    return squared(rows(factor, examples))
+
+
+@squared.register
+def _(factor: Outer, examples: int | None = None) -> Factor:
+    if _has_positions(factor, examples):
+        return squared(rows(factor, examples))
+    return Outer(_square(factor.left), _square(factor.right))
+
+
+@squared.register
+def _(factor: Direct, examples: int | None = None) -> Factor:
+    if _has_positions(factor, examples):
+        factor = rows(factor, examples)
+    return Direct(_square(factor.value), factor.ndim)
+
+
+@squared.register
+def _(factor: Masked, examples: int | None = None) -> Factor:
+    return Masked(squared(factor.factor, examples), _square(factor.mask))
+
+
+@singledispatch
 def weighted(factor: Factor, weight: Array) -> Factor:
-    """The factor of weight_n g_n, for weight (...): one number an example."""
-    match factor:
-        case Outer(left, right):
-            return Outer(left * weight[..., None].astype(left.dtype), right)
-        case Direct(value, ndim):
-            return Direct(
-                value * weight.reshape(weight.shape + (1,) * ndim).astype(value.dtype), ndim
-            )
-    raise _unknown("weighted", factor)
+    """The factor of weight_n g_n, for weight (*examples): one number per example.
+
+    >>> total(weighted(Direct(jnp.array([[1.0], [2.0]])), jnp.array([1.0, 0.5])))
+    Array([2.], dtype=float32)
+    """
+    return weighted(rows(factor, weight.ndim), weight)
+
+
+@weighted.register
+def _(factor: Outer, weight: Array) -> Factor:
+    return Outer(factor.left * _beside(weight, factor.left), factor.right)
+
+
+@weighted.register
+def _(factor: Direct, weight: Array) -> Factor:
+    return Direct(factor.value * _beside(weight, factor.value), factor.ndim)
+
+
+@weighted.register
+def _(factor: Masked, weight: Array) -> Factor:
+    return Masked(weighted(factor.factor, weight), factor.mask)
+
+
+@weighted.register
+def _(factor: Sum, weight: Array) -> Factor:
+    return Sum(weighted(factor.a, weight), weighted(factor.b, weight))
+
+
+def _joined(factor: Factor, examples: int) -> Factor:
+    """A sum of Outers as one Outer, their positions side by side; other sums as rows."""
+    if not isinstance(factor, Sum):
+        return factor
+    a, b = (_joined(side, examples) for side in (factor.a, factor.b))
+    if not (isinstance(a, Outer) and isinstance(b, Outer)):
+        return rows(factor, examples)
+    left, right = (
+        jnp.concatenate([_with_positions(side, examples, 1) for side in sides], -2)
+        for sides in ((a.left, b.left), (a.right, b.right))
+    )
+    return Outer(left, right)
+
+
+def _has_positions(factor: Factor, examples: int | None) -> bool:
+    return examples is not None and len(factor.batch) > examples
+
+
+def _with_positions(a: Array, examples: int | None, ndim: int) -> Array:
+    """(*examples, *positions, *shape) -> (*examples, p, *shape): one axis of positions, of
+    length 1 where there are none."""
+    batch, shape = a.shape[: a.ndim - ndim], a.shape[a.ndim - ndim :]
+    count = len(batch) if examples is None else examples
+    return a.reshape(*batch[:count], math.prod(batch[count:]), *shape)
+
+
+def _beside(weight: Array, a: Array) -> Array:
+    """The weight in a's dtype, with as many axes."""
+    return weight.reshape(weight.shape + (1,) * (a.ndim - weight.ndim)).astype(a.dtype)
+
+
+def _widened(x: Array) -> Array:
+    return x.astype(at_least_float32(x.dtype))
 
 
 def _square(x: Array) -> Array:
-    wide = x.astype(at_least_float32(x.dtype))
+    wide = _widened(x)
     return wide * wide
 
 
@@ -126,5 +417,7 @@ def _last(ndim: int) -> tuple[int, ...]:
     return tuple(range(-ndim, 0))
 
 
-def _unknown(name: str, factor: Any) -> TypeError:
-    return TypeError(f"{name}: expected an Outer or a Direct, got {type(factor).__name__}")
+def _unknown(factor: Any) -> TypeError:
+    return TypeError(
+        f"reduce: expected a factor such as Outer or Direct, got {type(factor).__name__}"
+    )

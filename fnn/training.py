@@ -1,320 +1,289 @@
-"""Training as pure functions: a step, an epoch, a whole run; and a loop for people who watch.
+"""Training as pure functions: a step, an epoch, a whole run.
 
     step     one update of the parameters, from one batch
     epoch    every example once, in a fresh random order: one `lax.scan` over the batches
-    train    all epochs: one `lax.scan` over the epochs, for one XLA program a run
+    train    all epochs: one `lax.scan` over the epochs, for one XLA program per run
 
 The batch size chooses the kind of gradient descent: 1 is stochastic, m mini-batch, n full.
+
+`fnn.fitting` has the host's loop around these, for people who watch.
+
+Random layers and `augment`. In training, update t has the key fold_in(key, t), t being the
+`.step` of the optimizer's state: nothing more is carried from step to step, and a run that is
+resumed or replayed draws the same numbers. A network without random layers draws none.
+
+Research. `augment(key, (x, y)) -> (x, y)` transforms each batch before its step.
+`record(state, grads, value) -> tree` is what each step notes down: state holds the parameters
+at which the batch's mean loss `value` and its gradient `grads` were taken. What a step returns
+beside the state is then the pair (loss, noted) in the place of the loss.
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fnn.backprop import objective, value_and_grad
-from fnn.base import Array, Layer, Loss, Optimizer, Params
-from fnn.faults import DivergedError as DivergedError, all_finite, check_data, first_fault
-from fnn.permutations import permutation
+from fnn.backprop import value_and_grad
+from fnn.base import Array, Layer, Loss, Optimizer, Params, at, check_optimizer, split
+from fnn.shuffle import permutation
 
 Data = tuple[Any, Any]
-"""Arrays x (n, d_in) and y, with the examples along the first axis of both."""
+"""x (n, d_in) and y, arrays or trees of arrays, with the examples along the first axis of all."""
 State = Any
 """An optimizer's state."""
+Augment = Callable[[Array, Data], Data]
+Record = Callable[[State, Params, Array], Any]
 
 
 def make_step(
-    network: Layer, loss: Loss, optimizer: Optimizer
-) -> Callable[[State, Data], tuple[State, Array]]:
-    """step(state, (x, y)) -> (state, mean loss before the update)."""
-    gradient = value_and_grad(network, loss)
+    network: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    *,
+    augment: Augment | None = None,
+    record: Record | None = None,
+) -> Callable[..., tuple[State, Any]]:
+    """step(state, (x, y), key=None) -> (state, mean loss before the update).
 
-    def step(state: State, batch: Data) -> tuple[State, Array]:
-        value, grads = gradient(state.params, *batch)
-        return optimizer.update(state, grads), value
+    key is the run's, the same at each step; it is needed for a network with random layers and
+    for `augment`. With `record` the second result is (loss, what was noted).
+
+    Raises TypeError for what is not a layer, a loss or an optimizer; step raises TypeError
+    where a key is needed and missing.
+
+    >>> import fnn
+    >>> optimizer = fnn.sgd(0.25)
+    >>> step = make_step(fnn.dense(1, 1), fnn.mse, optimizer)
+    >>> state = optimizer.init({"W": jnp.ones((1, 1)), "b": jnp.zeros(1)})
+    >>> state, value = step(state, (jnp.array([[1.0]]), jnp.array([[0.0]])))
+    >>> float(value), float(state.params["W"][0, 0])
+    (1.0, 0.5)
+    """
+    begin = _begin(network, loss, augment, record)
+    check_optimizer("make_step", optimizer)
+
+    def step(state: State, batch: Data, key: Array | None = None) -> tuple[State, Any]:
+        grads, noted = begin(state, batch, key)
+        return optimizer.update(state, grads), noted
 
     return step
 
 
+def make_steps(
+    network: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    *,
+    augment: Augment | None = None,
+    record: Record | None = None,
+) -> Callable[..., tuple[State, Any]]:
+    """steps(state, first, later, batch_of, key=None) -> (state, losses): a step for each batch.
+
+    batch_of makes a batch of first, and of each entry along the leading axis of later. What
+    each step returns beside the state is stacked along a leading axis.
+
+    Each step is cut in two, and the scan's body ends the one before and begins its own. So all
+    that read the parameters come after the update, which XLA then does in place; with the
+    update last it copies each W that the backward pass may still be reading.
+
+    >>> import fnn
+    >>> optimizer = fnn.sgd(0.25)
+    >>> steps = make_steps(fnn.dense(1, 1), fnn.mse, optimizer)
+    >>> state = optimizer.init({"W": jnp.ones((1, 1)), "b": jnp.zeros(1)})
+    >>> batches = jnp.ones((3, 1, 1)), jnp.zeros((3, 1, 1))
+    >>> first, later = (jax.tree.map(lambda a: a[i], batches) for i in (0, slice(1, None)))
+    >>> steps(state, first, later, lambda batch: batch)[1]
+    Array([1., 0., 0.], dtype=float32)
+    """
+    begin = _begin(network, loss, augment, record)
+    check_optimizer("make_steps", optimizer)
+
+    def steps(
+        state: State,
+        first: Any,
+        later: Any,
+        batch_of: Callable[[Any], Data],
+        key: Array | None = None,
+    ) -> tuple[State, Any]:
+        def step(begun: tuple[State, Params], batch: Any) -> tuple[Any, Any]:
+            state = optimizer.update(*begun)
+            grads, noted = begin(state, batch_of(batch), key)
+            return (state, grads), noted
+
+        grads, noted = begin(state, batch_of(first), key)
+        begun, others = jax.lax.scan(step, (state, grads), later)
+        return optimizer.update(*begun), jax.tree.map(_prepended, noted, others)
+
+    return steps
+
+
 def make_epoch(
-    network: Layer, loss: Loss, optimizer: Optimizer, batch_size: int
-) -> Callable[[State, Data, Array], tuple[State, Array]]:
+    network: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    batch_size: int,
+    *,
+    augment: Augment | None = None,
+    record: Record | None = None,
+) -> Callable[[State, Data, Array], tuple[State, Any]]:
     """epoch(state, (x, y), key) -> (state, mean loss over the examples as each was met).
 
     Every example is used exactly once: where batch_size does not divide n, the smaller
-    rest is a step of its own. The order is drawn from the key, on the device.
+    rest is a step of its own. The order is drawn from the key, on the device. With `record` the
+    second result is (loss, noted), the steps along the leading axis of what was noted.
 
-    Raises ValueError for a batch_size below 1 or above n, and where x and y differ in n.
+    Raises ValueError for a batch_size below 1 or above n, and where x and y differ in n;
+    TypeError as `make_step`.
+
+    >>> import fnn
+    >>> network, optimizer = fnn.mlp((2, 8, 1)), fnn.adam(0.01)
+    >>> epoch = make_epoch(network, fnn.mse, optimizer, batch_size=32)
+    >>> state = optimizer.init(network.init(jax.random.key(0)))
+    >>> data = jnp.ones((100, 2)), jnp.ones((100, 1))
+    >>> int(epoch(state, data, jax.random.key(1))[0].step)
+    4
     """
     if batch_size < 1:
         raise ValueError(f"make_epoch: expected batch_size of at least 1, got {batch_size}")
-    step, steps = make_step(network, loss, optimizer), _make_steps(network, loss, optimizer)
+    step = make_step(network, loss, optimizer, augment=augment, record=record)
+    steps = make_steps(network, loss, optimizer, augment=augment, record=record)
 
-    def epoch(state: State, data: Data, key: Array) -> tuple[State, Array]:
-        n = _count(data)
+    def epoch(state: State, data: Data, key: Array) -> tuple[State, Any]:
+        n = count(data)
         if batch_size > n:
             raise ValueError(f"make_epoch: batch_size {batch_size} is larger than the data: {n}")
-        batches, rest = _shuffled(key, n, batch_size)
+        order_key, step_key = epoch_keys(key, network, augment)
+        batches, rest = shuffled(order_key, n, batch_size)
         batch_of = lambda rows: jax.tree.map(lambda a: a[rows], data)  # noqa: E731
-        state, losses = steps(state, batches[0], batches[1:], batch_of)
-        sum_of_losses = losses.sum() * batch_size
+        state, noted = steps(state, batches[0], batches[1:], batch_of, step_key)
+        sum_of_losses = loss_of(noted, record).sum() * batch_size
         if rest.size:
-            state, last = step(state, batch_of(rest))
-            sum_of_losses += last * rest.size
-        return state, sum_of_losses / n
+            state, last = step(state, batch_of(rest), step_key)
+            sum_of_losses += loss_of(last, record) * rest.size
+            noted = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), noted, last)
+        mean = sum_of_losses / n
+        return state, mean if record is None else (mean, noted[1])
 
     return epoch
 
 
 def make_train(
-    network: Layer, loss: Loss, optimizer: Optimizer, batch_size: int, epochs: int
-) -> Callable[[Params, Data, Array], tuple[State, Array]]:
+    network: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    batch_size: int,
+    epochs: int,
+    *,
+    augment: Augment | None = None,
+    record: Record | None = None,
+) -> Callable[[Params, Data, Array], tuple[State, Any]]:
     """train(params, (x, y), key) -> (state, losses), with losses of shape (epochs,).
 
     A whole run as one pure function: `jax.jit` it, and `jax.vmap` it over keys, data,
     parameters, or learning rates (build it inside the mapped function). A pure function can't
-    raise: where a run diverges, its losses or its state are NaN or infinite.
+    raise: where a run diverges, its losses or its state are NaN or infinite. With `record` the
+    second result is (losses, noted), what was noted with leading axes (epochs, steps).
 
     Raises ValueError for epochs below 1, and as `make_epoch` does.
+
+    >>> import fnn
+    >>> network = fnn.mlp((2, 8, 1))
+    >>> train = make_train(network, fnn.mse, fnn.adam(0.01), batch_size=32, epochs=5)
+    >>> key, data = jax.random.key(0), (jnp.ones((100, 2)), jnp.ones((100, 1)))
+    >>> jax.jit(train)(network.init(key), data, key)[1].shape
+    (5,)
     """
     if epochs < 1:
         raise ValueError(f"make_train: expected epochs of at least 1, got {epochs}")
-    epoch = make_epoch(network, loss, optimizer, batch_size)
+    epoch = make_epoch(network, loss, optimizer, batch_size, augment=augment, record=record)
 
-    def train(params: Params, data: Data, key: Array) -> tuple[State, Array]:
-        keys = jax.random.split(key, epochs)
+    def train(params: Params, data: Data, key: Array) -> tuple[State, Any]:
+        keys = split(key, epochs)
         return jax.lax.scan(lambda s, k: epoch(s, data, k), optimizer.init(params), keys)
 
     return train
 
 
-def _make_steps(
-    network: Layer, loss: Loss, optimizer: Optimizer
-) -> Callable[..., tuple[State, Array]]:
-    """steps(state, first, later, batch_of) -> (state, losses): a step for each batch, in order.
+def _begin(
+    network: Layer, loss: Loss, augment: Augment | None, record: Record | None
+) -> Callable[[State, Data, Array | None], tuple[Params, Any]]:
+    """begin(state, batch, key) -> (grads, noted): the first half of a step, of which
+    optimizer.update(state, grads) is the second."""
+    keyed = needs_key(network, augment)
+    value_and_grad(network, loss)  # refuses what is not a layer or a loss before a key is asked for
 
-    batch_of makes a batch of first, and of each entry along the leading axis of later.
+    def begin(state: State, batch: Data, key: Array | None) -> tuple[Params, Any]:
+        layer = network
+        if keyed:
+            if key is None:
+                raise TypeError("step: expected a key, for random layers or augment, got none")
+            layer_key, augment_key = split(jax.random.fold_in(key, state.step), 2)
+            layer = at(network, layer_key)
+            batch = batch if augment is None else augment(augment_key, batch)
+        value, grads = value_and_grad(layer, loss)(state.params, *batch)
+        return grads, value if record is None else (value, record(state, grads, value))
 
-    Each step is cut in two, and the scan's body ends the one before and begins its own. So all
-    that read the parameters come after the update, which XLA then does in place; with the
-    update last it copies each W that the backward pass may still be reading.
+    return begin
+
+
+def needs_key(network: Layer, augment: Augment | None) -> bool:
+    """Whether a step of this network draws random numbers.
+
+    >>> import fnn
+    >>> needs_key(fnn.mlp((2, 1)), None)
+    False
     """
-    gradient = value_and_grad(network, loss)
-
-    def steps(
-        state: State, first: Any, later: Any, batch_of: Callable[[Any], Data]
-    ) -> tuple[State, Array]:
-        def step(begun: tuple[State, Params], batch: Any) -> tuple[Any, Array]:
-            state = optimizer.update(*begun)
-            value, grads = gradient(state.params, *batch_of(batch))
-            return (state, grads), value
-
-        value, grads = gradient(state.params, *batch_of(first))
-        begun, values = jax.lax.scan(step, (state, grads), later)
-        return optimizer.update(*begun), jnp.append(value, values)
-
-    return steps
+    return network.varying is not None or augment is not None
 
 
-class Progress(NamedTuple):
-    """Where a run stands: what `fit` needs to go on as if it had never stopped.
+def epoch_keys(key: Array, network: Layer, augment: Augment | None) -> tuple[Array, Array | None]:
+    """An epoch's key as the key of its order and the key of its steps, None where they need none.
 
-    state is the newest; best the one with the lowest validation loss of the history, which has
-    an entry an epoch.
+    >>> import fnn
+    >>> epoch_keys(jax.random.key(0), fnn.relu, None)[1] is None
+    True
     """
-
-    state: State
-    history: list[dict[str, float]]
-    best: State
+    order_key, step_key = split(key, 2) if needs_key(network, augment) else (key, None)
+    return order_key, step_key
 
 
-def fit(
-    network: Layer,
-    loss: Loss,
-    optimizer: Optimizer,
-    data: Data | Iterable[Data],
-    *,
-    key: Array,
-    epochs: int,
-    batch_size: int | None = None,
-    validation: Data | None = None,
-    patience: int | None = None,
-    start: Progress | None = None,
-    on_epoch: Callable[[int, State, dict[str, float]], None] | None = None,
-) -> tuple[State, list[dict[str, float]]]:
-    """Train an epoch at a time, from fresh parameters or from `start`, and say how it goes.
+def loss_of(noted: Any, record: Record | None) -> Array:
+    """The loss, or losses, in what a step returns beside the state.
 
-    data is (x, y), kept on the device and shuffled there, or for more than the device
-    holds an iterable of batches (x, y), taken as they come, once an epoch. Then batch_size
-    is theirs, the order too, and a batch moves to the device while those before it are
-    computed; the iterable must not change the arrays that it has given.
-
-    Returns the final state and the history: for each epoch its `loss`, and with
-    validation=(x, y) its `validation_loss` after the epoch. After each epoch
-    on_epoch(epoch, state, record) is called, epoch from 1, record the history's newest
-    entry; the state it gets stays valid for good.
-
-    With `patience` training ends when so many epochs in a row have not lowered the validation
-    loss, and the state returned is the best epoch's. epochs counts those in `start` too: with
-    the same other arguments, a run that goes on is bit for bit one that never stopped.
-
-    Raises as `make_epoch` does; ValueError for epochs or patience below 1, patience without
-    validation, arrays that `faults.check_data` refuses, a batch_size with batches or without
-    it for arrays, and an iterable that is exhausted; DivergedError, with the last finite state,
-    when a loss, a gradient or the state stops being finite.
+    >>> loss_of((1.5, "noted"), lambda state, grads, value: "noted")
+    1.5
     """
-    if epochs < 1:
-        raise ValueError(f"fit: expected epochs of at least 1, got {epochs}")
-    if patience is not None and (patience < 1 or validation is None):
-        raise ValueError(f"fit: expected patience of at least 1, and validation, got {patience}")
-    if _is_pair(data) != (batch_size is not None):
-        raise ValueError(f"fit: expected a batch_size with arrays (x, y) alone, got {batch_size}")
-    validation = jax.tree.map(jnp.asarray, validation)
-    init_key, shuffle_key = jax.random.split(key)
-    if start is None:
-        fresh = optimizer.init(network.init(init_key))
-        start = Progress(fresh, [], fresh)
-    state, history, best = start.state, list(start.history), start.best
-    if validation is not None:
-        check_data("fit: validation", network, loss, state.params, *validation)
-    epoch: Any
-    batches_of: Callable[[Array], Iterable[Data]]
-    if batch_size is None:
-        epoch = _watched(_make_streamed_epoch(network, loss, optimizer))
-        batches_of = lambda key: data  # noqa: E731
-    else:
-        x, y = data = jax.tree.map(jnp.asarray, data)
-        check_data("fit", network, loss, state.params, x, y)
-        epoch = jax.jit(_watched(make_epoch(network, loss, optimizer, batch_size)))
-        batches_of = partial(_batches, (x, y), batch_size)
-    evaluate = jax.jit(objective(network, loss))
-    for number in range(len(history) + 1, epochs + 1):
-        if patience is not None and epochs_since_best(history) >= patience:
-            break
-        epoch_key = jax.random.fold_in(shuffle_key, number)
-        after, value, finite = epoch(state, data, epoch_key)
-        if not finite:
-            again = batches_of(epoch_key)
-            step, last, leaf = first_fault(network, loss, optimizer, state, again)
-            raise DivergedError(number, step, last, leaf, state, history)
-        state = after
-        record = {"loss": float(value)}
-        if validation is not None:
-            record["validation_loss"] = float(evaluate(state.params, *validation))
-        history.append(record)
-        if patience is not None and epochs_since_best(history) == 0:
-            best = state
-        if on_epoch is not None:
-            on_epoch(number, state, record)
-    return state if patience is None else best, history
+    return noted if record is None else noted[0]
 
 
-def epochs_since_best(history: list[dict[str, float]]) -> int:
-    """How many epochs ago the validation loss was lowest for the first time; 0 for none yet."""
-    losses = [record["validation_loss"] for record in history]
-    ranked = [math.inf if math.isnan(value) else value for value in losses]
-    return len(ranked) - 1 - ranked.index(min(ranked)) if ranked else 0
+def shuffled(key: Array, n: int, batch_size: int) -> tuple[Array, Array]:
+    """An epoch's batches, as rows of the data: (n // batch_size, batch_size), and the rest.
 
-
-def _watched(epoch: Callable) -> Callable[[State, Data, Array], tuple[State, Array, Array]]:
-    """The epoch, and whether its loss and the state after it are finite."""
-
-    def watched(state: State, data: Data, key: Array) -> tuple[State, Array, Array]:
-        state, value = epoch(state, data, key)
-        return state, value, all_finite((state, value))
-
-    return watched
-
-
-def _shuffled(key: Array, n: int, batch_size: int) -> tuple[Array, Array]:
-    """An epoch's batches, as rows of the data: (n // batch_size, batch_size), and the rest."""
+    >>> batches, rest = shuffled(jax.random.key(0), 10, 4)
+    >>> batches.shape, rest.shape
+    ((2, 4), (2,))
+    """
     order = permutation(key, n)
     full = n - n % batch_size
     return order[:full].reshape(-1, batch_size), order[full:]
 
 
-def _batches(data: Data, batch_size: int, key: Array) -> Iterator[Data]:
-    """The batches of the epoch that has this key, one after another."""
-    batches, rest = _shuffled(key, _count(data), batch_size)
-    for rows in (*batches, rest) if rest.size else batches:
-        yield jax.tree.map(lambda a, rows=rows: a[rows], data)
+def count(data: Data) -> int:
+    """The number of examples, along the first axis of every array of x and y.
 
+    Raises ValueError where it is not the same in all.
 
-def _make_streamed_epoch(
-    network: Layer, loss: Loss, optimizer: Optimizer
-) -> Callable[[State, Iterable[Data], Array], tuple[State, float]]:
-    """epoch(state, batches, key) -> (state, mean loss): each batch a step, in their order."""
-    step, steps = make_step(network, loss, optimizer), _make_steps(network, loss, optimizer)
-
-    @partial(jax.jit, donate_argnums=0)
-    def advance(state: State, group: list[Data]) -> tuple[State, Array]:
-        first, *later = group
-        if not later:
-            return step(state, first)
-        stacked = jax.tree.map(lambda *a: jnp.stack(a), *later)
-        return steps(state, first, stacked, lambda batch: batch)
-
-    def epoch(state: State, batches: Iterable[Data], key: Array) -> tuple[State, float]:
-        # The caller's state stays valid; the copy's memory is used again step after step.
-        state = jax.tree.map(jnp.copy, state)
-        losses: list[Array] = []
-        counts: list[int] = []
-        for group in _groups(batches):
-            counts.append(len(group) * _count(group[0]))
-            # The call moves the batches while the device computes those before them. One call
-            # may wait, so that the device never does; more of them would let a fast source
-            # fill its memory with batches.
-            jax.block_until_ready(losses[-2:-1])
-            state, values = advance(state, group)
-            losses.append(values)
-        if not losses:
-            raise ValueError(
-                "fit: no batches came; each epoch iterates over the data anew, which an "
-                "iterator or a generator allows once: give a list, or an object with __iter__"
-            )
-        total = sum(float(v.mean()) * count for v, count in zip(losses, counts, strict=True))
-        return state, total / sum(counts)
-
-    return epoch
-
-
-GROUP_BYTES, GROUP_SIZE = 2**21, 16
-"""Streamed batches go to the device together while they are no larger and no more than this: a
-call takes as long as several steps of a small network."""
-
-
-def _groups(batches: Iterable[Data]) -> Iterator[list[Data]]:
-    """Consecutive batches of one form, as many as may go together or, where fewer are left, one
-    by one: for each form two programs, however many batches come."""
-    group: list[Data] = []
-    form = None
-    for batch in batches:
-        if not _is_pair(batch):
-            raise TypeError(f"fit: expected batches (x, y), got {type(batch).__name__}")
-        _count(batch)
-        if form != (form := [(a.shape, str(a.dtype)) for a in batch]):
-            yield from ([one] for one in group)
-            group = []
-        group.append(batch)
-        together = GROUP_BYTES // max(1, sum(a.nbytes for a in batch))
-        if len(group) >= min(max(1, together), GROUP_SIZE):
-            yield group
-            group = []
-    yield from ([one] for one in group)
-
-
-def _is_pair(data: Any) -> bool:
-    """Is it (x, y)? Rather than an iterable of such pairs."""
-    return (
-        isinstance(data, tuple | list) and len(data) == 2 and all(hasattr(a, "shape") for a in data)
-    )
-
-
-def _count(data: Data) -> int:
+    >>> count((jnp.ones((5, 2)), {"class": jnp.ones(5), "value": jnp.ones((5, 1))}))
+    5
+    """
     x, y = data
-    if x.shape[0] != y.shape[0]:
-        raise ValueError(f"data: x has {x.shape[0]} examples, but y has {y.shape[0]}")
-    return x.shape[0]
+    lengths = [[a.shape[0] for a in jax.tree.leaves(side)] for side in (x, y)]
+    if len(set(lengths[0] + lengths[1])) != 1:
+        shown = [sizes[0] if len(set(sizes)) == 1 else sizes for sizes in lengths]
+        raise ValueError(f"data: x has {shown[0]} examples, but y has {shown[1]}")
+    return lengths[0][0]
+
+
+def _prepended(first: Array, others: Array) -> Array:
+    return jnp.concatenate([first[None], others])

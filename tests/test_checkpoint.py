@@ -21,7 +21,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 
 import fnn
-from fnn import checkpoint, files
+from fnn import atomic, checkpoint
 from fnn.checkpoint import CheckpointError
 
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
@@ -268,7 +268,7 @@ def test_metadata_that_json_lacks_is_refused_when_saving(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-FAULTS = [(os, "replace"), (os, "fsync"), (files, "open")]
+FAULTS = [(os, "replace"), (os, "fsync"), (atomic, "open")]
 
 
 @pytest.mark.parametrize(("module", "name"), FAULTS, ids=[f[1] for f in FAULTS])
@@ -352,19 +352,19 @@ def test_a_kill_leaves_a_whole_file(tmp_path):
             threading.Event().wait(rng.uniform(0, 0.05))
             child.kill()
         assert len(set(checkpoint.load(path, {"w": np.zeros(200_000, int)})["w"])) == 1
-    with files.owned(tmp_path):
+    with atomic.owned(tmp_path):
         assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
 def test_a_folder_has_one_owner_at_a_time(tmp_path):
     folder = tmp_path / "new" / "folder"
     with (
-        files.owned(folder),
+        atomic.owned(folder),
         pytest.raises(BlockingIOError, match="another process"),
-        files.owned(folder),
+        atomic.owned(folder),
     ):
         pass
-    (folder / f".c.0{files.UNFINISHED}").write_text("left by a kill")
+    (folder / f".c.0{atomic.UNFINISHED}").write_text("left by a kill")
     (folder / "kept").write_text("")
-    with files.owned(folder):
+    with atomic.owned(folder):
         assert [path.name for path in folder.iterdir()] == ["kept"]

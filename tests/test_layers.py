@@ -253,7 +253,7 @@ def bad_calls():
         x,
     )
     yield ValueError, "mlp.*at least an input", fnn.mlp, (3,)
-    yield TypeError, "total.*Outer.*int", fnn.total, 3
+    yield TypeError, "reduce.*Outer.*int", fnn.total, 3
 
 
 @pytest.mark.parametrize("call", list(bad_calls()), ids=lambda call: call[1])

@@ -212,7 +212,7 @@ def _dense_with(backward):
         (lambda params, x, dy: ({"W": dy.T @ x, "b": dy.sum(0)}, dy), "reduce=total"),
         (
             lambda params, x, dy, reduce=fnn.total: ({"W": reduce(dy), "b": dy.sum(0)}, dy),
-            "expected an Outer or a Direct",
+            "expected a factor such as Outer or Direct",
         ),
         (
             lambda params, x, dy, reduce=fnn.total: (
@@ -230,14 +230,14 @@ def _dense_with(backward):
                 {"W": reduce(fnn.Outer(dy, x)), "b": reduce(fnn.Direct(dy, 0))},
                 dy,
             ),
-            r"batch \(6,\), got Direct\(value=\(6, 3\), ndim=0\)",
+            r"factor for params\[.*\]\[?.*shape \(3,\), got \(\)",
         ),
         (
             lambda params, x, dy, reduce=fnn.total: (
                 {"W": reduce(fnn.Outer(dy.T, x.T)), "b": reduce(fnn.Direct(dy))},
                 dy,
             ),
-            r"batch \(6,\), got Outer",
+            r"Outer: expected left and right of one batch",
         ),
     ],
 )
@@ -264,7 +264,7 @@ def test_bad_arguments_are_refused():
         per_example.gradient_noise_scale(network, fnn.mse)(params, x, y)
     with pytest.raises(TypeError, match=r"expected a Layer.*call it to make one"):
         per_example.squared_norms(fnn.dense, fnn.mse)
-    with pytest.raises(ValueError, match=r"one number an example, \(1,\), got \(\)"):
+    with pytest.raises(ValueError, match=r"one number per example, \(1,\), got \(\)"):
         fnn.value_and_grad(network, fnn.mse)(params, x, y, 1.0)
 
 

@@ -17,8 +17,9 @@ from click.testing import CliRunner
 from jax.experimental.compilation_cache import compilation_cache
 from sklearn import datasets, metrics
 
-from fnn import cli, data, files, runs
+from fnn import atomic, cli, data
 from fnn.checkpoint import CheckpointError
+from fnn.cli import runs
 from fnn.data import DataError
 
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 6, seed=1)
@@ -304,7 +305,7 @@ def test_a_disk_that_fails_while_training_costs_nothing_older(tmp_path, monkeypa
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
-    with files.owned(tmp_path):
+    with atomic.owned(tmp_path):
         one_line(command("train", "iris", "--out", tmp_path), "another process is writing")
 
 

@@ -259,7 +259,7 @@ def test_fit_keeps_the_device_busy_but_not_swamped():
 
     def batches():
         for _ in range(8):
-            scalars = [a for a in jax.live_arrays() if a.shape == () and a.dtype == jnp.float32]
+            scalars = [a for a in jax.live_arrays() if a.shape == (1,) and a.dtype == jnp.float32]
             pending.append(sum(not a.is_ready() for a in scalars))
             yield x, y
 

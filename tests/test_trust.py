@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn import faults
-from fnn.training import DivergedError, Progress, epochs_since_best
+from fnn import fitting
+from fnn.fitting import DivergedError, Progress, epochs_since_best
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -80,7 +80,7 @@ def test_the_step_and_the_leaf_are_found(where, leaf, step):
     assert np.isnan(error.loss) == (where == "loss")
     assert len(error.history) == len(seen) == whole
     assert int(error.state.step) == 5 * whole
-    assert faults.all_finite((error.state, error.history))
+    assert fitting.all_finite((error.state, error.history))
     assert f"epoch {whole + 1}, step {within + 1}" in str(error)
 
 
@@ -100,24 +100,24 @@ def test_a_whole_run_shows_its_divergence_in_the_losses():
     params = fnn.mlp((3, 1)).init(KEY)
     state, losses = jax.jit(train)(params, (X * 10, X[:, :1] * 100), KEY)
     assert not np.isfinite(losses[-1])
-    assert faults.first_not_finite(state) == "params.0.W"
+    assert fitting.first_not_finite(state) == "params.0.W"
 
 
 def test_what_is_not_finite_is_found_in_any_tree():
     tree = {"a": jnp.arange(3), "b": (jax.random.key(0), jnp.ones(2)), "c": np.float16(1)}
-    assert faults.all_finite(tree)
-    assert faults.first_not_finite(tree) is None
+    assert fitting.all_finite(tree)
+    assert fitting.first_not_finite(tree) is None
     for bad in (np.nan, np.inf, -np.inf):
         tree["b"] = (jnp.array([1, bad], jnp.bfloat16), jnp.array(bad))
-        assert not faults.all_finite(tree)
-        assert faults.first_not_finite(tree) == "b.0"
-    assert faults.all_finite(())
+        assert not fitting.all_finite(tree)
+        assert fitting.first_not_finite(tree) == "b.0"
+    assert fitting.all_finite(())
 
 
 def test_a_fault_that_is_not_met_again_is_step_0():
     network, optimizer = planted("loss", 100)
     state = optimizer.init(network.init(KEY))
-    step, loss, leaf = faults.first_fault(network, fnn.mse, optimizer, state, [SMALL] * 3)
+    step, loss, leaf = fitting.first_fault(network, fnn.mse, optimizer, state, [SMALL] * 3)
     assert (step, leaf, np.isnan(loss)) == (0, "loss", True)
     assert "in epoch 7: the loss" in str(DivergedError(7, step, loss, leaf, state, []))
 
@@ -297,7 +297,7 @@ def test_extreme_inputs_train_or_are_reported(dtype, size):
         state, history = fit((x, Y), network, optimizer=fnn.adam(0.01), epochs=3)
     except DivergedError as error:
         state, history = error.state, error.history
-    assert faults.all_finite((state, history))
+    assert fitting.all_finite((state, history))
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(state.params))
 
 
@@ -311,7 +311,7 @@ def test_losses_on_logits_are_finite_at_every_finite_logit(name, dtype):
     target = jnp.asarray(RNG.integers(0, 2, logits.shape), dtype)
     if name == "softmax_cross_entropy":
         target = target[:, 0].astype(jnp.int32)
-    assert faults.all_finite(loss.value(logits, target))
+    assert fitting.all_finite(loss.value(logits, target))
     gradient = loss.gradient(logits, target)
-    assert faults.all_finite(gradient)
+    assert fitting.all_finite(gradient)
     assert (jnp.abs(gradient) <= 1).all()

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from sklearn import datasets, model_selection, preprocessing
 
-from fnn import readers
-from fnn.readers import DataError as DataError
+from fnn.data import readers
+from fnn.data.readers import DataError as DataError
 
 CLASSIFICATION = ("digits", "iris", "wine", "breast_cancer")
 REGRESSION = ("diabetes",)

@@ -20,7 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Optimizer, Params, at_least_float32
-from fnn.report import NONE, TOLERANCE, Leaf, Report, likely_cause, measure, plainly, refused, rung
+from fnn.verify.report import (
+    NONE,
+    TOLERANCE,
+    Leaf,
+    Report,
+    likely_cause,
+    measure,
+    plainly,
+    refused,
+    rung,
+)
 
 Rule = Callable[..., tuple[Any, tuple[Any, ...]]]
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fnn import permutations
-from fnn.permutations import permutation
+from fnn import shuffle
+from fnn.shuffle import permutation
 
 KEY = jax.random.key(11)
 
@@ -76,5 +76,5 @@ def test_no_order_is_favoured(n):
 
 
 def test_too_few_rounds_would_be_seen(monkeypatch):
-    monkeypatch.setattr(permutations, "ROUNDS", 4)
+    monkeypatch.setattr(shuffle, "ROUNDS", 4)
     assert max(deviations(500, 4000).values()) > 20

@@ -19,29 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import activations, checkpoint, data, files, losses, optimizers, plots
+from fnn import atomic, checkpoint, data, losses
 from fnn.base import Layer, Loss, Optimizer
+from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
+from fnn.cli import plots
 from fnn.data import DataError, Dataset, Scaling
+from fnn.fitting import Progress, epochs_since_best, fit
 from fnn.models import mlp
-from fnn.training import Progress, epochs_since_best, fit
 
-ACTIVATIONS: dict[str, Layer] = {
-    "elu": activations.elu(),
-    "gelu": activations.gelu,
-    "identity": activations.identity,
-    "leaky_relu": activations.leaky_relu(),
-    "relu": activations.relu,
-    "selu": activations.selu,
-    "sigmoid": activations.sigmoid,
-    "silu": activations.silu,
-    "softplus": activations.softplus,
-    "tanh": activations.tanh,
-}
-OPTIMIZERS: dict[str, Callable[[float], Optimizer]] = {
-    name: getattr(optimizers, name)
-    for name in ("adagrad", "adam", "adamw", "lion", "momentum", "nadam", "rmsprop", "sgd")
-}
 FILE = "run.safetensors"
 HELD_OUT = 0.2
 
@@ -104,7 +90,7 @@ class Run(NamedTuple):
     @property
     def optimizer(self) -> Optimizer:
         """The update rule, at the run's learning rate."""
-        return OPTIMIZERS[self.settings.optimizer](self.settings.learning_rate)
+        return OPTIMIZERS[self.settings.optimizer].make(self.settings.learning_rate)
 
     def standardised(self, part: Dataset) -> tuple[np.ndarray, np.ndarray]:
         """x and y as the network sees them: float32, values to predict in standard units."""
@@ -255,7 +241,7 @@ def save(folder: Path, run: Run) -> None:
 
 def check_room(folder: Path, run: Run) -> None:
     """Raise OSError if a run of this size can't be written to the folder now."""
-    probe = folder / f"probe{files.UNFINISHED}"
+    probe = folder / f"probe{atomic.UNFINISHED}"
     try:
         checkpoint.save(probe, _tree(run))
     finally:
@@ -307,7 +293,7 @@ def report(folder: Path, run: Run, title: str) -> None:
     writer = csv.DictWriter(text, ["epoch", *history[0]], lineterminator="\n")
     writer.writeheader()
     writer.writerows({"epoch": i} | record for i, record in enumerate(history, 1))
-    files.write(folder / "history.csv", text.getvalue().encode())
+    atomic.write(folder / "history.csv", text.getvalue().encode())
     plots.curves(history, folder / "curves.png", title)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fnn import files
+from fnn import atomic
 
 
 def curves(history: list[dict[str, float]], path: str | Path, title: str) -> None:
@@ -89,4 +89,4 @@ def images(pictures: np.ndarray, captions: Sequence[str], path: Path, title: str
 def _write(figure: Figure, path: str | Path) -> None:
     image = io.BytesIO()
     figure.savefig(image)
-    files.write(path, image.getvalue())
+    atomic.write(path, image.getvalue())

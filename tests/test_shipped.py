@@ -8,7 +8,8 @@ from cases import LAYERS, LOSSES, OPTIMIZERS
 from click.testing import CliRunner
 
 import fnn
-from fnn import cli, selfcheck
+from fnn import catalog, cli
+from fnn.verify import shipped
 
 MODULE = """
 import jax.numpy as jnp
@@ -33,7 +34,13 @@ def run(*args):
 
 
 def test_everything_is_listed():
-    listed = {*selfcheck.LAYERS, *selfcheck.LOSSES, *selfcheck.OPTIMIZERS}
+    listed = {
+        *catalog.ACTIVATIONS,
+        *catalog.LAYERS,
+        *catalog.LOSSES,
+        *catalog.OPTIMIZERS,
+        *catalog.WRAPPERS,
+    }
     assert listed == {case.name.split("/")[0] for case in LAYERS + LOSSES + OPTIMIZERS}
 
 
@@ -71,14 +78,16 @@ def test_a_module_that_is_not_there(module):
 
 
 def test_what_is_shipped(monkeypatch):
-    few = {name: selfcheck.LAYERS[name] for name in ("dense", "relu")}
-    monkeypatch.setattr(selfcheck, "LAYERS", few)
-    monkeypatch.setattr(selfcheck, "LOSSES", {"mse": selfcheck.LOSSES["mse"]})
-    monkeypatch.setattr(selfcheck, "OPTIMIZERS", {"sgd": selfcheck.OPTIMIZERS["sgd"]})
+    few = {"dense": catalog.LAYERS["dense"]}
+    monkeypatch.setattr(shipped, "LAYERS", few)
+    monkeypatch.setattr(shipped, "ACTIVATIONS", {"relu": catalog.ACTIVATIONS["relu"]})
+    monkeypatch.setattr(shipped, "LOSSES", {"mse": catalog.LOSSES["mse"]})
+    monkeypatch.setattr(shipped, "OPTIMIZERS", {"sgd": catalog.OPTIMIZERS["sgd"]})
+    monkeypatch.setattr(shipped, "WRAPPERS", {})
     result = run()
     assert result.exit_code == 0, result.output
     assert "4 of 4 pass" in result.output
-    few["relu"] = (fnn.elementwise(lambda x: x * x, lambda x, y: x), 4)
+    few["dense"] = (fnn.elementwise(lambda x: x * x, lambda x, y: x), few["dense"][1])
     result = run()
     assert result.exit_code == 1
     assert "3 of 4 pass" in result.output

@@ -17,12 +17,15 @@ import numpy as np
 from click.core import ParameterSource
 from tqdm import tqdm
 
-from fnn import data, files, losses, optimizers, per_example, plots, runs, selfcheck, verify
+from fnn import atomic, data, losses, optimizers, per_example, verify
 from fnn.backprop import objective, value_and_grad
 from fnn.base import Layer, Params
+from fnn.catalog import ACTIVATIONS, OPTIMIZERS
+from fnn.cli import plots, runs
+from fnn.cli.runs import Run, Settings
+from fnn.fitting import DivergedError, fit
 from fnn.models import mlp
-from fnn.runs import ACTIVATIONS, OPTIMIZERS, Run, Settings
-from fnn.training import DivergedError, fit
+from fnn.verify import shipped
 
 
 class Commands(click.Group):
@@ -199,7 +202,7 @@ def train(
             raise click.ClickException(f"{out} was trained on other data than {' '.join(source)}")
         run = earlier._replace(settings=settings)
     _show_plan(" ".join(source), run, examples)
-    with files.owned(out):
+    with atomic.owned(out):
         runs.check_room(out, run)
         run, times, stopped = _train(run, examples, out, save_every)
         if not run.progress.history:
@@ -252,7 +255,7 @@ def predict(run: Path, source: str, out: Path | None) -> None:
     if out is None:
         click.echo(text.getvalue(), nl=False)
     else:
-        files.write(out, text.getvalue().encode())
+        atomic.write(out, text.getvalue().encode())
 
 
 @fnn.command()
@@ -395,14 +398,14 @@ def verify_command(path: str | None) -> None:
     sys.path.insert(0, "")  # modules of the folder that the command runs in
     if path is not None:
         try:
-            report = selfcheck.named(path)
+            report = shipped.named(path)
         except (ImportError, TypeError, ValueError) as error:
             raise click.UsageError(str(error)) from error
         click.echo(f"{path}\n{report}")
         raise SystemExit(report.verdict != "pass")
     verdicts = []
     click.echo(f"{'':28}  {'verdict':12}  {'float64':>8}  {'native':>8}  {'differences':>11}")
-    for name, report in selfcheck.shipped():
+    for name, report in shipped.shipped():
         errors = [f"{rung:.1e}" if rung is not None else "-" for rung in report.errors]
         click.echo(
             f"{name:28}  {report.verdict:12}  {errors[0]:>8}  {errors[1]:>8}  {errors[2]:>11}"

@@ -38,8 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Layer, Loss, Params
-from fnn.combinators import Network
-from fnn.report import (
+from fnn.verify.report import (
     FLOOR,
     NONE,
     TOLERANCE,
@@ -53,7 +52,6 @@ from fnn.report import (
     refused,
     rung,
 )
-from fnn.trajectory import check_optimizer as check_optimizer
 
 DITHERS = 8
 """How often the inputs are moved by a roundoff before a rung refuses. To pass, once will do."""
@@ -129,7 +127,7 @@ def check_gradients(
     inner = inspect.unwrap(value_and_grad_fn)
     if report.verdict == "fail" and isinstance(inner, partial):
         match inner.args, args:
-            case (Layer() as network, Loss() as loss), (x, y, *_):
+            case (Layer() as network, Loss() as loss, *_), (x, y, *_):
                 return replace(report, place=_blame(network, loss, params, x, y))
     return report
 
@@ -624,7 +622,7 @@ def _first_wrong(layer: Layer, params: Params, x: Array, dy: Any, path: str = ""
 
     Each part gets the true cotangent of its output, so that one fault is not taken for many.
     """
-    parts = layer.parts(params) if isinstance(layer, Network) else []
+    parts = [] if layer.parts is None else layer.parts(params)
     passed = []
     for part, p in parts:
         y, pull, residuals = jax.vjp(part.forward, p, x, has_aux=True)

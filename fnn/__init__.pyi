@@ -1,0 +1,79 @@
+from fnn import (
+    checkpoint as checkpoint,
+    curvature as curvature,
+    data as data,
+    per_example as per_example,
+    schedules as schedules,
+    verify as verify,
+)
+from fnn.activations import (
+    elementwise as elementwise,
+    elu as elu,
+    gelu as gelu,
+    identity as identity,
+    leaky_relu as leaky_relu,
+    relu as relu,
+    selu as selu,
+    sigmoid as sigmoid,
+    silu as silu,
+    softmax as softmax,
+    softplus as softplus,
+    tanh as tanh,
+)
+from fnn.backprop import (
+    differentiable as differentiable,
+    objective as objective,
+    value_and_grad as value_and_grad,
+)
+from fnn.base import (
+    Layer as Layer,
+    Loss as Loss,
+    Optimizer as Optimizer,
+    Varying as Varying,
+    at as at,
+    statistics as statistics,
+)
+from fnn.combinators import (
+    add as add,
+    concatenate as concatenate,
+    fork as fork,
+    repeat as repeat,
+    serial as serial,
+    skip as skip,
+)
+from fnn.fitting import DivergedError as DivergedError, Progress as Progress, fit as fit
+from fnn.layers.dense import dense as dense
+from fnn.layers.norm import layer_norm as layer_norm
+from fnn.losses import (
+    binary_cross_entropy as binary_cross_entropy,
+    cross_entropy as cross_entropy,
+    huber as huber,
+    mae as mae,
+    mse as mse,
+    sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy,
+    softmax_cross_entropy as softmax_cross_entropy,
+)
+from fnn.models import mlp as mlp
+from fnn.optimizers import (
+    adagrad as adagrad,
+    adam as adam,
+    adamw as adamw,
+    add_l2 as add_l2,
+    clip_by_global_norm as clip_by_global_norm,
+    lion as lion,
+    momentum as momentum,
+    nadam as nadam,
+    rmsprop as rmsprop,
+    sgd as sgd,
+)
+from fnn.reductions import (
+    Direct as Direct,
+    Masked as Masked,
+    Outer as Outer,
+    Sum as Sum,
+    total as total,
+)
+from fnn.training import make_epoch as make_epoch, make_step as make_step, make_train as make_train
+
+__version__: str
+__all__: list[str]

@@ -1,0 +1,467 @@
+"""Training on the host, an epoch at a time, for people who watch: `fit`.
+
+Around the compiled epoch of `fnn.training` it checks the data once, measures validation loss and
+metrics, keeps the history, stops by patience, and finds the step at which a run diverged.
+
+While one epoch's numbers are read and reported, the next is already being computed, as long as
+epochs take less than `AHEAD` seconds: the host's work then costs no time.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.base import Array, Layer, Loss, Optimizer, Params, at, at_least_float32, statistics
+from fnn.training import (
+    Augment,
+    Data,
+    Record,
+    State,
+    count,
+    epoch_keys,
+    loss_of,
+    make_epoch,
+    make_step,
+    make_steps,
+    shuffled,
+)
+
+AHEAD = 0.1
+"""Seconds: an epoch that takes longer is not computed ahead, for it may not be wanted."""
+GROUP_BYTES, GROUP_SIZE = 2**21, 16
+"""Streamed batches go to the device together while they are no larger and no more than this: a
+call takes as long as several steps of a small network."""
+
+Metric = Callable[[Any, Any], Any]
+OnEpoch = Callable[[int, State, dict[str, Any]], bool | None]
+
+
+class Progress(NamedTuple):
+    """Where a run stands: what `fit` needs to go on as if it had never stopped.
+
+    state is the newest; best the one with the lowest validation loss of the history, which has
+    one entry per epoch.
+
+    >>> Progress(None, [], None).history
+    []
+    """
+
+    state: State
+    history: list[dict[str, Any]]
+    best: State
+
+
+class DivergedError(FloatingPointError):
+    """A loss, a gradient or a state that is no longer finite.
+
+    epoch and step (from 1; step 0 where it was not found again) say when. leaf is the first
+    array affected, such as `gradient 0.W`, and loss the step's. state and history are those of
+    the last epoch whose end was finite.
+
+    >>> print(DivergedError(2, 7, float("inf"), "gradient 0.W", None, []))  # doctest: +ELLIPSIS
+    training diverged in epoch 2, step 7: the loss is inf, and the first array that is not ...
+    """
+
+    def __init__(
+        self, epoch: int, step: int, loss: float, leaf: str, state: Any, history: list[Any]
+    ) -> None:
+        where = f"epoch {epoch}" + (f", step {step}" if step else "")
+        super().__init__(
+            f"training diverged in {where}: the loss is {loss:.4g}, and the first array that is "
+            f"not finite is the {leaf}; a lower learning rate may help"
+        )
+        self.epoch, self.step, self.loss, self.leaf = epoch, step, loss, leaf
+        self.state, self.history = state, history
+
+
+class _Epoch(NamedTuple):
+    """An epoch under way: the state after it, whether all is finite (1 or 0) with the epoch's
+    numbers, and what `record` noted. The arrays may still be in the making."""
+
+    number: int
+    state: State
+    numbers: Array
+    noted: Any
+
+
+def fit(
+    network: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    data: Any,
+    *,
+    key: Array,
+    epochs: int,
+    batch_size: int | None = None,
+    validation: Data | None = None,
+    patience: int | None = None,
+    start: Progress | None = None,
+    on_epoch: OnEpoch | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    augment: Augment | None = None,
+    record: Record | None = None,
+) -> tuple[State, list[dict[str, Any]]]:
+    """Train an epoch at a time, from fresh parameters or from `start`, and keep a history.
+
+    data is (x, y), kept on the device and shuffled there; or, for more than the device
+    holds, an iterable of batches (x, y), taken in its order, once per epoch. Then no batch_size
+    is given, and a batch moves to the device while those before it are computed; the iterable
+    must not change the arrays that it has given. x and y are arrays or trees of arrays.
+
+    Returns the final state and the history: for each epoch its `loss`, and with
+    validation=(x, y) its `validation_loss` after the epoch and each of
+    metrics={name: f(prediction, y)}, the mean of what f returns on the validation data, under
+    its own name. After each epoch on_epoch(epoch, state, entry) is called, epoch from 1, entry
+    the history's newest; the state it gets stays valid for good. Training ends where it
+    returns True. A network with statistics, such as batch normalisation's, is measured on the
+    training data (of a stream, on its last batch) before it is evaluated.
+
+    With `patience` training ends when so many epochs in a row have not lowered the validation
+    loss, and the state returned is the best epoch's. epochs counts those in `start` too: with
+    the same other arguments, a run that goes on is bit for bit one that never stopped.
+
+    `augment` and `record` are those of `fnn.training`; what record notes is in each entry, under
+    `record`, the steps along its leading axis.
+
+    Raises as `make_epoch` does; ValueError for epochs or patience below 1, patience or metrics
+    without validation, arrays that `check_data` refuses, a batch_size with batches or without
+    it for arrays, and an iterable that is exhausted; DivergedError, with the last finite state,
+    when a loss, a gradient or the state stops being finite.
+
+    >>> import fnn
+    >>> x = jax.random.normal(jax.random.key(0), (64, 2))
+    >>> state, history = fit(
+    ...     fnn.mlp((2, 8, 1)), fnn.mse, fnn.adam(0.01), (x, x[:, :1]),
+    ...     key=jax.random.key(1), epochs=3, batch_size=16,
+    ... )
+    >>> len(history), int(state.step)
+    (3, 12)
+    """
+    if epochs < 1:
+        raise ValueError(f"fit: expected epochs of at least 1, got {epochs}")
+    if patience is not None and (patience < 1 or validation is None):
+        raise ValueError(f"fit: expected patience of at least 1, and validation, got {patience}")
+    if metrics and validation is None:
+        raise ValueError("fit: expected validation=(x, y) to measure the metrics on, got none")
+    arrays = isinstance(data, tuple) and all(hasattr(a, "shape") for a in data)
+    if arrays if batch_size is None else not _is_pair(data):
+        raise ValueError(f"fit: expected a batch_size with arrays (x, y) alone, got {batch_size}")
+    make_step(network, loss, optimizer)  # refuses what is not a layer, a loss or an optimizer
+    validation = jax.tree.map(jnp.asarray, validation)
+    init_key, shuffle_key = jax.random.split(key)
+    if start is None:
+        fresh = optimizer.init(network.init(init_key))
+        start = Progress(fresh, [], fresh)
+    state, history, best = start.state, list(start.history), start.best
+    if validation is not None:
+        check_data("fit: validation", network, loss, state.params, *validation)
+    names = ["loss", *([] if validation is None else ["validation_loss", *(metrics or {})])]
+    numbers = _make_numbers(network, loss, metrics or {})
+    make: Callable[..., Any] = _make_streamed_epoch
+    if batch_size is not None:
+        data = jax.tree.map(jnp.asarray, data)
+        check_data("fit", network, loss, state.params, *data)
+        make = partial(_make_watched_epoch, batch_size=batch_size)
+    epoch = make(network, loss, optimizer, numbers, augment=augment, record=record)
+
+    def begin(number: int, state: State) -> _Epoch:
+        return _Epoch(number, *epoch(state, data, validation, shuffle_key, number))
+
+    def is_over() -> bool:
+        return patience is not None and epochs_since_best(history) >= patience
+
+    last = len(history) if is_over() else epochs
+    for now in _in_turn(begin, len(history) + 1, last, state, ahead=batch_size is not None):
+        finite, *values = np.asarray(now.numbers).tolist()
+        if not finite:
+            epoch_key = jax.random.fold_in(shuffle_key, now.number)
+            order_key, step_key = epoch_keys(epoch_key, network, augment)
+            again: Any = data if batch_size is None else _batches(data, batch_size, order_key)
+            step, value, leaf = first_fault(
+                network, loss, optimizer, state, again, key=step_key, augment=augment
+            )
+            raise DivergedError(now.number, step, value, leaf, state, history)
+        state = now.state
+        history.append(entry := dict(zip(names, values, strict=True)))
+        if record is not None:
+            entry["record"] = jax.tree.map(np.asarray, now.noted)
+        if patience is not None and epochs_since_best(history) == 0:
+            best = state
+        told_to_end = on_epoch is not None and on_epoch(now.number, state, entry) is True
+        if told_to_end or is_over():
+            break
+    return state if patience is None else best, history
+
+
+def _in_turn(
+    begin: Callable[[int, State], _Epoch], first: int, last: int, state: State, ahead: bool
+) -> Iterator[_Epoch]:
+    """The epochs from first to last. Where that is quick and `ahead` allows it, the next has
+    begun when one is yielded."""
+    waiting = begin(first, state) if first <= last else None
+    quick = False
+    while waiting is not None:
+        now, start = waiting, time.perf_counter()
+        waiting = begin(now.number + 1, now.state) if quick and now.number < last else None
+        yield now
+        if waiting is None and now.number < last:
+            quick = ahead and time.perf_counter() - start < AHEAD
+            waiting = begin(now.number + 1, now.state)
+
+
+def epochs_since_best(history: list[dict[str, Any]]) -> int:
+    """How many epochs ago the validation loss was lowest for the first time; 0 for none yet.
+
+    >>> epochs_since_best([{"validation_loss": loss} for loss in (3.0, 1.0, 2.0)])
+    1
+    """
+    losses = [entry["validation_loss"] for entry in history]
+    ranked = [math.inf if math.isnan(value) else value for value in losses]
+    return len(ranked) - 1 - ranked.index(min(ranked)) if ranked else 0
+
+
+def _make_numbers(network: Layer, loss: Loss, metrics: Mapping[str, Metric]) -> Callable:
+    """numbers(state, mean loss, x, validation) -> one array: whether loss and state are finite,
+    the loss, and on the validation data the loss and the metrics."""
+
+    def numbers(state: State, value: Array, x: Any, validation: Data | None) -> Array:
+        found = [all_finite((state, value)), value]
+        if validation is not None:
+            inputs, y = validation
+            layer = at(network, None, statistics(network, state.params, x))
+            prediction, _ = layer.forward(state.params, inputs)
+            found.append(loss.value(prediction, y).mean())
+            found += [jnp.mean(metric(prediction, y)) for metric in metrics.values()]
+        dtype = at_least_float32(value.dtype)
+        return jnp.stack([jnp.asarray(number).astype(dtype) for number in found])
+
+    return numbers
+
+
+def _make_watched_epoch(
+    network: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    numbers: Callable[..., Array],
+    *,
+    batch_size: int,
+    augment: Augment | None,
+    record: Record | None,
+) -> Callable[..., tuple[State, Array, Any]]:
+    """epoch(state, data, validation, key, number) -> (state, numbers, noted): one program."""
+    epoch = make_epoch(network, loss, optimizer, batch_size, augment=augment, record=record)
+
+    @jax.jit
+    def watched(
+        state: State, data: Data, validation: Data | None, key: Array, number: Any
+    ) -> tuple[State, Array, Any]:
+        state, noted = epoch(state, data, jax.random.fold_in(key, number))
+        found = numbers(state, loss_of(noted, record), data[0], validation)
+        return state, found, None if record is None else noted[1]
+
+    return watched
+
+
+def _make_streamed_epoch(
+    network: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    numbers: Callable[..., Array],
+    *,
+    augment: Augment | None,
+    record: Record | None,
+) -> Callable[..., tuple[State, Array, Any]]:
+    """epoch(state, batches, validation, key, number) -> (state, numbers, noted): each batch a
+    step, in their order."""
+    step = make_step(network, loss, optimizer, augment=augment, record=record)
+    steps = make_steps(network, loss, optimizer, augment=augment, record=record)
+    numbers = jax.jit(numbers)
+
+    @partial(jax.jit, donate_argnums=0)
+    def advance(state: State, group: list[Data], key: Array | None) -> tuple[State, Any]:
+        first, *later = group
+        if not later:
+            state, noted = step(state, first, key)
+            return state, jax.tree.map(lambda a: a[None], noted)
+        stacked = jax.tree.map(lambda *a: jnp.stack(a), *later)
+        return steps(state, first, stacked, lambda batch: batch, key)
+
+    def epoch(
+        state: State, batches: Iterable[Data], validation: Data | None, key: Array, number: int
+    ) -> tuple[State, Array, Any]:
+        # The caller's state stays valid; the copy's memory is used again step after step.
+        state = jax.tree.map(jnp.copy, state)
+        _, step_key = epoch_keys(jax.random.fold_in(key, number), network, augment)
+        noted: list[Any] = []
+        counts: list[int] = []
+        for group in _groups(batches):
+            counts.append(len(group) * count(group[0]))
+            # The call moves the batches while the device computes those before them. One call
+            # may wait, so that the device never does; more of them would let a fast source
+            # fill its memory with batches.
+            jax.block_until_ready(noted[-2:-1])
+            state, latest = advance(state, group, step_key)
+            noted.append(latest)
+        if not noted:
+            raise ValueError(
+                "fit: no batches came; each epoch iterates over the data anew, which an "
+                "iterator or a generator allows once: give a list, or an object with __iter__"
+            )
+        losses = [loss_of(entry, record) for entry in noted]
+        mean = sum(float(v.mean()) * n for v, n in zip(losses, counts, strict=True)) / sum(counts)
+        value = jnp.asarray(mean, at_least_float32(losses[0].dtype))
+        found = numbers(state, value, group[-1][0], validation)
+        if record is None:
+            return state, found, None
+        return state, found, jax.tree.map(lambda *a: jnp.concatenate(a), *(n[1] for n in noted))
+
+    return epoch
+
+
+def _groups(batches: Iterable[Data]) -> Iterator[list[Data]]:
+    """Consecutive batches of one form, as many as may go together or, where fewer are left, one
+    by one: for each form two programs, however many batches come."""
+    group: list[Data] = []
+    form: Any = None
+    for batch in batches:
+        if not _is_pair(batch):
+            raise TypeError(f"fit: expected batches (x, y), got {type(batch).__name__}")
+        batch = tuple(batch)
+        count(batch)
+        arrays, structure = jax.tree.flatten(batch)
+        if form != (form := (structure, [(a.shape, str(a.dtype)) for a in arrays])):
+            yield from ([one] for one in group)
+            group = []
+        group.append(batch)
+        together = GROUP_BYTES // max(1, sum(a.nbytes for a in arrays))
+        if len(group) >= min(max(1, together), GROUP_SIZE):
+            yield group
+            group = []
+    yield from ([one] for one in group)
+
+
+def _batches(data: Data, batch_size: int, key: Array) -> Iterator[Data]:
+    """The batches of the epoch whose order has this key, one after another."""
+    batches, rest = shuffled(key, count(data), batch_size)
+    for rows in (*batches, rest) if rest.size else batches:
+        yield jax.tree.map(lambda a, rows=rows: a[rows], data)
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether data is (x, y), arrays or trees of arrays."""
+    return (
+        isinstance(data, tuple | list)
+        and len(data) == 2
+        and all(jax.tree.leaves(side) for side in data)
+        and all(hasattr(a, "shape") for a in jax.tree.leaves(tuple(data)))
+    )
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether no floating-point entry of the tree is NaN or infinite: a boolean scalar.
+
+    >>> bool(all_finite({"a": jnp.ones(2), "b": jnp.array([jnp.nan])}))
+    False
+    """
+    flags = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if _is_floating(leaf)]
+    return jnp.stack(flags).all() if flags else jnp.array(True)
+
+
+def first_not_finite(tree: Any) -> str | None:
+    """The name of the first leaf, in the tree's order, with a NaN or an infinity in it.
+
+    >>> first_not_finite({"a": jnp.ones(2), "b": jnp.array([jnp.nan])})
+    'b'
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    for path, leaf in leaves:
+        if _is_floating(leaf) and not all_finite(leaf):
+            return jax.tree_util.keystr(path, simple=True, separator=".")
+    return None
+
+
+def first_fault(
+    network: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    state: State,
+    batches: Iterable[Data],
+    *,
+    key: Array | None = None,
+    augment: Augment | None = None,
+) -> tuple[int, float, str]:
+    """Train from `state` on these batches until something is not finite: (step, loss, leaf).
+
+    (0, NaN, loss) where all stays finite.
+
+    >>> import fnn
+    >>> optimizer, params = fnn.sgd(1e30), {"W": jnp.ones((1, 1)), "b": jnp.ones(1)}
+    >>> batches = [(jnp.ones((1, 1)), jnp.zeros((1, 1)))] * 5
+    >>> first_fault(fnn.dense(1, 1), fnn.mse, optimizer, optimizer.init(params), batches)
+    (2, inf, 'loss')
+    """
+    gradient = lambda state, grads, value: grads  # noqa: E731
+    step = jax.jit(make_step(network, loss, optimizer, augment=augment, record=gradient))
+    for number, batch in enumerate(batches, 1):
+        state, (value, grads) = step(state, batch, key)
+        for kind, tree in (("gradient", grads), ("updated", state), ("loss", value)):
+            leaf = first_not_finite(tree)
+            if leaf is not None:
+                return number, float(value), f"{kind} {leaf}".strip()
+    return 0, float("nan"), "loss"
+
+
+def check_data(name: str, network: Layer, loss: Loss, params: Params, x: Any, y: Any) -> None:
+    """Refuse examples that the network and the loss can't take.
+
+    Raises ValueError for no examples, another number of x than of y, shapes that the network
+    or the loss refuses, labels outside 0 to k-1, and entries that are NaN or infinite.
+
+    >>> import fnn
+    >>> x, y = jnp.ones((2, 3)), jnp.array([0, 5])
+    >>> network = fnn.dense(3, 2)
+    >>> params = network.init(jax.random.key(0))
+    >>> check_data("fit", network, fnn.softmax_cross_entropy, params, x, y)
+    Traceback (most recent call last):
+    ValueError: fit: expected labels from 0 to 1, y[1] is 5
+    """
+    single = all(hasattr(a, "shape") for a in (x, y))
+    if single and (jnp.ndim(x) < 2 or jnp.ndim(y) < 1):
+        raise ValueError(f"{name}: expected x (n, d_in) and y (n, ...), got {x.shape}, {y.shape}")
+    n = count((x, y)) if not single or len(x) == len(y) else None
+    if n is None:
+        raise ValueError(f"{name}: x has {len(x)} examples, but y has {len(y)}")
+    if n == 0:
+        raise ValueError(f"{name}: expected at least one example, got none")
+    prediction, _ = jax.eval_shape(network.forward, params, x)
+    jax.eval_shape(loss.value, prediction, y)
+    if jax.tree.structure(y) == jax.tree.structure(prediction):
+        jax.tree_util.tree_map_with_path(partial(_check_labels, name), y, prediction)
+    for side, tree in (("x", x), ("y", y)):
+        for path, a in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            if _is_floating(a):
+                place = side + jax.tree_util.keystr(path)
+                _refuse(name, place, a, ~jnp.isfinite(a), "finite numbers")
+
+
+def _check_labels(name: str, path: Any, y: Array, prediction: Array) -> None:
+    if jnp.issubdtype(y.dtype, jnp.integer) and y.shape == prediction.shape[:-1]:
+        k = prediction.shape[-1]
+        place = "y" + jax.tree_util.keystr(path)
+        _refuse(name, place, y, (y < 0) | (y >= k), f"labels from 0 to {k - 1}")
+
+
+def _refuse(name: str, place: str, a: Array, wrong: Array, expected: str) -> None:
+    if wrong.any():
+        index = tuple(int(i) for i in np.argwhere(np.asarray(wrong))[0])
+        raise ValueError(f"{name}: expected {expected}, {place}{list(index)} is {a[index]}")
+
+
+def _is_floating(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)

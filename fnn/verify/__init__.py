@@ -1,0 +1,19 @@
+"""The gradient checker: hand-written derivatives and update rules against independent references.
+
+check_layer       a layer's backward
+check_loss        a loss's gradient
+check_gradients   any function that returns a value and its gradient
+check_vjp         any forward and backward pair
+check_optimizer   an update rule, against the same rule in numpy
+
+Each returns a `Report`.
+"""
+
+from fnn.verify.checks import (
+    check_gradients as check_gradients,
+    check_layer as check_layer,
+    check_loss as check_loss,
+    check_vjp as check_vjp,
+)
+from fnn.verify.optimizers import check_optimizer as check_optimizer
+from fnn.verify.report import Report as Report

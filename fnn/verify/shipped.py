@@ -1,0 +1,63 @@
+"""What `fnn verify` checks: everything that the library ships, or what a user's module names."""
+
+import importlib
+from collections.abc import Iterator
+
+import jax
+
+from fnn import verify
+from fnn.base import Layer, Loss
+from fnn.catalog import ACTIVATIONS, LAYERS, LOSSES, OPTIMIZERS, WRAPPERS
+from fnn.verify.report import Report
+
+
+def shipped() -> Iterator[tuple[str, Report]]:
+    """A report on each layer, loss and optimizer of the library."""
+    init_key, noise_key, x_key = jax.random.split(jax.random.key(0), 3)
+    activations = {
+        name: (layer, jax.random.normal(x_key, (7, 4))) for name, layer in ACTIVATIONS.items()
+    }
+    for name, (layer, x) in (LAYERS | activations).items():
+        # Moved off its initial zeros and ones, so that no parameter is without effect.
+        params = jax.tree.map(
+            lambda p: p + 0.1 * jax.random.normal(noise_key, p.shape), layer.init(init_key)
+        )
+        yield name, verify.check_layer(layer, params, x)
+    for name, (loss, prediction, target) in LOSSES.items():
+        yield name, verify.check_loss(loss, prediction, target)
+    weight_key, bias_key = jax.random.split(noise_key)
+    params = {"W": jax.random.normal(weight_key, (6, 4)), "b": jax.random.normal(bias_key, (4,))}
+    for name, (make, rule) in (OPTIMIZERS | WRAPPERS).items():
+        yield name, verify.check_optimizer(make, rule, params)
+
+
+def named(path: str) -> Report:
+    """A report on the layer, loss or optimizer constructor at "package.module:name".
+
+    It is judged at the inputs that its module gives as `name_inputs`, a tuple or a function
+    that returns one:
+
+        layer                   (params, x)
+        loss                    (prediction, target)
+        optimizer constructor   (rule, params), as for `verify.check_optimizer`
+
+    Raises ValueError for another form of path or a name or inputs that the module lacks,
+    TypeError for anything else under that name; ImportError where there is no such module.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name.isidentifier():
+        raise ValueError(f"expected package.module:name, got {path!r}")
+    module = importlib.import_module(module_name)
+    for needed in (name, f"{name}_inputs"):
+        if not hasattr(module, needed):
+            raise ValueError(f"{module_name} has no {needed}")
+    subject, inputs = getattr(module, name), getattr(module, f"{name}_inputs")
+    inputs = inputs() if callable(inputs) else inputs
+    match subject:
+        case Layer():
+            return verify.check_layer(subject, *inputs)
+        case Loss():
+            return verify.check_loss(subject, *inputs)
+        case _ if callable(subject):
+            return verify.check_optimizer(subject, *inputs)
+    raise TypeError(f"{path}: expected a Layer, a Loss or an optimizer's constructor")
