@@ -43,7 +43,8 @@ from fnn.combinators import (
 )
 from fnn.fitting import DivergedError as DivergedError, Progress as Progress, fit as fit
 from fnn.layers.dense import dense as dense
-from fnn.layers.norm import layer_norm as layer_norm
+from fnn.layers.dropout import dropout as dropout
+from fnn.layers.norm import batch_norm as batch_norm, layer_norm as layer_norm
 from fnn.losses import (
     binary_cross_entropy as binary_cross_entropy,
     cross_entropy as cross_entropy,

@@ -58,7 +58,11 @@ relu = elementwise(lambda x: jnp.where(x <= 0, 0, x), lambda x, y: y > 0)
 
 
 def leaky_relu(slope: float = 0.01) -> Layer:
-    """y = x where x > 0, else slope x; y' = 1 or slope (slope at x = 0). Maas et al. 2013."""
+    """y = x where x > 0, else slope x; y' = 1 or slope (slope at x = 0). Maas et al. 2013.
+
+    >>> leaky_relu(0.5).forward((), jnp.array([-2.0, 2.0]))[0]
+    Array([-1.,  2.], dtype=float32)
+    """
     return elementwise(
         lambda x: jnp.where(x > 0, x, slope * x),
         lambda x, y: jnp.where(x > 0, jnp.ones_like(x), slope),
@@ -67,7 +71,11 @@ def leaky_relu(slope: float = 0.01) -> Layer:
 
 def elu(alpha: float = 1.0) -> Layer:
     """y = x where x > 0, else alpha (e^x - 1); y' = 1 or alpha e^x = y + alpha.
-    Clevert et al. 2016. Raises ValueError for alpha not above 0."""
+    Clevert et al. 2016. Raises ValueError for alpha not above 0.
+
+    >>> elu().forward((), jnp.array([-100.0, 2.0]))[0]
+    Array([-1.,  2.], dtype=float32)
+    """
     if isinstance(alpha, int | float) and not alpha > 0:
         raise ValueError(f"elu: expected alpha > 0, got {alpha}")
     return _scaled_elu(1.0, alpha)

@@ -17,11 +17,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fnn import activations, combinators, layers, losses, models, optimizers
-from fnn.base import Layer, Loss, Optimizer
+from fnn.base import Layer, Loss, Optimizer, at
 
 _random = np.random.default_rng(0)
 _ANY, _OTHER = _random.standard_normal((2, 6, 4)).astype(np.float32)
@@ -51,10 +52,17 @@ ACTIVATIONS: dict[str, Layer] = {
 LAYERS: dict[str, tuple[Layer, Any]] = {
     "dense": (layers.dense(5, 3), _x(5)),
     "layer_norm": (layers.layer_norm(6), _x(6)),
+    "batch_norm": (layers.batch_norm(4), _x(4)),
+    "batch_norm, training": (at(layers.batch_norm(4), jax.random.key(0)), _x(4)),
+    "dropout": (layers.dropout(0.4), _x(4)),
+    "dropout, training": (at(layers.dropout(0.4), jax.random.key(0)), _x(4)),
     "softmax": (activations.softmax, _x(4)),
     "elementwise": (activations.elementwise(jnp.sin, lambda x, y: jnp.cos(x)), _x(4)),
     "serial": (combinators.serial(layers.dense(5, 4), activations.tanh, layers.dense(4, 2)), _x(5)),
     "skip": (combinators.skip(layers.dense(4, 4)), _x(4)),
+    "fork": (combinators.fork(layers.dense(4, 3), activations.tanh), _x(4)),
+    "add": (combinators.add, (_x(3), _x(3) ** 2)),
+    "concatenate": (combinators.concatenate, (_x(3), _x(2))),
     "repeat": (combinators.repeat(combinators.skip(layers.layer_norm(4)), 3), _x(4)),
     "mlp": (models.mlp((5, 6, 4, 3), activation=activations.gelu), _x(5)),
 }
@@ -112,7 +120,11 @@ def _clipped_sgd(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
 
 
 class Rule(NamedTuple):
-    """An update rule: `make(learning_rate)` and the same rule in numpy."""
+    """An update rule: `make(learning_rate)` and the same rule in numpy.
+
+    >>> OPTIMIZERS["sgd"].rule(0.5, 1, np.array([1.0]), np.array([1.0]), ())
+    (array([0.5]), ())
+    """
 
     make: Callable[[Any], Optimizer]
     rule: Callable[..., Updated]

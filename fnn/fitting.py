@@ -404,7 +404,7 @@ def first_fault(
     >>> optimizer, params = fnn.sgd(1e30), {"W": jnp.ones((1, 1)), "b": jnp.ones(1)}
     >>> batches = [(jnp.ones((1, 1)), jnp.zeros((1, 1)))] * 5
     >>> first_fault(fnn.dense(1, 1), fnn.mse, optimizer, optimizer.init(params), batches)
-    (2, inf, 'loss')
+    (2, inf, 'updated params.W')
     """
     gradient = lambda state, grads, value: grads  # noqa: E731
     step = jax.jit(make_step(network, loss, optimizer, augment=augment, record=gradient))
@@ -441,7 +441,8 @@ def check_data(name: str, network: Layer, loss: Loss, params: Params, x: Any, y:
         raise ValueError(f"{name}: expected at least one example, got none")
     prediction, _ = jax.eval_shape(network.forward, params, x)
     jax.eval_shape(loss.value, prediction, y)
-    if jax.tree.structure(y) == jax.tree.structure(prediction):
+    form: Any = jax.tree.structure(prediction)
+    if form == jax.tree.structure(y):
         jax.tree_util.tree_map_with_path(partial(_check_labels, name), y, prediction)
     for side, tree in (("x", x), ("y", y)):
         for path, a in jax.tree_util.tree_flatten_with_path(tree)[0]:

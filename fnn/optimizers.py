@@ -25,11 +25,11 @@ from fnn.base import Array, Optimizer, Params, at_least_float32
 from fnn.schedules import Schedule
 
 Rate = float | Array | Schedule
+Updated = tuple[Array, ...]
+"""What a rule returns: theta and its slots."""
 
 
-def _optimizer(
-    state_type: Any, learning_rate: Rate, rule: Callable[..., tuple[Array, ...]]
-) -> Optimizer:
+def _optimizer(state_type: Any, learning_rate: Rate, rule: Callable[..., Updated]) -> Optimizer:
     """The optimizer that applies rule(eta, t, theta, g, *slots) -> (theta, *slots) to each leaf.
 
     state_type is a NamedTuple (params, step, *slots), each slot a tree like params.
@@ -52,7 +52,7 @@ def _optimizer(
         params, step, *slots = state
         eta = learning_rate(step) if callable(learning_rate) else learning_rate
 
-        def apply(theta, g, *slots):
+        def apply(theta: Array, g: Array, *slots: Array) -> Updated:
             inputs = (jnp.asarray(x).astype(_wide(theta)) for x in (eta, step + 1, theta, g))
             new, *changed = rule(*inputs, *slots)
             return new.astype(theta.dtype), *changed
@@ -66,7 +66,11 @@ def _optimizer(
 
 
 class SGDState(NamedTuple):
-    """No slots: plain gradient descent remembers nothing."""
+    """No slots: plain gradient descent remembers nothing.
+
+    >>> sgd(0.1).init(jnp.array([1.0]))._fields
+    ('params', 'step')
+    """
 
     params: Params
     step: Array
@@ -74,13 +78,23 @@ class SGDState(NamedTuple):
 
 def sgd(learning_rate: Rate) -> Optimizer:
     """Gradient descent: theta <- theta - eta g. Stochastic, mini-batch or full-batch is the
-    batch size's choice. Robbins & Monro 1951."""
+    batch size's choice. Robbins & Monro 1951.
+
+    >>> optimizer = sgd(0.5)
+    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([1.0]))
+    >>> state.params
+    Array([0.5], dtype=float32)
+    """
     _check("sgd", learning_rate)
     return _optimizer(SGDState, learning_rate, lambda eta, t, theta, g: (theta - eta * g,))
 
 
 class MomentumState(NamedTuple):
-    """`velocity` is v."""
+    """`velocity` is v.
+
+    >>> momentum(0.1).init(jnp.array([1.0])).velocity
+    Array([0.], dtype=float32)
+    """
 
     params: Params
     step: Array
@@ -96,10 +110,15 @@ def momentum(learning_rate: Rate, decay: float = 0.9, nesterov: bool = False) ->
     eta is inside the velocity, so that a step already under way keeps the rate it was taken
     with; PyTorch and optax multiply the velocity by today's rate. The two agree while the
     rate is constant.
+
+    >>> optimizer = momentum(0.5)
+    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([1.0]))
+    >>> optimizer.update(state, jnp.array([0.0])).velocity
+    Array([0.45], dtype=float32)
     """
     _check("momentum", learning_rate, decay=decay)
 
-    def rule(eta, t, theta, g, v):
+    def rule(eta: Array, t: Array, theta: Array, g: Array, v: Array) -> Updated:
         v = decay * v + eta * g
         return theta - (decay * v + eta * g if nesterov else v), v
 
@@ -107,7 +126,11 @@ def momentum(learning_rate: Rate, decay: float = 0.9, nesterov: bool = False) ->
 
 
 class RMSPropState(NamedTuple):
-    """`mean_square` is E."""
+    """`mean_square` is E.
+
+    >>> rmsprop(0.1).init(jnp.array([1.0])).mean_square
+    Array([0.], dtype=float32)
+    """
 
     params: Params
     step: Array
@@ -116,10 +139,16 @@ class RMSPropState(NamedTuple):
 
 def rmsprop(learning_rate: Rate, decay: float = 0.9, eps: float = 1e-8) -> Optimizer:
     """E <- decay E + (1 - decay) g^2, theta <- theta - eta g / sqrt(E + eps): eps is inside
-    the root. Tieleman & Hinton 2012."""
+    the root. Tieleman & Hinton 2012.
+
+    >>> optimizer = rmsprop(0.1, decay=0.75)
+    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([2.0]))
+    >>> state.params
+    Array([0.8], dtype=float32)
+    """
     _check("rmsprop", learning_rate, eps=eps, decay=decay)
 
-    def rule(eta, t, theta, g, mean_square):
+    def rule(eta: Array, t: Array, theta: Array, g: Array, mean_square: Array) -> Updated:
         mean_square = decay * mean_square + (1 - decay) * g * g
         return theta - eta * g / jnp.sqrt(mean_square + eps), mean_square
 
@@ -127,7 +156,11 @@ def rmsprop(learning_rate: Rate, decay: float = 0.9, eps: float = 1e-8) -> Optim
 
 
 class AdagradState(NamedTuple):
-    """`sum_square` is G."""
+    """`sum_square` is G.
+
+    >>> adagrad(0.1).init(jnp.array([1.0])).sum_square
+    Array([0.], dtype=float32)
+    """
 
     params: Params
     step: Array
@@ -135,10 +168,16 @@ class AdagradState(NamedTuple):
 
 
 def adagrad(learning_rate: Rate, eps: float = 1e-8) -> Optimizer:
-    """G <- G + g^2, theta <- theta - eta g / (sqrt(G) + eps). Duchi et al. 2011."""
+    """G <- G + g^2, theta <- theta - eta g / (sqrt(G) + eps). Duchi et al. 2011.
+
+    >>> optimizer = adagrad(0.25)
+    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([2.0]))
+    >>> state.params
+    Array([0.75], dtype=float32)
+    """
     _check("adagrad", learning_rate, eps=eps)
 
-    def rule(eta, t, theta, g, sum_square):
+    def rule(eta: Array, t: Array, theta: Array, g: Array, sum_square: Array) -> Updated:
         sum_square = sum_square + g * g
         return theta - eta * g / (jnp.sqrt(sum_square) + eps), sum_square
 
@@ -146,7 +185,11 @@ def adagrad(learning_rate: Rate, eps: float = 1e-8) -> Optimizer:
 
 
 class AdamState(NamedTuple):
-    """`m` and `v` are the moments before bias correction."""
+    """`m` and `v` are the moments before bias correction.
+
+    >>> adam(0.1).init(jnp.array([1.0])).m
+    Array([0.], dtype=float32)
+    """
 
     params: Params
     step: Array
@@ -160,10 +203,15 @@ def adam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1
     m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2,
     theta <- theta - eta m_hat / (sqrt(v_hat) + eps): eps is outside the root,
     m_hat = m / (1 - b1^t),    v_hat = v / (1 - b2^t).
+
+    >>> optimizer = adam(0.25)
+    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([2.0]))
+    >>> state.params.round(4)
+    Array([0.75], dtype=float32)
     """
     _check("adam", learning_rate, eps=eps, b1=b1, b2=b2)
 
-    def rule(eta, t, theta, g, m, v):
+    def rule(eta: Array, t: Array, theta: Array, g: Array, m: Array, v: Array) -> Updated:
         m, v = _moments(g, m, v, b1, b2)
         return theta - eta * _adam_direction(t, m, v, b1, b2, eps), m, v
 
@@ -180,10 +228,15 @@ def adamw(
     """Adam with decoupled weight decay: Adam's step, and theta <- theta - eta weight_decay theta.
 
     Every parameter decays, biases too. Loshchilov & Hutter 2019, algorithm 2.
+
+    >>> optimizer = adamw(0.25, weight_decay=0.2)
+    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([2.0]))
+    >>> state.params.round(4)
+    Array([0.7], dtype=float32)
     """
     _check("adamw", learning_rate, eps=eps, weight_decay=weight_decay, b1=b1, b2=b2)
 
-    def rule(eta, t, theta, g, m, v):
+    def rule(eta: Array, t: Array, theta: Array, g: Array, m: Array, v: Array) -> Updated:
         m, v = _moments(g, m, v, b1, b2)
         direction = _adam_direction(t, m, v, b1, b2, eps)
         return theta - eta * (direction + weight_decay * theta), m, v
@@ -193,10 +246,16 @@ def adamw(
 
 def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
     """Adam with Nesterov's look ahead: Adam's m_hat becomes
-    b1 m / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t). Dozat 2016, with b1 constant."""
+    b1 m / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t). Dozat 2016, with b1 constant.
+
+    >>> optimizer = nadam(0.25)
+    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([2.0]))
+    >>> int(state.step)
+    1
+    """
     _check("nadam", learning_rate, eps=eps, b1=b1, b2=b2)
 
-    def rule(eta, t, theta, g, m, v):
+    def rule(eta: Array, t: Array, theta: Array, g: Array, m: Array, v: Array) -> Updated:
         m, v = _moments(g, m, v, b1, b2)
         ahead = b1 * m / _correction(b1, t + 1) + (1 - b1) * g / _correction(b1, t)
         return theta - eta * ahead / (jnp.sqrt(v / _correction(b2, t)) + eps), m, v
@@ -204,11 +263,11 @@ def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 
     return _optimizer(AdamState, learning_rate, rule)
 
 
-def _moments(g, m, v, b1, b2):
+def _moments(g: Array, m: Array, v: Array, b1: float, b2: float) -> tuple[Array, Array]:
     return b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
 
 
-def _adam_direction(t, m, v, b1, b2, eps):
+def _adam_direction(t: Array, m: Array, v: Array, b1: float, b2: float, eps: float) -> Array:
     return m / _correction(b1, t) / (jnp.sqrt(v / _correction(b2, t)) + eps)
 
 
@@ -218,7 +277,11 @@ def _correction(decay: float, t: Array) -> Array:
 
 
 class LionState(NamedTuple):
-    """`m` is the moving average."""
+    """`m` is the moving average.
+
+    >>> lion(0.1).init(jnp.array([1.0])).m
+    Array([0.], dtype=float32)
+    """
 
     params: Params
     step: Array
@@ -229,10 +292,16 @@ def lion(
     learning_rate: Rate, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0
 ) -> Optimizer:
     """Only the sign of a moving average: theta <- theta - eta (sign(b1 m + (1 - b1) g)
-    + weight_decay theta), then m <- b2 m + (1 - b2) g. Chen et al. 2023, algorithm 2."""
+    + weight_decay theta), then m <- b2 m + (1 - b2) g. Chen et al. 2023, algorithm 2.
+
+    >>> optimizer = lion(0.25)
+    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([7.0]))
+    >>> state.params
+    Array([0.75], dtype=float32)
+    """
     _check("lion", learning_rate, weight_decay=weight_decay, b1=b1, b2=b2)
 
-    def rule(eta, t, theta, g, m):
+    def rule(eta: Array, t: Array, theta: Array, g: Array, m: Array) -> Updated:
         direction = jnp.sign(b1 * m + (1 - b1) * g)
         return theta - eta * (direction + weight_decay * theta), b2 * m + (1 - b2) * g
 
@@ -241,7 +310,13 @@ def lion(
 
 def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
     """The optimizer, fed g min(1, max_norm / ||g||), ||g|| over all leaves together.
-    Pascanu et al. 2013."""
+    Pascanu et al. 2013.
+
+    >>> optimizer = clip_by_global_norm(sgd(1.0), 0.5)
+    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([7.0]))
+    >>> state.params
+    Array([0.5], dtype=float32)
+    """
     if isinstance(max_norm, int | float) and not max_norm > 0:
         raise ValueError(f"clip_by_global_norm: expected max_norm > 0, got {max_norm}")
 
@@ -256,7 +331,13 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
 def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
     """The optimizer, fed g + alpha theta: the gradient of loss + (alpha/2) ||theta||^2.
 
-    Every parameter counts, biases too. With Adam this is not weight decay: see `adamw`."""
+    Every parameter counts, biases too. With Adam this is not weight decay: see `adamw`.
+
+    >>> optimizer = add_l2(sgd(1.0), 0.25)
+    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([0.0]))
+    >>> state.params
+    Array([0.75], dtype=float32)
+    """
     if isinstance(alpha, int | float) and not alpha >= 0:
         raise ValueError(f"add_l2: expected alpha >= 0, got {alpha}")
 

@@ -74,7 +74,16 @@ def gram(
     network: Layer, loss: Loss, *, example_axes: int | None = None
 ) -> Callable[[Params, Any, Any], Array]:
     """f(params, x, y) -> <g_n, g_k> for each two examples, (..., ...): (m, m) for one batch
-    axis. It is the empirical tangent kernel, contracted with the losses' gradients."""
+    axis. It is the empirical tangent kernel, contracted with the losses' gradients.
+
+    >>> import fnn
+    >>> network = fnn.dense(2, 1)
+    >>> params = {"W": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
+    >>> x, y = jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0], [3.0]])
+    >>> gram(network, fnn.mse)(params, x, y)
+    Array([[24., 12.],
+           [12., 36.]], dtype=float32)
+    """
     reduced = _reduced(network, loss, products, example_axes)
 
     def f(params: Params, x: Any, y: Any) -> Array:
@@ -91,6 +100,13 @@ def second_moment(
 
     It is the diagonal of the empirical Fisher matrix. Less the square of the mean gradient, it
     is the gradient's variance over the examples.
+
+    >>> import fnn
+    >>> network = fnn.dense(2, 1)
+    >>> params = {"W": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
+    >>> x, y = jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0], [3.0]])
+    >>> second_moment(network, fnn.mse)(params, x, y)["b"]
+    Array([20.], dtype=float32)
     """
     squares = lambda factor, examples: total(squared(factor, examples))  # noqa: E731
     reduced = _reduced(network, loss, squares, example_axes)
@@ -112,6 +128,14 @@ def clipped_value_and_grad(
     example's scale.
 
     Raises ValueError for max_norm not above 0.
+
+    >>> import fnn
+    >>> network = fnn.dense(2, 1)
+    >>> params = {"W": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
+    >>> x, y = jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0], [3.0]])
+    >>> value, grads = clipped_value_and_grad(network, fnn.mse, 3.0)(params, x, y)
+    >>> grads["b"].round(3)
+    Array([-2.112], dtype=float32)
     """
     if isinstance(max_norm, int | float) and not max_norm > 0:
         raise ValueError(f"clipped_value_and_grad: expected max_norm > 0, got {max_norm}")
@@ -151,6 +175,9 @@ def add_noise(grads: Params, key: Array, stddev: float | Array) -> Params:
     For DP-SGD stddev = noise_multiplier * max_norm / m. The draws are JAX's, in the gradient's
     own precision: fit for research, not hardened against an attack on floating-point rounding
     (Mironov 2012). Raises ValueError for a negative stddev.
+
+    >>> add_noise({"b": jnp.zeros(3)}, jax.random.key(0), 0.0)
+    {'b': Array([0., 0., 0.], dtype=float32)}
     """
     if isinstance(stddev, int | float) and not stddev >= 0:
         raise ValueError(f"add_noise: expected stddev >= 0, got {stddev}")
@@ -169,6 +196,9 @@ class NoiseScale(NamedTuple):
     trace: of the covariance of g. squared_norm: of the mean gradient of the distribution that
     the batch was drawn from. scale = trace / squared_norm: the batch size at which noise and
     signal in the mean gradient are equal.
+
+    >>> NoiseScale(trace=4.0, squared_norm=2.0, scale=2.0).scale
+    2.0
     """
 
     trace: Array
@@ -189,6 +219,13 @@ def gradient_noise_scale(
     Their ratio is not unbiased: average the two over batches before dividing.
 
     Raises ValueError for a batch of fewer than two examples.
+
+    >>> import fnn
+    >>> network = fnn.dense(2, 1)
+    >>> params = {"W": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
+    >>> x, y = jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0], [3.0]])
+    >>> gradient_noise_scale(network, fnn.mse)(params, x, y).trace
+    Array(18., dtype=float32)
     """
     both_of = lambda factor, examples: (squared_norm(factor, examples), total(factor))  # noqa: E731
     reduced = _reduced(network, loss, both_of, example_axes)

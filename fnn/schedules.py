@@ -15,19 +15,31 @@ Schedule = Callable[[Array], Array]
 
 
 def constant(rate: float) -> Schedule:
-    """rate, at every step."""
+    """rate, at every step.
+
+    >>> constant(0.1)(5)
+    Array(0.1, dtype=float32)
+    """
     _check_positive("constant", rate=rate)
     return lambda step: jnp.asarray(rate, jnp.float32)
 
 
 def exponential_decay(rate: float, decay: float, every: int) -> Schedule:
-    """rate decay^(step / every): a factor of `decay` for each `every` steps, smoothly."""
+    """rate decay^(step / every): a factor of `decay` for each `every` steps, smoothly.
+
+    >>> float(exponential_decay(1.0, 0.5, every=10)(20))
+    0.25
+    """
     _check_positive("exponential_decay", rate=rate, decay=decay, every=every)
     return lambda step: rate * decay ** (_float(step) / every)
 
 
 def step_decay(rate: float, decay: float, every: int) -> Schedule:
-    """rate decay^floor(step / every): a factor of `decay`, at once, each `every` steps."""
+    """rate decay^floor(step / every): a factor of `decay`, at once, each `every` steps.
+
+    >>> float(step_decay(1.0, 0.5, every=10)(19))
+    0.5
+    """
     _check_positive("step_decay", rate=rate, decay=decay, every=every)
     return lambda step: rate * decay ** jnp.floor(_float(step) / every)
 
@@ -36,6 +48,9 @@ def cosine_decay(rate: float, steps: int, final: float = 0.0) -> Schedule:
     """From `rate` to `final` along half a cosine, in `steps` steps, then `final`.
 
     final + (rate - final) (1 + cos(pi min(step / steps, 1))) / 2. Loshchilov & Hutter 2017.
+
+    >>> [round(float(cosine_decay(1.0, 10)(step)), 3) for step in (0, 5, 10)]
+    [1.0, 0.5, 0.0]
     """
     _check_positive("cosine_decay", rate=rate, steps=steps)
 

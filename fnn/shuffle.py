@@ -1,7 +1,7 @@
 """A random order of the examples, drawn without a sort.
 
-Sorting random numbers costs n log n comparisons: at 12,800 examples of 784 features, an
-eighth of the time of an epoch. Here each index finds its own place, by a small cipher.
+Sorting random numbers costs n log n comparisons: at 12,800 examples of 784 features, an eighth
+of an epoch's time. Here a small cipher computes each index's new place.
 """
 
 import math
@@ -30,6 +30,10 @@ def permutation(key: Array, n: int) -> Array:
 
     Up to n = 256, where tables would be too small to look random and a sort is cheap, it
     is `jax.random.permutation`.
+
+    >>> order = permutation(jax.random.key(0), 1000)
+    >>> bool((jnp.sort(order) == jnp.arange(1000)).all())
+    True
     """
     if n <= 256:
         return jax.random.permutation(key, n)
@@ -37,7 +41,7 @@ def permutation(key: Array, n: int) -> Array:
     tables = jax.random.bits(key, (ROUNDS, a)) % a
 
     def feistel(i: Array) -> Array:
-        def one(halves, f):
+        def one(halves: tuple[Array, Array], f: Array) -> tuple[tuple[Array, Array], None]:
             left, right = halves
             return (right, (left + jnp.take(f, right, mode="clip")) % a), None
 

@@ -1,12 +1,12 @@
-"""The registry of cases. What is listed here gets every test that its kind has.
+"""The cases that the tests run over: all of `fnn.catalog`, and variants of it.
 
-A new layer, loss or optimizer is added once, below; `test_layers.py`, `test_losses.py` and
-`test_optimizers.py` run over these lists, and `test_source.py` fails for a public constructor
-that is not listed.
+What stands in the catalogue gets every test that its kind has: `test_layers.py`,
+`test_losses.py` and `test_optimizers.py` run over these lists. Variants that the command and
+`fnn verify` need not know are added here, as "name/what is special".
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,24 @@ import numpy as np
 import optax
 
 import fnn
+from fnn import catalog
 
 KEY = jax.random.key(2026)
 
 
 class LayerCase(NamedTuple):
-    name: str  # constructor, then what is special
+    name: str
     layer: fnn.Layer
-    d_in: int
+    x: Any  # an input of some examples: an array, or a tree of arrays
+
+    @property
+    def d_in(self):
+        """The width of an input that is one array; None for a tree."""
+        return self.x.shape[-1] if isinstance(self.x, np.ndarray) else None
+
+    def input(self, draw):
+        """An input like x, of draw(shape) for each array."""
+        return jax.tree.map(lambda a: draw(a.shape), self.x)
 
 
 class LossCase(NamedTuple):
@@ -34,45 +44,43 @@ class LossCase(NamedTuple):
 class OptimizerCase(NamedTuple):
     name: str
     make: Callable  # learning_rate -> Optimizer
-    optax: Callable | None  # learning_rate -> GradientTransformation
     rule: Callable  # (rate, t, theta, g, slots) -> (theta, slots), numpy, one array
-    slots: int
+    optax: Callable | None  # learning_rate -> GradientTransformation
 
 
-LAYERS = [
-    LayerCase("dense", fnn.dense(5, 3), 5),
-    LayerCase("dense/square", fnn.dense(4, 4), 4),
-    LayerCase("dense/one", fnn.dense(1, 1), 1),
-    LayerCase("layer_norm", fnn.layer_norm(6), 6),
-    LayerCase("identity", fnn.identity, 4),
-    LayerCase("sigmoid", fnn.sigmoid, 4),
-    LayerCase("tanh", fnn.tanh, 4),
-    LayerCase("relu", fnn.relu, 4),
-    LayerCase("softmax", fnn.softmax, 4),
-    LayerCase("leaky_relu", fnn.leaky_relu(), 4),
-    LayerCase("leaky_relu/steep", fnn.leaky_relu(1.5), 4),
-    LayerCase("elu", fnn.elu(), 4),
-    LayerCase("elu/alpha", fnn.elu(0.3), 4),
-    LayerCase("selu", fnn.selu, 4),
-    LayerCase("gelu", fnn.gelu, 4),
-    LayerCase("silu", fnn.silu, 4),
-    LayerCase("softplus", fnn.softplus, 4),
-    LayerCase("elementwise", fnn.elementwise(jnp.sin, lambda x, y: jnp.cos(x)), 4),
-    LayerCase("serial", fnn.serial(fnn.dense(5, 4), fnn.tanh, fnn.dense(4, 2)), 5),
-    LayerCase("serial/empty", fnn.serial(), 3),
-    LayerCase("skip", fnn.skip(fnn.serial(fnn.dense(4, 4), fnn.softplus)), 4),
-    LayerCase("repeat", fnn.repeat(fnn.serial(fnn.dense(4, 4), fnn.tanh), 3), 4),
-    LayerCase("repeat/one", fnn.repeat(fnn.serial(fnn.layer_norm(4), fnn.silu), 1), 4),
-    LayerCase("repeat/no params", fnn.repeat(fnn.tanh, 3), 4),
+def _x(d):
+    return np.ones((7, d), np.float32)
+
+
+LAYERS = [LayerCase(name, layer, _x(4)) for name, layer in catalog.ACTIVATIONS.items()]
+LAYERS += [LayerCase(name, layer, x) for name, (layer, x) in catalog.LAYERS.items()]
+LAYERS += [
+    LayerCase("dense/square", fnn.dense(4, 4), _x(4)),
+    LayerCase("dense/one", fnn.dense(1, 1), _x(1)),
+    LayerCase("leaky_relu/steep", fnn.leaky_relu(1.5), _x(4)),
+    LayerCase("elu/alpha", fnn.elu(0.3), _x(4)),
+    LayerCase("serial/empty", fnn.serial(), _x(3)),
+    LayerCase("skip/serial", fnn.skip(fnn.serial(fnn.dense(4, 4), fnn.softplus)), _x(4)),
+    LayerCase("repeat/one", fnn.repeat(fnn.serial(fnn.layer_norm(4), fnn.silu), 1), _x(4)),
+    LayerCase("repeat/no params", fnn.repeat(fnn.tanh, 3), _x(4)),
     LayerCase(
         "repeat/nested",
         fnn.repeat(
             fnn.serial(fnn.repeat(fnn.skip(fnn.dense(3, 3)), 2), fnn.sigmoid, fnn.layer_norm(3)), 2
         ),
-        3,
+        _x(3),
     ),
-    LayerCase("mlp", fnn.mlp((5, 6, 4, 3), activation=fnn.gelu), 5),
-    LayerCase("mlp/softmax", fnn.mlp((5, 8, 3), output=fnn.softmax), 5),
+    LayerCase(
+        "fork/merged",
+        fnn.serial(
+            fnn.fork(fnn.serial(fnn.dense(4, 3), fnn.tanh), fnn.identity),
+            fnn.concatenate,
+            fnn.fork(fnn.dense(7, 2), fnn.dense(7, 2)),
+            fnn.add,
+        ),
+        _x(4),
+    ),
+    LayerCase("mlp/softmax", fnn.mlp((5, 8, 3), output=fnn.softmax), _x(5)),
 ]
 
 
@@ -80,24 +88,26 @@ def layer_inputs(case: LayerCase, dtype, batch=(7,)):
     """params, x, dy of the case: no zero biases, no symmetry, the same at each call."""
     rng = np.random.default_rng(2026)
 
-    def draw(like):
-        return jnp.asarray(rng.normal(size=like.shape), dtype)
+    def draw(shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
 
     params = jax.tree.map(
-        lambda p: draw(p) / p.shape[-1] ** 0.5, jax.eval_shape(case.layer.init, KEY)
+        lambda p: draw(p.shape) / p.shape[-1] ** 0.5, jax.eval_shape(case.layer.init, KEY)
     )
-    x = draw(jax.ShapeDtypeStruct((*batch, case.d_in), dtype))
-    return params, x, draw(jax.eval_shape(case.layer.forward, params, x)[0])
+    x = case.input(lambda shape: draw((*batch, *shape[1:])))
+    y, _ = jax.eval_shape(case.layer.forward, params, x)
+    return params, x, jax.tree.map(lambda a: draw(a.shape), y)
 
 
 def _chain(cases):
-    """One network through the layers of all cases, 5 -> 3, with dense layers where widths
-    change."""
+    """One network through the layers of all cases from an array to an array, 5 -> 3, with dense
+    layers where widths change."""
     layers, width = [], 5
     for case in cases:
-        y, _ = jax.eval_shape(
-            case.layer.forward, jax.eval_shape(case.layer.init, KEY), jnp.zeros((1, case.d_in))
-        )
+        params = jax.eval_shape(case.layer.init, KEY)
+        y, _ = jax.eval_shape(case.layer.forward, params, case.x)
+        if case.d_in is None or not hasattr(y, "shape"):
+            continue
         layers += [case.layer] if width == case.d_in else [fnn.dense(width, case.d_in), case.layer]
         width = y.shape[-1]
     return fnn.serial(*layers, fnn.dense(width, 3))
@@ -134,88 +144,37 @@ LOSSES = [
 ]
 
 
-def _sgd(rate, t, theta, g, slots):
-    return theta - rate * g, ()
-
-
-def _momentum(rate, t, theta, g, slots):
-    v = 0.9 * slots[0] + rate * g
-    return theta - v, (v,)
-
-
 def _nesterov(rate, t, theta, g, slots):
     v = 0.8 * slots[0] + rate * g
     return theta - (0.8 * v + rate * g), (v,)
 
 
-def _rmsprop(rate, t, theta, g, slots):
-    e = 0.9 * slots[0] + 0.1 * g**2
-    return theta - rate * g / np.sqrt(e + 1e-8), (e,)
-
-
-def _adagrad(rate, t, theta, g, slots):
-    s = slots[0] + g**2
-    return theta - rate * g / (np.sqrt(s) + 1e-8), (s,)
-
-
-def _adam(rate, t, theta, g, slots, decay=0.0):
-    m, v = 0.9 * slots[0] + 0.1 * g, 0.999 * slots[1] + 0.001 * g**2
-    m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.999**t)
-    return theta - rate * (m_hat / (np.sqrt(v_hat) + 1e-8) + decay * theta), (m, v)
-
-
-def _nadam(rate, t, theta, g, slots):
-    m, v = 0.9 * slots[0] + 0.1 * g, 0.999 * slots[1] + 0.001 * g**2
-    ahead = 0.9 * m / (1 - 0.9 ** (t + 1)) + 0.1 * g / (1 - 0.9**t)
-    return theta - rate * ahead / (np.sqrt(v / (1 - 0.999**t)) + 1e-8), (m, v)
-
-
-def _lion(rate, t, theta, g, slots):
-    step = np.sign(0.9 * slots[0] + 0.1 * g)
-    return theta - rate * step, (0.99 * slots[0] + 0.01 * g,)
-
-
-def _clipped_sgd(rate, t, theta, g, slots):
-    return theta - rate * g * min(1, 0.5 / np.linalg.norm(g)), ()
-
+_adam = catalog.OPTIMIZERS["adam"].rule
 
 # optax puts today's rate outside the momentum: it is an oracle there at a constant rate alone.
+_OPTAX = {
+    "sgd": optax.sgd,
+    "rmsprop": lambda r: optax.rmsprop(r, decay=0.9, eps=1e-8, eps_in_sqrt=True),
+    "adam": optax.adam,
+    "adamw": lambda r: optax.adamw(r, weight_decay=0.01),
+    "nadam": optax.nadam,
+    "lion": lambda r: optax.lion(r, weight_decay=0.0),
+    "clip_by_global_norm": lambda r: optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(r)),
+    "add_l2": lambda r: optax.chain(optax.add_decayed_weights(0.3), optax.adam(r)),
+}
+
 OPTIMIZERS = [
-    OptimizerCase("sgd", fnn.sgd, optax.sgd, _sgd, 0),
-    OptimizerCase("momentum", fnn.momentum, None, _momentum, 1),
+    OptimizerCase(name, make, rule, _OPTAX.get(name))
+    for name, (make, rule) in (catalog.OPTIMIZERS | catalog.WRAPPERS).items()
+]
+OPTIMIZERS += [
     OptimizerCase(
-        "momentum/nesterov", lambda r: fnn.momentum(r, 0.8, nesterov=True), None, _nesterov, 1
+        "momentum/nesterov", lambda r: fnn.momentum(r, 0.8, nesterov=True), _nesterov, None
     ),
     OptimizerCase(
-        "rmsprop",
-        fnn.rmsprop,
-        lambda r: optax.rmsprop(r, decay=0.9, eps=1e-8, eps_in_sqrt=True),
-        _rmsprop,
-        1,
-    ),
-    OptimizerCase("adagrad", fnn.adagrad, None, _adagrad, 1),
-    OptimizerCase("adam", fnn.adam, optax.adam, _adam, 2),
-    OptimizerCase(
-        "adamw",
+        "adamw/decay",
         lambda r: fnn.adamw(r, weight_decay=0.1),
+        lambda *arguments: _adam(*arguments, decay=0.1),
         lambda r: optax.adamw(r, weight_decay=0.1),
-        lambda *a: _adam(*a, decay=0.1),
-        2,
-    ),
-    OptimizerCase("nadam", fnn.nadam, optax.nadam, _nadam, 2),
-    OptimizerCase("lion", fnn.lion, lambda r: optax.lion(r, weight_decay=0.0), _lion, 1),
-    OptimizerCase(
-        "clip_by_global_norm",
-        lambda r: fnn.clip_by_global_norm(fnn.sgd(r), 0.5),
-        lambda r: optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(r)),
-        _clipped_sgd,
-        0,
-    ),
-    OptimizerCase(
-        "add_l2",
-        lambda r: fnn.add_l2(fnn.adam(r), 0.3),
-        lambda r: optax.chain(optax.add_decayed_weights(0.3), optax.adam(r)),
-        lambda rate, t, theta, g, slots: _adam(rate, t, theta, g + 0.3 * theta, slots),
-        2,
     ),
 ]

@@ -8,6 +8,17 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", 2)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def little_optimization(request):
+    """Most tests compile more than they compute, so XLA is told to optimize little. A module
+    with OPTIMIZED = True is compiled as users do it: what is compared bit for bit, what reads
+    compiled programs."""
+    optimized = getattr(request.module, "OPTIMIZED", False)
+    jax.config.update("jax_disable_most_optimizations", not optimized)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def compilation_cache_folder(tmp_path_factory):
     return str(tmp_path_factory.mktemp("compiled"))

@@ -23,7 +23,7 @@ def relative(got, expected):
 
 
 def dot(a, b):
-    return sum(jax.tree.leaves(jax.tree.map(lambda u, v: float((u * v).sum()), a, b)))
+    return sum(jax.tree.leaves(jax.tree.map(lambda u, v: (u * v).sum(), a, b)))
 
 
 def wave(shape, dtype, shift=1.0):
@@ -42,7 +42,7 @@ def test_backward_is_the_vjp_of_forward(case, batch):
     with jax.enable_x64(True):
         params, x, dy = layer_inputs(case, jnp.float64, batch)
         y, got, expected = both(params, x, dy)
-        assert y.shape == dy.shape
+        chex.assert_trees_all_equal_shapes(y, dy)
         assert relative(got, expected) < 1e-12
 
 
@@ -57,13 +57,17 @@ def test_backward_is_linear_and_the_adjoint_of_forward(case):
         _, pushed, residuals = jax.jvp(forward, primal, v, has_aux=True)
         ahead, _ = forward(*jax.tree.map(lambda a, da: a + h * da, primal, v))
         behind, _ = forward(*jax.tree.map(lambda a, da: a - h * da, primal, v))
-        pulled = [case.layer.backward(params, residuals, d) for d in (u, w, 3 * u + w)]
-        return pushed, (ahead - behind) / (2 * h), pulled
+        pulled = [
+            case.layer.backward(params, residuals, d)
+            for d in (u, w, jax.tree.map(lambda a, b: 3 * a + b, u, w))
+        ]
+        slope = jax.tree.map(lambda a, b: (a - b) / (2 * h), ahead, behind)
+        return pushed, slope, pulled
 
     with jax.enable_x64(True):
         params, x, u = layer_inputs(case, jnp.float64)
         v = jax.tree.map(lambda a: wave(a.shape, a.dtype), (params, x))
-        w = wave(u.shape, u.dtype, shift=2.0)
+        w = jax.tree.map(lambda a: wave(a.shape, a.dtype, shift=2.0), u)
         pushed, difference, (of_u, of_w, of_sum) = all_three((params, x), v, u, w, 1e-6)
         assert relative(of_sum, jax.tree.map(lambda a, b: 3 * a + b, of_u, of_w)) < 1e-12
         np.testing.assert_allclose(dot(pushed, u), dot(v, of_u), rtol=1e-11)
@@ -101,7 +105,7 @@ def test_jit_equals_eager_and_compiles_once(case):
     expected = both(params, x, dy)
     compiled = jax.jit(both)
     chex.assert_trees_all_close(compiled(params, x, dy), expected, rtol=2e-5, atol=2e-6)
-    compiled(jax.tree.map(lambda a: 2 * a, params), x + 1, dy)
+    compiled(*jax.tree.map(lambda a: 2 * a, (params, x)), dy)
     assert traced == 2  # once eagerly, once by jit
 
 
@@ -135,7 +139,7 @@ def test_differentiable_runs_the_own_backward(case):
 
     @jax.jit
     def both(params, x, dy):
-        got = jax.grad(lambda p, x: (apply(p, x) * dy).sum(), argnums=(0, 1))(params, x)
+        got = jax.grad(lambda p, x: dot(apply(p, x), dy), argnums=(0, 1))(params, x)
         return got, thrice(params, case.layer.forward(params, x)[1], dy)
 
     got, expected = both(*layer_inputs(case, jnp.float32))

@@ -1,4 +1,5 @@
-"""Layers with parameters, one kind per file."""
+"""Layers that are not activations, one kind per file."""
 
 from fnn.layers.dense import dense as dense
-from fnn.layers.norm import layer_norm as layer_norm
+from fnn.layers.dropout import dropout as dropout
+from fnn.layers.norm import batch_norm as batch_norm, layer_norm as layer_norm

@@ -29,6 +29,7 @@ def dense(
     Raises ValueError for widths below 1 and for x or params of other widths; TypeError
     where x and W differ in dtype.
 
+    >>> import jax
     >>> layer = dense(3, 2)
     >>> y, residuals = layer.forward(layer.init(jax.random.key(0)), jnp.ones((5, 3)))
     >>> y.shape

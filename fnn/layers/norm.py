@@ -1,11 +1,13 @@
 """Normalisation layers."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from fnn.base import Array, Grads, Layer, Params, Residuals, at_least_float32
+from fnn.base import Array, Grads, Layer, Params, Residuals, Varying, at_least_float32
 from fnn.layers.shapes import check_input, check_widths
-from fnn.reductions import Direct, Reduce, total
+from fnn.reductions import Direct, Reduce, Whole, total
 
 
 def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
@@ -54,3 +56,96 @@ def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
         return dparams, dx.astype(dy.dtype)
 
     return Layer(init, forward, backward)
+
+
+def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
+    """Each feature scaled to mean 0, variance 1 over the examples, then y = gain * n + bias.
+    Ioffe & Szegedy 2015.
+
+    params {"gain": (d,), "bias": (d,)}; x (..., d) -> (..., d). With r = 1/sqrt(var + eps):
+
+        forward    n = (x - mean) r,    y = gain * n + bias
+        backward   in training, where mean and var are the batch's,
+                   dx = gain r (dy - mean dy - n mean(n dy)), means over the batch,
+                   in evaluation, where they are given, dx = gain r dy;
+                   dgain = sum over the batch of n * dy,    dbias = sum of dy
+
+    `fnn.at(layer, key)` is the layer in training. `fnn.at(layer, statistics=s)` is the layer in
+    evaluation, with s = `fnn.statistics(network, params, x)`: the mean and the biased variance of
+    given examples. No running averages are kept (Wu & Johnson 2021). Without statistics they
+    are taken as 0 and 1. In training each example's gradient depends on all examples, so that
+    only `total` takes it.
+
+    var is the biased variance; statistics are taken in at least float32.
+
+    Raises ValueError for d below 1, eps not above 0, and x or params of another width;
+    TypeError where x and the params differ in dtype.
+
+    >>> import fnn
+    >>> layer, x = batch_norm(1), jnp.array([[1.0], [3.0]])
+    >>> params = layer.init(jax.random.key(0))
+    >>> fnn.at(layer, statistics=fnn.statistics(layer, params, x)).forward(params, x)[0].round(3)
+    Array([[-1.],
+           [ 1.]], dtype=float32)
+    """
+    name = f"batch_norm({d})"
+    check_widths(name, d)
+    if not eps > 0:
+        raise ValueError(f"{name}: expected eps > 0, got {eps}")
+
+    def init(key: Array) -> Params:
+        return {"gain": jnp.ones(d), "bias": jnp.zeros(d)}
+
+    def normalised(params: Params, x: Array, statistics: Any) -> tuple[Array, Residuals]:
+        mean, variance = statistics
+        r = jax.lax.rsqrt(variance + eps)
+        n = (x.astype(r.dtype) - mean) * r
+        return params["gain"] * n.astype(x.dtype) + params["bias"], (n, r)
+
+    def of_batch(x: Array) -> tuple[Array, Array]:
+        wide, examples = x.astype(at_least_float32(x.dtype)), tuple(range(x.ndim - 1))
+        mean = wide.mean(examples)
+        return mean, jnp.square(wide - mean).mean(examples)
+
+    def evaluation(statistics: Any) -> Layer:
+        def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+            check_input(name, params, {"gain": (d,), "bias": (d,)}, x, d)
+            wide = at_least_float32(x.dtype)
+            given = (jnp.zeros(d, wide), jnp.ones(d, wide)) if statistics is None else statistics
+            return normalised(params, x, jax.tree.map(lambda s: s.astype(wide), given))
+
+        def backward(
+            params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total
+        ) -> Grads:
+            n, r = residuals
+            dparams = {"gain": reduce(Direct(n.astype(dy.dtype) * dy)), "bias": reduce(Direct(dy))}
+            return dparams, params["gain"] * r.astype(dy.dtype) * dy
+
+        return Layer(init, forward, backward)
+
+    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+        check_input(name, params, {"gain": (d,), "bias": (d,)}, x, d)
+        return normalised(params, x, of_batch(x))
+
+    def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
+        n, r = residuals
+        wide, examples = dy.astype(n.dtype), tuple(range(dy.ndim - 1))
+        dgain, dbias = (n * wide).sum(examples), wide.sum(examples)
+        dparams = {
+            "gain": reduce(Whole(dgain.astype(dy.dtype), name)),
+            "bias": reduce(Whole(dbias.astype(dy.dtype), name)),
+        }
+        m = max(1, dy.size // d)
+        dx = params["gain"].astype(n.dtype) * r * (wide - dbias / m - n * dgain / m)
+        return dparams, dx.astype(dy.dtype)
+
+    training = Layer(init, forward, backward)
+
+    def at(key: Array | None, statistics: Any) -> Layer:
+        return evaluation(statistics) if key is None else training
+
+    def measure(params: Params, x: Array, key: Array | None) -> tuple[Array, Any]:
+        statistics = of_batch(x)
+        return normalised(params, x, statistics)[0], statistics
+
+    return evaluation(None)._replace(varying=Varying(at, measure))

@@ -1,0 +1,54 @@
+"""Dropout: noise in training that leaves a part of the features out."""
+
+import jax
+import jax.numpy as jnp
+
+from fnn.activations import identity
+from fnn.base import Array, Grads, Layer, Params, Residuals, Varying
+from fnn.reductions import Reduce, total
+
+
+def dropout(rate: float) -> Layer:
+    """Each entry of x is 0 with probability `rate`, else x / (1 - rate). Srivastava et al. 2014.
+
+    x (...) -> (...), without parameters. `fnn.at(layer, key)` drops; without a key the layer is
+    the identity, which is what y is on average.
+
+        forward    y  = mask * x / (1 - rate)
+        backward   dx = mask * dy / (1 - rate)
+
+    The mask is drawn from 32 random bits per entry, so that it does not depend on the dtype, and
+    drawn again for backward, so that none is kept.
+
+    Raises ValueError for a rate outside [0, 1).
+
+    >>> import fnn
+    >>> layer = fnn.at(dropout(0.5), jax.random.key(0))
+    >>> layer.forward((), jnp.ones(6))[0]
+    Array([2., 2., 0., 0., 2., 0.], dtype=float32)
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout: expected a rate in [0, 1), got {rate}")
+
+    def at(key: Array | None, statistics: object) -> Layer:
+        if key is None:
+            return identity
+
+        def masked(x: Array) -> Array:
+            kept = jax.random.bits(key, x.shape, jnp.uint32) >= jnp.uint32(rate * 2**32)
+            return jnp.where(kept, x / (1 - rate), 0)
+
+        def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+            return masked(x), ()
+
+        def backward(
+            params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total
+        ) -> Grads:
+            return (), masked(dy)
+
+        return Layer(identity.init, forward, backward)
+
+    def measure(params: Params, x: Array, key: Array | None) -> tuple[Array, tuple[()]]:
+        return at(key, None).forward(params, x)[0], ()
+
+    return identity._replace(varying=Varying(at, measure))

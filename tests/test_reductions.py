@@ -1,0 +1,294 @@
+"""Factors and reductions: each reduction of each factor against the gradients held one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fnn
+from fnn import per_example, reductions
+from fnn.backprop import per_example_backward
+from fnn.reductions import Direct, Masked, Outer, Sum, Whole
+
+RNG = np.random.default_rng(5)
+KEY = jax.random.key(5)
+MASK = RNG.uniform(size=(3, 2))
+
+
+def draw(*shape):
+    return RNG.normal(size=shape)
+
+
+def outer(*batch):
+    return Outer(draw(*batch, 3), draw(*batch, 2))
+
+
+# name -> (the factor, its number of example axes, the gradient (examples, 3, 2) by hand)
+def explicit(factor, examples):
+    """One gradient per example, by loops over examples and positions."""
+    if isinstance(factor, Masked):
+        return explicit(factor.factor, examples) * factor.mask
+    if isinstance(factor, Sum):
+        return explicit(factor.a, examples) + explicit(factor.b, examples)
+    n = int(np.prod(factor.batch[:examples]))
+    if isinstance(factor, Outer):
+        left, right = (a.reshape(n, -1, a.shape[-1]) for a in (factor.left, factor.right))
+        return np.stack(
+            [
+                sum(np.outer(u, v) for u, v in zip(*pair, strict=True))
+                for pair in zip(left, right, strict=True)
+            ]
+        )
+    value = factor.value.reshape(n, -1, 3, 2)
+    return np.stack([sum(g) for g in value])
+
+
+FACTORS = {
+    "outer": (outer(4), 1),
+    "outer, two example axes": (outer(2, 3), 2),
+    "outer, a few positions": (outer(4, 1, 1), 1),
+    "outer, many positions": (outer(4, 5, 2), 1),
+    "direct": (Direct(draw(4, 3, 2), 2), 1),
+    "direct, positions": (Direct(draw(4, 5, 3, 2), 2), 1),
+    "masked": (Masked(outer(4), MASK), 1),
+    "masked, positions": (Masked(outer(4, 3), MASK), 1),
+    "masked direct": (Masked(Direct(draw(4, 3, 2), 2), MASK), 1),
+    "masked twice": (Masked(Masked(outer(4), MASK), MASK - 0.5), 1),
+    "sum": (Sum(outer(4), outer(4)), 1),
+    "sum, other positions": (Sum(outer(4, 3), outer(4, 2, 2)), 1),
+    "sum of three": (Sum(outer(4), Sum(outer(4), outer(4, 2))), 1),
+    "sum, masked": (Sum(Masked(outer(4), MASK), outer(4)), 1),
+    "masked sum": (Masked(Sum(outer(4), outer(4)), MASK), 1),
+}
+every_factor = pytest.mark.parametrize(
+    ("factor", "examples"), list(FACTORS.values()), ids=list(FACTORS)
+)
+
+
+@every_factor
+def test_every_reduction_is_that_of_the_gradients_one_by_one(factor, examples):
+    g = explicit(factor, examples)
+    batch = factor.batch[:examples]
+    weight = RNG.uniform(size=batch)
+    with jax.enable_x64(True):
+        factor = jax.tree.map(jnp.asarray, factor)
+        total, rows = reductions.total(factor), reductions.rows(factor, examples)
+        norms = reductions.squared_norm(factor, examples)
+        inner = reductions.products(factor, examples)
+        squares = reductions.total(reductions.squared(factor, examples))
+        weighted = reductions.total(reductions.weighted(factor, jnp.asarray(weight)))
+    np.testing.assert_allclose(total, g.sum(0), rtol=1e-12)
+    np.testing.assert_allclose(rows.value, g.reshape(*batch, 3, 2), rtol=1e-12)
+    np.testing.assert_allclose(norms, (g**2).sum((1, 2)).reshape(batch), rtol=1e-12)
+    expected = np.einsum("nij,kij->nk", g, g).reshape(*batch, *batch)
+    np.testing.assert_allclose(inner, expected, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(squares, (g**2).sum(0), rtol=1e-12)
+    by_hand = (weight.reshape(-1, 1, 1) * g).sum(0)
+    np.testing.assert_allclose(weighted, by_hand, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [reductions.rows, reductions.squared_norm, reductions.products, reductions.squared,
+     lambda factor: reductions.weighted(factor, jnp.ones(3))],
+)  # fmt: skip
+def test_a_gradient_of_the_whole_batch_is_refused_by_name(reduce):
+    whole = Whole(jnp.ones(2), "batch_norm(2)")
+    np.testing.assert_array_equal(reductions.total(whole), [1, 1])
+    with pytest.raises(TypeError, match=r"batch_norm\(2\): its gradient exists for the whole"):
+        reduce(whole)
+    with pytest.raises(TypeError, match=r"batch_norm\(2\)"):
+        reduce(Sum(whole, whole))
+
+
+def test_a_new_factor_registers_what_it_can_do():
+    """A factor of the user's own: total and rows are enough for all statistics."""
+
+    class Scalar(reductions.Factor):
+        def __init__(self, value):
+            self.value, self.batch = value, value.shape
+
+    reductions.total.register(Scalar, lambda factor: factor.value.sum())
+    reductions.rows.register(Scalar, lambda factor, examples=None: Direct(factor.value, 0))
+    factor = Scalar(jnp.array([1.0, 2.0]))
+    np.testing.assert_array_equal(reductions.squared_norm(factor), [1, 4])
+    np.testing.assert_array_equal(reductions.products(factor), [[1, 2], [2, 4]])
+    np.testing.assert_array_equal(reductions.total(reductions.squared(factor)), 5)
+
+
+# Layers that use what factors can do.
+
+
+def tied(d):
+    """y = tanh(x W^T) W: one parameter used twice."""
+
+    def forward(params, x):
+        a = jnp.tanh(x @ params["W"].T)
+        return a @ params["W"], (x, a)
+
+    def backward(params, residuals, dy, reduce=fnn.total):
+        x, a = residuals
+        dz = (dy @ params["W"].T) * (1 - a * a)
+        both = Sum(Outer(a, dy), Outer(dz, x))
+        return {"W": reduce(both)}, dz @ params["W"]
+
+    return fnn.Layer(lambda key: {"W": jax.random.normal(key, (4, d))}, forward, backward)
+
+
+def sparse(d_in, d_out):
+    """A dense layer without a bias, half of whose weights do not exist."""
+    mask = jnp.asarray(np.random.default_rng(0).uniform(size=(d_out, d_in)) < 0.5, jnp.float32)
+
+    def backward(params, x, dy, reduce=fnn.total):
+        dW = reduce(Masked(Outer(dy, x), mask.astype(x.dtype)))
+        return {"W": dW}, dy @ (params["W"] * mask.astype(x.dtype))
+
+    return fnn.Layer(
+        lambda key: {"W": jax.random.normal(key, (d_out, d_in))},
+        lambda params, x: (x @ (params["W"] * mask.astype(x.dtype)).T, x),
+        backward,
+    )
+
+
+def pixels(c):
+    """A dense layer at each of an image's pixels, and their mean."""
+    dense = fnn.dense(c, 3)
+    mean = fnn.Layer(
+        lambda key: (),
+        lambda params, x: (x.mean((-3, -2)), jnp.zeros((*x.shape, 0))),
+        lambda params, like, dy, reduce=fnn.total: (
+            (),
+            jnp.broadcast_to(dy[..., None, None, :], like.shape[:-1])
+            / (like.shape[-4] * like.shape[-3]),
+        ),
+    )
+    return fnn.serial(dense, fnn.tanh, mean)
+
+
+def summed(tree, axes):
+    return sum(jnp.square(leaf).sum(axes(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+PROBLEMS = {
+    "a parameter used twice": (fnn.serial(tied(5), fnn.dense(5, 3)), (6, 5)),
+    "masked": (fnn.serial(sparse(5, 4), fnn.tanh, fnn.dense(4, 3)), (6, 5)),
+    "positions": (fnn.serial(pixels(2)), (6, 4, 5, 2)),
+    "positions in copies": (
+        fnn.serial(fnn.repeat(fnn.skip(fnn.serial(fnn.dense(2, 2), fnn.tanh)), 3), pixels(2)),
+        (6, 4, 5, 2),
+    ),
+    "tied in copies": (fnn.serial(fnn.repeat(fnn.skip(tied(5)), 2), fnn.dense(5, 3)), (6, 5)),
+}
+
+
+@pytest.mark.parametrize(("network", "shape"), list(PROBLEMS.values()), ids=list(PROBLEMS))
+def test_every_statistic_through_such_layers(network, shape):
+    loss = fnn.softmax_cross_entropy
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda p: p.astype(jnp.float64), network.init(KEY))
+        x, y = jnp.asarray(draw(*shape)), jnp.arange(6) % 3
+        one = jax.grad(lambda p, x, y: loss.value(network.forward(p, x)[0], y))
+        each = jax.vmap(one, (None, 0, 0))(params, x, y)
+        flat = jnp.concatenate([g.reshape(6, -1) for g in jax.tree.leaves(each)], 1)
+        norms = (flat**2).sum(1)
+        got = per_example.squared_norms(network, loss)(params, x, y)
+        np.testing.assert_allclose(got, norms, rtol=1e-10)
+        np.testing.assert_allclose(
+            per_example.gram(network, loss)(params, x, y), flat @ flat.T, rtol=1e-9, atol=1e-12
+        )
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13)
+        moment = per_example.second_moment(network, loss)(params, x, y)
+        jax.tree.map(close, moment, jax.tree.map(lambda g: (g * g).mean(0), each))
+        scale = jnp.minimum(1, 0.3 / jnp.sqrt(norms))
+        _, clipped = per_example.clipped_value_and_grad(network, loss, 0.3)(params, x, y)
+        by_hand = jax.tree.map(lambda g: jnp.tensordot(scale, g, 1) / 6, each)
+        jax.tree.map(close, clipped, by_hand)
+
+
+def mixing(tokens, d):
+    """Mixes the tokens of a text (..., tokens, d) by fixed weights."""
+    A = jnp.asarray(np.random.default_rng(1).normal(size=(tokens, tokens)))
+    mixed = lambda a, x: jnp.einsum("ts,...sd->...td", a.astype(x.dtype), x)
+    return fnn.Layer(
+        lambda key: (),
+        lambda params, x: (mixed(A, x), ()),
+        lambda params, residuals, dy, reduce=fnn.total: ((), mixed(A.T, dy)),
+    )
+
+
+def test_the_caller_says_which_axes_of_the_losses_are_examples():
+    """Losses per token after the tokens were mixed: (6, 4) losses, but 6 examples."""
+    network, loss = fnn.serial(fnn.dense(3, 3), mixing(4, 3), fnn.dense(3, 2)), fnn.mse
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda p: p.astype(jnp.float64), network.init(KEY))
+        x, y = jnp.asarray(draw(6, 4, 3)), jnp.asarray(draw(6, 4, 2))
+        one = jax.grad(lambda p, x, y: loss.value(network.forward(p, x)[0], y).mean())
+        each = jax.vmap(one, (None, 0, 0))(params, x, y)
+        expected = summed(each, lambda g: tuple(range(1, g.ndim)))
+        got = per_example.squared_norms(network, loss, example_axes=1)(params, x, y)
+        np.testing.assert_allclose(got, expected, rtol=1e-10)
+        value, grads = per_example.clipped_value_and_grad(network, loss, 1e9, example_axes=1)(
+            params, x, y
+        )
+        same, plain = fnn.value_and_grad(network, loss)(params, x, y)
+        np.testing.assert_allclose(value, same, rtol=1e-12)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), grads, plain)
+        # By default each token is taken for an example, whose gradient is then another.
+        assert per_example.squared_norms(network, loss)(params, x, y).shape == (6, 4)
+        diagonal = fnn.curvature.ggn_diagonal(network, loss, example_axes=1)(params, x, y)
+        hessian = jax.hessian(lambda p: fnn.objective(network, loss)(p, x, y))(params)
+        exact = jnp.diag(hessian[0]["W"][0]["W"].reshape(9, 9)).reshape(3, 3)
+        np.testing.assert_allclose(diagonal[0]["W"], exact, rtol=1e-9)
+        with pytest.raises(ValueError, match="example_axes: expected 0 to 2"):
+            per_example.squared_norms(network, loss, example_axes=3)(params, x, y)
+
+
+@pytest.mark.parametrize("change", [
+    lambda g: g * jnp.ones((3, 5)),
+    lambda g: jnp.ones((3, 5)) * g,
+    lambda g: g + g,
+    lambda g: -g,
+    lambda g: g / 2,
+    lambda g: jnp.where(True, g, 0),
+    lambda g: g.T if hasattr(g, "T") else g @ jnp.eye(5),
+])  # fmt: skip
+def test_changing_what_reduce_returned_is_refused_with_what_to_write_instead(change):
+    dense = fnn.dense(5, 3)
+
+    def backward(params, x, dy, reduce=fnn.total):
+        dparams, dx = dense.backward(params, x, dy, reduce)
+        return dparams | {"W": change(dparams["W"])}, dx
+
+    layer = dense._replace(backward=backward)
+    params, x = layer.init(KEY), jnp.ones((6, 5))
+    with pytest.raises(TypeError, match=r"must stay untouched.*fnn\.Masked.*fnn\.Sum"):
+        per_example.squared_norms(layer, fnn.mse)(params, x, jnp.ones((6, 3)))
+
+
+def test_a_factor_of_another_shape_than_its_parameter_is_refused():
+    dense = fnn.dense(5, 3)
+
+    def backward(params, x, dy, reduce=fnn.total):
+        return {"W": reduce(Outer(x, dy)), "b": reduce(Direct(dy))}, dy @ params["W"]
+
+    layer = dense._replace(backward=backward)
+    params, x, y = layer.init(KEY), jnp.ones((6, 5)), jnp.ones((6, 3))
+    with pytest.raises(ValueError, match=r"params\['W'\].*shape \(3, 5\), got \(5, 3\)"):
+        per_example.squared_norms(layer, fnn.mse)(params, x, y)
+
+
+def test_value_and_grad_takes_another_reduction():
+    """Squared norms of the parameters' gradients, with the 1/m of the mean in each."""
+    network, x, y = fnn.mlp((5, 4, 3)), jnp.asarray(draw(6, 5), "float32"), jnp.ones((6, 3))
+    params = network.init(KEY)
+    value, norms = fnn.value_and_grad(network, fnn.mse, reductions.squared_norm)(params, x, y)
+    expected = per_example.squared_norms(network, fnn.mse)(params, x, y) / 36
+    np.testing.assert_allclose(sum(jax.tree.leaves(norms)), expected, rtol=1e-5)
+    np.testing.assert_allclose(value, fnn.objective(network, fnn.mse)(params, x, y))
+
+
+def test_the_per_example_backward_names_what_no_factor_was_given_for():
+    layer = fnn.dense(2, 1)._replace(backward=lambda params, x, dy, reduce=fnn.total: (params, dy))
+    params, x = layer.init(KEY), jnp.ones((4, 2))
+    with pytest.raises(ValueError, match=r"params\['W'\] is not what `reduce` returned"):
+        per_example_backward(layer, params, x, jnp.ones((4, 1)), reductions.rows, (4,))
