@@ -15,10 +15,7 @@ def main() -> None:
     try:
         from fnn.cli import fnn
     except ModuleNotFoundError as error:
-        sys.exit(
-            f"fnn: the command line needs {error.name}, which is not installed: "
-            "python -m pip install 'fnn[cli]'"
-        )
+        sys.exit(f"Error: {error.name} is missing: python -m pip install 'fnn[cli]'")
     fnn()
 
 

@@ -107,13 +107,13 @@ class Group(click.Group):
 
 
 def missing(error: ModuleNotFoundError) -> str:
-    """What to tell a user who lacks a library: its name, and the command that installs it.
+    """The package that is not installed, and the command that installs it.
 
     >>> missing(ModuleNotFoundError(name="sklearn.datasets"))
-    "this command needs sklearn, which is not installed: python -m pip install 'fnn[cli]'"
+    "sklearn is missing: python -m pip install 'fnn[cli]'"
     """
-    library = str(error.name).partition(".")[0]
-    return f"this command needs {library}, which is not installed: python -m pip install 'fnn[cli]'"
+    package = str(error.name).partition(".")[0]
+    return f"{package} is missing: python -m pip install 'fnn[cli]'"
 
 
 @click.group(
