@@ -17,7 +17,8 @@ def network(examples: Dataset) -> Layer:
     """One hidden layer of 128, from the examples' features to logits of their classes.
 
     >>> from fnn import data
-    >>> network(data.load("iris")).init(jax.random.key(0))[0]["W"].shape
+    >>> layer = network(data.load("iris"))
+    >>> jax.eval_shape(layer.init, jax.random.key(0))[0]["W"].shape
     (128, 4)
     """
     return mlp((examples.x.shape[-1], 128, len(examples.classes)))
