@@ -17,9 +17,9 @@ from click.testing import CliRunner
 from jax.experimental.compilation_cache import compilation_cache
 from sklearn import datasets, metrics
 
-from fnn import atomic, cli, data
+from fnn import atomic, checkpoint, cli, data
 from fnn.checkpoint import CheckpointError
-from fnn.cli import runs
+from fnn.cli import report, runs
 from fnn.data import DataError
 
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 6, seed=1)
@@ -54,7 +54,7 @@ def finished(folder, source="iris", settings=SETTINGS, stop_after=None):
         run = runs.load(folder)._replace(settings=settings)
     run = runs.train(run, examples, lambda r: None)
     runs.save(folder, run)
-    runs.report(folder, run, "title")
+    report.write(folder, run.progress.history, "title")
     return run, examples
 
 
@@ -85,6 +85,28 @@ def test_a_run_comes_back_bit_for_bit(tmp_path):
     assert back.progress.history == run.progress.history
     kept, expected = (jax.tree.leaves((r.inputs, r.progress.state)) for r in (back, run))
     assert [np.asarray(a).tobytes() for a in kept] == [np.asarray(a).tobytes() for a in expected]
+
+
+def test_a_run_written_before_a_setting_existed_has_its_default(tmp_path):
+    settings = SETTINGS._replace(patience=3, target="a", task="classification")
+    run, _ = runs.prepare("iris", SETTINGS)
+    runs.save(tmp_path, run._replace(settings=settings._replace(patience=None)))
+    path = tmp_path / runs.FILE
+    metadata = checkpoint.read_metadata(path)
+    tree = {"state": run.progress.state, "inputs": run.inputs, "outputs": run.outputs}
+    assert runs.load(tmp_path).settings == settings._replace(patience=None)
+    for name in ("patience", "target", "task"):
+        del metadata["settings"][name]
+    checkpoint.save(path, tree, metadata)
+    assert runs.load(tmp_path).settings == SETTINGS
+    metadata["settings"] |= {"dropout": 0.5, "annealing": True}
+    checkpoint.save(path, tree, metadata)
+    with pytest.raises(CheckpointError, match="unknown settings annealing, dropout"):
+        runs.load(tmp_path)
+    metadata["settings"] = {"hidden": [8]}
+    checkpoint.save(path, tree, metadata)
+    with pytest.raises(CheckpointError, match="'activation' not found"):
+        runs.load(tmp_path)
 
 
 def test_scaling_is_of_the_training_part_alone():
@@ -346,10 +368,8 @@ def test_faults_of_a_run_are_one_line(csv_run, tmp_path):
         for args in (("predict", tmp_path, "iris"), ("evaluate", tmp_path, "iris")):
             one_line(command(*args), message)
         one_line(command("train", "iris", "--resume", "--out", tmp_path), message)
-    from fnn import checkpoint
-
     checkpoint.save(tmp_path / runs.FILE, {"a": np.ones(3)}, {"settings": {}})
-    with pytest.raises(CheckpointError, match="of no run"):
+    with pytest.raises(CheckpointError, match="'hidden' not found"):
         runs.load(tmp_path)
 
 

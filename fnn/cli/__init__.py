@@ -1,3 +1,8 @@
-"""The `fnn` command: train a network from the shell, and use it."""
+"""The `fnn` command: train a network from the shell, and use it.
 
-from fnn.cli.commands import fnn as fnn
+One file per command: train, predict, evaluate, noise_scale, hardest, verify. Beside them, what
+they share: group (the command group), options (parameter types), signals, runs, metrics, report,
+plots and classifier.
+"""
+
+from fnn.cli.group import fnn as fnn

@@ -1,4 +1,4 @@
-"""Pictures of a training run, and of what per-example gradients say about it."""
+"""Pictures of a training run and of its per-example gradients."""
 
 import io
 from collections.abc import Sequence
@@ -11,12 +11,19 @@ from matplotlib.ticker import MaxNLocator
 from fnn import atomic
 
 
-def curves(history: list[dict[str, float]], path: str | Path, title: str) -> None:
+def curves(history: list[dict[str, float]], path: Path, title: str) -> None:
     """Draw a run's history as a PNG: losses on the left, held-out quality on the right.
 
-    Each record of the history is an epoch: `loss`, `test_loss`, perhaps `validation_loss`, and
-    one more, the quality, whose key becomes its label. Raises OSError where the file can't be
-    written; an older one is then as it was.
+    Each entry of the history is an epoch. It has `loss`, `test_loss`, perhaps `validation_loss`,
+    and one more, the quality, whose key becomes its label. Raises OSError where the file can't
+    be written; an older one is then as it was.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "curves.png"
+    ...     curves([{"loss": 1.0, "test_loss": 1.5, "test_accuracy": 0.5}], path, "one epoch")
+    ...     path.read_bytes()[1:4]
+    b'PNG'
     """
     figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=150)
     figure.suptitle(title, fontsize="medium")
@@ -27,7 +34,7 @@ def curves(history: list[dict[str, float]], path: str | Path, title: str) -> Non
     shown = [key for key in named if key in history[0]]
     panels = [(left, key, named[key], f"C{i}") for i, key in enumerate(shown)]
     for axes, key, label, colour in [*panels, (right, quality, "held out", "C1")]:
-        values = [record[key] for record in history]
+        values = [entry[key] for entry in history]
         axes.plot(epochs, values, color=colour, label=label, linewidth=1.5, marker=".")
         axes.annotate(
             f"{values[-1]:.3g}",
@@ -43,7 +50,7 @@ def curves(history: list[dict[str, float]], path: str | Path, title: str) -> Non
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    if min(record[key] for record in history for key in shown) > 0:
+    if min(entry[key] for entry in history for key in shown) > 0:
         left.set_yscale("log")
     left.legend(frameon=False)
     _write(figure, path)
@@ -52,12 +59,22 @@ def curves(history: list[dict[str, float]], path: str | Path, title: str) -> Non
 def noise_scale(
     trace: Sequence[float], squared_norm: Sequence[float], path: Path, title: str
 ) -> None:
-    """Draw the gradient's noise and signal after each epoch as a PNG, and their ratio beside it."""
+    """Draw the gradient's noise and signal after each epoch as a PNG, and their ratio beside it.
+
+    trace and squared_norm are those of `fnn.per_example.gradient_noise_scale`, one per epoch.
+    Raises OSError where the file can't be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     noise_scale([2.0, 1.0], [0.5, 0.1], Path(folder) / "scale.png", "two epochs")
+    ...     (Path(folder) / "scale.png").read_bytes()[1:4]
+    b'PNG'
+    """
     figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=150)
     figure.suptitle(title, fontsize="medium")
     left, right = figure.subplots(1, 2, sharex=True)
     epochs = range(1, len(trace) + 1)
-    # An estimate of the squared norm can fall below 0, where a logarithm has no place for it.
+    # The estimate of the squared norm can be negative, which a logarithmic axis can't show.
     signal = np.where(np.asarray(squared_norm) > 0, squared_norm, np.nan)
     left.plot(epochs, trace, "C0.-", label="noise: trace of the covariance")
     left.plot(epochs, signal, "C1.-", label="signal: squared norm of the mean")
@@ -74,7 +91,16 @@ def noise_scale(
 
 
 def images(pictures: np.ndarray, captions: Sequence[str], path: Path, title: str) -> None:
-    """Draw grey images (n, height, width) as a PNG, ten in a row, each with its caption."""
+    """Draw grey images (n, height, width) as a PNG, ten per row, each with its caption.
+
+    Raises OSError where the file can't be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     images(np.eye(8)[None], ["diagonal"], Path(folder) / "images.png", "an image")
+    ...     (Path(folder) / "images.png").read_bytes()[1:4]
+    b'PNG'
+    """
     rows = -(-len(pictures) // 10)
     figure = Figure(figsize=(9, 0.3 + 1.15 * rows), layout="constrained", dpi=150)
     figure.suptitle(title, fontsize="medium")
@@ -86,7 +112,7 @@ def images(pictures: np.ndarray, captions: Sequence[str], path: Path, title: str
     _write(figure, path)
 
 
-def _write(figure: Figure, path: str | Path) -> None:
+def _write(figure: Figure, path: Path) -> None:
     image = io.BytesIO()
     figure.savefig(image)
     atomic.write(path, image.getvalue())

@@ -1,16 +1,15 @@
-"""A run: a network with all that its training decided, in a folder of its own.
+"""A run: a network with everything that its training decided, in a folder of its own.
 
-    run.safetensors   the state, the scaling, the settings and the history: all of the run
-    history.csv       the history, for people
-    curves.png        a picture of it
+    run.safetensors   the state, the scaling, the settings and the history: the whole run
+    history.csv       the history as a table, see `report`
+    curves.png        the history as a picture
 
-One file holds everything, so that a crash leaves the run as it was at one epoch's end.
+Everything that a run needs is in one file, so that a crash leaves the run as it was after some
+epoch. With the data, a run's settings decide every bit of its result.
 """
 
-import csv
 import errno
 import hashlib
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,17 +22,25 @@ from fnn import atomic, checkpoint, data, losses
 from fnn.base import Layer, Loss, Optimizer
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
-from fnn.cli import plots
+from fnn.cli.metrics import Classified, Predicted
 from fnn.data import DataError, Dataset, Scaling
 from fnn.fitting import Progress, epochs_since_best, fit
 from fnn.models import mlp
 
 FILE = "run.safetensors"
 HELD_OUT = 0.2
+"""The share of the data that is held out, and of the training part that patience validates on."""
 
 
 class Settings(NamedTuple):
-    """What a run is asked to do. With the data, it decides every bit of the result."""
+    """What a run is asked to do; the fields are the options of `fnn train`.
+
+    A setting with a default may be missing from a run's file, as in files older than the
+    setting: its default is what training did before there was a choice.
+
+    >>> Settings((64,), "relu", "adam", 0.001, 32, epochs=40, seed=0).patience is None
+    True
+    """
 
     hidden: tuple[int, ...]
     activation: str
@@ -48,7 +55,12 @@ class Settings(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """The parts of the data: to train on, to stop by (with patience), and to measure on."""
+    """The parts of the data: for training, for validation (with patience), and held out.
+
+    >>> _, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> len(examples.train.x), examples.validation, len(examples.test.x)
+    (120, None, 30)
+    """
 
     train: Dataset
     validation: Dataset | None
@@ -56,10 +68,14 @@ class Examples(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A network, trained so far, and what is needed to go on or to use it.
+    """A network, trained so far, and what is needed to continue its training or to use it.
 
-    digest is of the data it was trained on. features, classes and targets are their names, ()
-    where there are none. outputs is the scaling of the values to predict, None for classes.
+    digest identifies the data it was trained on. features, classes and targets are their names,
+    () where there are none. outputs is the scaling of the values to predict, None for classes.
+
+    >>> run, _ = prepare("iris", Settings((8,), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> run.classes
+    ('setosa', 'versicolor', 'virginica')
     """
 
     settings: Settings
@@ -73,64 +89,80 @@ class Run(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The widths of the network, from input to output."""
+        """The widths of the network, from input to output.
+
+        >>> prepare("iris", Settings((8,), "relu", "sgd", 0.1, 32, 1, seed=0))[0].sizes
+        (4, 8, 3)
+        """
         k = len(self.classes) if self.outputs is None else len(self.outputs.mean)
         return (len(self.inputs.mean), *self.settings.hidden, k)
 
     @property
+    def values(self) -> tuple[str, ...]:
+        """The names of the values to predict, made up where the data has none; () for classes.
+
+        >>> prepare("diabetes", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))[0].values
+        ('value',)
+        """
+        k = 0 if self.outputs is None else len(self.outputs.mean)
+        return self.targets or (("value",) if k == 1 else tuple(f"value {i}" for i in range(k)))
+
+    @property
     def network(self) -> Layer:
-        """The multi-layer perceptron of these sizes; for classes its outputs are logits."""
+        """The multi-layer perceptron of these sizes; for classes its outputs are logits.
+
+        >>> run, _ = prepare("iris", Settings((8,), "relu", "sgd", 0.1, 32, 1, seed=0))
+        >>> run.network.forward(run.progress.state.params, jnp.ones((2, 4)))[0].shape
+        (2, 3)
+        """
         return mlp(self.sizes, ACTIVATIONS[self.settings.activation])
 
     @property
     def loss(self) -> Loss:
-        """Softmax cross-entropy for classes, the mean squared error for values."""
-        return losses.mse if self.outputs else losses.softmax_cross_entropy
+        """Softmax cross-entropy for classes, the mean squared error for values.
+
+        >>> run, _ = prepare("diabetes", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+        >>> run.loss is losses.mse
+        True
+        """
+        return losses.softmax_cross_entropy if self.outputs is None else losses.mse
 
     @property
     def optimizer(self) -> Optimizer:
-        """The update rule, at the run's learning rate."""
+        """The update rule, at the run's learning rate.
+
+        >>> run, _ = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+        >>> int(run.optimizer.init(run.progress.state.params).step)
+        0
+        """
         return OPTIMIZERS[self.settings.optimizer].make(self.settings.learning_rate)
 
     def standardised(self, part: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """x and y as the network sees them: float32, values to predict in standard units."""
-        y = self.outputs.apply(part.y) if self.outputs else part.y
+        """x and y as the network sees them: float32, and values to predict in standard units.
+
+        >>> run, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+        >>> x, y = run.standardised(examples.train)
+        >>> x.dtype, x.shape, bool(abs(x.mean()) < 1e-6)
+        (dtype('float32'), (120, 4), True)
+        """
+        y = part.y if self.outputs is None else self.outputs.apply(part.y)
         return self.inputs.apply(part.x), y
 
 
-class Classified(NamedTuple):
-    """How often examples of each class (rows) were taken for each class (columns): (k, k)."""
-
-    confusion: np.ndarray
-
-    @property
-    def accuracy(self) -> float:
-        """The share of examples whose class was predicted."""
-        return float(np.trace(self.confusion) / self.confusion.sum())
-
-
-class Predicted(NamedTuple):
-    """How far n predictions are from the values, each (k,), in the values' units: the root of
-    the mean square, the same for predicting the training part's mean, and R2 = 1 - the mean
-    square over the variance (NaN where nothing varies)."""
-
-    n: int
-    rmse: np.ndarray
-    rmse_of_mean: np.ndarray
-    r2: np.ndarray
-
-
 def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
-    """Read and split the data; a run of no epochs yet, with fresh parameters.
+    """Read and split the data, and make a run of no epochs yet, with fresh parameters.
 
     Raises DataError for data that can't be used.
+
+    >>> run, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> run.progress.history, int(run.progress.state.step)
+    ([], 0)
     """
     everything = data.load(source, target=settings.target, task=settings.task)
     train, test = data.split(everything, HELD_OUT, settings.seed)
     validation = None
     if settings.patience is not None:
         train, validation = data.split(train, HELD_OUT, settings.seed)
-    outputs = None if train.classes else Scaling.of(train.y)
     run = Run(
         settings,
         _digest(everything),
@@ -138,33 +170,39 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
         train.classes,
         train.targets,
         Scaling.of(train.x),
-        outputs,
+        None if train.classes else Scaling.of(train.y),
         Progress(None, [], None),
     )
     state = _fresh(run)
     return run._replace(progress=Progress(state, [], state)), Examples(train, validation, test)
 
 
-def train(run: Run, examples: Examples, on_epoch: Callable[[Run], None]) -> Run:
-    """Train on from where the run stands to its number of epochs, or until patience ends.
+def train(run: Run, examples: Examples, on_epoch: Callable[[Run], bool | None]) -> Run:
+    """Train from where the run stands to its number of epochs, or until its patience ends.
 
-    Returns the run at its end. After each epoch on_epoch gets the run as it is then, its
-    history a list that grows on; what it raises ends the training. Raises as `fit` does.
+    After each epoch on_epoch is called with the run as it is then; all of them share one history
+    list, which grows. Training ends early where on_epoch returns True. Returns the run at its
+    end. Raises as `fnn.fit` does.
+
+    >>> run, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> run = train(run, examples, lambda newest: None)
+    >>> list(run.progress.history[0]), int(run.progress.state.step)
+    (['loss', 'test_loss', 'test_accuracy'], 4)
     """
     measure = jax.jit(_measure(run))
-    test = run.standardised(examples.test)
-    quality = "test_RMSE" if run.outputs else "test_accuracy"
+    test = jax.tree.map(jnp.asarray, run.standardised(examples.test))
+    quality = "test_accuracy" if run.outputs is None else "test_RMSE"
     history = list(run.progress.history)
     best = run.progress.best
 
-    def told(number: int, state: Any, record: dict[str, float]) -> None:
+    def note(number: int, state: Any, entry: dict[str, Any]) -> bool | None:
         nonlocal run, best
         test_loss, test_quality = measure(state.params, *test)
-        history.append(record | {"test_loss": float(test_loss), quality: float(test_quality)})
+        history.append(entry | {"test_loss": float(test_loss), quality: float(test_quality)})
         if examples.validation is None or epochs_since_best(history) == 0:
             best = state
         run = run._replace(progress=Progress(state, history, best))
-        on_epoch(run)
+        return on_epoch(run)
 
     fit(
         run.network,
@@ -177,56 +215,75 @@ def train(run: Run, examples: Examples, on_epoch: Callable[[Run], None]) -> Run:
         validation=examples.validation and run.standardised(examples.validation),
         patience=run.settings.patience,
         start=run.progress,
-        on_epoch=told,
+        on_epoch=note,
     )
     return run
 
 
 def predict(run: Run, x: np.ndarray) -> np.ndarray:
-    """x (n, d_in) in its own units -> probabilities (n, classes), or values in theirs (n, k).
+    """x (n, d_in) in its own units -> probabilities (n, classes), or values (n, k) in theirs.
 
     Raises DataError for another number of features.
+
+    >>> run, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> predict(run, examples.test.x).shape
+    (30, 3)
     """
     if x.shape[-1] != len(run.inputs.mean):
         raise DataError(f"expected {len(run.inputs.mean)} features, got {x.shape[-1]}")
     finish = jax.nn.softmax if run.outputs is None else lambda values: values
     forward = jax.jit(lambda params, x: finish(run.network.forward(params, x)[0]))
     prediction = np.asarray(forward(run.progress.best.params, run.inputs.apply(x)))
-    return run.outputs.undo(prediction) if run.outputs else prediction
+    return prediction if run.outputs is None else run.outputs.undo(prediction)
 
 
 def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
-    """The run's predictions for examples with known targets, measured.
+    """Measure the run's predictions for examples with known targets.
 
     Raises DataError for examples of other features, classes or values than the run's.
+
+    >>> run, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> int(evaluate(run, examples.test).confusion.sum())
+    30
     """
     examples = data.relabelled(data.reordered(examples, run.features), run.classes)
     prediction = predict(run, examples.x)
     if run.outputs is None:
-        confusion = np.zeros((len(run.classes),) * 2, int)
-        np.add.at(confusion, (examples.y, prediction.argmax(-1)), 1)
-        return Classified(confusion)
+        return Classified.of(run.classes, examples.y, prediction.argmax(-1))
     if examples.y.shape != prediction.shape:
         k = prediction.shape[-1]
         raise DataError(f"{examples.name}: expected y (n, {k}), got {examples.y.shape}")
-    y = examples.y.astype(np.float64)
-    square, of_mean, spread = (
-        np.square(y - guess).mean(0) for guess in (prediction, run.outputs.mean, y.mean(0))
-    )
-    r2 = 1 - np.divide(square, spread, out=np.full_like(square, np.nan), where=spread > 0)
-    return Predicted(len(y), np.sqrt(square), np.sqrt(of_mean), r2)
+    return Predicted.of(run.values, examples.y, prediction, run.outputs.mean)
 
 
 def held_out(run: Run, examples: Dataset) -> Dataset:
-    """Of the data the run was trained on, and of data with a test part, the test part alone;
-    of other data, all."""
+    """The examples that may measure the run, of the data in `examples`.
+
+    If the run was trained on this data, or if the data has a test part, that is the test part;
+    otherwise it is all of them.
+
+    >>> run, _ = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> iris = data.load("iris")
+    >>> len(held_out(run, iris).x), len(held_out(run, iris._replace(x=iris.x + 1)).x)
+    (30, 150)
+    """
     if examples.test is None and _digest(examples) != run.digest:
         return examples
     return data.split(examples, HELD_OUT, run.settings.seed)[1]
 
 
 def save(folder: Path, run: Run) -> None:
-    """Write the run, at once and whole. Raises OSError where that can't be done."""
+    """Write the run's file; at every instant it is the old one or the new one, whole.
+
+    Raises OSError where it can't be written.
+
+    >>> import tempfile
+    >>> run, _ = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     save(Path(name), run)
+    ...     load(Path(name)).settings == run.settings
+    True
+    """
     metadata = {
         "settings": run.settings._asdict(),
         "digest": run.digest,
@@ -239,8 +296,14 @@ def save(folder: Path, run: Run) -> None:
     checkpoint.save(folder / FILE, _tree(run), metadata)
 
 
-def check_room(folder: Path, run: Run) -> None:
-    """Raise OSError if a run of this size can't be written to the folder now."""
+def check_writable(folder: Path, run: Run) -> None:
+    """Write a file of the run's size to the folder, and remove it. Raises OSError if that fails.
+
+    >>> run, _ = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> check_writable(Path("no/such/folder"), run)
+    Traceback (most recent call last):
+    FileNotFoundError: [Errno 2] No such file or directory: 'no/such/folder/probe.fnn-tmp'
+    """
     probe = folder / f"probe{atomic.UNFINISHED}"
     try:
         checkpoint.save(probe, _tree(run))
@@ -251,16 +314,22 @@ def check_room(folder: Path, run: Run) -> None:
 def load(folder: Path) -> Run:
     """Read a run back, bit for bit.
 
-    Raises FileNotFoundError where there is none, and CheckpointError for a damaged file or one
-    that holds something else.
+    Settings that the file lacks, because they did not exist when it was written, have their
+    defaults.
+
+    Raises FileNotFoundError where there is no run; CheckpointError for a damaged file, for one
+    that holds something else, and for settings that this version does not know.
+
+    >>> load(Path("no/such/folder"))
+    Traceback (most recent call last):
+    FileNotFoundError: [Errno 2] there is no trained run: 'no/such/folder/run.safetensors'
     """
     path = Path(folder) / FILE
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no trained run", str(path))
     held = checkpoint.read_metadata(path)
     try:
-        asked = held["settings"] | {"hidden": tuple(held["settings"]["hidden"])}
-        settings = Settings(*(asked[name] for name in Settings._fields))
+        settings = _settings(held["settings"])
         features, classes, targets = (tuple(held[n]) for n in ("features", "classes", "targets"))
         d_in, *_, k = held["sizes"]
         inputs, outputs = (Scaling(np.zeros(d), np.ones(d)) for d in (d_in, k))
@@ -276,7 +345,10 @@ def load(folder: Path) -> Run:
         )
         state = jax.eval_shape(lambda: _fresh(run))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: a checkpoint, but of no run: {error!r}") from error
+        problem = f"{error} not found" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"{path}: not a run that this version of fnn can read: {problem}"
+        ) from error
     run = run._replace(progress=Progress(state, held["history"], state))
     tree = checkpoint.load(path, _tree(run))
     return run._replace(
@@ -286,19 +358,21 @@ def load(folder: Path) -> Run:
     )
 
 
-def report(folder: Path, run: Run, title: str) -> None:
-    """Write history.csv and curves.png. Raises OSError where that can't be done."""
-    history = run.progress.history
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["epoch", *history[0]], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"epoch": i} | record for i, record in enumerate(history, 1))
-    atomic.write(folder / "history.csv", text.getvalue().encode())
-    plots.curves(history, folder / "curves.png", title)
+def _settings(saved: dict[str, Any]) -> Settings:
+    """The settings as they were saved; defaults for those that are missing.
+
+    Raises ValueError for unknown settings, and KeyError for a missing one without a default.
+    """
+    unknown = sorted(saved.keys() - set(Settings._fields))
+    if unknown:
+        raise ValueError(f"unknown settings {', '.join(unknown)}")
+    every = Settings._field_defaults | saved
+    every["hidden"] = tuple(every["hidden"])
+    return Settings(*(every[name] for name in Settings._fields))
 
 
 def _fresh(run: Run) -> Any:
-    """The optimizer's state before the first step: as `fit` would draw it."""
+    """The optimizer's state before the first step, the same that `fit` starts from."""
 
     def state(key: jax.Array) -> Any:
         init_key, _ = jax.random.split(key)
@@ -308,7 +382,7 @@ def _fresh(run: Run) -> Any:
 
 
 def _tree(run: Run) -> dict[str, Any]:
-    """The run's arrays. The best state is the newest one, where there is no patience."""
+    """The run's arrays. Without patience, the best state is the newest and is not repeated."""
     best = {} if run.settings.patience is None else {"best": run.progress.best}
     return {
         "state": run.progress.state,

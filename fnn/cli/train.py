@@ -1,0 +1,253 @@
+"""`fnn train`: train a network, save it as it goes, measure it."""
+
+import time
+from pathlib import Path
+
+import click
+import jax
+from click.core import ParameterSource
+from tqdm import tqdm
+
+from fnn import atomic, data, verify
+from fnn.backprop import objective, value_and_grad
+from fnn.catalog import ACTIVATIONS, OPTIMIZERS
+from fnn.cli import options, report, runs, signals
+from fnn.cli.runs import Examples, Run, Settings
+from fnn.fitting import DivergedError
+
+
+@click.command()
+@click.argument("source", nargs=-1, required=True)
+@click.option("--hidden", type=options.Widths(), default="256", help="Widths of the hidden layers.")
+@click.option(
+    "--activation",
+    type=options.Name(list(ACTIVATIONS)),
+    default="relu",
+    help="Activation of the hidden layers.",
+)
+@click.option(
+    "--optimizer", type=options.Name(list(OPTIMIZERS)), default="adam", help="Update rule."
+)
+@click.option(
+    "--learning-rate", type=options.Rate(), default="0.001", help="Step size of the update rule."
+)
+@click.option(
+    "--batch-size",
+    type=options.COUNT,
+    default=32,
+    help="Examples per step: 1 is stochastic, all is full-batch gradient descent.",
+)
+@click.option("--epochs", type=options.COUNT, default=40, help="Passes over the training part.")
+@click.option(
+    "--seed",
+    type=options.SEED,
+    default=0,
+    help="Decides the split, the initial parameters and the order of the examples.",
+)
+@click.option(
+    "--patience",
+    type=options.COUNT,
+    help="Use a fifth of the training part for validation, stop after this many epochs in a row "
+    "that did not lower its loss, and keep the network of the best epoch.",
+)
+@click.option(
+    "--target", help="Target column of a CSV file, by name or index from 0.  [default: the last]"
+)
+@click.option(
+    "--task",
+    type=options.Name(data.TASKS),
+    help="Learn classes or values.  [default: by the target]",
+)
+@click.option(
+    "--out",
+    type=options.FOLDER,
+    show_default="runs/SOURCE",
+    help="Folder for the run, the history and the picture.",
+)
+@click.option("--resume", is_flag=True, help="Continue the run in the folder, if there is one.")
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    help="Seconds between saves while training; 0 saves after each epoch.",
+)
+@click.pass_context
+def train(
+    ctx: click.Context,
+    source: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    save_every: float,
+    hidden: tuple[int, ...],
+    activation: str,
+    optimizer: str,
+    learning_rate: float,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    patience: int | None,
+    target: str | None,
+    task: str | None,
+) -> None:
+    """Train a multi-layer perceptron on SOURCE and measure it on held-out examples.
+
+    SOURCE is a bundled data set (digits, iris, wine, breast_cancer, diabetes), a CSV file, a
+    .npz file with x and y, two files x.npy y.npy, or a folder of IDX files such as MNIST's.
+
+    Classes are learned with softmax cross-entropy, values with the mean squared error. A fifth
+    of the examples is held out, stratified by class, unless the source has a test part. Inputs,
+    and values to predict, are standardised by the training part. The run is saved as it goes;
+    Ctrl-C ends it after the current epoch, and --resume continues it as if it had never stopped.
+    """
+    given = Settings(
+        hidden,
+        activation,
+        optimizer,
+        learning_rate,
+        batch_size,
+        epochs,
+        seed,
+        patience,
+        target,
+        task,
+    )
+    name = Path(source[0]).resolve().name.removesuffix(".gz")
+    out = out or Path("runs") / Path(name).stem
+    earlier = runs.load(out) if resume and (out / runs.FILE).exists() else None
+    settings = given if earlier is None else _continued(ctx, given, earlier.settings, out)
+    run, examples = runs.prepare(source, settings)
+    if settings.batch_size > len(examples.train.x):
+        raise click.UsageError(
+            f"--batch-size {settings.batch_size} is larger than the {len(examples.train.x)} "
+            "examples to train on"
+        )
+    if earlier is not None:
+        if earlier.digest != run.digest:
+            raise click.ClickException(
+                f"the run in {out} was trained on other data than {' '.join(source)}"
+            )
+        run = earlier._replace(settings=settings)
+    _show_plan(" ".join(source), run, examples)
+    _check_gradient(run, examples)
+    with atomic.owned(out):
+        runs.check_writable(out, run)
+        run, times, stopped = _train(run, examples, out, save_every)
+        if not run.progress.history:
+            raise click.ClickException("stopped before the end of the first epoch: nothing to save")
+        runs.save(out, run)
+        title = f"{' '.join(source)}, {'-'.join(map(str, run.sizes))}"
+        report.write(out, run.progress.history, title)
+    click.echo(f"saved     {out}: {runs.FILE}, {report.HISTORY}, {report.PICTURE}")
+    if len(times) > 1:
+        rate = len(examples.train.x) * (len(times) - 1) / (times[-1] - times[0])
+        click.echo(f"speed     {rate:.0f} examples per second, from the second epoch on")
+    for line in runs.evaluate(run, examples.test).lines():
+        click.echo(f"test {line}")
+    if stopped:
+        raise SystemExit(128 + stopped)
+
+
+def _continued(ctx: click.Context, given: Settings, earlier: Settings, out: Path) -> Settings:
+    """The earlier run's settings, with the number of epochs if that is given.
+
+    Raises UsageError for any other option that is given and differs from the earlier run's.
+    """
+
+    def is_given(name: str) -> bool:
+        return ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+
+    for name, was, now in zip(Settings._fields, earlier, given, strict=True):
+        if is_given(name) and name != "epochs" and now != was:
+            shown_now, shown_was = (
+                ",".join(map(str, value)) if isinstance(value, tuple) else value
+                for value in (now, was)
+            )
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} {shown_now}: the run in {out} was trained with "
+                f"{shown_was}"
+            )
+    return earlier._replace(epochs=given.epochs) if is_given("epochs") else earlier
+
+
+def _show_plan(source: str, run: Run, examples: Examples) -> None:
+    """Print what is about to be trained, and on what."""
+    settings = run.settings
+    parts = {
+        "for training": examples.train,
+        "for validation": examples.validation,
+        "held out": examples.test,
+    }
+    counts = {name: len(part.x) for name, part in parts.items() if part is not None}
+    kind = "class" if run.classes else "value"
+    k = run.sizes[-1]
+    outputs = f"{k} {kind}" + ("" if k == 1 else "es" if run.classes else "s")
+    size = sum(leaf.size for leaf in jax.tree.leaves(run.progress.state.params))
+    click.echo(
+        f"data      {source}: {sum(counts.values())} examples, {run.sizes[0]} features, {outputs}; "
+        f"{', '.join(f'{count} {name}' for name, count in counts.items())}\n"
+        f"network   {'-'.join(map(str, run.sizes))}, {settings.activation}, {size} parameters\n"
+        f"training  {settings.optimizer}({settings.learning_rate:g}), "
+        f"batches of {settings.batch_size}, {settings.epochs} epochs"
+    )
+    if run.progress.history:
+        click.echo(f"resumed   after epoch {len(run.progress.history)}")
+
+
+def _check_gradient(run: Run, examples: Examples) -> None:
+    """Check the network's gradient on a batch of the data. Raises ClickException if it fails."""
+    learn, batch = examples.train, slice(run.settings.batch_size)
+    x, y = run.standardised(learn._replace(x=learn.x[batch], y=learn.y[batch]))
+    # Compiled, these take much less time than operation by operation.
+    gradient = jax.jit(value_and_grad(run.network, run.loss))
+    value = jax.jit(objective(run.network, run.loss))
+    found = verify.check_gradients(gradient, value, run.progress.state.params, x, y)
+    click.echo(
+        f"gradient  {found.verdict}: worst relative difference from autodiff in float64 "
+        f"{found.worst:.1e}"
+    )
+    if found.verdict == "fail":
+        raise click.ClickException(str(found))
+
+
+def _train(
+    run: Run, examples: Examples, out: Path, save_every: float
+) -> tuple[Run, list[float], int]:
+    """Train, print each epoch, and save at intervals of save_every seconds.
+
+    Returns the run, the time at the end of each epoch, and the number of the signal that ended
+    the training, or 0. A run that diverges is saved as it was after the last finite epoch, and
+    raised as a ClickException.
+    """
+    times: list[float] = []
+    saved = time.perf_counter()
+    epochs = run.settings.epochs
+
+    def on_epoch(newest: Run) -> bool:
+        nonlocal run, saved
+        run = newest
+        times.append(time.perf_counter())
+        history = run.progress.history
+        shown = "  ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in history[-1].items())
+        bar.write(f"epoch {len(history):{len(str(epochs))}}  {shown}")
+        bar.update()
+        if times[-1] - saved >= save_every:
+            runs.save(out, run)
+            saved = time.perf_counter()
+        return bool(received)
+
+    done = len(run.progress.history)
+    with (
+        signals.held_back() as received,
+        tqdm(total=epochs, initial=done, unit="epoch", leave=False) as bar,
+    ):
+        try:
+            runs.train(run, examples, on_epoch)
+        except DivergedError as error:
+            kept = "nothing is saved"
+            if run.progress.history:
+                runs.save(out, run)
+                kept = f"{out} has the network after epoch {len(run.progress.history)}"
+            raise click.ClickException(f"{error}; {kept}") from error
+        if received:
+            bar.write(f"interrupted after {len(run.progress.history)} of {epochs} epochs")
+    return run, times, received[0] if received else 0

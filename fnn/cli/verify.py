@@ -1,0 +1,40 @@
+"""`fnn verify`: derivatives and update rules, checked."""
+
+import sys
+
+import click
+
+from fnn.verify import shipped
+
+
+@click.command()
+@click.argument("path", required=False, metavar="[PACKAGE.MODULE:NAME]")
+def verify(path: str | None) -> None:
+    """Check derivatives and update rules against independent references.
+
+    Gradients are compared with autodiff in float64 and with finite differences, optimizers with
+    the same rule in NumPy. Without an argument, everything that the library ships is checked.
+    With one, it is a layer, a loss or an optimizer's constructor of yours, at the inputs that
+    its module gives as NAME_inputs: (params, x), (prediction, target), or (rule, params). Exits
+    with 0 if all pass, otherwise with 1.
+    """
+    sys.path.insert(0, "")  # modules in the working directory
+    if path is not None:
+        try:
+            report = shipped.named(path)
+        except (ImportError, TypeError, ValueError) as error:
+            raise click.UsageError(str(error)) from error
+        click.echo(f"{path}\n{report}")
+        raise SystemExit(report.verdict != "pass")
+    verdicts = []
+    click.echo(f"{'':28}  {'verdict':12}  {'float64':>8}  {'native':>8}  {'differences':>11}")
+    for name, report in shipped.shipped():
+        errors = ["-" if error is None else f"{error:.1e}" for error in report.errors]
+        click.echo(
+            f"{name:28}  {report.verdict:12}  {errors[0]:>8}  {errors[1]:>8}  {errors[2]:>11}"
+        )
+        if report.verdict != "pass":
+            click.echo(report)
+        verdicts.append(report.verdict)
+    click.echo(f"{verdicts.count('pass')} of {len(verdicts)} pass")
+    raise SystemExit(set(verdicts) != {"pass"})

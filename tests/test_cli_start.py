@@ -1,0 +1,126 @@
+"""How the command starts: what it imports, what it lists, and how it reports faults."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import jax
+import pytest
+from click.testing import CliRunner
+
+from fnn import __version__
+from fnn.cli import fnn, runs
+from fnn.cli.group import COMMANDS, Group
+
+HEAVY = {"jax", "jaxlib", "numpy", "scipy", "sklearn", "matplotlib", "safetensors", "tqdm"}
+IMPORTED = f"""
+import atexit, sys
+atexit.register(lambda: print("imported", *sorted({HEAVY} & set(sys.modules))))
+from fnn.__main__ import main
+main()
+"""
+WITHOUT = """
+import sys
+sys.modules[sys.argv.pop(1)] = None
+from fnn.__main__ import main
+main()
+"""
+
+
+def python(program, *args):
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, args)], capture_output=True, text=True
+    )
+
+
+def imported(*args):
+    done = python(IMPORTED, *args)
+    return done, set(done.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "printed"),
+    [
+        ("--help", 0, "Usage: "),
+        ("--version", 0, f"fnn, version {__version__}"),
+        ("tran", 2, "No such command 'tran'"),
+    ],
+)
+def test_nothing_heavy_is_imported_to_print_a_page(word, code, printed):
+    done, heavy = imported(word)
+    assert done.returncode == code, done.stderr
+    assert printed in done.stdout + done.stderr
+    assert heavy == set()
+
+
+def test_predict_imports_no_plots(tmp_path):
+    run, _ = runs.prepare("iris", runs.Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    runs.save(tmp_path, run)
+    done, heavy = imported("predict", tmp_path, "iris")
+    assert done.returncode == 0, done.stderr
+    assert "jax" in heavy
+    assert heavy.isdisjoint({"matplotlib", "tqdm"})
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_table_says_of_a_command_what_the_command_says(name):
+    command = fnn.commands[name]
+    assert command.name == name
+    assert " ".join(command.help.split("\n\n")[0].split()) == COMMANDS[name]
+
+
+def test_every_command_is_in_the_table():
+    folder = Path(runs.__file__).parent
+    modules = {path.stem for path in folder.glob("*.py") if "@click.command(" in path.read_text()}
+    assert modules == {name.replace("-", "_") for name in COMMANDS}
+    listed = CliRunner().invoke(fnn, ["--help"]).output.partition("Commands:")[2]
+    assert [line.split()[0] for line in listed.splitlines() if line[:3].strip()] == list(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("library", "args"),
+    [
+        ("click", ["--help"]),
+        ("matplotlib", ["train", "iris"]),
+        ("safetensors", ["predict", "a", "b"]),
+        ("sklearn", ["noise-scale", "iris"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_a_missing_library_is_one_line_with_what_installs_it(library, args):
+    done = python(WITHOUT, library, *args)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == f"Error: {library} is missing: python -m pip install 'fnn[cli]'"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (jax.errors.JaxRuntimeError("out of memory\nat 0x7f"), "out of memory"),
+        (ValueError("expected this,\n  got that"), "expected this, got that"),
+        (FileNotFoundError(2, "No such file", "a.csv"), "a.csv: No such file"),
+        (FloatingPointError("diverged"), "diverged"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_fault_of_the_input_is_one_line(error, message):
+    result = failing(error)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {message}\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a defect"), AssertionError(), BrokenPipeError(32)])
+def test_a_defect_is_not_hidden(error):
+    assert failing(error).exception is error
+
+
+def failing(error):
+    """What the group makes of a command that raises this error."""
+
+    def fail():
+        raise error
+
+    group = Group(commands={"fail": click.Command("fail", callback=fail)})
+    return CliRunner().invoke(group, ["fail"])
