@@ -5,14 +5,18 @@ import os
 import pickle
 import random
 import struct
+import subprocess
+import sys
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from sklearn import preprocessing
 
 from fnn import data
 from fnn.data import DataError
+from fnn.data.tables import FEW
 
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -94,9 +98,9 @@ def test_whole_numbers_are_classes_where_they_are_few(tmp_path):
     few = data.load(table([10, 9, 10, -2]))
     assert few.classes == ("-2", "9", "10")
     np.testing.assert_array_equal(few.y, [2, 1, 2, 0])
-    many = table(range(data.FEW + 1))
+    many = table(range(FEW + 1))
     assert data.load(many).classes == ()
-    assert len(data.load(many, task="classification").classes) == data.FEW + 1
+    assert len(data.load(many, task="classification").classes) == FEW + 1
     assert data.load(table([1.0, 2.0, 3.0])).classes == ()
     values = data.load(table([3, 4, 3]), task="regression")
     np.testing.assert_array_equal(values.y, [[3.0], [4.0], [3.0]])
@@ -475,3 +479,44 @@ def test_numbers_that_do_not_fit_are_named():
     scaling = data.Scaling.of(np.array([[0.0, 0.0], [1.0, 1.0]]))
     with pytest.raises(DataError, match=r"example 1, column 2: 1e\+40 is too far off"):
         scaling.apply(np.array([[0.0, 1e40]]))
+
+
+@pytest.mark.parametrize("name", data.BUNDLED)
+def test_scaling_is_scikit_learns_bit_for_bit(name):
+    x = np.column_stack([data.load(name).x.astype(float), np.full(len(data.load(name).x), 0.1)])
+    fitted = preprocessing.StandardScaler().fit(x)
+    scaling = data.Scaling.of(x)
+    np.testing.assert_array_equal(scaling.mean, fitted.mean_)
+    np.testing.assert_array_equal(scaling.scale, fitted.scale_)
+    assert scaling.scale[-1] == 1
+
+
+# scikit-learn is needed for the bundled sets and for drawing a split, and for nothing else.
+
+WITHOUT_SCIKIT_LEARN = """
+import sys
+sys.modules["sklearn"] = None
+import numpy as np
+from fnn import data
+everything = data.load(sys.argv[1])
+data.Scaling.of(everything.x).apply(data.inputs(sys.argv[2], 2))
+for needing in (lambda: data.load("iris"), lambda: data.split(everything, 0.5, 0)):
+    try:
+        needing()
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+
+
+def test_a_missing_scikit_learn_is_said_with_the_command(tmp_path):
+    path = written(tmp_path / "a.csv", "1,2,3\n1,3,3\n2,3,4\n2,2,4\n")
+    bare = written(tmp_path / "b.csv", "1,2\n")
+    said = subprocess.check_output(
+        [sys.executable, "-c", WITHOUT_SCIKIT_LEARN, path, bare], text=True
+    )
+    assert said.splitlines() == ["sklearn is missing: python -m pip install 'fnn[data]'"] * 2
+
+
+def test_importing_data_imports_neither_scikit_learn_nor_jax():
+    program = "import sys, fnn.data; print([m for m in ('sklearn', 'jax') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "[]\n"
