@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever happens while they are written."""
+"""Files that are written whole or not at all, whatever interrupts the writing."""
 
 import os
 import secrets
@@ -7,18 +7,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 UNFINISHED = ".fnn-tmp"
-"""How the names of files end that are being written, or that a kill left behind."""
+"""The suffix of a file that is being written, or whose writer was killed."""
 
 
 def write(path: str | Path, *pieces: bytes | memoryview) -> None:
     """Make `path` a file of these bytes, one piece after another.
 
-    They go to a new file in the same folder, are flushed to the disk, and take the name by
-    one rename; then the folder is flushed. A reader, or a crash at any instant, meets the old
-    file or the new one. Writers at the same time do not mix: the last rename wins.
+    The bytes go to a new file in the same folder, which is flushed to the disk and then
+    renamed to `path`; last, the folder is flushed. So a reader finds the old file or the new
+    one, never a part, and so does everybody after a crash. Of concurrent writers the last one
+    to rename wins.
 
     Raises OSError, naming `path`, where the folder can't be written or the disk is full; the
-    older file is then as it was.
+    old file is then unchanged.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write(Path(folder, "a.txt"), b"two ", b"pieces")
+    ...     Path(folder, "a.txt").read_text()
+    'two pieces'
     """
     path = Path(path)
     unfinished = path.parent / f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}"
@@ -40,10 +47,16 @@ def write(path: str | Path, *pieces: bytes | memoryview) -> None:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Make the folder where it is missing, and keep other owners out of it meanwhile.
+    """Own the folder inside the block: no other process can own it at the same time.
 
-    The files that a killed owner left unfinished are removed. The lock ends with the process,
-    however that ends. Raises BlockingIOError where another process owns the folder.
+    The folder is made if it is missing, and unfinished files of a killed owner are removed.
+    Ownership is an advisory lock (`flock`), which ends with the block or the process. Raises
+    BlockingIOError where another process owns the folder.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as parent, owned(Path(parent, "run")):
+    ...     Path(parent, "run").is_dir()
+    True
     """
     import fcntl  # not on Windows, where the rest of this file works
 
