@@ -368,3 +368,73 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path):
     (folder / "kept").write_text("")
     with atomic.owned(folder):
         assert [path.name for path in folder.iterdir()] == ["kept"]
+
+
+# What stands at the path already.
+
+
+def test_a_link_is_followed_and_stays(tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "dangling").symlink_to(tmp_path / "new")
+    for link, target in (("link", "target"), ("dangling", "new")):
+        atomic.write(tmp_path / link, b"new")
+        assert (tmp_path / link).is_symlink()
+        assert (tmp_path / target).read_bytes() == b"new"
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        atomic.write(tmp_path / "loop", b"new")
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o755, 0o200])
+def test_the_old_files_mode_is_kept(tmp_path, mode):
+    path = tmp_path / "a"
+    path.write_text("old")
+    path.chmod(mode)
+    atomic.write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o7777 == mode
+
+
+def test_content_is_never_readable_to_more_people_than_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_text("old")
+    path.chmod(0o600)
+    modes = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (modes.append(os.fstat(handle).st_mode), fsync(handle))
+    )
+    atomic.write(path, b"secret")
+    assert modes[0] & 0o777 == 0o600
+
+
+def test_a_read_only_file_is_refused(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("old")
+    path.chmod(0o444)
+    with pytest.raises(PermissionError, match="read-only"):
+        atomic.write(path, b"new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_is_not_a_regular_file_is_written_through(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for name in ("pipe", "link"):
+        atomic.write(tmp_path / name, b"two ", memoryview(b"pieces"))
+        assert os.read(reader, 99) == b"two pieces"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "pipe"]
+    with pytest.raises(IsADirectoryError):
+        atomic.write(tmp_path, b"new")
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    path = tmp_path / ("a" * 255)
+    atomic.write(path, b"new")
+    assert path.read_bytes() == b"new"
