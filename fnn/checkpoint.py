@@ -15,6 +15,8 @@ refused before its content is used.
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ with extras.needs("data"):
     import safetensors.numpy
 
 VERSION = 1
+HEADER_LIMIT = 100_000_000
+"""The most bytes of a header: the limit of the safetensors format."""
 _BLANK = b"0" * 64
 
 
@@ -51,7 +55,8 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
     one step: see `atomic.write`.
 
     Raises TypeError for a leaf that is not an array or whose dtype safetensors lacks, and for
-    metadata that JSON can't express; OSError where the file can't be written.
+    metadata that JSON can't express, or of keys that it would turn into text; OSError where
+    the file can't be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -59,6 +64,7 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
     ...     read_metadata(Path(folder, "c"))
     {'epoch': 3}
     """
+    _check_metadata(metadata)
     nodes = _nodes(tree)
     leaves = {name: node for name, node in nodes.items() if not isinstance(node, _Container)}
     described = {
@@ -76,6 +82,8 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
         data = safetensors.numpy.save(arrays, {"fnn": json.dumps(described)})
     except safetensors.SafetensorError as error:
         raise TypeError(f"{path}: {error}") from error
+    except UnicodeEncodeError as error:
+        raise TypeError(f"{path}: a leaf's name is not text: {error.object!r}") from error
     before, after = _around(data, _BLANK)
     atomic.write(path, before, _digest(before, after), after)
 
@@ -84,7 +92,8 @@ def load(path: str | Path, like: Params) -> Params:
     """Read a tree of the structure, shapes and dtypes of `like`.
 
     `like` is such a tree, or what `jax.eval_shape` returns for one. A leaf is a NumPy array
-    where that of `like` is one, otherwise a JAX array.
+    where that of `like` is one, otherwise a JAX array, with the sharding of that of `like` if
+    that is committed to one.
 
     Raises CheckpointError for a file that is damaged or no checkpoint, and for one that holds
     another tree: it names the leaves that are missing, unexpected or different. Raises OSError
@@ -127,17 +136,33 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def _read(path: str | Path) -> tuple[bytes, dict[str, Any]]:
-    """The file's bytes, with their digest verified, and the JSON object under `fnn`."""
-    data = Path(path).read_bytes()
-    try:
-        length = int.from_bytes(data[:8], "little")
-        described = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["fnn"])
-        version, claimed = described["version"], described["sha256"].encode("ascii")
-        complete = described.keys() >= {"tree", "keys", "metadata"}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of fnn, or damaged") from error
-    if version != VERSION:
-        raise CheckpointError(f"{path}: expected layout version {VERSION}, got {version!r}")
+    """The file's bytes, with their digest verified, and the JSON object under `fnn`.
+
+    The header is read first, and then no more than the size that it states.
+    """
+    with open(path, "rb") as file:
+        try:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if length > HEADER_LIMIT:
+                raise ValueError(f"a header of {length} bytes, of at most {HEADER_LIMIT}")
+            start += file.read(length)
+            header = json.loads(start[8:])
+            described = json.loads(header.pop("__metadata__")["fnn"])
+            version, claimed = described["version"], described["sha256"].encode("ascii")
+            complete = described.keys() >= {"tree", "keys", "metadata"}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"{path}: not a checkpoint of fnn, or damaged") from error
+        if version != VERSION:
+            raise CheckpointError(f"{path}: expected layout version {VERSION}, got {version!r}")
+        try:
+            size = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+            status = os.fstat(file.fileno())
+            if stat.S_ISREG(status.st_mode) and status.st_size != len(start) + size:
+                raise ValueError(f"expected {len(start) + size} bytes, got {status.st_size}")
+            data = start + file.read(size + 1)
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError) as error:
+            raise CheckpointError(f"{path}: damaged: its size is not the header's") from error
     if not complete or _digest(*_around(data, claimed)) != claimed:
         raise CheckpointError(f"{path}: damaged: its content does not match its SHA-256")
     return data, described
@@ -189,6 +214,21 @@ def _nodes(tree: Params) -> dict[str, Any]:
     raise ValueError("checkpoint: two leaves of the tree have the same path")
 
 
+def _check_metadata(metadata: Any) -> None:
+    """JSON turns keys into text, so that 1 and "1" would be one key."""
+    try:
+        if isinstance(metadata, dict):
+            for key, value in metadata.items():
+                if not isinstance(key, str):
+                    raise TypeError(f"checkpoint: metadata: expected keys of text, got {key!r}")
+                _check_metadata(value)
+        elif isinstance(metadata, list | tuple):
+            for value in metadata:
+                _check_metadata(value)
+    except RecursionError:
+        raise TypeError("checkpoint: metadata: nested too deeply") from None
+
+
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
@@ -217,13 +257,22 @@ def _check_same(got: dict[str, str], expected: dict[str, str]) -> None:
 
 
 def _restore(name: str, tensor: dict[str, Any], like: Any, keys: dict[str, str]) -> Any:
+    """The leaf of these bytes, of the type and at the place of `like`."""
     if _is_key(like):
         raw = np.frombuffer(tensor["data"], np.uint32).reshape(tensor["shape"])
-        return jax.random.wrap_key_data(jnp.asarray(raw), impl=keys[name])
+        return _placed(jax.random.wrap_key_data(jnp.asarray(raw), impl=keys[name]), like)
     dtype = np.dtype(like.dtype).newbyteorder("=")
     array = np.frombuffer(tensor["data"], dtype).reshape(like.shape)
     if isinstance(like, np.ndarray | np.generic):
         return array
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"{name} is {dtype}: turn jax_enable_x64 on to load it")
-    return jnp.array(array)
+    return _placed(array, like)
+
+
+def _placed(array: Any, like: Any) -> jax.Array:
+    """The array with the sharding of `like`, or uncommitted where `like` has none of its own."""
+    sharding = getattr(like, "sharding", None) if getattr(like, "committed", True) else None
+    return (
+        jnp.array(array) if sharding is None else jax.device_put(array, sharding, may_alias=False)
+    )
