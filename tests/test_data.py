@@ -520,3 +520,63 @@ def test_a_missing_scikit_learn_is_said_with_the_command(tmp_path):
 def test_importing_data_imports_neither_scikit_learn_nor_jax():
     program = "import sys, fnn.data; print([m for m in ('sklearn', 'jax') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "[]\n"
+
+
+# Labels and guesses.
+
+
+def test_labels_in_bytes_must_be_utf8(tmp_path):
+    """Two such labels could decode alike, and be two classes of one name."""
+    np.savez(tmp_path / "a.npz", x=X, y=np.array([b"a", b"\xff", b"\xfe", "é".encode()]))
+    with pytest.raises(DataError, match=r"a\.npz: y\[1\] is b'\\xff', expected text in UTF-8"):
+        data.load(tmp_path / "a.npz")
+
+
+def test_targets_without_columns_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=X, y=np.zeros((4, 0)))
+    with pytest.raises(DataError, match=r"y of shape \(n,\) or \(n, k\), got \(4, 0\)"):
+        data.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("last", ["3", "kind"])
+def test_numbers_that_count_the_columns_are_a_header(tmp_path, delimiter, last):
+    """As pandas writes it for columns that have no names."""
+    rows = [["0", "1", "2", last], ["0", "1", "2", "7"], ["5", "6", "7", "8"]]
+    text = "".join(delimiter.join(row) + "\n" for row in rows)
+    read = data.load(written(tmp_path / "a.csv", text))
+    np.testing.assert_array_equal(read.x, [[0, 1, 2], [5, 6, 7]])
+    assert read.features == ("0", "1", "2")
+    assert read.classes == ("7", "8")
+
+
+def test_few_numbers_that_count_the_columns_are_an_example(tmp_path):
+    assert len(data.load(written(tmp_path / "a.csv", "0,1\n1,0\n")).x) == 2
+    assert len(data.load(written(tmp_path / "a.csv", "0,1,x\n1,0,y\n")).x) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["1,5;0\n2,5;1\n", "1;0,5\n2;1,5\n", "1,5;2,5;x\n", "2,5\t3\n", "a;b\n1;0,5\n2;1,5\n"]
+)
+def test_decimal_commas_are_refused(tmp_path, text):
+    with pytest.raises(DataError, match=r"'\d,5' is not a number.*point"):
+        data.load(written(tmp_path / "a.csv", text))
+
+
+def test_one_number_is_one_class_however_it_is_written(tmp_path):
+    path = written(tmp_path / "a.csv", "1,1\n2,1.0\n3,+1\n4,-0.0\n5,2.50\n")
+    read = data.load(path, task="classification")
+    assert read.classes == ("0", "1", "2.5")
+    np.testing.assert_array_equal(read.y, [1, 1, 1, 0, 2])
+    text = data.load(written(tmp_path / "a.csv", "1,v1\n2,v1.0\n"))
+    assert text.classes == ("v1", "v1.0")
+
+
+def test_long_whole_numbers_stay_apart(tmp_path):
+    ids = [10**17 + 1, 10**17 + 2, 10**25, 10**25 + 1, -(10**18)]
+    path = written(tmp_path / "a.csv", "".join(f"{i},{v}\n" for i, v in enumerate(ids * 2)))
+    read = data.load(path)
+    assert read.classes == tuple(map(str, sorted(ids)))
+    assert [read.classes[label] for label in read.y] == list(map(str, ids * 2))
+    with pytest.raises(DataError, match=r"line 2, column 2: .*two whole numbers.*one float64"):
+        data.load(path, task="regression")

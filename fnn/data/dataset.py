@@ -47,7 +47,7 @@ def from_arrays(name: str, x: np.ndarray, y: np.ndarray, task: str | None = None
     x = as_inputs(name, x)
     if y.dtype.kind not in "biufUS":
         raise DataError(f"{name}: expected y of numbers or text, got {y.dtype}")
-    if y.ndim == 0 or y.ndim > 2:
+    if y.ndim not in (1, 2) or y.shape[1:] == (0,):
         raise DataError(f"{name}: expected y of shape (n,) or (n, k), got {y.shape}")
     if len(x) != len(y):
         raise DataError(f"{name}: x has {len(x)} examples, but y has {len(y)}")
@@ -62,8 +62,14 @@ def from_arrays(name: str, x: np.ndarray, y: np.ndarray, task: str | None = None
         return Dataset(name, x, y.reshape(len(y), -1), ())
     if not single:
         raise DataError(f"{name}: expected one label per example, y of shape (n,), got {y.shape}")
+    if y.dtype.kind == "S":
+        y = _decoded(name, y)
     values, labels = np.unique(y.reshape(-1), return_inverse=True)
-    return Dataset(name, x, labels.astype(np.int32), tuple(map(_class_name, values)))
+    classes = tuple(str(value.item()) for value in values)
+    for label in classes:
+        if any("\ud800" <= character <= "\udfff" for character in label):
+            raise DataError(f"{name}: the label {label!r} in y is not text")
+    return Dataset(name, x, labels.astype(np.int32), classes)
 
 
 def as_inputs(name: str, x: np.ndarray) -> np.ndarray:
@@ -130,6 +136,15 @@ def reordered(data: Dataset, features: tuple[str, ...]) -> Dataset:
     return data._replace(x=data.x[:, columns], features=features)
 
 
-def _class_name(value: np.generic) -> str:
-    plain = value.item()
-    return plain.decode("utf-8", "replace") if isinstance(plain, bytes) else str(plain)
+def _decoded(name: str, y: np.ndarray) -> np.ndarray:
+    """Labels in bytes as text; two labels that differ stay different."""
+    texts = []
+    for index, label in np.ndenumerate(y):
+        try:
+            texts.append(label.decode())
+        except UnicodeDecodeError as error:
+            place = ", ".join(map(str, index))
+            raise DataError(
+                f"{name}: y[{place}] is {bytes(label)!r}, expected text in UTF-8"
+            ) from error
+    return np.array(texts).reshape(y.shape)

@@ -7,19 +7,22 @@ million cells takes under half a minute.
 import csv
 import io
 import itertools
+import re
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from fnn.data.dataset import Dataset, from_arrays
+from fnn.data.dataset import Dataset
 from fnn.data.errors import DataError, explained, nearest, not_finite
 from fnn.data.readers import opened
 
 FEW = 20
 """At most this many different whole numbers in the target column are taken as classes."""
+
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 class Table(NamedTuple):
@@ -46,8 +49,11 @@ Choice = Callable[[tuple[str, ...], int], tuple[list[int], int | None]]
 def read_table(path: Path, choose: Choice) -> Table:
     """Read the columns that `choose` picks.
 
-    The first line is a header if none of its cells is a number. The features must be finite
-    numbers; the target column stays text. A missing cell is an error, blank lines are skipped.
+    The first line is a header if none of its cells is a number, or if three or more are and
+    each is the index of its own column: 0, 1, 2, as pandas names columns without names. The
+    features must be finite numbers; the target column stays text. A missing cell is an error,
+    blank lines are skipped.
+
     Raises DataError with the line and the column, OSError where the file can't be opened.
 
     >>> import tempfile
@@ -63,7 +69,7 @@ def read_table(path: Path, choose: Choice) -> Table:
         first_line, first = next(rows, (0, []))
         if not first:
             raise DataError(f"{path}: empty")
-        has_header = all(_number(cell) is None for cell in first)
+        has_header = _is_header(first)
         names = tuple(cell.strip() for cell in first) if has_header else ()
         for name in names:
             if names.count(name) > 1:
@@ -82,7 +88,7 @@ def read_table(path: Path, choose: Choice) -> Table:
             except ValueError:
                 for i in features:
                     if _number(cells[i]) is None:
-                        what = f"{cells[i]!r} is not a number" if cells[i].strip() else "no value"
+                        what = _not_a_number(cells[i]) if cells[i].strip() else "no value"
                         raise DataError(
                             f"{path}: line {line}, {_column(i, names)}: {what}"
                         ) from None
@@ -106,7 +112,8 @@ def read_examples(path: Path, target: str | int | None, task: str | None) -> Dat
 
     `target` is the target column's name, or its index from 0 (negative from the end); None is
     the last column. With task None, the target column holds classes if it is all text, or all
-    whole numbers of which at most `FEW` differ; otherwise values.
+    whole numbers of which at most `FEW` differ; otherwise values. Numbers that are equal are
+    one class, however they are written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -126,29 +133,35 @@ def read_examples(path: Path, target: str | int | None, task: str | None) -> Dat
         return [i for i in range(width) if i != at], at
 
     names, x, texts, lines = read_table(path, choose)
-    numbers = [_number(text) for text in texts]
-    where = _column(at, names)
-    not_numbers = [i for i, number in enumerate(numbers) if number is None]
-    if not_numbers and (task == "regression" or (task is None and len(not_numbers) < len(texts))):
-        raise DataError(
-            f"{path}: line {lines[not_numbers[0]]}, {where}: {texts[not_numbers[0]]!r} is not a "
-            "number; if these are classes, say that the task is classification"
-        )
-    whole = not not_numbers and all(
-        text.lstrip("+-").isdecimal() and len(text) < 18 for text in texts
-    )
-    if task is None:
-        few = not_numbers or (whole and len(set(numbers)) <= FEW)
-        task = "classification" if few else "regression"
-    y = np.array(numbers if not not_numbers and (whole or task == "regression") else texts)
-    for index in not_finite(y):
-        raise DataError(f"{path}: line {lines[index[0]]}, {where}: expected a finite number")
-    if whole and task == "classification":
-        y = np.array([int(text) for text in texts])
+
+    def fault(row: int, what: str) -> DataError:
+        return DataError(f"{path}: line {lines[row]}, {_column(at, names)}: {what}")
+
     features = tuple(name for i, name in enumerate(names) if i != at)
-    return from_arrays(str(path), x, y, task)._replace(
-        features=features, targets=(names[at],) if names else ()
-    )
+    data = Dataset(str(path), x, np.empty(0), (), features, (names[at],) if names else ())
+    numbers = [number for text in texts if (number := _number(text)) is not None]
+    if len(numbers) < len(texts):
+        some_numbers = numbers or all(map(DECIMAL_COMMA.fullmatch, texts))
+        if task == "regression" or (task is None and some_numbers):
+            row = next(row for row, text in enumerate(texts) if _number(text) is None)
+            hint = "; if these are classes, say that the task is classification"
+            raise fault(row, _not_a_number(texts[row]) + hint)
+        return _labelled(data, texts)
+    for (row,) in not_finite(np.array(numbers)):
+        raise fault(row, "expected a finite number")
+    exact = [int(t) if _is_whole(t) else n for t, n in zip(texts, numbers, strict=True)]
+    different = len(set(exact))
+    if task is None:
+        few = different <= FEW and all(map(_is_whole, texts))
+        task = "classification" if few else "regression"
+    if task == "classification":
+        return _labelled(data, exact)
+    if different > len(set(numbers)):
+        first: dict[float, float] = {}
+        row = next(i for i, n in enumerate(numbers) if first.setdefault(n, exact[i]) != exact[i])
+        same = f"{first[numbers[row]]} and {texts[row]}"
+        raise fault(row, f"{same} are two whole numbers, but one float64")
+    return data._replace(y=np.array(numbers)[:, None])
 
 
 def read_features(path: Path, d_in: int, features: tuple[str, ...] = ()) -> np.ndarray:
@@ -184,8 +197,7 @@ def _rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of each line that is not blank."""
     with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         start = text.readline()
-        delimiter = max(",;\t", key=start.count)
-        lines = csv.reader(itertools.chain([start], text), delimiter=delimiter, strict=True)
+        lines = csv.reader(itertools.chain([start], text), delimiter=_delimiter(start), strict=True)
         try:
             for cells in lines:
                 content = "".join(cells)
@@ -195,6 +207,19 @@ def _rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
                     yield lines.line_num, cells
         except csv.Error as error:
             raise DataError(f"{path}: line {lines.line_num}: {error}") from error
+
+
+def _labelled(data: Dataset, y: Sequence[Any]) -> Dataset:
+    """The data with a class for each different value of y, in ascending order."""
+    values = sorted(set(y))
+    label = {value: i for i, value in enumerate(values)}
+    classes = tuple(map(_class_name, values))
+    return data._replace(y=np.array([label[v] for v in y], np.int32), classes=classes)
+
+
+def _class_name(value: int | float | str) -> str:
+    """One name for equal numbers: 1 for 1.0, 0 for -0.0."""
+    return str(value if isinstance(value, str) or value != int(value) else int(value))
 
 
 def _target_index(path: Path, target: str | int | None, names: tuple[str, ...], width: int) -> int:
@@ -209,6 +234,30 @@ def _target_index(path: Path, target: str | int | None, names: tuple[str, ...], 
     if not -width <= at < width:
         raise DataError(f"{path}: expected a target column from 0 to {width - 1}, got {at}")
     return at % width
+
+
+def _delimiter(line: str) -> str:
+    """The most frequent of comma, semicolon and tab.
+
+    Beside a semicolon or a tab, a comma between two digits is a decimal comma, which is not
+    counted.
+    """
+    separated = re.sub(r"(?<=\d),(?=\d)", "", line) if re.search("[;\t]", line) else line
+    return max(",;\t", key=separated.count)
+
+
+def _is_header(cells: list[str]) -> bool:
+    numbers = [i for i, cell in enumerate(cells) if _number(cell.replace(",", ".")) is not None]
+    return len(numbers) not in (1, 2) and all(cells[i].strip() == str(i) for i in numbers)
+
+
+def _is_whole(text: str) -> bool:
+    return text.lstrip("+-").isdecimal()
+
+
+def _not_a_number(cell: str) -> str:
+    comma = DECIMAL_COMMA.fullmatch(cell.strip())
+    return f"{cell!r} is not a number" + ("; write a decimal point" if comma else "")
 
 
 def _number(cell: str) -> float | None:
