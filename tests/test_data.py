@@ -1,12 +1,15 @@
 """Every way in for data gives the same arrays, and every fault of a file a line that names it."""
 
 import gzip
+import io
 import os
 import pickle
 import random
 import struct
 import subprocess
 import sys
+import threading
+import zipfile
 
 import hypothesis.strategies as st
 import numpy as np
@@ -15,7 +18,7 @@ from hypothesis import given, settings
 from sklearn import preprocessing
 
 from fnn import data
-from fnn.data import DataError
+from fnn.data import DataError, readers
 from fnn.data.tables import FEW
 
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
@@ -348,7 +351,8 @@ IDX_FAULTS = {
     "no lengths": (idx(IMAGES, 8)[:9], "cut short"),
     "short": (idx(IMAGES, 8)[:-1], "cut short: 23 of 24 bytes"),
     "long": (idx(IMAGES, 8) + b"\0", "longer than the 24 bytes"),
-    "huge": (struct.pack(">BBBB3I", 0, 0, 8, 3, *[2**32 - 1] * 3), "cut short"),
+    "huge": (struct.pack(">BBBB3I", 0, 0, 8, 3, *[2**32 - 1] * 3), "at most"),
+    "large": (struct.pack(">BBBB2I", 0, 0, 8, 2, 4, 2**20), "cut short: 0 of 4194304 bytes"),
     "none": (idx(IMAGES[:0], 8), "no examples"),
     "counts": (idx(IMAGES[:3], 8), "x has 3 examples, but y has 4"),
     "nan": (idx(np.full((4, 1), np.nan), 0x0D), r"x\[0, 0\] is nan"),
@@ -580,3 +584,79 @@ def test_long_whole_numbers_stay_apart(tmp_path):
     assert [read.classes[label] for label in read.y] == list(map(str, ids * 2))
     with pytest.raises(DataError, match=r"line 2, column 2: .*two whole numbers.*one float64"):
         data.load(path, task="regression")
+
+
+# Members that are no arrays, pipes, and files that are larger than they look.
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x93NUMPY\7\7" + b"0" * 99])
+def test_an_npz_member_that_is_no_array_is_refused(tmp_path, content):
+    np.savez(tmp_path / "a.npz", y=LABELS)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("x", content)
+    for read in (data.load, lambda path: data.inputs(path, 2)):
+        with pytest.raises(DataError, match=r"a\.npz: x: not an array in NumPy's format"):
+            read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", [">f8", "<f4", "i2"])
+def test_numpys_arrays_in_every_order(tmp_path, order, dtype):
+    a = np.arange(24).reshape(2, 3, 4).astype(dtype, order=order)
+    np.save(tmp_path / "a.npy", a)
+    read = readers.read_npy(tmp_path / "a.npy")
+    np.testing.assert_array_equal(read, a)
+    assert read.dtype == a.dtype
+
+
+def piped(tmp_path, name, content):
+    path = tmp_path / name
+    os.mkfifo(path)
+    threading.Thread(target=path.write_bytes, args=[content], daemon=True).start()
+    return path
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_sources_may_be_pipes(tmp_path, zipped):
+    table = b"1,2,x\n3,4,y\n"
+    path = piped(tmp_path, "table", gzip.compress(table) if zipped else table)
+    assert data.load(path).classes == ("x", "y")
+    np.save(tmp_path / "x.npy", X)
+    path = piped(tmp_path, "piped.npy", (tmp_path / "x.npy").read_bytes())
+    np.testing.assert_array_equal(data.inputs(path, 2), X)
+
+
+def test_sources_without_end_are_refused(tmp_path):
+    with pytest.raises(DataError, match="/dev/zero: line 1: longer than 16777216 characters"):
+        data.load("/dev/zero")
+    (tmp_path / "x.npy").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="not an array in NumPy's format"):
+        data.inputs(tmp_path / "x.npy", 2)
+    bomb = gzip.compress(b"1,2\n" + b"1" * (1 << 25))
+    with pytest.raises(DataError, match="line 2: longer than 16777216 characters"):
+        data.load(written(tmp_path / "a.csv", bomb))
+
+
+def huge_npy():
+    head = io.BytesIO()
+    form = {"descr": "|u1", "fortran_order": False, "shape": (1 << 30, 1 << 20)}
+    np.lib.format.write_array_header_1_0(head, form)
+    return head.getvalue()
+
+
+def test_arrays_larger_than_the_memory_are_refused_by_their_header(tmp_path):
+    path = written(tmp_path / "x.npy", huge_npy())
+    os.truncate(path, 1 << 42)
+    with pytest.raises(DataError, match="takes 1125899906842624 bytes; at most .* are read"):
+        data.inputs(path, 2)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", huge_npy() + b"\0" * (1 << 20))
+    with pytest.raises(DataError, match="takes 1125899906842624 bytes; at most .* are read"):
+        data.inputs(tmp_path / "a.npz", 2)
+
+
+def test_a_table_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
+    path = written(tmp_path / "a.csv", gzip.compress(b"1,2,x\n" * 1000))
+    monkeypatch.setattr(readers, "LIMIT", 50_000)
+    with pytest.raises(DataError, match="line 569: .* at most 50000 bytes"):
+        data.load(path)

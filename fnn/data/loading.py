@@ -27,7 +27,8 @@ def load(source: Source, *, target: str | int | None = None, task: str | None = 
     x of more than two axes is flattened to (n, d_in). Text and integers become classes, which
     keep their names; other numbers are values to predict. In a CSV file whole numbers are
     classes if there are at most `tables.FEW` different ones. `task`, "classification" or
-    "regression", overrides this.
+    "regression", overrides this. A pipe is read as the file that it stands for, except for
+    `.npz`. An array or a table may take at most `readers.LIMIT` bytes of memory.
 
     Raises DataError for an unknown name and for any fault of a file, and says where it is;
     OSError for a file that can't be opened; ModuleNotFoundError for a bundled set where

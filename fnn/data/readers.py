@@ -1,11 +1,13 @@
 """Files of arrays: NumPy's .npy and .npz, and IDX, gzipped or not.
 
 Reading never executes anything: pickled objects are refused. Every fault of a file raises
-DataError with the file's name; a file that can't be opened raises OSError.
+DataError with the file's name; a file that can't be opened raises OSError. An array's header
+is read first; an array larger than `LIMIT` is refused by it.
 """
 
 import gzip
 import math
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,6 +18,10 @@ import numpy as np
 
 from fnn.data.errors import DataError, explained
 
+LIMIT = (
+    os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if os.name != "nt" else 1 << 34
+)
+"""The most bytes that one array may take: half of the machine's memory."""
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
@@ -32,8 +38,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     b'content'
     """
     with open(path, "rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
+        zipped = file.peek(2)[:2] == b"\x1f\x8b"
         with gzip.open(file) if zipped else nullcontext(file) as inside:
             yield cast(IO[bytes], inside)
 
@@ -51,12 +56,17 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
     with open(path, "rb") as file, explained(path):
         if not zipfile.is_zipfile(file):
             raise DataError(f"{path}: not a .npz file, or damaged")
-        arrays = np.load(file, allow_pickle=False)
-        missing = [name for name in names if name not in arrays]
-        if missing:
-            has = ", ".join(arrays.files) or "nothing"
-            raise DataError(f"{path}: expected an array {missing[0]!r}, the file has {has}")
-        return [arrays[name] for name in names]
+        with zipfile.ZipFile(file) as archive:
+            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            for name in names:
+                if name not in members:
+                    has = ", ".join(members) or "nothing"
+                    raise DataError(f"{path}: expected an array {name!r}, the file has {has}")
+            arrays = []
+            for name in names:
+                with archive.open(members[name]) as member:
+                    arrays.append(_array(f"{path}: {name}", member))
+            return arrays
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -70,7 +80,7 @@ def read_npy(path: Path) -> np.ndarray:
     array([0, 1, 2])
     """
     with explained(path), open(path, "rb") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+        return _array(str(path), file)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -93,18 +103,41 @@ def read_idx(path: Path) -> np.ndarray:
         header = file.read(4 * magic[3])
         shape = tuple(int(d) for d in np.frombuffer(header[: len(header) // 4 * 4], ">u4"))
         dtype = np.dtype(IDX_TYPES[magic[2]])
-        size = math.prod(shape) * dtype.itemsize
-        content = _at_most(size + 1, file) if len(header) == 4 * magic[3] else b""
-        if len(header) < 4 * magic[3] or len(content) < size:
-            raise DataError(f"{path}: cut short: {len(content)} of {size} bytes for {shape}")
-        if len(content) > size:
-            raise DataError(f"{path}: longer than the {size} bytes that {shape} takes")
-        return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+        if len(header) < 4 * magic[3]:
+            raise DataError(f"{path}: cut short: {len(header)} of {4 * magic[3]} bytes of lengths")
+        entries = _entries(str(path), file, dtype, shape)
+        return entries.reshape(shape).astype(dtype.newbyteorder("="))
 
 
-def _at_most(size: int, file: IO[bytes]) -> bytes:
-    """Up to `size` bytes; memory is taken for those that are there, not for `size`."""
+def _array(name: str, file: IO[bytes]) -> np.ndarray:
+    """The array of a file in the format of NumPy's `save`."""
+    start = file.read(len(np.lib.format.MAGIC_PREFIX) + 2)
+    versions = {
+        np.lib.format.magic(1, 0): np.lib.format.read_array_header_1_0,
+        np.lib.format.magic(2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if start not in versions:
+        raise DataError(f"{name}: not an array in NumPy's format")
+    shape, by_columns, dtype = versions[start](file)
+    if dtype.hasobject:
+        raise DataError(f"{name}: it holds Python objects, which are not loaded")
+    entries = _entries(name, file, dtype, shape)
+    return entries.reshape(shape[::-1]).T if by_columns else entries.reshape(shape)
+
+
+def _entries(name: str, file: IO[bytes], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """The rest of the file as the entries of an array of this dtype and shape, in one axis.
+
+    Memory is taken for the bytes that are there, not for those that the shape promises.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size > LIMIT:
+        raise DataError(f"{name}: {shape} takes {size} bytes; at most {LIMIT} are read")
     content = bytearray()
-    while len(content) < size and (piece := file.read(min(size - len(content), 1 << 22))):
+    while len(content) <= size and (piece := file.read(min(size + 1 - len(content), 1 << 22))):
         content += piece
-    return bytes(content)
+    if len(content) < size:
+        raise DataError(f"{name}: cut short: {len(content)} of {size} bytes for {shape}")
+    if len(content) > size:
+        raise DataError(f"{name}: longer than the {size} bytes that {shape} takes")
+    return np.frombuffer(content, dtype)

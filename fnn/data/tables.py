@@ -15,13 +15,15 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from fnn.data import readers
 from fnn.data.dataset import Dataset
 from fnn.data.errors import DataError, explained, nearest, not_finite
-from fnn.data.readers import opened
 
 FEW = 20
 """At most this many different whole numbers in the target column are taken as classes."""
 
+LINE_LIMIT = 1 << 24
+"""The most characters of one line."""
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
@@ -52,7 +54,8 @@ def read_table(path: Path, choose: Choice) -> Table:
     The first line is a header if none of its cells is a number, or if three or more are and
     each is the index of its own column: 0, 1, 2, as pandas names columns without names. The
     features must be finite numbers; the target column stays text. A missing cell is an error,
-    blank lines are skipped.
+    blank lines are skipped. A line may have at most `LINE_LIMIT` characters, and the table may
+    take at most `readers.LIMIT` bytes of memory.
 
     Raises DataError with the line and the column, OSError where the file can't be opened.
 
@@ -64,7 +67,7 @@ def read_table(path: Path, choose: Choice) -> Table:
     >>> table.names, table.numbers, table.texts
     (('width', 'kind'), array([[1.5]]), ['x'])
     """
-    with opened(path) as file, explained(path):
+    with readers.opened(path) as file, explained(path):
         rows = _rows(path, file)
         first_line, first = next(rows, (0, []))
         if not first:
@@ -75,6 +78,7 @@ def read_table(path: Path, choose: Choice) -> Table:
             if names.count(name) > 1:
                 raise DataError(f"{path}: two columns are called {name!r}")
         features, target = choose(names, len(first))
+        most = readers.LIMIT // (8 * len(features) + 72)  # a cell of text takes about 64 bytes
         numbers, texts, lines = array("d"), list[str](), array("q")
         for line, cells in rows if has_header else itertools.chain([(first_line, first)], rows):
             if len(cells) != len(first):
@@ -93,6 +97,9 @@ def read_table(path: Path, choose: Choice) -> Table:
                             f"{path}: line {line}, {_column(i, names)}: {what}"
                         ) from None
                 numbers.extend([float(cells[i]) for i in features])
+            if len(lines) >= most:
+                what = f"the table is too large: at most {readers.LIMIT} bytes are read"
+                raise DataError(f"{path}: line {line}: {what}")
             if target is not None:
                 if not cells[target].strip():
                     raise DataError(f"{path}: line {line}, {_column(target, names)}: no value")
@@ -196,8 +203,11 @@ def read_features(path: Path, d_in: int, features: tuple[str, ...] = ()) -> np.n
 def _rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of each line that is not blank."""
     with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        start = text.readline()
-        lines = csv.reader(itertools.chain([start], text), delimiter=_delimiter(start), strict=True)
+        bounded = _bounded(path, text)
+        start = next(bounded, "")
+        lines = csv.reader(
+            itertools.chain([start], bounded), delimiter=_delimiter(start), strict=True
+        )
         try:
             for cells in lines:
                 content = "".join(cells)
@@ -234,6 +244,14 @@ def _target_index(path: Path, target: str | int | None, names: tuple[str, ...], 
     if not -width <= at < width:
         raise DataError(f"{path}: expected a target column from 0 to {width - 1}, got {at}")
     return at % width
+
+
+def _bounded(path: Path, text: IO[str]) -> Iterator[str]:
+    """The lines of a text, none of them longer than `LINE_LIMIT`."""
+    for number, line in enumerate(iter(lambda: text.readline(LINE_LIMIT + 1), ""), 1):
+        if len(line) > LINE_LIMIT:
+            raise DataError(f"{path}: line {number}: longer than {LINE_LIMIT} characters")
+        yield line
 
 
 def _delimiter(line: str) -> str:
