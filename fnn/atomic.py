@@ -1,49 +1,64 @@
-"""Files that are there whole or not at all, whatever happens while they are written."""
+"""Files that are written whole or not at all, whatever interrupts the writing."""
 
+import errno
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 UNFINISHED = ".fnn-tmp"
-"""How the names of files end that are being written, or that a kill left behind."""
+"""The suffix of a file that is being written, or whose writer was killed."""
 
 
 def write(path: str | Path, *pieces: bytes | memoryview) -> None:
     """Make `path` a file of these bytes, one piece after another.
 
-    They go to a new file in the same folder, are flushed to the disk, and take the name by
-    one rename; then the folder is flushed. A reader, or a crash at any instant, meets the old
-    file or the new one. Writers at the same time do not mix: the last rename wins.
+    The bytes go to a new file in the same folder, which is flushed to the disk and then
+    renamed to `path`; last, the folder is flushed. So a reader finds the old file or the new
+    one, never a part, and so does everybody after a crash. Of concurrent writers the last one
+    to rename wins.
 
-    Raises OSError, naming `path`, where the folder can't be written or the disk is full; the
-    older file is then as it was.
+    The new file has the old one's mode and, where the system permits it, its owner. A
+    symbolic link is followed. A pipe or a device is written to directly. Another hard link to
+    the old file keeps the old content.
+
+    Raises OSError, naming `path`, where the folder can't be written or the disk is full, and
+    PermissionError for a read-only file; the old file is then unchanged.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write(Path(folder, "a.txt"), b"two ", b"pieces")
+    ...     Path(folder, "a.txt").read_text()
+    'two pieces'
     """
-    path = Path(path)
-    unfinished = path.parent / f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}"
     try:
         try:
-            with open(unfinished, "xb") as file:
-                for piece in pieces:
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-        _flush_folder(path.parent)
+            old = os.stat(path)
+        except FileNotFoundError:
+            old = None
+        if old is None or stat.S_ISREG(old.st_mode):
+            _replace(Path(os.path.realpath(path)), old, pieces)
+        else:
+            with open(path, "wb") as file:
+                file.writelines(pieces)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Make the folder where it is missing, and keep other owners out of it meanwhile.
+    """Own the folder inside the block: no other process can own it at the same time.
 
-    The files that a killed owner left unfinished are removed. The lock ends with the process,
-    however that ends. Raises BlockingIOError where another process owns the folder.
+    The folder is made if it is missing, and unfinished files of a killed owner are removed.
+    Ownership is an advisory lock (`flock`), which ends with the block or the process. Raises
+    BlockingIOError where another process owns the folder.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as parent, owned(Path(parent, "run")):
+    ...     Path(parent, "run").is_dir()
+    True
     """
     import fcntl  # not on Windows, where the rest of this file works
 
@@ -61,6 +76,34 @@ def owned(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _replace(path: Path, old: os.stat_result | None, pieces: Iterable[bytes | memoryview]) -> None:
+    """Rename a new file of these bytes to `path`, which is no link and had the status `old`."""
+    if old is not None and not (old.st_mode & 0o222 and os.access(path, os.W_OK)):
+        raise PermissionError(errno.EACCES, "the file is read-only")
+    unfinished = path.parent / f".{secrets.token_hex(16)}{UNFINISHED}"
+    try:
+        with open(unfinished, "xb") as file:
+            if old is not None:
+                _take_over(unfinished, old)
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
+
+
+def _take_over(new: Path, old: os.stat_result) -> None:
+    """Give a file the owner and the mode of another one; the owner first, which resets bits."""
+    status = os.stat(new)
+    if (status.st_uid, status.st_gid) != (old.st_uid, old.st_gid):
+        with suppress(PermissionError):
+            os.chown(new, old.st_uid, old.st_gid)
+    os.chmod(new, stat.S_IMODE(old.st_mode))
 
 
 def _flush_folder(folder: Path) -> None:

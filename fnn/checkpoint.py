@@ -1,20 +1,22 @@
-"""Trees of arrays to files and back, in the safetensors format: plain data, never code.
+"""Trees of arrays in files of the safetensors format: plain data, never code.
 
-Any safetensors library reads the arrays. Under the header's one metadata key, `fnn`, lies a
-JSON object of what that format does not know:
+Any safetensors library can read the arrays. The header's metadata has one key, `fnn`, whose
+value is a JSON object of what that format can't express:
 
-    sha256     of the whole file, with these 64 digits read as zeros
+    sha256     of the whole file, with these 64 digits replaced by zeros
     version    of this layout
     tree       name -> type of each container, dtype and shape of each leaf
     keys       name -> random generator of each leaf that is a PRNG key
     metadata   the caller's own
 
-The digest covers every byte, so a file that differs in a single bit, is cut or continued is
-refused before anything in it is believed.
+The digest covers every byte. A file that was cut, extended or changed in a single bit is
+refused before its content is used.
 """
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,29 +24,47 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from fnn import atomic
+from fnn import atomic, extras
 from fnn.base import Params
 
+with extras.needs("data"):
+    import safetensors
+    import safetensors.numpy
+
 VERSION = 1
+HEADER_LIMIT = 100_000_000
+"""The most bytes of a header: the limit of the safetensors format."""
 _BLANK = b"0" * 64
 
 
 class CheckpointError(ValueError):
-    """A file that is not the checkpoint that was asked for; the message says how it differs."""
+    """A file that is no checkpoint, is damaged or holds another tree; the message says which.
+
+    >>> raise CheckpointError("run.safetensors: not a checkpoint of fnn, or damaged")
+    Traceback (most recent call last):
+    fnn.checkpoint.CheckpointError: run.safetensors: not a checkpoint of fnn, or damaged
+    """
 
 
 def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None) -> None:
-    """Write a tree of arrays, and metadata that JSON can hold, to one file.
+    """Write a tree of arrays, and metadata that JSON can express, to one file.
 
-    Leaves are named by their paths in the tree, such as `params.0.W`. bfloat16 and PRNG keys
-    are kept as they are. At every instant `path` is the old file or the new one, whole.
+    Leaves are named by their paths in the tree, such as `params.0.W`. Every dtype that
+    safetensors has is kept, bfloat16 included, and so are PRNG keys. The file is replaced in
+    one step: see `atomic.write`.
 
-    Raises TypeError for a leaf that is no array or of a dtype that safetensors lacks, and for
-    metadata that JSON can't hold; OSError where the file can't be written.
+    Raises TypeError for a leaf that is not an array or whose dtype safetensors lacks, and for
+    metadata that JSON can't express, or of keys that it would turn into text; OSError where
+    the file can't be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Path(folder, "c"), {"w": jnp.ones(2)}, {"epoch": 3})
+    ...     read_metadata(Path(folder, "c"))
+    {'epoch': 3}
     """
+    _check_metadata(metadata)
     nodes = _nodes(tree)
     leaves = {name: node for name, node in nodes.items() if not isinstance(node, _Container)}
     described = {
@@ -62,6 +82,8 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
         data = safetensors.numpy.save(arrays, {"fnn": json.dumps(described)})
     except safetensors.SafetensorError as error:
         raise TypeError(f"{path}: {error}") from error
+    except UnicodeEncodeError as error:
+        raise TypeError(f"{path}: a leaf's name is not text: {error.object!r}") from error
     before, after = _around(data, _BLANK)
     atomic.write(path, before, _digest(before, after), after)
 
@@ -69,12 +91,19 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
 def load(path: str | Path, like: Params) -> Params:
     """Read a tree of the structure, shapes and dtypes of `like`.
 
-    like is such a tree, or what `jax.eval_shape` gives for one. Leaves come back as NumPy
-    arrays where those of like are, otherwise as JAX arrays.
+    `like` is such a tree, or what `jax.eval_shape` returns for one. A leaf is a NumPy array
+    where that of `like` is one, otherwise a JAX array, with the sharding of that of `like` if
+    that is committed to one.
 
     Raises CheckpointError for a file that is damaged or no checkpoint, and for one that holds
-    another tree: it names the leaves that are missing, left over or different. Raises OSError
+    another tree: it names the leaves that are missing, unexpected or different. Raises OSError
     where the file can't be read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Path(folder, "c"), {"w": jnp.ones(2)})
+    ...     load(Path(folder, "c"), like={"w": jnp.zeros(2)})
+    {'w': Array([1., 1.], dtype=float32)}
     """
     data, described = _read(path)
     nodes = _nodes(like)
@@ -92,34 +121,59 @@ def load(path: str | Path, like: Params) -> Params:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata given to `save`.
+    """The metadata that `save` was given, {} if none.
 
     Raises CheckpointError for a file that is damaged or no checkpoint, and OSError where it
     can't be read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Path(folder, "c"), (), {"layers": [3, 4]})
+    ...     read_metadata(Path(folder, "c"))["layers"]
+    [3, 4]
     """
     return _read(path)[1]["metadata"]
 
 
 def _read(path: str | Path) -> tuple[bytes, dict[str, Any]]:
-    """The file's bytes, found whole, and what they say of themselves."""
-    data = Path(path).read_bytes()
-    try:
-        length = int.from_bytes(data[:8], "little")
-        described = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["fnn"])
-        version, claimed = described["version"], described["sha256"].encode("ascii")
-        complete = described.keys() >= {"tree", "keys", "metadata"}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of fnn, or damaged") from error
-    if version != VERSION:
-        raise CheckpointError(f"{path}: expected layout version {VERSION}, got {version!r}")
+    """The file's bytes, with their digest verified, and the JSON object under `fnn`.
+
+    The header is read first, and then no more than the size that it states.
+    """
+    with open(path, "rb") as file:
+        try:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if length > HEADER_LIMIT:
+                raise ValueError(f"a header of {length} bytes, of at most {HEADER_LIMIT}")
+            start += file.read(length)
+            header = json.loads(start[8:])
+            described = json.loads(header.pop("__metadata__")["fnn"])
+            version, claimed = described["version"], described["sha256"].encode("ascii")
+            complete = described.keys() >= {"tree", "keys", "metadata"}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"{path}: not a checkpoint of fnn, or damaged") from error
+        if version != VERSION:
+            raise CheckpointError(f"{path}: expected layout version {VERSION}, got {version!r}")
+        try:
+            size = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+            status = os.fstat(file.fileno())
+            if stat.S_ISREG(status.st_mode) and status.st_size != len(start) + size:
+                raise ValueError(f"expected {len(start) + size} bytes, got {status.st_size}")
+            data = start + file.read(size + 1)
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError) as error:
+            raise CheckpointError(f"{path}: damaged: its size is not the header's") from error
     if not complete or _digest(*_around(data, claimed)) != claimed:
         raise CheckpointError(f"{path}: damaged: its content does not match its SHA-256")
     return data, described
 
 
 def _around(data: bytes, digest: bytes) -> tuple[memoryview, memoryview]:
-    """The bytes before and after the digest's place, which is its first occurrence: safetensors
-    puts the metadata first, and we put the digest first in there."""
+    """The bytes before and after the digest.
+
+    The first occurrence is the digest's own place, because safetensors writes the metadata
+    first, and `save` puts the digest first in it.
+    """
     at = data.find(digest)
     return memoryview(data)[:at], memoryview(data)[at + len(_BLANK) :]
 
@@ -138,7 +192,7 @@ class _Container(str):
 def _nodes(tree: Params) -> dict[str, Any]:
     """The tree's leaves and containers by their paths, in the tree's order.
 
-    A path reads `0.W` where such short names tell all apart, else `[0]['W']`.
+    Paths are written `0.W`, or, where two of them would read the same, `[0]['W']`.
     """
 
     def walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -158,6 +212,21 @@ def _nodes(tree: Params) -> dict[str, Any]:
         if len(named) == len(found) and "__metadata__" not in named:
             return named
     raise ValueError("checkpoint: two leaves of the tree have the same path")
+
+
+def _check_metadata(metadata: Any) -> None:
+    """JSON turns keys into text, so that 1 and "1" would be one key."""
+    try:
+        if isinstance(metadata, dict):
+            for key, value in metadata.items():
+                if not isinstance(key, str):
+                    raise TypeError(f"checkpoint: metadata: expected keys of text, got {key!r}")
+                _check_metadata(value)
+        elif isinstance(metadata, list | tuple):
+            for value in metadata:
+                _check_metadata(value)
+    except RecursionError:
+        raise TypeError("checkpoint: metadata: nested too deeply") from None
 
 
 def _is_key(leaf: Any) -> bool:
@@ -188,13 +257,22 @@ def _check_same(got: dict[str, str], expected: dict[str, str]) -> None:
 
 
 def _restore(name: str, tensor: dict[str, Any], like: Any, keys: dict[str, str]) -> Any:
+    """The leaf of these bytes, of the type and at the place of `like`."""
     if _is_key(like):
         raw = np.frombuffer(tensor["data"], np.uint32).reshape(tensor["shape"])
-        return jax.random.wrap_key_data(jnp.asarray(raw), impl=keys[name])
+        return _placed(jax.random.wrap_key_data(jnp.asarray(raw), impl=keys[name]), like)
     dtype = np.dtype(like.dtype).newbyteorder("=")
     array = np.frombuffer(tensor["data"], dtype).reshape(like.shape)
     if isinstance(like, np.ndarray | np.generic):
         return array
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"{name} is {dtype}: turn jax_enable_x64 on to load it")
-    return jnp.array(array)
+    return _placed(array, like)
+
+
+def _placed(array: Any, like: Any) -> jax.Array:
+    """The array with the sharding of `like`, or uncommitted where `like` has none of its own."""
+    sharding = getattr(like, "sharding", None) if getattr(like, "committed", True) else None
+    return (
+        jnp.array(array) if sharding is None else jax.device_put(array, sharding, may_alias=False)
+    )

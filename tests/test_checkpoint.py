@@ -368,3 +368,145 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path):
     (folder / "kept").write_text("")
     with atomic.owned(folder):
         assert [path.name for path in folder.iterdir()] == ["kept"]
+
+
+# What stands at the path already.
+
+
+def test_a_link_is_followed_and_stays(tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "dangling").symlink_to(tmp_path / "new")
+    for link, target in (("link", "target"), ("dangling", "new")):
+        atomic.write(tmp_path / link, b"new")
+        assert (tmp_path / link).is_symlink()
+        assert (tmp_path / target).read_bytes() == b"new"
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        atomic.write(tmp_path / "loop", b"new")
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o755, 0o200])
+def test_the_old_files_mode_is_kept(tmp_path, mode):
+    path = tmp_path / "a"
+    path.write_text("old")
+    path.chmod(mode)
+    atomic.write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o7777 == mode
+
+
+def test_content_is_never_readable_to_more_people_than_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_text("old")
+    path.chmod(0o600)
+    modes = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (modes.append(os.fstat(handle).st_mode), fsync(handle))
+    )
+    atomic.write(path, b"secret")
+    assert modes[0] & 0o777 == 0o600
+
+
+def test_a_read_only_file_is_refused(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("old")
+    path.chmod(0o444)
+    with pytest.raises(PermissionError, match="read-only"):
+        atomic.write(path, b"new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_is_not_a_regular_file_is_written_through(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for name in ("pipe", "link"):
+        atomic.write(tmp_path / name, b"two ", memoryview(b"pieces"))
+        assert os.read(reader, 99) == b"two pieces"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "pipe"]
+    with pytest.raises(IsADirectoryError):
+        atomic.write(tmp_path, b"new")
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    path = tmp_path / ("a" * 255)
+    atomic.write(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+# Metadata, devices and hostile sizes.
+
+
+@pytest.mark.parametrize("metadata", [{1: "a", "1": "b"}, {"a": [{None: 1}]}, {"a": ({2.5: 1},)}])
+def test_metadata_keys_that_json_would_change_are_refused(tmp_path, metadata):
+    with pytest.raises(TypeError, match="metadata: expected keys of text, got"):
+        checkpoint.save(tmp_path / "c", {}, metadata)
+    assert not list(tmp_path.iterdir())
+
+
+def test_endless_metadata_is_refused(tmp_path):
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(TypeError, match="metadata: nested too deeply"):
+        checkpoint.save(tmp_path / "c", {}, {"a": deep})
+    round_trip: dict = {}
+    round_trip["itself"] = round_trip
+    with pytest.raises(TypeError, match="metadata: nested too deeply"):
+        checkpoint.save(tmp_path / "c", {}, round_trip)
+
+
+def test_a_name_that_is_not_text_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="not text"):
+        checkpoint.save(tmp_path / "c", {"\ud800": np.ones(2)})
+
+
+def test_leaves_come_back_where_like_has_them(tmp_path):
+    mesh = jax.make_mesh((2,), ("data",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    tree = {
+        "rows": jax.device_put(jnp.arange(4.0), rows),
+        "second": jax.device_put(jnp.ones(3), jax.devices()[1]),
+        "anywhere": jnp.ones(2),
+        "key": jax.device_put(jax.random.split(jax.random.key(0), 2), rows),
+    }
+    checkpoint.save(tmp_path / "c", tree)
+    shapes = {
+        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding if a.committed else None)
+        for name, a in tree.items()
+    }
+    for like in (tree, shapes):
+        loaded = checkpoint.load(tmp_path / "c", like)
+        same(loaded, tree)
+        for name, leaf in loaded.items():
+            assert leaf.sharding == tree[name].sharding
+            assert leaf.committed == (name != "anywhere")
+
+
+def test_no_more_is_read_than_the_header_asks_for(tmp_path):
+    """/dev/zero never ends, and the sparse files are larger than the memory."""
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        checkpoint.load("/dev/zero", SMALL)
+    path = tmp_path / "c"
+    checkpoint.save(path, SMALL)
+    os.truncate(path, 1 << 42)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(path, SMALL)
+    path.write_bytes((1 << 41).to_bytes(8, "little"))
+    os.truncate(path, 1 << 42)
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        checkpoint.read_metadata(path)
+
+
+def test_a_checkpoint_is_read_from_a_pipe(tmp_path):
+    checkpoint.save(tmp_path / "c", SMALL)
+    os.mkfifo(tmp_path / "pipe")
+    whole = (tmp_path / "c").read_bytes()
+    threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[whole], daemon=True).start()
+    same(checkpoint.load(tmp_path / "pipe", SMALL), SMALL)

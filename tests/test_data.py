@@ -1,18 +1,25 @@
 """Every way in for data gives the same arrays, and every fault of a file a line that names it."""
 
 import gzip
+import io
 import os
 import pickle
 import random
 import struct
+import subprocess
+import sys
+import threading
+import zipfile
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from sklearn import preprocessing
 
 from fnn import data
-from fnn.data import DataError
+from fnn.data import DataError, readers
+from fnn.data.tables import FEW
 
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -94,9 +101,9 @@ def test_whole_numbers_are_classes_where_they_are_few(tmp_path):
     few = data.load(table([10, 9, 10, -2]))
     assert few.classes == ("-2", "9", "10")
     np.testing.assert_array_equal(few.y, [2, 1, 2, 0])
-    many = table(range(data.FEW + 1))
+    many = table(range(FEW + 1))
     assert data.load(many).classes == ()
-    assert len(data.load(many, task="classification").classes) == data.FEW + 1
+    assert len(data.load(many, task="classification").classes) == FEW + 1
     assert data.load(table([1.0, 2.0, 3.0])).classes == ()
     values = data.load(table([3, 4, 3]), task="regression")
     np.testing.assert_array_equal(values.y, [[3.0], [4.0], [3.0]])
@@ -344,7 +351,8 @@ IDX_FAULTS = {
     "no lengths": (idx(IMAGES, 8)[:9], "cut short"),
     "short": (idx(IMAGES, 8)[:-1], "cut short: 23 of 24 bytes"),
     "long": (idx(IMAGES, 8) + b"\0", "longer than the 24 bytes"),
-    "huge": (struct.pack(">BBBB3I", 0, 0, 8, 3, *[2**32 - 1] * 3), "cut short"),
+    "huge": (struct.pack(">BBBB3I", 0, 0, 8, 3, *[2**32 - 1] * 3), "at most"),
+    "large": (struct.pack(">BBBB2I", 0, 0, 8, 2, 4, 2**20), "cut short: 0 of 4194304 bytes"),
     "none": (idx(IMAGES[:0], 8), "no examples"),
     "counts": (idx(IMAGES[:3], 8), "x has 3 examples, but y has 4"),
     "nan": (idx(np.full((4, 1), np.nan), 0x0D), r"x\[0, 0\] is nan"),
@@ -475,3 +483,180 @@ def test_numbers_that_do_not_fit_are_named():
     scaling = data.Scaling.of(np.array([[0.0, 0.0], [1.0, 1.0]]))
     with pytest.raises(DataError, match=r"example 1, column 2: 1e\+40 is too far off"):
         scaling.apply(np.array([[0.0, 1e40]]))
+
+
+@pytest.mark.parametrize("name", data.BUNDLED)
+def test_scaling_is_scikit_learns_bit_for_bit(name):
+    x = np.column_stack([data.load(name).x.astype(float), np.full(len(data.load(name).x), 0.1)])
+    fitted = preprocessing.StandardScaler().fit(x)
+    scaling = data.Scaling.of(x)
+    np.testing.assert_array_equal(scaling.mean, fitted.mean_)
+    np.testing.assert_array_equal(scaling.scale, fitted.scale_)
+    assert scaling.scale[-1] == 1
+
+
+# scikit-learn is needed for the bundled sets and for drawing a split, and for nothing else.
+
+WITHOUT_SCIKIT_LEARN = """
+import sys
+sys.modules["sklearn"] = None
+import numpy as np
+from fnn import data
+everything = data.load(sys.argv[1])
+data.Scaling.of(everything.x).apply(data.inputs(sys.argv[2], 2))
+for needing in (lambda: data.load("iris"), lambda: data.split(everything, 0.5, 0)):
+    try:
+        needing()
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+
+
+def test_a_missing_scikit_learn_is_said_with_the_command(tmp_path):
+    path = written(tmp_path / "a.csv", "1,2,3\n1,3,3\n2,3,4\n2,2,4\n")
+    bare = written(tmp_path / "b.csv", "1,2\n")
+    said = subprocess.check_output(
+        [sys.executable, "-c", WITHOUT_SCIKIT_LEARN, path, bare], text=True
+    )
+    assert said.splitlines() == ["sklearn is missing: python -m pip install 'fnn[data]'"] * 2
+
+
+def test_importing_data_imports_neither_scikit_learn_nor_jax():
+    program = "import sys, fnn.data; print([m for m in ('sklearn', 'jax') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "[]\n"
+
+
+# Labels and guesses.
+
+
+def test_labels_in_bytes_must_be_utf8(tmp_path):
+    """Two such labels could decode alike, and be two classes of one name."""
+    np.savez(tmp_path / "a.npz", x=X, y=np.array([b"a", b"\xff", b"\xfe", "é".encode()]))
+    with pytest.raises(DataError, match=r"a\.npz: y\[1\] is b'\\xff', expected text in UTF-8"):
+        data.load(tmp_path / "a.npz")
+
+
+def test_targets_without_columns_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=X, y=np.zeros((4, 0)))
+    with pytest.raises(DataError, match=r"y of shape \(n,\) or \(n, k\), got \(4, 0\)"):
+        data.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("last", ["3", "kind"])
+def test_numbers_that_count_the_columns_are_a_header(tmp_path, delimiter, last):
+    """As pandas writes it for columns that have no names."""
+    rows = [["0", "1", "2", last], ["0", "1", "2", "7"], ["5", "6", "7", "8"]]
+    text = "".join(delimiter.join(row) + "\n" for row in rows)
+    read = data.load(written(tmp_path / "a.csv", text))
+    np.testing.assert_array_equal(read.x, [[0, 1, 2], [5, 6, 7]])
+    assert read.features == ("0", "1", "2")
+    assert read.classes == ("7", "8")
+
+
+def test_few_numbers_that_count_the_columns_are_an_example(tmp_path):
+    assert len(data.load(written(tmp_path / "a.csv", "0,1\n1,0\n")).x) == 2
+    assert len(data.load(written(tmp_path / "a.csv", "0,1,x\n1,0,y\n")).x) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["1,5;0\n2,5;1\n", "1;0,5\n2;1,5\n", "1,5;2,5;x\n", "2,5\t3\n", "a;b\n1;0,5\n2;1,5\n"]
+)
+def test_decimal_commas_are_refused(tmp_path, text):
+    with pytest.raises(DataError, match=r"'\d,5' is not a number.*point"):
+        data.load(written(tmp_path / "a.csv", text))
+
+
+def test_one_number_is_one_class_however_it_is_written(tmp_path):
+    path = written(tmp_path / "a.csv", "1,1\n2,1.0\n3,+1\n4,-0.0\n5,2.50\n")
+    read = data.load(path, task="classification")
+    assert read.classes == ("0", "1", "2.5")
+    np.testing.assert_array_equal(read.y, [1, 1, 1, 0, 2])
+    text = data.load(written(tmp_path / "a.csv", "1,v1\n2,v1.0\n"))
+    assert text.classes == ("v1", "v1.0")
+
+
+def test_long_whole_numbers_stay_apart(tmp_path):
+    ids = [10**17 + 1, 10**17 + 2, 10**25, 10**25 + 1, -(10**18)]
+    path = written(tmp_path / "a.csv", "".join(f"{i},{v}\n" for i, v in enumerate(ids * 2)))
+    read = data.load(path)
+    assert read.classes == tuple(map(str, sorted(ids)))
+    assert [read.classes[label] for label in read.y] == list(map(str, ids * 2))
+    with pytest.raises(DataError, match=r"line 2, column 2: .*two whole numbers.*one float64"):
+        data.load(path, task="regression")
+
+
+# Members that are no arrays, pipes, and files that are larger than they look.
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x93NUMPY\7\7" + b"0" * 99])
+def test_an_npz_member_that_is_no_array_is_refused(tmp_path, content):
+    np.savez(tmp_path / "a.npz", y=LABELS)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("x", content)
+    for read in (data.load, lambda path: data.inputs(path, 2)):
+        with pytest.raises(DataError, match=r"a\.npz: x: not an array in NumPy's format"):
+            read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", [">f8", "<f4", "i2"])
+def test_numpys_arrays_in_every_order(tmp_path, order, dtype):
+    a = np.arange(24).reshape(2, 3, 4).astype(dtype, order=order)
+    np.save(tmp_path / "a.npy", a)
+    read = readers.read_npy(tmp_path / "a.npy")
+    np.testing.assert_array_equal(read, a)
+    assert read.dtype == a.dtype
+
+
+def piped(tmp_path, name, content):
+    path = tmp_path / name
+    os.mkfifo(path)
+    threading.Thread(target=path.write_bytes, args=[content], daemon=True).start()
+    return path
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_sources_may_be_pipes(tmp_path, zipped):
+    table = b"1,2,x\n3,4,y\n"
+    path = piped(tmp_path, "table", gzip.compress(table) if zipped else table)
+    assert data.load(path).classes == ("x", "y")
+    np.save(tmp_path / "x.npy", X)
+    path = piped(tmp_path, "piped.npy", (tmp_path / "x.npy").read_bytes())
+    np.testing.assert_array_equal(data.inputs(path, 2), X)
+
+
+def test_sources_without_end_are_refused(tmp_path):
+    with pytest.raises(DataError, match="/dev/zero: line 1: longer than 16777216 characters"):
+        data.load("/dev/zero")
+    (tmp_path / "x.npy").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="not an array in NumPy's format"):
+        data.inputs(tmp_path / "x.npy", 2)
+    bomb = gzip.compress(b"1,2\n" + b"1" * (1 << 25))
+    with pytest.raises(DataError, match="line 2: longer than 16777216 characters"):
+        data.load(written(tmp_path / "a.csv", bomb))
+
+
+def huge_npy():
+    head = io.BytesIO()
+    form = {"descr": "|u1", "fortran_order": False, "shape": (1 << 30, 1 << 20)}
+    np.lib.format.write_array_header_1_0(head, form)
+    return head.getvalue()
+
+
+def test_arrays_larger_than_the_memory_are_refused_by_their_header(tmp_path):
+    path = written(tmp_path / "x.npy", huge_npy())
+    os.truncate(path, 1 << 42)
+    with pytest.raises(DataError, match="takes 1125899906842624 bytes; at most .* are read"):
+        data.inputs(path, 2)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", huge_npy() + b"\0" * (1 << 20))
+    with pytest.raises(DataError, match="takes 1125899906842624 bytes; at most .* are read"):
+        data.inputs(tmp_path / "a.npz", 2)
+
+
+def test_a_table_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
+    path = written(tmp_path / "a.csv", gzip.compress(b"1,2,x\n" * 1000))
+    monkeypatch.setattr(readers, "LIMIT", 50_000)
+    with pytest.raises(DataError, match="line 569: .* at most 50000 bytes"):
+        data.load(path)

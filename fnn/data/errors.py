@@ -1,0 +1,77 @@
+"""The error for data that can't be used, and what its messages need."""
+
+import difflib
+import gzip
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """Data that can't be used; the message says where and why.
+
+    >>> raise DataError("a.csv: line 3, column 2: no value")
+    Traceback (most recent call last):
+    fnn.data.errors.DataError: a.csv: line 3, column 2: no value
+    """
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Any error inside the block becomes a DataError that names the file.
+
+    An OSError that names a file itself passes unchanged: the file can't be opened. NumPy's
+    parser raises, and warns of, whatever damaged input leads it to, so that nothing narrower
+    than Exception is enough here.
+
+    >>> with explained(Path("a.csv")):
+    ...     bytes([0xE9]).decode()
+    Traceback (most recent call last):
+    fnn.data.errors.DataError: a.csv: not text in UTF-8: byte 0xe9
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except DataError:
+        raise
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise DataError(f"{path}: not text in UTF-8: byte 0x{byte:02x}") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged or cut short: {error}") from error
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise DataError(f"{path}: can't be read: {error}") from error
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "pickle" in reason:
+            reason = "it holds Python objects, which are not loaded"
+        raise DataError(f"{path}: can't be read: {reason}") from error
+
+
+def not_finite(a: np.ndarray) -> Iterator[tuple[int, ...]]:
+    """The indices of the entries that are NaN or infinite, in order.
+
+    >>> list(not_finite(np.array([[1.0, 2.0], [np.nan, np.inf]])))
+    [(1, 0), (1, 1)]
+    """
+    if a.dtype.kind == "f" and not np.isfinite(a).all():
+        yield from (tuple(int(i) for i in index) for index in np.argwhere(~np.isfinite(a)))
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint for an unknown name: the closest known name, or the first twenty known ones.
+
+    >>> nearest("digitz", ("digits", "iris"))
+    "did you mean 'digits'?"
+    >>> nearest("mnist", ("wine", "iris"))
+    'known are wine, iris'
+    """
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known[:20])}"
