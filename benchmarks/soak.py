@@ -26,8 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import fnn
-from fnn import checkpoint, data, runs
+from fnn import checkpoint, data
 from fnn.atomic import UNFINISHED
+from fnn.cli import runs
 from fnn.fitting import all_finite
 from fnn.training import make_epoch
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from fnn import __version__
+from fnn import __version__, extras
 
 COMMANDS = {
     "train": "Train a multi-layer perceptron on SOURCE and measure it on held-out examples.",
@@ -89,11 +89,12 @@ class Group(click.Group):
         (1, 'Error: no/such/folder/run.safetensors: there is no trained run\\n')
         """
         try:
-            return super().invoke(ctx)
+            with extras.needs("cli"):
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise
         except ModuleNotFoundError as error:
-            raise click.ClickException(missing(error)) from error
+            raise click.ClickException(str(error)) from error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(f"{where}{error.strerror or error}") from error
@@ -104,16 +105,6 @@ class Group(click.Group):
             if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
                 raise
             raise click.ClickException(str(error).splitlines()[0]) from error
-
-
-def missing(error: ModuleNotFoundError) -> str:
-    """The package that is not installed, and the command that installs it.
-
-    >>> missing(ModuleNotFoundError(name="sklearn.datasets"))
-    "sklearn is missing: python -m pip install 'fnn[cli]'"
-    """
-    package = str(error.name).partition(".")[0]
-    return f"{package} is missing: python -m pip install 'fnn[cli]'"
 
 
 @click.group(
