@@ -20,6 +20,7 @@ from fnn.activations import (
     softplus as softplus,
     tanh as tanh,
 )
+from fnn.adapters import from_optax as from_optax, to_optax as to_optax
 from fnn.backprop import (
     differentiable as differentiable,
     objective as objective,
@@ -37,9 +38,12 @@ from fnn.combinators import (
     add as add,
     concatenate as concatenate,
     fork as fork,
+    frozen as frozen,
+    masked as masked,
     repeat as repeat,
     serial as serial,
     skip as skip,
+    stop_gradient as stop_gradient,
 )
 from fnn.fitting import DivergedError as DivergedError, Progress as Progress, fit as fit
 from fnn.layers.dense import dense as dense
@@ -54,6 +58,7 @@ from fnn.losses import (
     sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy,
     softmax_cross_entropy as softmax_cross_entropy,
 )
+from fnn.memory import remat as remat, reversible as reversible
 from fnn.models import mlp as mlp
 from fnn.optimizers import (
     adagrad as adagrad,
@@ -67,6 +72,7 @@ from fnn.optimizers import (
     rmsprop as rmsprop,
     sgd as sgd,
 )
+from fnn.precision import compute_in as compute_in
 from fnn.reductions import (
     Direct as Direct,
     Masked as Masked,
@@ -75,6 +81,12 @@ from fnn.reductions import (
     total as total,
 )
 from fnn.training import make_epoch as make_epoch, make_step as make_step, make_train as make_train
+from fnn.wrappers import (
+    accumulate as accumulate,
+    average as average,
+    partition as partition,
+    scale_loss as scale_loss,
+)
 
 __version__: str
 __all__: list[str]

@@ -26,7 +26,7 @@ from fnn.base import (
     measured,
     split,
 )
-from fnn.reductions import Reduce, total
+from fnn.reductions import Factor, Masked, Reduce, Zero, total
 
 
 def serial(*layers: Layer) -> Layer:
@@ -200,6 +200,93 @@ def repeat(layer: Layer, n: int) -> Layer:
     return plain._replace(varying=Varying(at_key, measure))
 
 
+def masked(layer: Layer, mask: Params) -> Layer:
+    """The layer with parameters params * mask: where mask is 0 there is no weight.
+
+    mask is a tree like params of constant arrays, numbers or booleans. dparams is the layer's
+    times mask, so that what is masked learns nothing. params, residuals and dx are the layer's.
+    Pruning: Frankle & Carbin 2019.
+
+    Raises TypeError for an argument that is not a layer; ValueError for a mask of another
+    structure or shape than the params.
+
+    >>> import fnn
+    >>> layer = masked(fnn.dense(2, 1), {"W": jnp.array([[1, 0]]), "b": jnp.array([1])})
+    >>> params = {"W": jnp.array([[2.0, 3.0]]), "b": jnp.zeros(1)}
+    >>> layer.forward(params, jnp.array([1.0, 1.0]))[0]
+    Array([2.], dtype=float32)
+    """
+    check_layer("masked", layer)
+
+    def kept(params: Params) -> Params:
+        _check_mask(mask, params)
+        return jax.tree.map(lambda p, m: p * m.astype(p.dtype), params, mask)
+
+    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+        return layer.forward(kept(params), x)
+
+    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+        factors, dx = layer.backward(kept(params), residuals, dy, lambda factor: factor)
+
+        def one(p: Array, m: Array, factor: Factor) -> Any:
+            of = lambda factor, m: reduce(Masked(factor, m.astype(p.dtype)))  # noqa: E731
+            for _ in range(m.ndim - factor.ndim):  # the copies of a `repeat` inside
+                of = jax.vmap(of)
+            return of(factor, m)
+
+        return jax.tree.map(one, params, mask, factors), dx
+
+    return Layer(
+        layer.init,
+        forward,
+        backward,
+        layer.varying
+        and Varying(
+            lambda key, statistics: masked(at(layer, key, statistics), mask),
+            lambda params, x, key: measured(layer, kept(params), x, key),
+        ),
+        lambda params: [(layer, kept(params))],
+    )
+
+
+def frozen(layer: Layer) -> Layer:
+    """The layer, its parameters kept as they are: dparams = 0, dx is the layer's.
+
+    The weight gradients are not computed. An optimizer that moves parameters without a gradient,
+    as `adamw` does by its weight decay, needs `partition` to leave them alone.
+
+    Raises TypeError for an argument that is not a layer.
+
+    >>> import fnn
+    >>> layer, x = frozen(fnn.dense(2, 1)), jnp.ones((3, 2))
+    >>> params = layer.init(jax.random.key(0))
+    >>> layer.backward(params, x, jnp.ones((3, 1)))[0]["b"]
+    Array([0.], dtype=float32)
+    """
+    check_layer("frozen", layer)
+
+    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+        return layer.backward(params, residuals, dy, lambda factor: reduce(Zero.like(factor)))
+
+    return layer._replace(
+        backward=backward,
+        varying=_varying_alone(frozen, layer),
+        parts=None,
+    )
+
+
+def _stop_backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    return (), jax.tree.map(jnp.zeros_like, dy)
+
+
+stop_gradient = Layer(lambda key: (), lambda params, x: (x, ()), _stop_backward)
+"""y = x, dx = 0: what stands before it learns nothing through it.
+
+>>> stop_gradient.backward((), (), jnp.ones(2))[1]
+Array([0., 0.], dtype=float32)
+"""
+
+
 def _add_forward(params: Params, xs: tuple[Array, ...]) -> tuple[Array, Residuals]:
     for x in xs[1:]:
         _check_same("add", xs[0], x)
@@ -334,6 +421,12 @@ def _check_depth(n: int, params: Params) -> None:
             raise ValueError(
                 f"repeat: expected params with a leading axis of {n}, got {leaf.shape}"
             )
+
+
+def _check_mask(mask: Params, params: Params) -> None:
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, mask)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"masked: expected a mask of shapes {shapes[0]}, got {shapes[1]}")
 
 
 def _check_same(name: str, x: Any, y: Any) -> None:

@@ -57,10 +57,13 @@ def _optimizer(state_type: Any, learning_rate: Rate, rule: Callable[..., Updated
             new, *changed = rule(*inputs, *slots)
             return new.astype(theta.dtype), *changed
 
-        updated = jax.tree.map(apply, params, grads, *slots)
-        form = jax.tree.structure((0,) * (1 + len(slot_names)))
-        params, *slots = jax.tree.transpose(jax.tree.structure(params), form, updated)
-        return state_type(params, step + 1, *slots)
+        form: Any = jax.tree.structure(params)
+        columns = [form.flatten_up_to(tree) for tree in (params, grads, *slots)]
+        updated = [apply(*leaf) for leaf in zip(*columns, strict=True)]
+        trees = [form.unflatten(column) for column in zip(*updated, strict=True)]
+        return (
+            state_type(trees[0], step + 1, *trees[1:]) if trees else state._replace(step=step + 1)
+        )
 
     return Optimizer(init, update)
 

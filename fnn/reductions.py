@@ -6,6 +6,8 @@ A layer's `backward` never sums its parameters' gradients itself. It states each
     Direct(value)           example n has the gradient value_n
     Masked(factor, mask)    the factor's gradients times a constant array, entry by entry
     Sum(a, b)               the sum of two factors' gradients, for a parameter used twice
+    Zero(shape, batch)      no gradient, for a parameter that is frozen
+    Widened(factor, dtype)  the factor's gradients, summed and returned in a wider dtype
     Whole(value, name)      a gradient that exists for the whole batch only
 
 and returns what `reduce` makes of it. Backpropagation is one such reduction, `total`. Others
@@ -45,13 +47,14 @@ from fnn.base import Array, at_least_float32
 
 class Factor:
     """Per-example gradients of one parameter. `batch` has the lengths of its batch axes: first
-    the examples', then the positions'.
+    the examples', then the positions'. `ndim` is the rank of the parameter.
 
     >>> isinstance(Direct(jnp.ones((3, 2))), Factor)
     True
     """
 
     batch: tuple[int, ...]
+    ndim: int
 
 
 Reduce = Callable[[Factor], Any]
@@ -71,6 +74,7 @@ class Outer(Factor):
 
     left: Array
     right: Array
+    ndim = 2
 
     @property
     def batch(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -121,6 +125,11 @@ class Masked(Factor):
         """The factor's."""
         return self.factor.batch
 
+    @property
+    def ndim(self) -> int:  # type: ignore[override]
+        """The factor's."""
+        return self.factor.ndim
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["a", "b"], meta_fields=[])
 @dataclass(frozen=True)
@@ -139,6 +148,65 @@ class Sum(Factor):
         """The axes that both have."""
         pairs = zip(self.a.batch, self.b.batch, strict=False)
         return tuple(m for m, n in pairs if m == n)
+
+    @property
+    def ndim(self) -> int:  # type: ignore[override]
+        """That of both."""
+        return self.a.ndim
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["shape", "batch", "dtype"])
+@dataclass(frozen=True)
+class Zero(Factor):
+    """Gradients that are 0 throughout, for a parameter of `shape`.
+
+    >>> total(Zero.like(Direct(jnp.ones((5, 2)))))
+    Array([0., 0.], dtype=float32)
+    """
+
+    shape: tuple[int, ...]
+    batch: tuple[int, ...]
+    dtype: Any
+
+    @classmethod
+    def like(cls, factor: Factor) -> "Zero":
+        """Zeros in place of the factor's gradients.
+
+        >>> Zero.like(Outer(jnp.ones((5, 2)), jnp.ones((5, 3)))).shape
+        (2, 3)
+        """
+        parameter = jax.eval_shape(total, factor)
+        return cls(parameter.shape, factor.batch, parameter.dtype)
+
+    @property
+    def ndim(self) -> int:  # type: ignore[override]
+        """The rank of the parameter."""
+        return len(self.shape)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["factor"], meta_fields=["dtype"])
+@dataclass(frozen=True)
+class Widened(Factor):
+    """The gradients of a factor that was computed in a narrow dtype: products run in that dtype,
+    sums over the batch and the result are in `dtype`.
+
+    >>> narrow = Direct(jnp.ones((1000, 1), jnp.bfloat16))
+    >>> total(Widened(narrow, jnp.dtype("float32")))
+    Array([1000.], dtype=float32)
+    """
+
+    factor: Factor
+    dtype: Any
+
+    @property
+    def batch(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The factor's."""
+        return self.factor.batch
+
+    @property
+    def ndim(self) -> int:  # type: ignore[override]
+        """The factor's."""
+        return self.factor.ndim
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["name"])
@@ -197,6 +265,21 @@ def _(factor: Sum) -> Array:
 
 
 @total.register
+def _(factor: Zero) -> Array:
+    return jnp.zeros(factor.shape, factor.dtype)
+
+
+@total.register
+def _(factor: Widened) -> Array:
+    inner = factor.factor
+    if isinstance(inner, Outer):
+        batch = tuple(range(inner.left.ndim - 1))
+        axes = (batch, batch)
+        return jnp.tensordot(inner.left, inner.right, axes, preferred_element_type=factor.dtype)
+    return total(jax.tree.map(lambda a: a.astype(factor.dtype), inner))
+
+
+@total.register
 def _(factor: Whole) -> Array:
     return factor.value
 
@@ -227,6 +310,18 @@ def _(factor: Direct, examples: int | None = None) -> Direct:
 def _(factor: Masked, examples: int | None = None) -> Direct:
     inner = rows(factor.factor, examples)
     return Direct(inner.value * factor.mask, inner.ndim)
+
+
+@rows.register
+def _(factor: Zero, examples: int | None = None) -> Direct:
+    batch = factor.batch[:examples]
+    return Direct(jnp.zeros((*batch, *factor.shape), factor.dtype), factor.ndim)
+
+
+@rows.register
+def _(factor: Widened, examples: int | None = None) -> Direct:
+    inner = rows(factor.factor, examples)
+    return Direct(inner.value.astype(factor.dtype), inner.ndim)
 
 
 @rows.register
@@ -281,6 +376,16 @@ def _(factor: Masked, examples: int | None = None) -> Array:
 
 
 @squared_norm.register
+def _(factor: Zero, examples: int | None = None) -> Array:
+    return jnp.zeros(factor.batch[:examples], at_least_float32(factor.dtype))
+
+
+@squared_norm.register
+def _(factor: Widened, examples: int | None = None) -> Array:
+    return squared_norm(factor.factor, examples)
+
+
+@squared_norm.register
 def _(factor: Sum, examples: int | None = None) -> Array:
     count = len(factor.batch) if examples is None else examples
     return squared_norm(_joined(factor, count), count)
@@ -313,6 +418,11 @@ def _(factor: Direct, examples: int | None = None) -> Array:
     return jnp.tensordot(wide, wide, axes=(_last(factor.ndim), _last(factor.ndim)))
 
 
+@products.register
+def _(factor: Widened, examples: int | None = None) -> Array:
+    return products(factor.factor, examples)
+
+
 @singledispatch
 def squared(factor: Factor, examples: int | None = None) -> Factor:
     """The factor of the squared entries: without positions, the square of left_n right_n^T,
@@ -343,6 +453,11 @@ def _(factor: Masked, examples: int | None = None) -> Factor:
     return Masked(squared(factor.factor, examples), _square(factor.mask))
 
 
+@squared.register
+def _(factor: Widened, examples: int | None = None) -> Factor:
+    return squared(factor.factor, examples)
+
+
 @singledispatch
 def weighted(factor: Factor, weight: Array) -> Factor:
     """The factor of weight_n g_n, for weight (*examples): one number per example.
@@ -366,6 +481,16 @@ def _(factor: Direct, weight: Array) -> Factor:
 @weighted.register
 def _(factor: Masked, weight: Array) -> Factor:
     return Masked(weighted(factor.factor, weight), factor.mask)
+
+
+@weighted.register
+def _(factor: Zero, weight: Array) -> Factor:
+    return factor
+
+
+@weighted.register
+def _(factor: Widened, weight: Array) -> Factor:
+    return Widened(weighted(factor.factor, weight), factor.dtype)
 
 
 @weighted.register

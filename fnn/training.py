@@ -221,10 +221,19 @@ def _begin(
             layer_key, augment_key = split(jax.random.fold_in(key, state.step), 2)
             layer = at(network, layer_key)
             batch = batch if augment is None else augment(augment_key, batch)
-        value, grads = value_and_grad(layer, loss)(state.params, *batch)
+        value, grads = value_and_grad(layer, _scaled(loss, state))(state.params, *batch)
         return grads, value if record is None else (value, record(state, grads, value))
 
     return begin
+
+
+def _scaled(loss: Loss, state: State) -> Loss:
+    """The loss, its gradient multiplied by the scale that the state of `scale_loss` holds."""
+    if not hasattr(state, "loss_scale"):
+        return loss
+    scale = state.loss_scale
+    scaled = lambda g: g * scale.astype(g.dtype)  # noqa: E731
+    return loss._replace(gradient=lambda p, t: jax.tree.map(scaled, loss.gradient(p, t)))
 
 
 def needs_key(network: Layer, augment: Augment | None) -> bool:

@@ -1,0 +1,168 @@
+"""Depth without its memory: layers that keep less for backward, and compute it again.
+
+repeat(layer, n)              keeps one array per copy
+remat(layer)                  keeps its input alone, and runs forward twice
+repeat(remat(repeat(l, a)), b)
+                              a b copies: keeps b inputs and, in turn, a arrays: sublinear
+                              memory for one more forward pass (Chen et al. 2016)
+reversible(f, g, n)           keeps its output alone, at any depth (Gomez et al. 2017)
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fnn.base import (
+    Array,
+    Grads,
+    Layer,
+    Params,
+    Residuals,
+    Varying,
+    at,
+    check_layer,
+    measured,
+    split,
+)
+from fnn.reductions import Reduce, total
+
+
+def remat(layer: Layer) -> Layer:
+    """The layer, keeping nothing but its input: backward runs forward again.
+
+        forward    y = f(x), residuals x
+        backward   y, residuals = f(x) once more, then f's own backward
+
+    params and dparams are the layer's. Chen et al. 2016, as `jax.checkpoint`.
+
+    Raises TypeError for an argument that is not a layer.
+
+    >>> import fnn
+    >>> layer = remat(fnn.serial(fnn.dense(3, 50), fnn.tanh, fnn.dense(50, 3)))
+    >>> y, residuals = layer.forward(layer.init(jax.random.key(0)), jnp.ones((5, 3)))
+    >>> residuals.shape
+    (5, 3)
+    """
+    check_layer("remat", layer)
+
+    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+        return layer.forward(params, x)[0], x
+
+    def backward(params: Params, x: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+        # Without the barrier XLA would see the same computation twice and keep its results.
+        params, x, dy = jax.lax.optimization_barrier((params, x, dy))
+        _, residuals = layer.forward(params, x)
+        return layer.backward(params, residuals, dy, reduce)
+
+    varying = layer.varying and Varying(
+        lambda key, statistics: remat(at(layer, key, statistics)),
+        lambda params, x, key: measured(layer, params, x, key),
+    )
+    return Layer(layer.init, forward, backward, varying, lambda params: [(layer, params)])
+
+
+def reversible(f: Layer, g: Layer, n: int) -> Layer:
+    """n reversible blocks after one another, which keep nothing but the last one's output.
+
+    With x1, x2 the halves of the features of x, each block computes
+
+        forward    y1 = x1 + f(x2),    y2 = x2 + g(y1)
+        backward   x2 = y2 - g(y1),    x1 = y1 - f(x2),
+                   dy1 <- dy1 + (g's dx of dy2 at y1),    dx1 = dy1,
+                   dx2 = dy2 + (f's dx of dy1 at x2)
+
+    params and dparams are a pair (f's, g's), with an axis of length n in front of every leaf.
+    Gomez et al. 2017. Backward recovers each block's input by subtraction, which loses a little
+    of it in every block: `docs/memory.md` says how the gradient's error grows with depth.
+
+    Raises TypeError for an argument that is not a layer; ValueError for n below 1, an odd
+    number of features, and an f or g that changes its input's shape or dtype.
+
+    >>> import fnn
+    >>> layer = reversible(fnn.dense(2, 2), fnn.dense(2, 2), 100)
+    >>> y, residuals = layer.forward(layer.init(jax.random.key(0)), jnp.ones((5, 4)))
+    >>> residuals.shape
+    (5, 4)
+    """
+    for name, layer in (("f", f), ("g", g)):
+        check_layer(f"reversible: {name}", layer)
+    if n < 1:
+        raise ValueError(f"reversible: expected n of at least 1, got {n}")
+
+    def init(key: Array) -> Params:
+        return tuple(
+            jax.vmap(layer.init)(split(k, n))
+            for layer, k in zip((f, g), split(key, 2), strict=True)
+        )
+
+    def blocks(keys: Any, statistics: Any) -> Layer:
+        """The n blocks, each at its keys and its statistics."""
+
+        def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+            def one(halves: tuple[Array, Array], block: Any) -> tuple[tuple[Array, Array], None]:
+                x1, x2 = halves
+                (pf, pg), (f, g) = block[0], _pair_at(*block[1:])
+                y1 = x1 + _same(f.forward(pf, x2)[0], x2)
+                return (y1, x2 + _same(g.forward(pg, y1)[0], y1)), None
+
+            halves, _ = jax.lax.scan(one, _halves(x), (params, keys, statistics), length=n)
+            y = jnp.concatenate(halves, -1)
+            return y, y
+
+        def backward(params: Params, y: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
+            def one(later: Any, block: Any) -> tuple[Any, Params]:
+                (y1, y2), (dy1, dy2) = later
+                (pf, pg), (f, g) = block[0], _pair_at(*block[1:])
+                gy, saved = g.forward(pg, y1)
+                dpg, d = g.backward(pg, saved, dy2, reduce)
+                x2, dy1 = y2 - gy, dy1 + d
+                fx, saved = f.forward(pf, x2)
+                dpf, d = f.backward(pf, saved, dy1, reduce)
+                return ((y1 - fx, x2), (dy1, dy2 + d)), (dpf, dpg)
+
+            later, each = (_halves(y), _halves(dy)), (params, keys, statistics)
+            (_, dx), dparams = jax.lax.scan(one, later, each, length=n, reverse=True)
+            return dparams, jnp.concatenate(dx, -1)
+
+        return Layer(init, forward, backward)
+
+    def _pair_at(keys: Any, statistics: Any) -> tuple[Layer, Layer]:
+        pairs = zip((f, g), keys or (None, None), statistics or (None, None), strict=True)
+        a, b = (at(layer, k, s) for layer, k, s in pairs)
+        return a, b
+
+    def keys_of(key: Array | None) -> Any:
+        return None if key is None else tuple(split(k, n) for k in split(key, 2))
+
+    def measure(params: Params, x: Array, key: Array | None) -> tuple[Array, Any]:
+        def one(halves: tuple[Array, Array], block: Any) -> tuple[tuple[Array, Array], Any]:
+            (x1, x2), ((pf, pg), keys) = halves, block
+            kf, kg = keys or (None, None)
+            fx, of_f = measured(f, pf, x2, kf)
+            gy, of_g = measured(g, pg, x1 + fx, kg)
+            return (x1 + fx, x2 + gy), (of_f, of_g)
+
+        y, statistics = jax.lax.scan(one, _halves(x), (params, keys_of(key)), length=n)
+        return jnp.concatenate(y, -1), statistics
+
+    plain = blocks(None, None)
+    if f.varying is None and g.varying is None:
+        return plain
+    return plain._replace(varying=Varying(lambda key, s: blocks(keys_of(key), s), measure))
+
+
+def _halves(x: Array) -> tuple[Array, Array]:
+    if x.shape[-1] % 2:
+        raise ValueError(f"reversible: expected an even number of features, got {x.shape}")
+    a, b = jnp.split(x, 2, -1)
+    return a, b
+
+
+def _same(y: Array, x: Array) -> Array:
+    if (y.shape, y.dtype) != (x.shape, x.dtype):
+        raise ValueError(
+            f"reversible: expected f and g to keep shape and dtype, "
+            f"got {x.dtype}{x.shape} -> {y.dtype}{y.shape}"
+        )
+    return y

@@ -1,0 +1,302 @@
+"""Optimizers around optimizers: each takes an optimizer and returns one.
+
+    accumulate   one update for the mean of k gradients
+    average      the exponential moving average of the parameters beside them
+    partition    another optimizer for each part of the parameters, none for what is frozen
+    scale_loss   gradients of a scaled loss, for float16
+
+`clip_by_global_norm` and `add_l2` stand in `fnn.optimizers`. A wrapper's state holds the
+wrapped optimizer's as `inner`, and reads `.params` and `.step` off it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fnn.base import Array, Optimizer, Params, at_least_float32, check_optimizer
+
+
+class AccumulateState(NamedTuple):
+    """`sum` is of the gradients since the last update of `inner`; `step` counts all of them.
+
+    >>> import fnn
+    >>> fnn.accumulate(fnn.sgd(0.1), 4).init(jnp.array([1.0])).sum
+    Array([0.], dtype=float32)
+    """
+
+    inner: Any
+    step: Array
+    sum: Params
+
+    @property
+    def params(self) -> Params:
+        """The parameters."""
+        return self.inner.params
+
+
+def accumulate(optimizer: Optimizer, k: int) -> Optimizer:
+    """One update of the optimizer for each k gradients, with their mean.
+
+    After gradients g_1, ..., g_k: state <- update(state, (g_1 + ... + g_k) / k). Between them the
+    parameters stay as they are. Sums are kept in at least float32. `state.step` counts the
+    gradients; a schedule sees the optimizer's own count, that of its updates.
+
+    Raises TypeError for what is not an optimizer, ValueError for k below 1.
+
+    >>> import fnn
+    >>> optimizer = accumulate(fnn.sgd(1.0), 2)
+    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([0.5]))
+    >>> state.params, optimizer.update(state, jnp.array([1.5])).params
+    (Array([1.], dtype=float32), Array([0.], dtype=float32))
+    """
+    check_optimizer("accumulate", optimizer)
+    if k < 1:
+        raise ValueError(f"accumulate: expected k of at least 1, got {k}")
+
+    def init(params: Params) -> AccumulateState:
+        inner = optimizer.init(params)
+        zeros = lambda p: jnp.zeros(p.shape, at_least_float32(p.dtype))  # noqa: E731
+        return AccumulateState(inner, jnp.zeros((), jnp.int32), jax.tree.map(zeros, inner.params))
+
+    def update(state: AccumulateState, grads: Params) -> AccumulateState:
+        total = jax.tree.map(lambda s, g: s + g.astype(s.dtype), state.sum, grads)
+        mean = jax.tree.map(lambda s, g: (s / k).astype(g.dtype), total, grads)
+        due = (state.step + 1) % k == 0
+        inner = _where(due, optimizer.update(state.inner, mean), state.inner)
+        return AccumulateState(
+            inner, state.step + 1, jax.tree.map(lambda s: jnp.where(due, 0, s), total)
+        )
+
+    return Optimizer(init, update)
+
+
+class AverageState(NamedTuple):
+    """`average` is the moving average of `params`, from the first update on.
+
+    >>> import fnn
+    >>> fnn.average(fnn.sgd(0.1), 0.9).init(jnp.array([1.0])).average
+    Array([1.], dtype=float32)
+    """
+
+    inner: Any
+    average: Params
+
+    @property
+    def params(self) -> Params:
+        """The parameters."""
+        return self.inner.params
+
+    @property
+    def step(self) -> Array:
+        """The number of updates done."""
+        return self.inner.step
+
+
+def average(optimizer: Optimizer, decay: float) -> Optimizer:
+    """The optimizer, and the exponential moving average of its parameters: `state.average`.
+
+    average <- decay average + (1 - decay) theta after each update, from the initial parameters
+    on. Training goes on from theta; the average is for evaluation. Polyak & Juditsky 1992.
+
+    Raises TypeError for what is not an optimizer, ValueError for a decay outside [0, 1).
+
+    >>> import fnn
+    >>> optimizer = average(fnn.sgd(1.0), 0.75)
+    >>> optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([1.0])).average
+    Array([0.75], dtype=float32)
+    """
+    check_optimizer("average", optimizer)
+    if isinstance(decay, int | float) and not 0 <= decay < 1:
+        raise ValueError(f"average: expected decay in [0, 1), got {decay}")
+
+    def init(params: Params) -> AverageState:
+        inner = optimizer.init(params)
+        # A copy: a buffer can be donated only once.
+        return AverageState(inner, jax.tree.map(jnp.copy, inner.params))
+
+    def update(state: AverageState, grads: Params) -> AverageState:
+        inner = optimizer.update(state.inner, grads)
+
+        def moved(a: Array, theta: Array) -> Array:
+            wide = at_least_float32(a.dtype)
+            old, new = a.astype(wide), theta.astype(wide)
+            return (old + (1 - decay) * (new - old)).astype(a.dtype)
+
+        return AverageState(inner, jax.tree.map(moved, state.average, inner.params))
+
+    return Optimizer(init, update)
+
+
+class PartitionState(NamedTuple):
+    """`inner` has each label's state, of the parameters that have this label; `frozen` has the
+    parameters without an optimizer. `form` is the tree that they make together.
+
+    >>> import fnn
+    >>> optimizer = fnn.partition({"a": "slow", "b": "none"}, {"slow": fnn.sgd(0.1), "none": None})
+    >>> optimizer.init({"a": jnp.ones(1), "b": jnp.zeros(1)}).params
+    {'a': Array([1.], dtype=float32), 'b': Array([0.], dtype=float32)}
+    """
+
+    inner: dict[str, Any]
+    frozen: dict[str, Any]
+    step: Array
+
+    @property
+    def params(self) -> Params:
+        """The parameters of all labels, put together."""
+        parts = [state.params for state in self.inner.values()] + list(self.frozen.values())
+        return jax.tree.map(_first, *parts, is_leaf=lambda node: isinstance(node, _Elsewhere))
+
+
+class _Elsewhere:
+    """Stands in a part for a parameter of another label."""
+
+
+jax.tree_util.register_pytree_node(_Elsewhere, lambda node: ((), None), lambda *_: _Elsewhere())
+
+
+def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimizer:
+    """A part of the parameters to each optimizer, by label; those of None are frozen.
+
+    labels is a tree like the params, or like the top of it, with a label for each parameter or
+    for each part; or a function params -> such a tree. Each optimizer sees the parameters and
+    gradients of its label alone, so that a global norm is that part's.
+
+    Raises TypeError for what is not an optimizer; `init` raises ValueError for a label without
+    an optimizer, and for labels that don't fit the params.
+
+    >>> import fnn
+    >>> rates = {"slow": fnn.sgd(0.25), "fast": fnn.sgd(1.0)}
+    >>> optimizer = partition({"W": "slow", "b": "fast"}, rates)
+    >>> params = {"W": jnp.array([1.0]), "b": jnp.array([1.0])}
+    >>> optimizer.update(optimizer.init(params), params).params
+    {'W': Array([0.75], dtype=float32), 'b': Array([0.], dtype=float32)}
+    """
+    for label, optimizer in optimizers.items():
+        if optimizer is not None:
+            check_optimizer(f"partition: {label!r}", optimizer)
+
+    def split(params: Params) -> dict[str, Any]:
+        """The params of each label, with `_Elsewhere` for all others."""
+        given = labels(params) if callable(labels) else labels
+        below = lambda label, part: jax.tree.map(lambda _: label, part)  # noqa: E731
+        try:
+            each = jax.tree.map(below, given, params)
+        except ValueError as error:
+            raise ValueError(f"partition: the labels don't fit the parameters: {error}") from None
+        unknown = [label for label in jax.tree.leaves(each) if label not in optimizers]
+        if unknown:
+            known = ", ".join(map(repr, optimizers))
+            raise ValueError(f"partition: expected a label of {known}, got {unknown[0]!r}")
+
+        def part(label: str) -> Any:
+            return jax.tree.map(lambda of, p: p if of == label else _Elsewhere(), each, params)
+
+        return {label: part(label) for label in optimizers}
+
+    def init(params: Params) -> PartitionState:
+        params = jax.tree.map(jnp.asarray, params)
+        parts = split(params)
+        inner = {label: o.init(parts[label]) for label, o in optimizers.items() if o is not None}
+        frozen = {label: parts[label] for label, o in optimizers.items() if o is None}
+        return PartitionState(inner, frozen, jnp.zeros((), jnp.int32))
+
+    def update(state: PartitionState, grads: Params) -> PartitionState:
+        parts = split(grads)
+        inner = {
+            label: optimizer.update(state.inner[label], parts[label])
+            for label, optimizer in optimizers.items()
+            if optimizer is not None
+        }
+        return PartitionState(inner, state.frozen, state.step + 1)
+
+    return Optimizer(init, update)
+
+
+class ScaleLossState(NamedTuple):
+    """`loss_scale` is what the loss's gradient is multiplied by, `finite` how many gradients in
+    a row were finite.
+
+    >>> import fnn
+    >>> float(fnn.scale_loss(fnn.sgd(0.1), 1024.0).init(jnp.array([1.0])).loss_scale)
+    1024.0
+    """
+
+    inner: Any
+    step: Array
+    loss_scale: Array
+    finite: Array
+
+    @property
+    def params(self) -> Params:
+        """The parameters."""
+        return self.inner.params
+
+
+def scale_loss(
+    optimizer: Optimizer, initial: float = 2.0**15, *, growth_interval: int = 2000
+) -> Optimizer:
+    """The optimizer, fed gradients of a loss that was multiplied by `state.loss_scale`.
+
+    `fnn.make_step` and all that is built on it multiply the loss's gradient by the state's
+    `loss_scale`, so that what is small does not become 0 in float16. update divides the
+    gradients by it. Where one is not finite, the scale is halved and the update is skipped;
+    after growth_interval finite gradients in a row it is doubled. `state.step` counts the
+    gradients, skipped ones too. Micikevicius et al. 2018.
+
+    Raises TypeError for what is not an optimizer; ValueError for an initial scale not above 0
+    and a growth_interval below 1.
+
+    >>> import fnn
+    >>> optimizer = scale_loss(fnn.sgd(1.0), 8.0)
+    >>> state = optimizer.init(jnp.array([1.0]))
+    >>> optimizer.update(state, jnp.array([4.0])).params
+    Array([0.5], dtype=float32)
+    >>> skipped = optimizer.update(state, jnp.array([jnp.inf]))
+    >>> skipped.params, float(skipped.loss_scale)
+    (Array([1.], dtype=float32), 4.0)
+    """
+    check_optimizer("scale_loss", optimizer)
+    if isinstance(initial, int | float) and not initial > 0:
+        raise ValueError(f"scale_loss: expected an initial scale above 0, got {initial}")
+    if growth_interval < 1:
+        raise ValueError(
+            f"scale_loss: expected a growth_interval of at least 1, got {growth_interval}"
+        )
+
+    def init(params: Params) -> ScaleLossState:
+        zero = jnp.zeros((), jnp.int32)
+        scale = jnp.asarray(initial, jnp.float32)
+        return ScaleLossState(optimizer.init(params), zero, scale, jnp.copy(zero))
+
+    def update(state: ScaleLossState, grads: Params) -> ScaleLossState:
+        def unscaled(g: Array) -> Array:
+            return (g.astype(at_least_float32(g.dtype)) / state.loss_scale).astype(g.dtype)
+
+        flags = [jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]
+        finite = jnp.stack(flags).all() if flags else jnp.array(True)
+        inner = _where(
+            finite, optimizer.update(state.inner, jax.tree.map(unscaled, grads)), state.inner
+        )
+        in_a_row = jnp.where(finite, state.finite + 1, 0)
+        grow = in_a_row == growth_interval
+        factor = jnp.where(finite, jnp.where(grow, 2.0, 1.0), 0.5)
+        return ScaleLossState(
+            inner,
+            state.step + 1,
+            jnp.maximum(state.loss_scale * factor, jnp.finfo(jnp.float32).tiny),
+            jnp.where(grow, 0, in_a_row),
+        )
+
+    return Optimizer(init, update)
+
+
+def _where(condition: Array, a: Any, b: Any) -> Any:
+    # A select: a carry that goes through `lax.cond` in a scan is copied.
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def _first(*leaves: Any) -> Any:
+    return next((leaf for leaf in leaves if not isinstance(leaf, _Elsewhere)), leaves[0])
