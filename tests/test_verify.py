@@ -388,6 +388,7 @@ def test_each_example_is_checked_where_there_are_parameters(case):
     params = jax.tree.map(lambda p: p + 0.1, case.layer.init(jax.random.key(0)))
     x = jax.random.normal(jax.random.key(1), (4, case.d_in))
     report = verify.check_layer(case.layer, params, x)
+    report.raise_for_verdict()
     assert (per_example(report) is not None) == bool(jax.tree.leaves(params)), str(report)
 
 
@@ -513,6 +514,13 @@ def test_wrong_positions_fail(backward, leaf):
     assert [found.name for found in report.leaves if found.verdict == "fail"] == [leaf]
 
 
+SLOPE = fnn.Layer(  # y = a x for one example's features x (d,), with one number a
+    lambda key: jnp.ones(()),
+    lambda a, x: (a * x, x),
+    lambda a, x, dy, reduce=fnn.total: (reduce(fnn.Direct((dy * x).sum(-1), 0)), a * dy),
+)
+
+
 def centred(reduce_w):
     """y = (x - its mean over the batch) W^T: a layer that mixes the examples."""
     return fnn.Layer(
@@ -533,7 +541,7 @@ def centred(reduce_w):
         (centred(lambda reduce, dy, x: reduce(fnn.reductions.Whole(dy.T @ x, "centred"))), (6, 3)),
         (MASKED._replace(backward=lambda p, x, dy: MASKED.backward(p, x, dy)), (6, 3)),
         (MASKED._replace(backward=no_reduce), (1, 3)),
-        (MASKED, (3,)),
+        (SLOPE, (3,)),
         (fnn.serial(fnn.tanh, fnn.sigmoid), (6, 3)),
     ],
     ids=["mixed", "mixed, no reduce", "whole", "takes no reduce", "one", "no batch", "no params"],

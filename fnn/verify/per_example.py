@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.backprop import per_example_backward
-from fnn.base import Array, Layer, Params, Residuals, check_layer as expect_layer
+from fnn.base import Array, Layer, Params, Residuals
 from fnn.reductions import Direct, Factor, Whole, rows, squared_norm, total
 from fnn.verify.call import run
 from fnn.verify.leaf import NONE, TOLERANCE, Check, Leaf, measure, plainly, unfit
@@ -63,7 +63,7 @@ def per_example_leaf(
     >>> per_example_leaf(layer._replace(backward=scaled), params, x, None, 1e-5).verdict
     'fail'
     """
-    if not (_takes_reduce(layer) and _has_parameters(params) and _has_examples(x)):
+    if not (_has_parameters(params) and _has_examples(x)):
         return None
     refusal = ""
     try:
@@ -71,7 +71,7 @@ def per_example_leaf(
             ways = run(_both_ways, layer, params, x, key)
         except _RefusedError as error:
             ways, refusal = (*run(_alone, layer, params, x, key), None), str(error)
-    except Exception:  # a layer that does not run on a single example may raise anything
+    except Exception:  # a layer that can't run on a single example may raise anything
         return None
     y, y_alone, expected, reduced = ways
     bound = max(100 * TOLERANCE, bound)
@@ -88,14 +88,6 @@ def per_example_leaf(
 
 class _RefusedError(Exception):
     """`per_example_backward` does not take the layer's backward."""
-
-
-def _takes_reduce(layer: Layer) -> bool:
-    try:
-        expect_layer("check_layer", layer)
-    except TypeError:
-        return False
-    return True
 
 
 def _has_parameters(params: Params) -> bool:
