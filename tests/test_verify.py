@@ -315,7 +315,7 @@ def on_w(change):
         (on_w(lambda g, w: g.T), "its transpose matches"),
         (on_w(lambda g, w: g + 0.01 * w), "an L2 term"),
         (on_w(lambda g, w: 0 * g), "every entry is zero"),
-        (on_w(lambda g, w: g.at[:, 2].set(0)), "index 2 of axis 1 alone, and zero there"),
+        (on_w(lambda g, w: g.at[:, 2].set(0)), "only at index 2 of axis 1, and zero there"),
         (on_w(lambda g, w: g.at[1, 2].add(1)), "1 of 16 entries differ"),
         (on_w(lambda g, w: g.astype(jnp.bfloat16).astype(g.dtype)), "bfloat16's roundoff"),
         (on_w(lambda g, w: g * jnp.nan), "16 of 16 entries are NaN"),

@@ -138,5 +138,5 @@ def _few_entries(got: np.ndarray, expected: np.ndarray) -> str:
         if len(lines) == 1 and got.ndim > 1 and wrong.sum() > 1:
             line = np.take(got, lines[0], axis)
             zero = "" if line.any() else ", and zero there"
-            return f"wrong at index {lines[0]} of axis {axis} alone{zero}"
+            return f"wrong only at index {lines[0]} of axis {axis}{zero}"
     return f"{wrong.sum()} of {got.size} entries differ"
