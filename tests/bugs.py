@@ -1,8 +1,8 @@
 """The registry of planted bugs: mistakes that people make by hand, in gradients and in updates.
 
 A gradient bug replaces one step of a backpropagation that is written out below, in the order of
-the textbook; an update bug is a rule with one mistake. The judge must refuse every one of them,
-at every scale of the loss, and must pass the same code without the mistake.
+the textbook; an update bug is a rule with one mistake. Every one of them must fail the checker,
+at every scale of the loss, and the same code without the mistake must pass.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ import fnn
 
 
 class Steps(NamedTuple):
-    """Backpropagation, a step a field; each field is right, and a bug replaces one."""
+    """Backpropagation, one step per field; each field is right, and a bug replaces one."""
 
     mean: Callable = lambda m: 1 / m
-    start: Callable | None = None  # (prediction, target) -> d loss / d prediction, an example
+    start: Callable | None = None  # (prediction, target) -> d loss / d prediction of each example
     slope: Callable | None = None  # (z, a, layer) -> s'(z)
     dw: Callable = lambda dz, z, a: dz.T @ a  # z and a of the layer before
     db: Callable = lambda dz: dz.sum(0)

@@ -1,4 +1,4 @@
-"""The judge refuses every planted bug, at every scale of the loss, and passes the code without."""
+"""Every planted bug fails the checker, at every scale of the loss; the code without it passes."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def test_the_code_without_a_bug_passes(setting):
 @pytest.mark.parametrize(
     ("setting", "bug"), PLANTED, ids=[f"{bug.kind}-{s.name}" for s, bug in PLANTED]
 )
-def test_a_gradient_bug_is_refused_at_every_scale(setting, bug):
+def test_a_gradient_bug_fails_at_every_scale(setting, bug):
     f = setting.value_and_grad(bug.steps)
     params, x, y = setting.data()
     for scale in SCALES:
@@ -59,7 +59,7 @@ def test_an_update_without_a_bug_passes(bug):
 
 
 @pytest.mark.parametrize("bug", UPDATE_BUGS, ids=lambda b: b.kind)
-def test_an_update_bug_is_refused(bug):
+def test_an_update_bug_fails(bug):
     report = verify.check_optimizer(optimizer(bug.wrong), RULES[bug.rule], PARAMS)
     assert report.verdict == "fail", str(report)
     assert max(map(len, str(report).splitlines())) <= 100

@@ -9,7 +9,7 @@ check_optimizer   an update rule, against the same rule in numpy
 Each returns a `Report`.
 """
 
-from fnn.verify.checks import (
+from fnn.verify.gradients import (
     check_gradients as check_gradients,
     check_layer as check_layer,
     check_loss as check_loss,

@@ -1,4 +1,4 @@
-"""An optimizer's steps against a rule in numpy: the judge of updates.
+"""Checks of an optimizer: its steps against the same update rule in numpy.
 
     rule(rate, t, theta, g, slots) -> (theta, slots)
 
@@ -20,25 +20,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Optimizer, Params, at_least_float32
-from fnn.verify.report import (
-    NONE,
-    TOLERANCE,
-    Leaf,
-    Report,
-    likely_cause,
-    measure,
-    plainly,
-    refused,
-    rung,
-)
+from fnn.verify.causes import likely_cause
+from fnn.verify.float64 import ROUNDOFF, unit_roundoff, widened
+from fnn.verify.leaf import NONE, TOLERANCE, Leaf, compared, measure, plainly, unfit
+from fnn.verify.report import Report
+from fnn.verify.trees import named_leaves
 
 Rule = Callable[..., tuple[Any, tuple[Any, ...]]]
+Schedule = Callable[[Any], Any]
 
 SCALES = (1.0, 1e-4, 1e-8)
 """Sizes of gradient and parameters: 1, and those at which an eps of 1e-8 matters, in a root
 and outside of it."""
-STEPS = 6
-DITHERS = 2
+UPDATES = 6
+MOVES = 2
+"""How often the inputs of the rule are moved by a roundoff."""
 SLOTS = 8
 
 
@@ -47,18 +43,25 @@ def check_optimizer(
     rule: Rule,
     params: Params,
     *,
-    learning_rate: float | Callable[[Any], Any] | None = None,
+    learning_rate: float | Schedule | None = None,
 ) -> Report:
     """An optimizer, or better its constructor, such as `fnn.adam`, against the rule in numpy.
 
     A constructor learning_rate -> Optimizer is given the check's own falling schedule; other
     settings go into a function: lambda rate: fnn.adam(rate, b1=0.5). One that is made already
     needs the learning_rate, a number or a schedule, that it was made with; a constant one can't
-    show whether it stands inside a velocity or outside. The rungs are float64 and the
-    parameters' own dtype; its bound is 8 times the roundoff, what the rule moves when theta and
-    every g move by a roundoff, and the rule's own error in that dtype, together.
+    show whether it stands inside a velocity or outside.
+
+    The checks are in float64 and in the parameters' own dtype. The latter's bound is 8 times the
+    roundoff, what the rule moves when theta and every g move by a roundoff, and the rule's own
+    error in that dtype, together.
 
     Raises TypeError for an optimizer without its learning rate, or a constructor with one.
+
+    >>> import fnn
+    >>> rule = lambda rate, t, theta, g, slots: (theta - rate * g, ())
+    >>> check_optimizer(fnn.sgd, rule, jnp.ones(2)).verdict
+    'pass'
     """
     made = isinstance(optimizer, Optimizer)
     if made == (learning_rate is None) or not (made or callable(optimizer)):
@@ -66,6 +69,7 @@ def check_optimizer(
             "check_optimizer: expected a constructor learning_rate -> Optimizer, such as fnn.adam "
             "or lambda rate: fnn.adam(rate, b1=0.5); or an Optimizer with its learning_rate="
         )
+    schedule: Schedule
     if made:
         schedule = learning_rate if callable(learning_rate) else lambda step: learning_rate
     else:
@@ -74,56 +78,58 @@ def check_optimizer(
     dtype = _coarsest(params)
     scales = [scale for scale in SCALES if scale > float(jnp.finfo(dtype).smallest_subnormal)]
     leaves = [
-        leaf for scale in scales for leaf in _judged(optimizer, schedule, rule, params, scale)
+        leaf for scale in scales for leaf in _at_scale(optimizer, schedule, rule, params, scale)
     ]
     return Report("check_optimizer", tuple(leaves), str(dtype))
 
 
 def falling(step: Any) -> Array:
-    """The learning rate of the check: 8/64, 7/64, 6/64, ..., exact in every dtype."""
+    """The learning rate of the check: 8/64, 7/64, 6/64, ..., exact in every dtype.
+
+    >>> [float(falling(step)) for step in range(3)]
+    [0.125, 0.109375, 0.09375]
+    """
     return (8 - jnp.asarray(step).astype(float)) / 64
 
 
-def _judged(
-    optimizer: Any, schedule: Callable, rule: Rule, params: Params, scale: float
+def _at_scale(
+    optimizer: Any, schedule: Schedule, rule: Rule, params: Params, scale: float
 ) -> list[Leaf]:
+    """The leaves of the check with gradients and parameters of this size."""
     random = np.random.default_rng(0)
     start = jax.tree.map(lambda p: p * jnp.asarray(scale, p.dtype), params)
     sparse = lambda shape: random.standard_normal(shape) * (random.random(shape) < 0.9)  # noqa: E731
     grads = [
         jax.tree.map(lambda p: jnp.asarray(scale * sparse(p.shape), p.dtype), params)
-        for _ in range(STEPS)
+        for _ in range(UPDATES)
     ]
-    native, faults = _followed(optimizer, start, grads)
+    native, misfits = _followed(optimizer, start, grads)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        wider = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float64), tree)  # noqa: E731
-        wide, _ = _followed(optimizer, wider(start), [wider(g) for g in grads])
-    if faults:
-        return faults
+        wide, _ = _followed(optimizer, widened(start), widened(grads))
+    if misfits:
+        return misfits
     theta, gs = _flat(start), np.stack([_flat(g) for g in grads])
     dtype = _coarsest(params)
     expected = _by_rule(rule, schedule, theta, gs, np.float64, np.float64)
     own = _by_rule(rule, schedule, theta, gs, at_least_float32(dtype), dtype)
 
-    def dithered(u: float) -> list[np.ndarray]:
+    def at_moved_inputs(u: float) -> list[np.ndarray]:
         move = lambda a: a * (1 + u * random.choice((-1.0, 1.0), a.shape))  # noqa: E731
         return [
             _by_rule(rule, schedule, move(theta), move(gs), np.float64, np.float64)
-            for _ in range(DITHERS)
+            for _ in range(MOVES)
         ]
 
-    unit = float(jnp.finfo(dtype).eps) / 2
+    unit = unit_roundoff(dtype)
     steps = [np.diff(path, axis=0) for path in (wide, native, expected, own)]
-    moved = [[np.diff(p, axis=0) for p in dithered(u)] for u in (2.0**-53, unit)]
+    moved = [[np.diff(p, axis=0) for p in at_moved_inputs(u)] for u in (ROUNDOFF, unit)]
     found, begin = [], 0
-    flat, _ = jax.tree_util.tree_flatten_with_path(params)
-    for path, leaf in flat:
+    for name, leaf in named_leaves(params).items():
         part = slice(begin, begin := begin + leaf.size)
         if leaf.size:
-            name = jax.tree_util.keystr(path, simple=True, separator=".") or "params"
             found.append(
                 _leaf(
-                    f"{name}, g ~ {scale:.0e}",
+                    f"{name or 'params'}, g ~ {scale:.0e}",
                     [s[:, part] for s in steps],
                     [[m[:, part] for m in moves] for moves in moved],
                     theta[part],
@@ -133,19 +139,26 @@ def _judged(
     return found
 
 
-def _leaf(name, steps, moved, theta, unit) -> Leaf:
+def _leaf(
+    name: str,
+    steps: list[np.ndarray],
+    moved: list[list[np.ndarray]],
+    theta: np.ndarray,
+    unit: float,
+) -> Leaf:
     wide, native, expected, own = steps
     sure, near = (max(measure(m, expected, 1)[0] for m in moves) for moves in moved)
     error, index = measure(wide, expected, 1)
-    first = rung(error, max(TOLERANCE, 64 * sure))
+    in_float64 = compared(error, max(TOLERANCE, 64 * sure))
     own_error, _ = measure(own, expected, 1)
-    second = rung(measure(native, expected, 1)[0], 8 * (unit + near + own_error))
-    if first.verdict == second.verdict == "pass":
+    as_run = compared(measure(native, expected, 1)[0], 8 * (unit + near + own_error))
+    if in_float64.verdict == as_run.verdict == "pass":
         if expected.any():
-            return Leaf(name, "pass", first, second, NONE, index, "", wide, expected)
+            return Leaf(name, "pass", in_float64, as_run, NONE, index, "", wide, expected)
         note = "the rule moves nothing: right and missing look alike"
-        return Leaf(name, "inconclusive", first, second, NONE, index, note)
-    got, bound = (wide, first.bound) if first.verdict == "fail" else (native, second.bound)
+        return Leaf(name, "inconclusive", in_float64, as_run, NONE, index, note)
+    failed = in_float64.verdict == "fail"
+    got, bound = (wide, in_float64.bound) if failed else (native, as_run.bound)
     size = np.abs(expected).max()
     wrong = ~(np.abs(got - expected).max(1) <= bound * size)
     t = int(np.argmax(wrong)) if wrong.any() else index[0]
@@ -154,7 +167,7 @@ def _leaf(name, steps, moved, theta, unit) -> Leaf:
     note += f"by the rule {plainly(expected[t][i])}"
     cause = likely_cause(got[t], expected[t], theta + expected[:t].sum(0), ())
     note = "; ".join(filter(None, (note, cause)))
-    return Leaf(name, "fail", first, second, NONE, (t, *i), note, wide, expected)
+    return Leaf(name, "fail", in_float64, as_run, NONE, (t, *i), note, wide, expected)
 
 
 def _followed(optimizer: Any, params: Params, grads: list[Any]) -> tuple[np.ndarray, list[Leaf]]:
@@ -167,15 +180,15 @@ def _followed(optimizer: Any, params: Params, grads: list[Any]) -> tuple[np.ndar
     form = lambda tree: jax.tree.map(lambda a: f"{a.dtype}{a.shape}", tree)  # noqa: E731
     if form(state.params) != form(params):
         note = f"expected {form(params)}, got {form(state.params)}"
-        return np.zeros(0), [refused("params", note)]
+        return np.zeros(0), [unfit("params", note)]
     if int(getattr(state, "step", len(grads))) != len(grads):
-        return np.zeros(0), [refused("step", f"{int(state.step)} after {len(grads)} updates")]
+        return np.zeros(0), [unfit("step", f"{int(state.step)} after {len(grads)} updates")]
     return np.stack(path), []
 
 
 def _coarsest(params: Params) -> Any:
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
-    return max(dtypes, key=lambda d: jnp.finfo(d).eps, default=jnp.dtype(float))
+    return max(dtypes, key=unit_roundoff, default=jnp.dtype(float))
 
 
 def _flat(tree: Any) -> np.ndarray:
@@ -184,7 +197,7 @@ def _flat(tree: Any) -> np.ndarray:
 
 
 def _by_rule(
-    rule: Rule, schedule: Callable, theta: np.ndarray, grads: np.ndarray, dtype: Any, kept: Any
+    rule: Rule, schedule: Schedule, theta: np.ndarray, grads: np.ndarray, dtype: Any, kept: Any
 ) -> np.ndarray:
     """The rule's theta, as rows: computed in `dtype`, theta kept in `kept` between updates."""
     path = [theta]

@@ -5,14 +5,20 @@ from collections.abc import Iterator
 
 import jax
 
-from fnn import verify
 from fnn.base import Layer, Loss
 from fnn.catalog import ACTIVATIONS, LAYERS, LOSSES, OPTIMIZERS, WRAPPERS
+from fnn.verify.gradients import check_layer, check_loss
+from fnn.verify.optimizers import check_optimizer
 from fnn.verify.report import Report
 
 
 def shipped() -> Iterator[tuple[str, Report]]:
-    """A report on each layer, loss and optimizer of the library."""
+    """The name of each layer, loss and optimizer of the library, and a report on it.
+
+    >>> name, report = next(shipped())
+    >>> name, report.verdict
+    ('dense', 'pass')
+    """
     init_key, noise_key, x_key = jax.random.split(jax.random.key(0), 3)
     activations = {
         name: (layer, jax.random.normal(x_key, (7, 4))) for name, layer in ACTIVATIONS.items()
@@ -22,19 +28,19 @@ def shipped() -> Iterator[tuple[str, Report]]:
         params = jax.tree.map(
             lambda p: p + 0.1 * jax.random.normal(noise_key, p.shape), layer.init(init_key)
         )
-        yield name, verify.check_layer(layer, params, x)
+        yield name, check_layer(layer, params, x)
     for name, (loss, prediction, target) in LOSSES.items():
-        yield name, verify.check_loss(loss, prediction, target)
+        yield name, check_loss(loss, prediction, target)
     weight_key, bias_key = jax.random.split(noise_key)
     params = {"W": jax.random.normal(weight_key, (6, 4)), "b": jax.random.normal(bias_key, (4,))}
     for name, (make, rule) in (OPTIMIZERS | WRAPPERS).items():
-        yield name, verify.check_optimizer(make, rule, params)
+        yield name, check_optimizer(make, rule, params)
 
 
 def named(path: str) -> Report:
     """A report on the layer, loss or optimizer constructor at "package.module:name".
 
-    It is judged at the inputs that its module gives as `name_inputs`, a tuple or a function
+    It is checked at the inputs that its module gives as `name_inputs`, a tuple or a function
     that returns one:
 
         layer                   (params, x)
@@ -43,6 +49,10 @@ def named(path: str) -> Report:
 
     Raises ValueError for another form of path or a name or inputs that the module lacks,
     TypeError for anything else under that name; ImportError where there is no such module.
+
+    >>> named("fnn.losses")
+    Traceback (most recent call last):
+    ValueError: expected package.module:name, got 'fnn.losses'
     """
     module_name, _, name = path.partition(":")
     if not module_name or not name.isidentifier():
@@ -51,13 +61,13 @@ def named(path: str) -> Report:
     for needed in (name, f"{name}_inputs"):
         if not hasattr(module, needed):
             raise ValueError(f"{module_name} has no {needed}")
-    subject, inputs = getattr(module, name), getattr(module, f"{name}_inputs")
+    checked, inputs = getattr(module, name), getattr(module, f"{name}_inputs")
     inputs = inputs() if callable(inputs) else inputs
-    match subject:
+    match checked:
         case Layer():
-            return verify.check_layer(subject, *inputs)
+            return check_layer(checked, *inputs)
         case Loss():
-            return verify.check_loss(subject, *inputs)
-        case _ if callable(subject):
-            return verify.check_optimizer(subject, *inputs)
+            return check_loss(checked, *inputs)
+        case _ if callable(checked):
+            return check_optimizer(checked, *inputs)
     raise TypeError(f"{path}: expected a Layer, a Loss or an optimizer's constructor")

@@ -1,0 +1,142 @@
+"""Likely causes of a wrong leaf, in words: patterns in how it differs from the reference."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.verify.leaf import FLOOR, TOLERANCE, Leaf, measure, plainly
+
+
+def likely_cause(
+    got: np.ndarray, expected: np.ndarray, theta: np.ndarray, lengths: Sequence[int]
+) -> str:
+    """The pattern in a wrong leaf, in words; "" where none is seen.
+
+    theta is the parameter; lengths are those of the axes that a wrong factor may come from.
+
+    >>> likely_cause(np.array([2.0, 4.0]), np.array([1.0, 2.0]), np.ones(2), [])
+    'every entry is 2 times the reference: a 2 too many'
+    """
+    return (
+        _not_finite(got)
+        or _no_gradient(got)
+        or _factor(got, expected, lengths)
+        or _transposed(got, expected)
+        or _penalty(got, expected, theta)
+        or _rounded(got, expected)
+        or _few_entries(got, expected)
+    )
+
+
+def misshapen_cause(got: np.ndarray, expected: np.ndarray) -> str:
+    """Why a gradient may have another shape than its parameter; "" where no reason is seen.
+
+    >>> misshapen_cause(np.ones((2, 3)), np.ones((3, 2)))
+    'its transpose matches'
+    """
+    extra = got.ndim - expected.ndim
+    if extra > 0 and got.shape[extra:] == expected.shape:
+        summed = got.sum(tuple(range(extra)))
+        if _close(summed, expected):
+            return "its sum over the batch matches: the sum is missing"
+    if got.shape == expected.shape[::-1] and _close(got.T, expected):
+        return "its transpose matches"
+    return ""
+
+
+def swapped(leaf: Leaf, leaves: Sequence[Leaf]) -> Leaf:
+    """The leaf; where it is wrong and matches another wrong leaf's reference, its note says so.
+
+    >>> from fnn.verify.leaf import NONE
+    >>> one, two = np.ones(2), 2 * np.ones(2)
+    >>> a = Leaf("a", "fail", NONE, NONE, NONE, got=two, expected=one)
+    >>> b = Leaf("b", "fail", NONE, NONE, NONE, got=one, expected=two)
+    >>> swapped(a, [a, b]).note
+    'it is the reference of b: swapped'
+    """
+    for other in leaves:
+        if leaf.verdict == "fail" and other.name != leaf.name and other.verdict == "fail":
+            same = leaf.got.shape == other.expected.shape
+            if same and measure(leaf.got, other.expected, 1)[0] <= 1e-6:
+                found = f"it is the reference of {other.name}: swapped"
+                return replace(leaf, note="; ".join(filter(None, (leaf.note, found))))
+    return leaf
+
+
+def _close(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-6) -> bool:
+    return bool(np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b))
+
+
+def _not_finite(got: np.ndarray) -> str:
+    bad = ~np.isfinite(got)
+    return f"{bad.sum()} of {got.size} entries are NaN or infinite" if bad.any() else ""
+
+
+def _no_gradient(got: np.ndarray) -> str:
+    return "" if got.any() else "every entry is zero: no gradient arrives here"
+
+
+def _factor(got: np.ndarray, expected: np.ndarray, lengths: Sequence[int]) -> str:
+    square = np.vdot(expected, expected).real
+    factor = np.vdot(expected, got).real / square if square else 0.0
+    if not factor or abs(factor - 1) < 1e-6 or not _close(got, factor * expected):
+        return ""
+    known = {-1.0: "the sign", 2.0: "a 2 too many", 0.5: "a 2 is missing"}
+    for n in lengths:
+        # setdefault: a batch of 2 explains a factor of 2 no better than the 2 itself.
+        known.setdefault(1.0 * n, f"an axis has length {n}: 1/{n} is missing")
+        known.setdefault(1 / n, f"an axis has length {n}: one factor 1/{n} too many")
+        known.setdefault(1.0 * n * n, f"an axis has length {n}: 1/{n} is missing twice")
+        known.setdefault(1 / (n * n), f"an axis has length {n}: two factors 1/{n} too many")
+        known.setdefault(n / (n - 1) if n > 1 else 1.0, f"1/({n} - 1) in place of 1/{n}")
+    near = min(known, key=lambda k: abs(k - factor))
+    why = f": {known[near]}" if abs(near - factor) <= 1e-6 * abs(near) else ""
+    if got.size == 1 and not why:
+        return ""
+    return f"every entry is {plainly(factor)} times the reference{why}"
+
+
+def _transposed(got: np.ndarray, expected: np.ndarray) -> str:
+    square = got.ndim == 2 and got.shape[0] == got.shape[1]
+    return "its transpose matches" if square and _close(got.T, expected) else ""
+
+
+def _penalty(got: np.ndarray, expected: np.ndarray, theta: np.ndarray) -> str:
+    square = np.vdot(theta, theta).real
+    alpha = np.vdot(theta, got - expected).real / square if square else 0.0
+    # A parameter that is the same throughout would explain any constant difference.
+    if theta.size < 2 or not np.ptp(theta) or not _close(alpha * theta, got - expected):
+        return ""
+    what = "is in the gradient alone" if alpha > 0 else "is missing from the gradient"
+    return f"the difference is {plainly(alpha)} times the parameter: an L2 term {what}"
+
+
+def _rounded(got: np.ndarray, expected: np.ndarray) -> str:
+    """Every difference within a roundoff, and of its size: the rule itself is right."""
+    if not expected.any():
+        return ""
+    size = np.abs(expected)
+    large = size > 0.1 * size.max()  # smaller entries have the error of what they cancel
+    error = (np.abs(got - expected)[large] / size[large]).max()
+    everywhere = got.size > 3 and (got != expected).mean() > 0.5
+    for name in ("float32", "float16", "bfloat16"):
+        roundoff = float(jnp.finfo(name).eps) / 2
+        if everywhere and roundoff / 64 < error <= 2 * roundoff:
+            return f"the differences are of {name}'s roundoff: a low-precision cast?"
+    return ""
+
+
+def _few_entries(got: np.ndarray, expected: np.ndarray) -> str:
+    wrong = np.abs(got - expected) > TOLERANCE * (np.abs(expected) + FLOOR * np.abs(expected).max())
+    if wrong.all() or got.ndim == 0:
+        return ""
+    for axis in range(got.ndim):
+        others = tuple(a for a in range(got.ndim) if a != axis)
+        lines = np.flatnonzero(wrong.any(others))
+        if len(lines) == 1 and got.ndim > 1 and wrong.sum() > 1:
+            line = np.take(got, lines[0], axis)
+            zero = "" if line.any() else ", and zero there"
+            return f"wrong only at index {lines[0]} of axis {axis}{zero}"
+    return f"{wrong.sum()} of {got.size} entries differ"

@@ -1,0 +1,335 @@
+"""Checks of hand-written gradients: of a layer, a vector-Jacobian product, a loss, any function.
+
+Each leaf of a gradient goes through three checks, explained in `fnn.verify.checks`: in float64
+against autodiff, in the dtype that the user runs, and against finite differences. What they add
+up to stands in `fnn.verify.verdict`.
+
+All measures are relative, so scaling the loss hides nothing. Integers, booleans and keys are
+passed on and not differentiated. A check leaves JAX's configuration as it was, and works whether
+x64 is on or off. The user's functions are compiled; those that can't be, for they branch on
+values or are NumPy's, run as they are.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.base import Array, Layer, Loss, Params, check_loss as expect_loss
+from fnn.verify.call import (
+    Call,
+    Inputs,
+    axis_lengths,
+    coarsest_roundoff,
+    differentiate,
+    evaluate,
+    run,
+    split,
+)
+from fnn.verify.causes import likely_cause, misshapen_cause, swapped
+from fnn.verify.checks import (
+    Tested,
+    differences_checks,
+    float64_check,
+    native_check,
+    worst_entry_slope,
+)
+from fnn.verify.float64 import (
+    ROUNDOFF,
+    at_highest_precision,
+    in_float64,
+    unit_roundoff,
+    widened,
+)
+from fnn.verify.leaf import Leaf, measure, unfit
+from fnn.verify.localisation import first_wrong_layer, first_wrong_part
+from fnn.verify.per_example import per_example_leaf
+from fnn.verify.reference import Reference
+from fnn.verify.report import Report
+from fnn.verify.trees import as_arrays, differentiable, named_leaves, random_cotangent
+from fnn.verify.verdict import decide
+
+
+def check_layer(layer: Layer, params: Params, x: Any, *, key: Array | None = None) -> Report:
+    """A layer's backward against autodiff of its forward: dparams and dx.
+
+    The cotangent is drawn from `key`, so that every output counts, no two by the same weight.
+    In a network that fnn's combinators made, the report names the first wrong layer. x and y may
+    be trees.
+
+    Where dparams is right, a further leaf, "per-example", says whether each example's own
+    gradient is right too: whether `backward` hands every parameter's per-example gradients to
+    `reduce` and returns the result untouched. It is left out for a layer without parameters,
+    one whose backward takes no `reduce`, and one whose examples can't be told apart.
+
+    A layer that varies is checked as it is without key and statistics. To check it as it is in
+    training, check `fnn.at(layer, key)`.
+
+    >>> import fnn
+    >>> layer = fnn.elementwise(lambda x: x**3, lambda x, y: 2 * x**2)
+    >>> report = check_layer(layer, (), jnp.array([[0.5, 1.0, 1.5]]))
+    >>> report.verdict, report.leaves[0].name
+    ('fail', 'dx')
+    """
+    report = replace(
+        check_vjp(layer.forward, layer.backward, params, x, key=key), name="check_layer"
+    )
+    if report.verdict == "fail":
+        with in_float64():
+            params, x = widened(as_arrays((params, x)))
+            y, _ = layer.forward(params, x)
+            place = first_wrong_layer(layer, params, x, random_cotangent(key, y))
+        return replace(report, place=place)
+    of_params = [leaf for leaf in report.leaves if leaf.name.startswith("dparams")]
+    if of_params and all(leaf.verdict == "pass" for leaf in of_params):
+        bound = max(leaf.float64.bound for leaf in of_params)
+        with in_float64():
+            params, x = widened(as_arrays((params, x)))
+            leaf = per_example_leaf(layer, params, x, key, bound)
+        report = replace(report, leaves=(*report.leaves, *([leaf] if leaf else [])))
+    return report
+
+
+def check_vjp(
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    params: Params,
+    x: Any,
+    *,
+    key: Array | None = None,
+) -> Report:
+    """forward(params, x) -> (y, residuals) and backward(params, residuals, dy) -> (dparams, dx)
+    against autodiff of the forward. params, x and y may be any trees.
+
+    The cotangent dy is drawn from `key`.
+
+    >>> forward = lambda w, x: (jnp.sin(w * x), x)
+    >>> backward = lambda w, x, dy: ((dy * x * jnp.cos(w * x)).sum(), dy * w * jnp.cos(w * x))
+    >>> check_vjp(forward, backward, jnp.array(0.5), jnp.array([1.0, 2.0])).verdict
+    'pass'
+    """
+    inputs = as_arrays((params, x))
+    try:
+        y, _ = jax.eval_shape(forward, *inputs)
+    except TypeError:  # it can't be traced
+        y, _ = forward(*inputs)
+    dy = random_cotangent(key, y)
+    theta = {"dparams": params, "dx": x}
+    return _check("check_vjp", (_product, forward), (_by_backward, (forward, backward)), theta, dy)
+
+
+def check_loss(loss: Loss, prediction: Any, target: Any) -> Report:
+    """A loss's gradient against autodiff of its values, which are one per example.
+
+    The prediction may be a tree of arrays that share the examples' axes.
+
+    Raises TypeError for what is not a loss.
+
+    >>> import fnn
+    >>> half = fnn.mse._replace(value=lambda p, t: fnn.mse.value(p, t) / 2)
+    >>> check_loss(half, jnp.array([[1.0, 3.0]]), jnp.zeros((1, 2))).verdict
+    'fail'
+    """
+    expect_loss("check_loss", loss)
+    theta = {"gradient": prediction}
+    report = _check(
+        "check_loss", (_sum_of_losses, loss.value), (_by_rule, loss.gradient), theta, target
+    )
+    inputs = as_arrays((prediction, target))
+    note = _not_one_per_example(inputs[0], jax.eval_shape(loss.value, *inputs).shape)
+    return replace(report, leaves=(unfit("value", note), *report.leaves)) if note else report
+
+
+def check_gradients(
+    value_and_grad_fn: Callable[..., Any],
+    objective_fn: Callable[..., Any],
+    params: Params,
+    *args: Any,
+) -> Report:
+    """value_and_grad_fn(params, *args) -> (value, grads) against autodiff of
+    objective_fn(params, *args) -> value. The value is checked too.
+
+    For `fnn.value_and_grad(network, loss)`, jitted or not, the report names the first wrong
+    layer.
+
+    >>> objective = lambda w: jnp.sum(w**2)
+    >>> report = check_gradients(lambda w: (objective(w), w), objective, jnp.array([1.0, 2.0]))
+    >>> report.verdict, [leaf.name for leaf in report.leaves if leaf.verdict == "fail"]
+    ('fail', ['grads'])
+    """
+    report = _check(
+        "check_gradients",
+        (_value, objective_fn),
+        (_value_and_grads, value_and_grad_fn),
+        {"grads": params},
+        *args,
+    )
+    inner = inspect.unwrap(value_and_grad_fn)
+    if report.verdict == "fail" and isinstance(inner, partial):
+        match inner.args, args:
+            case (Layer() as network, Loss() as loss, *_), (x, y, *_):
+                with in_float64():
+                    inputs = widened(as_arrays((params, x, y)))
+                    return replace(report, place=first_wrong_part(network, loss, *inputs))
+    return report
+
+
+# For each kind of check, the scalar f(theta, rest) that autodiff and finite differences take;
+# and beside it the tree under test.
+
+
+def _value(objective_fn: Callable[..., Any], theta: Any, *args: Any) -> Any:
+    return objective_fn(theta["grads"], *args)
+
+
+def _value_and_grads(value_and_grad_fn: Callable[..., Any], theta: Any, *args: Any) -> Any:
+    value, grads = value_and_grad_fn(theta["grads"], *args)
+    return {"value": value, "grads": grads}
+
+
+def _sum_of_losses(value: Callable[..., Any], theta: Any, target: Any) -> Any:
+    return value(theta["gradient"], target).sum()
+
+
+def _by_rule(gradient: Callable[..., Any], theta: Any, target: Any) -> Any:
+    return {"gradient": gradient(theta["gradient"], target)}
+
+
+def _product(forward: Callable[..., Any], theta: Any, dy: Any) -> Any:
+    """<dy, y>: its gradient is the vector-Jacobian product with dy."""
+    y, _ = forward(theta["dparams"], theta["dx"])
+    pairs = zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True)
+    return sum(jnp.sum(a * b) for a, b in pairs if differentiable(a))
+
+
+def _by_backward(functions: tuple[Callable[..., Any], ...], theta: Any, dy: Any) -> Any:
+    forward, backward = functions
+    _, residuals = forward(theta["dparams"], theta["dx"])
+    dparams, dx = backward(theta["dparams"], residuals, dy)
+    return {"dparams": dparams, "dx": dx}
+
+
+def _check(
+    name: str,
+    objective: tuple[Callable[..., Any], Any],
+    gradient: tuple[Callable[..., Any], Any],
+    theta: Any,
+    *args: Any,
+) -> Report:
+    """The tree that `gradient` gives, checked leaf by leaf against autodiff of `objective`. Both
+    are a rule, from the list above, and the user's function."""
+    call, inputs = split(*objective, theta, args)
+    tested_call = call._replace(rule=gradient[0], function=gradient[1])
+    floats = (*inputs.theta, *inputs.floats)
+    dtype = max((a.dtype for a in floats), key=unit_roundoff, default=np.dtype(float))
+    with at_highest_precision():
+        native = run(evaluate, tested_call, inputs)
+        value, grads = run(differentiate, call, inputs)
+        autodiff = [np.asarray(a, np.float64) for a in (value, *grads)]
+    with in_float64():
+        wide = widened(inputs)
+        reference = Reference(call, wide, unit_roundoff(dtype))
+        fitting, misfits = _fitting(native, call.arguments(inputs)[0], call.kinds, reference)
+        tested = _with_float64(fitting, tested_call, wide)
+        checks = list(
+            zip(
+                [float64_check(leaf, reference) for leaf in tested],
+                [native_check(leaf, reference, autodiff[leaf.position]) for leaf in tested],
+                differences_checks(tested, reference),
+                strict=True,
+            )
+        )
+        coarsest = 0.0
+        if any(float64.verdict == "fail" for float64, _, _ in checks):
+            coarsest = max(coarsest_roundoff(c, wide) for c in (tested_call, call))
+        leaves = []
+        for leaf, (float64, native_dtype, differences) in zip(tested, checks, strict=True):
+            failed = float64.verdict == "fail"
+            slope = worst_entry_slope(leaf, reference) if failed and leaf.position else None
+            expected = reference.stacks[leaf.position][0]
+            near = measure(leaf.best, expected, 1)[0] <= native_dtype.bound
+            found = (float64, native_dtype, differences)
+            verdict, note, index = decide(
+                leaf, expected, found, slope, near and coarsest > ROUNDOFF
+            )
+            if verdict == "fail":
+                parameter = inputs.theta[leaf.position - 1] if leaf.position else np.zeros(())
+                wrong = leaf.best if failed else leaf.native
+                parameter = np.asarray(parameter, np.float64)
+                cause = likely_cause(wrong, expected, parameter, axis_lengths(inputs))
+                note = "; ".join(filter(None, (note, cause)))
+            leaves.append(Leaf(leaf.name, verdict, *found, index, note, leaf.best, expected))
+    leaves = [swapped(leaf, leaves) for leaf in leaves]
+    return Report(name, (*leaves, *misfits), str(dtype))
+
+
+def _with_float64(
+    fitting: list[tuple[str, int, np.ndarray]], call: Call, wide: Inputs
+) -> list[Tested]:
+    """The leaves under test, each with itself computed in float64, where that is possible."""
+    try:
+        got, refusal = named_leaves(run(evaluate, call, wide)), "absent"
+    except (TypeError, ValueError, NotImplementedError) as error:
+        got, refusal = {}, f"raises {type(error).__name__}"
+    tested = []
+    for name, position, native in fitting:
+        if name not in got:
+            tested.append(Tested(name, position, native, None, refusal))
+            continue
+        leaf = np.asarray(got[name])
+        if unit_roundoff(leaf.dtype) > ROUNDOFF or leaf.shape != native.shape:
+            tested.append(Tested(name, position, native, None, f"gives {leaf.dtype}"))
+        else:
+            tested.append(Tested(name, position, native, leaf, ""))
+    return tested
+
+
+def _fitting(
+    tree: Any, theta: Any, kinds: tuple[str, ...], reference: Reference
+) -> tuple[list[tuple[str, int, np.ndarray]], list[Leaf]]:
+    """The leaves of the gradient `tree` that have their parameter's path, shape and dtype, as
+    (name, position in the reference's stacks, array); and failed leaves for the others."""
+    got, given = named_leaves(tree), named_leaves(theta)
+    names = [name for name, kind in zip(given, kinds, strict=False) if kind == "theta"]
+    fitting, misfits = [], []
+    if "value" in got:
+        names, given = ["value", *names], given | {"value": jnp.zeros_like(got["value"], shape=())}
+    for name in names:
+        position = 0 if name == "value" else names.index(name) + ("value" not in got)
+        expected = reference.stacks[position][0]
+        if name not in got:
+            misfits.append(unfit(name, "only the reference has it"))
+            continue
+        shape, dtype = given[name].shape, given[name].dtype
+        leaf = np.asarray(got[name])
+        if (leaf.shape, leaf.dtype) != (shape, dtype):
+            note = f"expected {dtype}{shape}, got {leaf.dtype}{leaf.shape}"
+            cause = misshapen_cause(np.asarray(leaf, np.float64), expected)
+            misfits.append(unfit(name, "; ".join(filter(None, (note, cause)))))
+        elif leaf.size:
+            fitting.append((name, position, np.asarray(leaf, np.float64)))
+    misfits += [unfit(n, "only the gradient under test has it") for n in got if n not in given]
+    for key, part in theta.items():
+        wanted, found = str(jax.tree.structure(part)), str(jax.tree.structure(tree[key]))
+        # With integers among the parameters, whatever stands in their place is right.
+        if not misfits and wanted != found and all(map(differentiable, jax.tree.leaves(part))):
+            misfits.append(unfit(key, f"expected the tree {wanted}, got {found}"))
+    return fitting, misfits
+
+
+def _not_one_per_example(prediction: Any, shape: tuple[int, ...]) -> str:
+    """What is wrong with a loss's value of this shape; "" where it is one per example: for an
+    array (..., k) of shape (...), for a tree over leading axes that all its arrays share."""
+    leaves = jax.tree.leaves(prediction)
+    if jax.tree_util.treedef_is_leaf(jax.tree.structure(prediction)):
+        expected = leaves[0].shape[:-1]
+        fits, wanted = shape == expected, f"of shape {expected}"
+    else:
+        fits = len(shape) > 0 and all(leaf.shape[: len(shape)] == shape for leaf in leaves)
+        wanted = f"over the leading axes of {[leaf.shape for leaf in leaves]}"
+    return "" if fits else f"expected one loss per example, {wanted}, got {shape}"

@@ -1,0 +1,151 @@
+"""What a gradient is compared with, in float64: autodiff, how sure it is, and slopes.
+
+How sure autodiff is shows when all inputs are moved by a roundoff. Slopes by finite differences,
+
+    (f(theta + h v) - f(theta - h v)) / 2h    along a direction v, h, h/2, h/4, ...,
+
+are taken to h = 0 by Richardson's extrapolation (1911). They owe nothing to autodiff but the size
+of f's rounding, u sum |df/dtheta||theta|.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fnn.verify.call import Call, Inputs, differentiate, evaluate_moved, run
+from fnn.verify.float64 import ROUNDOFF
+from fnn.verify.leaf import measure
+
+MOVES = 8
+"""How often the inputs are moved by a roundoff before a check fails. To pass, once will do."""
+LEVELS = 3
+"""The number of steps h, h/2, h/4, ... of an extrapolation."""
+
+
+class Slope(NamedTuple):
+    """A slope by finite differences: the central one with a bound of its error, those from the
+    left and from the right, and whether these two differ.
+
+    >>> Slope(1.0, 1e-9, 1.0, 1.0, kink=False).value
+    1.0
+    """
+
+    value: float
+    bound: float
+    left: float
+    right: float
+    kink: bool
+
+
+class Reference:
+    """f and its gradient in float64, how sure they are, and the slopes of f.
+
+    `stacks` has an array for the value of f and one for each array of theta, each with three
+    rows: at the inputs themselves; at inputs moved by float64's roundoff; at inputs moved by
+    `roundoff`, that of the dtype that the user runs.
+
+    >>> import jax.numpy as jnp
+    >>> from fnn.verify.call import split
+    >>> call, inputs = split(lambda f, theta: f(theta), jnp.square, jnp.array(3.0), ())
+    >>> reference = Reference(call, inputs, 2.0**-24)
+    >>> float(reference.stacks[1][0])
+    6.0
+    """
+
+    def __init__(self, call: Call, inputs: Inputs, roundoff: float) -> None:
+        self.call, self.inputs, self.roundoff = call, inputs, roundoff
+        self.norms = [norm(p) or 1.0 for p in inputs.theta]
+        self._moved = lru_cache(self._at_moved_inputs)
+        self.stacks = self._moved(0)
+        values, *grads = self.stacks
+        # The rounding of f: u sum |df/dtheta||theta|, and what rounding its inputs did to it.
+        magnitude = sum(np.abs(g[0] * p).sum() for g, p in zip(grads, inputs.theta, strict=True))
+        moved = np.abs(values[1] - values[0])
+        self.noise = float(ROUNDOFF * (magnitude + np.abs(values[0])) + moved)
+        self.size = max((np.abs(g[0]).max(initial=0.0) for g in grads), default=0.0)
+
+    def _at_moved_inputs(self, seed: int) -> list[np.ndarray]:
+        """The stacks, with every float moved up or down by signs drawn from the seed."""
+        random = np.random.default_rng(seed)
+
+        def move(a: Any, u: float) -> np.ndarray:
+            a = np.asarray(a)
+            return np.where(random.integers(0, 2, a.shape, np.int8), 1 + u, 1 - u) * a if u else a
+
+        runs = []
+        for u in (0.0, ROUNDOFF, self.roundoff):
+            theta, floats, others = self.inputs
+            moved = Inputs([move(a, u) for a in theta], [move(a, u) for a in floats], others)
+            value, grads = run(differentiate, self.call, moved)
+            runs.append([np.asarray(value), *map(np.asarray, grads)])
+        return [np.stack(leaves) for leaves in zip(*runs, strict=True)]
+
+    def moves(self, position: int, row: int, floor: float) -> Iterator[float]:
+        """How far an array of `stacks` moves when every input moves by a roundoff (row 1:
+        float64's, row 2: the user's): again and again, by other signs.
+
+        >>> import jax.numpy as jnp
+        >>> from fnn.verify.call import split
+        >>> call, inputs = split(lambda f, theta: f(theta), jnp.square, jnp.array(3.0), ())
+        >>> reference = Reference(call, inputs, 2.0**-24)
+        >>> next(reference.moves(1, row=2, floor=1)) < 2.0**-23
+        True
+        """
+        for seed in range(MOVES):
+            stack = self._moved(seed)[position]
+            yield measure(stack[row], stack[0], floor)[0]
+
+    def slope(self, directions: list[np.ndarray], first: float) -> Slope:
+        """The slope of f along the directions, one per array of theta, from a step of `first`.
+
+        >>> import jax.numpy as jnp
+        >>> from fnn.verify.call import split
+        >>> from fnn.verify.float64 import in_float64
+        >>> with in_float64():
+        ...     call, inputs = split(lambda f, theta: f(theta), jnp.square, jnp.array(3.0), ())
+        ...     round(Reference(call, inputs, 2.0**-24).slope([np.ones(())], 1e-3).value, 6)
+        6.0
+        """
+        h = first * 0.5 ** np.arange(LEVELS)
+        f = [run(evaluate_moved, self.call, self.inputs, directions, step) for step in (*h, *-h)]
+        plus, minus = np.array(f, np.float64).reshape(2, LEVELS)
+        return _slope(float(self.stacks[0][0]), plus, minus, h, 8 * self.noise / h[-1])
+
+
+def norm(a: Any) -> float:
+    """The Euclidean norm of an array of any shape.
+
+    >>> norm(np.array([[3.0], [4.0]]))
+    5.0
+    """
+    # Not by BLAS, whose threads take longer to wake than this takes.
+    return float(np.sqrt(np.square(np.asarray(a)).sum()))
+
+
+def _slope(
+    centre: float, plus: np.ndarray, minus: np.ndarray, h: np.ndarray, rounding: float
+) -> Slope:
+    """The slope from f at theta, theta + h v and theta - h v.
+
+    Its error is at most four times the last correction and the gap between the slopes from the
+    right and from the left, and the rounding of f over h.
+    """
+    value, error = _extrapolate((plus - minus) / (2 * h), 2)
+    right, right_error = _extrapolate((plus - centre) / h, 1)
+    left, left_error = _extrapolate((centre - minus) / h, 1)
+    # A kink within the last step moves every central slope alike; the two sides then differ.
+    gap = abs(right - left)
+    kink = not gap <= 8 * (rounding + right_error + left_error)
+    return Slope(value, 4 * (error + gap) + rounding, left, right, kink)
+
+
+def _extrapolate(slopes: np.ndarray, order: int) -> tuple[float, float]:
+    """Slopes at h, h/2, h/4, ..., whose error is a series in h^order, taken to h = 0; and the
+    last correction."""
+    last, factor = slopes, 1
+    while len(slopes) > 1:
+        factor *= 2**order
+        last, slopes = slopes, slopes[1:] + (slopes[1:] - slopes[:-1]) / (factor - 1)
+    return float(slopes[0]), float(abs(slopes[0] - last[-1]))

@@ -1,0 +1,86 @@
+"""What the checks of a leaf add up to.
+
+"fail" where the float64 or the native check fails. "inconclusive" where that rests on no firm
+reference: one that is zero or mere rounding; a kink where autodiff or the gradient under test
+takes a slope between the two sides; finite differences that contradict autodiff; a function that
+computes in less than float64 whatever it is given, and agrees as far as that goes. Else "pass".
+"""
+
+import numpy as np
+
+from fnn.verify.checks import Tested
+from fnn.verify.leaf import FLOOR, Check, measure, plainly
+from fnn.verify.reference import Slope
+
+
+def decide(
+    tested: Tested,
+    expected: np.ndarray,
+    checks: tuple[Check, Check, Check],
+    slope: Slope | None,
+    narrow: bool,
+) -> tuple[str, str, tuple[int, ...]]:
+    """The verdict of a leaf, the reason, and the index of the worst entry.
+
+    checks are float64, native and differences; slope is that along the worst entry, where the
+    float64 check failed; narrow says that the function computes in less than float64, and agrees
+    as far as that goes.
+
+    >>> tested = Tested("dx", 1, np.array([5.0]), np.array([5.0]), "")
+    >>> failed, skipped = Check("fail", 0.2, 1e-9), Check("skipped", reason="none")
+    >>> decide(tested, np.array([6.0]), (failed, skipped, skipped), None, False)
+    ('fail', 'at [0] expected 6, got 5', (0,))
+    """
+    float64, native, differences = checks
+    _, index = measure(tested.best, expected, FLOOR)
+    if float64.verdict == "fail":
+        values = _values(tested.best, expected, index)
+        if narrow:
+            note = f"{values}: it computes in less than float64, and agrees as far as that goes"
+            return "inconclusive", note, index
+        verdict, note = _against_slope(float(tested.best[index]), float(expected[index]), slope)
+        return verdict, values + note, index
+    if native.verdict == "fail":
+        _, index = measure(tested.native, expected, 1)
+        note = f"in the dtype that runs: {_values(tested.native, expected, index)}"
+        return "fail", note, index
+    if doubt := _doubt(float64, native, differences):
+        return "inconclusive", doubt, index
+    return "pass", "", index
+
+
+def _values(got: np.ndarray, expected: np.ndarray, index: tuple[int, ...]) -> str:
+    where = f"at {list(index)} " if index else ""
+    return f"{where}expected {plainly(expected[index])}, got {plainly(got[index])}"
+
+
+def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str, str]:
+    """What the slope along an entry says of the difference between `got` and autodiff's."""
+    if slope is not None and slope.kink:
+        low, high = sorted((slope.left, slope.right))
+        slack = 1e-6 * max(abs(low), abs(high))
+        between = low - slack <= got <= high + slack
+        # Autodiff on one side and this on the other contradict each other. Where either splits
+        # the tie (a maximum's two arguments share it, |x| has 0 at 0), both are right.
+        sided = [min(abs(d - low), abs(d - high)) <= slack for d in (wanted, got)]
+        note = f"; a kink, with slopes {plainly(low)} and {plainly(high)}"
+        return ("inconclusive" if between and not all(sided) else "fail"), note
+    if slope and abs(slope.value - got) <= slope.bound < abs(slope.value - wanted):
+        note = "; finite differences agree with what is under test, not with autodiff"
+        return "inconclusive", note
+    return "fail", ""
+
+
+def _doubt(float64: Check, native: Check, differences: Check) -> str:
+    """Why checks of which none found an error do not add up to a pass; "" where they do."""
+    if differences.verdict == "fail":
+        return "finite differences agree with neither: is a rule overridden?"
+    if float64.verdict != "skipped":
+        return ""
+    if float64.reason == "zero":
+        return "the reference is zero everywhere: right and missing look alike"
+    if not float64.reason.startswith("raises"):
+        return f"the float64 reference can't decide: {float64.reason}"
+    if "skipped" in (native.verdict, differences.verdict):
+        return f"float64 {float64.reason}, and another check is skipped"
+    return ""
