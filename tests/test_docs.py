@@ -5,6 +5,7 @@ import contextlib
 import doctest
 import importlib
 import io
+import itertools
 import pkgutil
 import re
 import tomllib
@@ -28,10 +29,19 @@ README = TEXT["README.md"]
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Nothing here runs long enough for XLA's optimizations to pay."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def value_docstrings(source):
     """The strings that document module-level values: (name, docstring, line)."""
     body = ast.parse(source).body
-    for value, after in zip(body, body[1:], strict=False):
+    for value, after in itertools.pairwise(body):
         match value, after:
             case (
                 (ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name))),
@@ -122,7 +132,7 @@ def output_after(page, line):
 
 
 def agree(got, shown):
-    """Whether the words are the same, and the numbers to a tenth or where they are mere rounding."""
+    """Whether the words are the same, and the numbers to a tenth, or tiny: rounding errors."""
     words = [NUMBER.sub("#", text).split() for text in (got, shown)]
     numbers = [[float(n) for n in NUMBER.findall(text)] for text in (got, shown)]
     return words[0] == words[1] and np.allclose(*numbers, rtol=0.1, atol=1e-5)
