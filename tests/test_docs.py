@@ -29,15 +29,6 @@ README = TEXT["README.md"]
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Nothing here runs long enough for XLA's optimizations to pay."""
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def value_docstrings(source):
     """The strings that document module-level values: (name, docstring, line)."""
     body = ast.parse(source).body
