@@ -194,8 +194,8 @@ def slug(heading):
 def test_files_and_names_that_pages_mention_exist(page):
     text = TEXT[page]
     if page == "CHANGELOG.md":
-        # What is gone is named there too: where something went, the arrow leads to it.
-        text = re.sub(r"`[^`]*` ->", "", text)
+        # What is gone is named there too: an arrow leads from it to where it went.
+        text = re.sub(r"`[^`]*`\s+->", "", text)
     for path in set(re.findall(r"(?<![\w/.])(?:fnn|tests|docs|benchmarks)/[\w/]+\.\w+", text)):
         assert (ROOT / path).exists(), path
     for name in set(re.findall(r"(?<![\w./-])fnn(?:\.[A-Za-z]\w*)+", text)):
