@@ -1,53 +1,217 @@
-"""What the documents show runs: the docstrings' examples and the README's programs."""
+"""What the documents show is true: docstrings' examples, the pages' programs, outputs and names."""
 
+import ast
+import contextlib
 import doctest
 import importlib
+import io
+import itertools
+import pkgutil
 import re
+import tomllib
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import fnn
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
-MODULES = sorted(path.stem for path in Path(fnn.__file__).parent.glob("*.py"))
-README = (Path(__file__).parents[1] / "README.md").read_text()
-PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+MODULES = ["fnn", *(m.name for m in pkgutil.walk_packages(fnn.__path__, "fnn."))]
+MODULES.remove("fnn.__main__")
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += [ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
+README = TEXT["README.md"]
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m != "__main__"])
-def test_docstring_examples(module):
-    name = "fnn" if module == "__init__" else f"fnn.{module}"
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+def value_docstrings(source):
+    """The strings that document module-level values: (name, docstring, line)."""
+    body = ast.parse(source).body
+    for value, after in itertools.pairwise(body):
+        match value, after:
+            case (
+                (ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name))),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                yield name, text, after.lineno
 
 
-def test_some_docstrings_have_examples():
-    finder, found = doctest.DocTestFinder(), 0
-    for module in (fnn.activations, fnn.layers, fnn.schedules):
-        found += sum(len(test.examples) for test in finder.find(module))
-    assert found >= 6
+def source_of(module):
+    return Path(module.__file__).read_text()
 
 
-@pytest.mark.parametrize("number", range(len(PROGRAMS)))
-def test_readme_programs(number, tmp_path, monkeypatch):
+def examples(module):
+    """All doctests of a module: of its functions, classes and methods, and of its values."""
+    yield from doctest.DocTestFinder(exclude_empty=True).find(module, module.__name__)
+    parser = doctest.DocTestParser()
+    for name, text, line in value_docstrings(source_of(module)):
+        path = f"{module.__name__}.{name}"
+        test = parser.get_doctest(text, dict(vars(module)), path, module.__file__, line - 1)
+        if test.examples:
+            yield test
+
+
+def without_example(module):
+    """The public functions, classes, methods, layers and losses whose docstring shows no use.
+
+    A property is shown by its class, a click command by the command line.
+    """
+    documents = {name: text for name, text, _ in value_docstrings(source_of(module))}
+    kinds = (fnn.Layer, fnn.Loss)
+    for name, value in vars(module).items():
+        if isinstance(value, kinds) and name in documents and ">>>" not in documents[name]:
+            yield name
+    for node in ast.parse(source_of(module)).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield from lacking(node)
+
+
+def lacking(node, prefix=""):
+    shown = ">>>" in (ast.get_docstring(node) or "")
+    if node.name.startswith("_") or any(is_exempt(d) for d in node.decorator_list):
+        return
+    if not shown:
+        yield prefix + node.name
+    if isinstance(node, ast.ClassDef):
+        for inner in node.body:
+            if isinstance(inner, ast.FunctionDef):
+                yield from lacking(inner, f"{node.name}.")
+
+
+def is_exempt(decorator):
+    called = decorator.func if isinstance(decorator, ast.Call) else decorator
+    name = ast.unparse(called).split(".")[-1]
+    return name in ("property", "cached_property", "command", "group")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    runner, printed = doctest.DocTestRunner(), io.StringIO()
+    for test in examples(importlib.import_module(name)):
+        runner.run(test, out=printed.write)
+    assert runner.failures == 0, printed.getvalue()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_everything_public_has_an_example(name):
+    missing = list(without_example(importlib.import_module(name)))
+    assert not missing, f"{name}: no example of {', '.join(missing)}"
+
+
+def test_the_examples_of_values_are_found():
+    found = {test.name for test in examples(importlib.import_module("fnn.losses"))}
+    assert "fnn.losses.mse" in found
+    assert "fnn.losses.softmax_cross_entropy" in found
+
+
+def blocks(page, language):
+    """(line of its first line, content) of a page's fenced blocks in a language."""
+    text = TEXT[page]
+    for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        yield text.count("\n", 0, match.start(1)) + 1, match[1]
+
+
+def output_after(page, line):
+    """The ```text block that stands directly under the program whose last line is above `line`."""
+    match = re.match(r"```\n\n```text\n(.*?)```", "\n".join(TEXT[page].split("\n")[line:]), re.S)
+    return match[1] if match else None
+
+
+def agree(got, shown):
+    """Whether the words are the same, and the numbers to a tenth, or tiny: rounding errors."""
+    words = [NUMBER.sub("#", text).split() for text in (got, shown)]
+    numbers = [[float(n) for n in NUMBER.findall(text)] for text in (got, shown)]
+    return words[0] == words[1] and np.allclose(*numbers, rtol=0.1, atol=1e-5)
+
+
+@pytest.mark.parametrize("page", [page for page in TEXT if list(blocks(page, "python"))])
+def test_programs(page, tmp_path, monkeypatch):
+    """The programs of a page run in their order, in one namespace, and print what it shows."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(PROGRAMS[number], f"README program {number}", "exec"), {"__name__": "readme"})
+    names = {"__name__": "page"}
+    for line, program in blocks(page, "python"):
+        printed = io.StringIO()
+        code = compile("\n" * (line - 1) + program, page, "exec")
+        with contextlib.redirect_stdout(printed):
+            exec(code, names)
+        shown = output_after(page, line - 1 + program.count("\n"))
+        assert printed.getvalue() == "" or shown is not None, f"{page}:{line} shows no output"
+        assert shown is None or agree(printed.getvalue(), shown), printed.getvalue()
     assert jax.config.jax_enable_x64 is False
 
 
-def test_the_readme_has_programs_and_the_two_commands():
-    assert PROGRAMS
-    commands = re.search(r"```\w*\n(.*?)```", README, re.DOTALL).group(1).splitlines()
+def test_what_agrees():
+    assert agree("loss 0.51, 1.2e-09", "loss  0.52,\n  7.0e-10")
+    assert not agree("loss 0.51", "loss 0.71")
+    assert not agree("loss 0.51", "cost 0.51")
+
+
+def test_the_readme_has_the_two_commands_first():
+    commands = re.search(r"```\w*\n(.*?)```", README, re.DOTALL)[1].splitlines()
     assert len(commands) == 2
     assert "fnn train digits" in commands[0]
     assert "pytest" in commands[1]
 
 
 def test_the_equations_table_names_what_exists():
-    rows = re.findall(r"\| `fnn/(\w+)\.py` \| ([^|]*) \|", README)
+    rows = re.findall(r"\| `fnn/([\w/]+)\.py` \| ([^|]*) \|", README)
     assert len(rows) >= 15
-    for module, names in rows:
+    for path, names in rows:
+        module = importlib.import_module(f"fnn.{path.replace('/', '.')}")
         for name in re.findall(r"`(\w+)`", names):
-            assert hasattr(importlib.import_module(f"fnn.{module}"), name), f"{module}.{name}"
+            assert name in defined(module), f"{path}: {name}"
+
+
+def defined(module):
+    """The names that a module's own source defines, imports left out."""
+    tree = ast.parse(source_of(module))
+    names = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    assigned = (t for n in tree.body if isinstance(n, ast.Assign) for t in n.targets)
+    return names | {t.id for t in assigned if isinstance(t, ast.Name)}
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXT[page]):
+        if not target.startswith("http"):
+            path, _, anchor = target.partition("#")
+            linked = (ROOT / page).parent / path if path else ROOT / page
+            assert linked.exists(), target
+            headings = re.findall(r"^#+ (.*)", linked.read_text(), re.M) if anchor else []
+            assert not anchor or anchor in map(slug, headings), target
+
+
+def slug(heading):
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_files_and_names_that_pages_mention_exist(page):
+    text = TEXT[page]
+    if page == "CHANGELOG.md":
+        # What is gone is named there too: an arrow leads from it to where it went.
+        text = re.sub(r"`[^`]*`\s+->", "", text)
+    for path in set(re.findall(r"(?<![\w/.])(?:fnn|tests|docs|benchmarks)/[\w/]+\.\w+", text)):
+        assert (ROOT / path).exists(), path
+    for name in set(re.findall(r"(?<![\w./-])fnn(?:\.[A-Za-z]\w*)+", text)):
+        pkgutil.resolve_name(name)
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_the_tests_that_pages_name_exist(page):
+    sources = [path.read_text() for path in Path(__file__).parent.glob("test_*.py")]
+    known = set(re.findall(r"^def (test_\w+)", "\n".join(sources), re.M))
+    named = set(re.findall(r"`(test_\w+)`", TEXT[page]))
+    assert named - known == set()
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_extras_that_pages_install_exist(page):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extras in re.findall(r"(?:\.|fnn)\[([\w,]+)\]", TEXT[page]):
+        assert set(extras.split(",")) <= set(project["optional-dependencies"])
