@@ -21,7 +21,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import activations, combinators, layers, losses, models, optimizers
+from fnn import (
+    activations,
+    combinators,
+    layers,
+    losses,
+    memory,
+    models,
+    optimizers,
+    wrappers,
+)
 from fnn.base import Layer, Loss, Optimizer, at
 
 _random = np.random.default_rng(0)
@@ -29,6 +38,7 @@ _ANY, _OTHER = _random.standard_normal((2, 6, 4)).astype(np.float32)
 _UNIT = _random.uniform(0.1, 0.9, (6, 4)).astype(np.float32)
 _SHARES = _UNIT / _UNIT.sum(-1, keepdims=True)
 _LABELS = np.array([0, 3, 1, 1, 2, 0])
+_MASK = np.array([[1, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 0]])
 
 
 def _x(d: int) -> np.ndarray:
@@ -63,6 +73,9 @@ LAYERS: dict[str, tuple[Layer, Any]] = {
     "fork": (combinators.fork(layers.dense(4, 3), activations.tanh), _x(4)),
     "add": (combinators.add, (_x(3), _x(3) ** 2)),
     "concatenate": (combinators.concatenate, (_x(3), _x(2))),
+    "masked": (combinators.masked(layers.dense(4, 3), {"W": _MASK, "b": _MASK[:, 0]}), _x(4)),
+    "remat": (memory.remat(combinators.serial(layers.dense(4, 4), activations.tanh)), _x(4)),
+    "reversible": (memory.reversible(layers.dense(2, 2), activations.tanh, 3), _x(4)),
     "repeat": (combinators.repeat(combinators.skip(layers.layer_norm(4)), 3), _x(4)),
     "mlp": (models.mlp((5, 6, 4, 3), activation=activations.gelu), _x(5)),
 }
@@ -145,6 +158,12 @@ WRAPPERS: dict[str, Rule] = {
     "clip_by_global_norm": Rule(
         lambda rate: optimizers.clip_by_global_norm(optimizers.sgd(rate), 0.5), _clipped_sgd
     ),
+    "accumulate": Rule(lambda rate: wrappers.accumulate(optimizers.adam(rate), 1), _adam),
+    "average": Rule(lambda rate: wrappers.average(optimizers.adam(rate), 0.9), _adam),
+    "partition": Rule(
+        lambda rate: wrappers.partition(lambda params: "all", {"all": optimizers.adam(rate)}), _adam
+    ),
+    "scale_loss": Rule(lambda rate: wrappers.scale_loss(optimizers.adam(rate), 1.0), _adam),
     "add_l2": Rule(
         lambda rate: optimizers.add_l2(optimizers.adam(rate), 0.3),
         lambda rate, t, theta, g, slots: _adam(rate, t, theta, g + 0.3 * theta, slots),

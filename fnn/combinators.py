@@ -230,8 +230,9 @@ def masked(layer: Layer, mask: Params) -> Layer:
 
         def one(p: Array, m: Array, factor: Factor) -> Any:
             of = lambda factor, m: reduce(Masked(factor, m.astype(p.dtype)))  # noqa: E731
-            for _ in range(m.ndim - factor.ndim):  # the copies of a `repeat` inside
-                of = jax.vmap(of)
+            copies = m.shape[: m.ndim - factor.ndim]
+            for n in reversed(copies):  # of a `repeat` inside
+                of = jax.vmap(of, axis_size=n)
             return of(factor, m)
 
         return jax.tree.map(one, params, mask, factors), dx
@@ -250,7 +251,7 @@ def masked(layer: Layer, mask: Params) -> Layer:
 
 
 def frozen(layer: Layer) -> Layer:
-    """The layer, its parameters kept as they are: dparams = 0, dx is the layer's.
+    """The layer, its parameters constants: dparams = 0, dx is the layer's.
 
     The weight gradients are not computed. An optimizer that moves parameters without a gradient,
     as `adamw` does by its weight decay, needs `partition` to leave them alone.
@@ -265,21 +266,22 @@ def frozen(layer: Layer) -> Layer:
     """
     check_layer("frozen", layer)
 
+    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+        return layer.forward(jax.lax.stop_gradient(params), x)
+
     def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
         return layer.backward(params, residuals, dy, lambda factor: reduce(Zero.like(factor)))
 
-    return layer._replace(
-        backward=backward,
-        varying=_varying_alone(frozen, layer),
-        parts=None,
-    )
+    return Layer(layer.init, forward, backward, _varying_alone(frozen, layer))
 
 
 def _stop_backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
     return (), jax.tree.map(jnp.zeros_like, dy)
 
 
-stop_gradient = Layer(lambda key: (), lambda params, x: (x, ()), _stop_backward)
+stop_gradient = Layer(
+    lambda key: (), lambda params, x: (jax.lax.stop_gradient(x), ()), _stop_backward
+)
 """y = x, dx = 0: what stands before it learns nothing through it.
 
 >>> stop_gradient.backward((), (), jnp.ones(2))[1]

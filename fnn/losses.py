@@ -59,7 +59,11 @@ Array([5.], dtype=float32)
 """
 
 mae = _regression("mae", jnp.abs, jnp.sign)
-"""Mean absolute error: (1/k) sum_i |p_i - t_i|; gradient sign(p - t) / k, 0 at p = t."""
+"""Mean absolute error: (1/k) sum_i |p_i - t_i|; gradient sign(p - t) / k, 0 at p = t.
+
+>>> mae.value(jnp.array([[1.0, -3.0]]), jnp.zeros((1, 2)))
+Array([2.], dtype=float32)
+"""
 
 
 def huber(delta: float = 1.0) -> Loss:
@@ -95,7 +99,11 @@ cross_entropy = Loss(_cross_entropy_value, _cross_entropy_gradient)
 """On probabilities A: -sum_i t_i log a_i; gradient dL/dA = -t / A.
 
 The A - Y of the textbooks is dL/dZ, before the softmax: the `softmax` layer's backward
-makes it of this gradient. Infinite where a_i = 0 < t_i; nothing is clipped to hide it."""
+makes it of this gradient. Infinite where a_i = 0 < t_i; nothing is clipped to hide it.
+
+>>> cross_entropy.value(jnp.array([[1.0, 0.0]]), jnp.array([0]))
+Array([-0.], dtype=float32)
+"""
 
 
 def _softmax_cross_entropy_value(prediction: Array, target: Array) -> Array:
@@ -143,7 +151,11 @@ def _binary_cross_entropy_gradient(prediction: Array, target: Array) -> Array:
 
 binary_cross_entropy = Loss(_binary_cross_entropy_value, _binary_cross_entropy_gradient)
 """On probabilities a of k yes-or-no outputs: -(1/k) sum_i t_i log a_i + (1 - t_i) log(1 - a_i);
-gradient ((1 - t) / (1 - a) - t / a) / k. Targets (..., k) in [0, 1]."""
+gradient ((1 - t) / (1 - a) - t / a) / k. Targets (..., k) in [0, 1].
+
+>>> binary_cross_entropy.gradient(jnp.array([[0.5]]), jnp.array([[1.0]]))
+Array([[-2.]], dtype=float32)
+"""
 
 
 def _sigmoid_binary_cross_entropy_value(prediction: Array, target: Array) -> Array:
@@ -169,7 +181,11 @@ sigmoid_binary_cross_entropy = Loss(
 )
 """On logits z of k yes-or-no outputs: (1/k) sum_i t_i log(1 + e^-z_i) + (1 - t_i) log(1 + e^z_i);
 gradient (sigmoid(z) - t) / k, H = diag(a (1 - a)) / k, a the sigmoid. Finite for logits of any
-size. Targets (..., k) in [0, 1]."""
+size. Targets (..., k) in [0, 1].
+
+>>> sigmoid_binary_cross_entropy.gradient(jnp.array([[0.0]]), jnp.array([[1.0]]))
+Array([[-0.5]], dtype=float32)
+"""
 
 
 def _times(t: Array, x: Array) -> Array:

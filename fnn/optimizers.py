@@ -61,9 +61,8 @@ def _optimizer(state_type: Any, learning_rate: Rate, rule: Callable[..., Updated
         columns = [form.flatten_up_to(tree) for tree in (params, grads, *slots)]
         updated = [apply(*leaf) for leaf in zip(*columns, strict=True)]
         trees = [form.unflatten(column) for column in zip(*updated, strict=True)]
-        return (
-            state_type(trees[0], step + 1, *trees[1:]) if trees else state._replace(step=step + 1)
-        )
+        params, *slots = trees or (params, *slots)
+        return state_type(params, step + 1, *slots)
 
     return Optimizer(init, update)
 

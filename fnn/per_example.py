@@ -153,8 +153,9 @@ def clipped_value_and_grad(
 
         def clipped(node: _Normed) -> Array:
             sum_of = lambda factor: total(weighted(factor, scale))  # noqa: E731
-            for _ in range(node.squared_norm.ndim - losses.ndim):  # the copies of `repeat`
-                sum_of = jax.vmap(sum_of)
+            copies = node.squared_norm.shape[: node.squared_norm.ndim - losses.ndim]
+            for n in reversed(copies):  # of `repeat`
+                sum_of = jax.vmap(sum_of, axis_size=n)
             return sum_of(node.factor)
 
         return losses.mean(), jax.tree.map(clipped, normed, is_leaf=is_normed)

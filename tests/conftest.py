@@ -8,12 +8,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", 2)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def little_optimization(request):
-    """Most tests compile more than they compute, so XLA is told to optimize little. A module
-    with OPTIMIZED = True is compiled as users do it: what is compared bit for bit, what reads
+    """Most tests compile more than they compute, so XLA is told to optimize little. What is
+    marked `optimized` is compiled as users do it: what is compared bit for bit, and what reads
     compiled programs."""
-    optimized = getattr(request.module, "OPTIMIZED", False)
+    optimized = request.node.get_closest_marker("optimized") is not None
     jax.config.update("jax_disable_most_optimizations", not optimized)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

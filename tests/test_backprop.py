@@ -120,6 +120,7 @@ def test_value_and_grad_is_the_twin_of_jaxs(case):
         chex.assert_trees_all_close(got, expected, rtol=1e-11, atol=1e-16)
 
 
+@pytest.mark.optimized
 def test_the_first_layers_dx_is_not_computed():
     """No matrix product in the compiled gradient is for an input that nobody asked for."""
     d, h, m = 50, 7, 9

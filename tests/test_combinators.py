@@ -67,6 +67,7 @@ def test_repeat_is_serial_with_stacked_params(activation):
         chex.assert_trees_all_close(got, (y, dstacked, dx), rtol=1e-11, atol=1e-14)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("activation", [fnn.relu, fnn.tanh, fnn.sigmoid, fnn.softmax])
 def test_repeat_keeps_each_activation_once(activation):
     """Temporary memory of the compiled gradient, in arrays of one activation a copy."""

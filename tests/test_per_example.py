@@ -334,6 +334,7 @@ def largest_array(f, m):
     return max(int(np.prod([int(d) for d in shape.split(",")])) for shape in shapes)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     "make",
     [
@@ -348,6 +349,7 @@ def test_no_array_of_batch_times_parameters_exists(make):
     assert largest_array(make(WIDE, fnn.softmax_cross_entropy), MANY) < MANY_TIMES_WEIGHTS
 
 
+@pytest.mark.optimized
 def test_the_reader_of_programs_sees_an_array_of_batch_times_parameters():
     def norms(params, x, y):
         grads = gradients(WIDE, fnn.softmax_cross_entropy, params, x, y)

@@ -197,6 +197,7 @@ def test_fit_draws_a_fresh_order_each_epoch():
     assert (first != second).any()
 
 
+@pytest.mark.optimized
 def test_fit_again_gives_the_same_bits():
     settings = {"key": KEY, "epochs": 3, "batch_size": 4}
     one, two = (fnn.fit(NETWORK, LOSS, fnn.adam(0.1), (X, Y), **settings) for _ in range(2))

@@ -9,7 +9,7 @@ import fnn
 from fnn import fitting
 from fnn.fitting import DivergedError, Progress, epochs_since_best
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = [pytest.mark.usefixtures("compiled_once"), pytest.mark.optimized]
 
 KEY = jax.random.key(11)
 NETWORK = fnn.mlp((3, 8, 2), activation=fnn.tanh)

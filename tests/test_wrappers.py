@@ -1,0 +1,172 @@
+"""Optimizers around optimizers: each is its definition, written in numpy."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fnn
+
+KEY = jax.random.key(17)
+PARAMS = {"W": jnp.array([1.0, -2.0]), "b": jnp.array([0.5])}
+GRADS = [jax.tree.map(lambda p, i=i: jnp.cos(i + p), PARAMS) for i in range(7)]
+
+
+def states(optimizer, grads=GRADS, params=PARAMS):
+    found = [optimizer.init(params)]
+    for g in grads:
+        found.append(jax.jit(optimizer.update)(found[-1], g))
+    return found
+
+
+def test_accumulate_updates_once_for_the_mean_of_k():
+    found = states(fnn.accumulate(fnn.adam(0.1), 3))
+    mean = lambda some: jax.tree.map(lambda *g: sum(g) / len(g), *some)
+    expected = states(fnn.adam(0.1), [mean(GRADS[:3]), mean(GRADS[3:6])])
+    for i, state in enumerate(found):
+        chex.assert_trees_all_close(state.params, expected[i // 3].params, rtol=1e-6)
+        assert int(state.step) == i
+        assert int(state.inner.step) == i // 3
+
+
+def test_average_is_the_moving_average_from_the_start():
+    found = states(fnn.average(fnn.sgd(0.1), 0.8))
+    plain = states(fnn.sgd(0.1))
+    average = np.asarray(PARAMS["W"])
+    for state, same in zip(found[1:], plain[1:], strict=True):
+        average = 0.8 * average + 0.2 * np.asarray(same.params["W"])
+        chex.assert_trees_all_equal(state.params, same.params)
+        np.testing.assert_allclose(state.average["W"], average, rtol=1e-6)
+
+
+def test_partition_gives_each_label_its_optimizer_and_freezes_none():
+    params = {"a": PARAMS, "b": {"W": jnp.ones(2)}, "c": ()}
+    grads = [{"a": g, "b": {"W": g["W"]}, "c": ()} for g in GRADS]
+    labels = {"a": {"W": "adam", "b": "none"}, "b": "sgd", "c": "none"}
+    found = states(
+        fnn.partition(labels, {"adam": fnn.adam(0.1), "sgd": fnn.sgd(0.1), "none": None}),
+        grads, params,
+    )  # fmt: skip
+    adam = states(fnn.adam(0.1), [g["W"] for g in GRADS], PARAMS["W"])
+    sgd = states(fnn.sgd(0.1), [g["W"] for g in GRADS], jnp.ones(2))
+    for state, a, s in zip(found, adam, sgd, strict=True):
+        expected = {"a": {"W": a.params, "b": PARAMS["b"]}, "b": {"W": s.params}, "c": ()}
+        chex.assert_trees_all_equal(state.params, expected)
+    by_function = fnn.partition(lambda params: "all", {"all": fnn.adam(0.1)})
+    chex.assert_trees_all_equal(states(by_function)[-1].params, states(fnn.adam(0.1))[-1].params)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: fnn.partition("x", {"y": fnn.sgd(1.0)}).init(PARAMS), ValueError, "label of 'y'"),
+        (lambda: fnn.partition({"Q": "y"}, {"y": fnn.sgd(1.0)}).init(PARAMS), ValueError, "fit"),
+        (lambda: fnn.partition("y", {"y": fnn.sgd}), TypeError, "'y': expected an Optimizer"),
+        (lambda: fnn.accumulate(fnn.sgd(1.0), 0), ValueError, "k of at least 1"),
+        (lambda: fnn.average(fnn.sgd(1.0), 1.0), ValueError, r"decay in \[0, 1\)"),
+        (lambda: fnn.scale_loss(fnn.sgd(1.0), -1.0), ValueError, "scale above 0"),
+        (lambda: fnn.average(fnn.sgd, 0.5), TypeError, "call it to make one"),
+        (lambda: fnn.accumulate(optax.sgd(0.1), 2), TypeError, "fnn.from_optax"),
+    ],
+)
+def test_bad_calls_are_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_scale_loss_halves_skips_and_grows():
+    optimizer = fnn.scale_loss(fnn.adam(0.1), 8.0, growth_interval=2)
+    scaled = lambda g: jax.tree.map(lambda a: 8.0 * a, g)
+    state = optimizer.update(optimizer.init(PARAMS), scaled(GRADS[0]))
+    chex.assert_trees_all_close(state.params, states(fnn.adam(0.1))[1].params, rtol=1e-6)
+    bad = GRADS[1] | {"W": jnp.array([jnp.nan, 1.0])}
+    skipped = optimizer.update(state, bad)
+    chex.assert_trees_all_equal(skipped.inner, state.inner)
+    assert (float(skipped.loss_scale), int(skipped.step)) == (4.0, 2)
+    again = optimizer.update(optimizer.update(skipped, GRADS[0]), GRADS[1])
+    assert float(again.loss_scale) == 8.0
+
+
+def test_a_step_scales_the_losss_gradient_and_not_its_value():
+    network, loss, x = fnn.dense(2, 1), fnn.mse, jnp.ones((3, 2))
+    params, batch = network.init(KEY), (x, jnp.zeros((3, 1)))
+    plain, scaled = fnn.sgd(0.1), fnn.scale_loss(fnn.sgd(0.1), 1024.0)
+    record = lambda state, grads, value: grads
+    after, (value, grads) = fnn.make_step(network, loss, plain, record=record)(
+        plain.init(params), batch
+    )
+    same, (loss_value, large) = fnn.make_step(network, loss, scaled, record=record)(
+        scaled.init(params), batch
+    )
+    assert float(value) == float(loss_value)
+    chex.assert_trees_all_close(jax.tree.map(lambda g: g / 1024, large), grads, rtol=1e-6)
+    chex.assert_trees_all_close(same.params, after.params, rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [fnn.sgd(0.1), fnn.adam(0.1), fnn.lion(0.1)])
+def test_empty_trees_and_empty_subtrees(optimizer):
+    state = optimizer.update(optimizer.init(()), ())
+    assert state.params == ()
+    assert int(state.step) == 1
+    some = {"a": (), "b": {"c": jnp.ones(2), "d": None}}
+    state = optimizer.update(optimizer.init(some), some)
+    assert state.params["a"] == ()
+    assert not np.array_equal(state.params["b"]["c"], jnp.ones(2))
+
+
+def test_wrappers_train_in_one_program_and_donate():
+    x = jax.random.normal(KEY, (32, 3))
+    data, network = (x, x[:, :1]), fnn.mlp((3, 8, 1))
+    inner = fnn.clip_by_global_norm(fnn.adam(0.02), 1.0)
+    for optimizer in (
+        fnn.accumulate(inner, 2),
+        fnn.average(inner, 0.9),
+        fnn.partition(lambda p: ("a", "b", "a", "b"), {"a": inner, "b": fnn.sgd(0.01)}),
+        fnn.scale_loss(inner),
+        fnn.average(fnn.accumulate(inner, 2), 0.9),
+    ):
+        epoch = jax.jit(fnn.make_epoch(network, fnn.mse, optimizer, 8), donate_argnums=0)
+        state = optimizer.init(network.init(KEY))
+        first = None
+        for i in range(15):
+            state, value = epoch(state, data, jax.random.key(i))
+            first = float(value) if first is None else first
+        assert float(value) < 0.5 * first
+
+
+# Optax.
+
+
+@pytest.mark.parametrize(
+    "transformation",
+    [
+        optax.adamw(0.1),
+        optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(optax.cosine_decay_schedule(0.1, 5))),
+        optax.MultiSteps(optax.adam(0.1), 2),
+        optax.lamb(0.1),
+    ],
+    ids=["adamw", "chain", "MultiSteps", "lamb"],
+)
+def test_from_optax_updates_as_optax_does(transformation):
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        found = states(fnn.from_optax(transformation))
+        params, slots = PARAMS, transformation.init(PARAMS)
+        for state, g in zip(found[1:], GRADS, strict=True):
+            updates, slots = transformation.update(g, slots, params)
+            params = optax.apply_updates(params, updates)
+            chex.assert_trees_all_close(state.params, params, rtol=1e-6)
+    assert int(found[-1].step) == 7
+
+
+def test_to_optax_gives_what_optax_applies():
+    optimizer = fnn.average(fnn.adam(0.1), 0.9)
+    there = optax.chain(optax.identity(), fnn.to_optax(optimizer))
+    params, slots = PARAMS, there.init(PARAMS)
+    for state, g in zip(states(optimizer)[1:], GRADS, strict=True):
+        updates, slots = there.update(g, slots, params)
+        params = optax.apply_updates(params, updates)
+        chex.assert_trees_all_close(params, state.params, rtol=1e-5)
+    with pytest.raises(ValueError, match="got no params"):
+        fnn.to_optax(fnn.sgd(0.1)).update(PARAMS, fnn.sgd(0.1).init(PARAMS))
