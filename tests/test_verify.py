@@ -662,3 +662,20 @@ def test_a_wrong_layer_that_varies_is_refused_and_named():
     report = verify.check_layer(fnn.at(network, jax.random.key(1)), params, X)
     assert report.verdict == "fail"
     assert "[1][2]" in report.place
+
+
+@pytest.mark.parametrize(
+    ("dx", "linear"),
+    [
+        (lambda y, dy: 1 - y * y, False),
+        (lambda y, dy: (1 - y * y) * dy + 0.01 * y, False),
+        (lambda y, dy: (1 - y * y) * jnp.clip(dy, -0.5, 0.5), False),
+        (lambda y, dy: (1 + y * y) * dy, True),
+    ],
+    ids=["no dy", "a penalty", "clipped", "linear"],
+)
+def test_what_is_not_multiplied_by_the_cotangent_is_named(dx, linear):
+    wrong = fnn.tanh._replace(backward=lambda p, r, dy, reduce=fnn.total: ((), dx(r[1], dy)))
+    report = verify.check_layer(wrong, (), X)
+    assert report.verdict == "fail"
+    assert ("not multiplied by the cotangent" in report.leaves[0].note) != linear

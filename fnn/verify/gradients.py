@@ -47,6 +47,7 @@ from fnn.verify.float64 import (
     widened,
 )
 from fnn.verify.leaf import Leaf, measure, unfit
+from fnn.verify.linearity import nonlinear_leaves
 from fnn.verify.localisation import first_wrong_layer, first_wrong_part
 from fnn.verify.per_example import per_example_leaf
 from fnn.verify.reference import Reference
@@ -106,7 +107,8 @@ def check_vjp(
     """forward(params, x) -> (y, residuals) and backward(params, residuals, dy) -> (dparams, dx)
     against autodiff of the forward. params, x and y may be any trees.
 
-    The cotangent dy is drawn from `key`.
+    The cotangent dy is drawn from `key`. Of a wrong leaf that is not linear in dy the note says
+    so: something in it is not multiplied by the cotangent.
 
     >>> forward = lambda w, x: (jnp.sin(w * x), x)
     >>> backward = lambda w, x, dy: ((dy * x * jnp.cos(w * x)).sum(), dy * w * jnp.cos(w * x))
@@ -120,7 +122,20 @@ def check_vjp(
         y, _ = forward(*inputs)
     dy = random_cotangent(key, y)
     theta = {"dparams": params, "dx": x}
-    return _check("check_vjp", (_product, forward), (_by_backward, (forward, backward)), theta, dy)
+    functions = (forward, backward)
+    report = _check("check_vjp", (_product, forward), (_by_backward, functions), theta, dy)
+    if report.verdict != "fail":
+        return report
+    with in_float64():
+        nonlinear = nonlinear_leaves(*functions, *widened((*inputs, dy)))
+    cause = "not linear in dy: something in it is not multiplied by the cotangent"
+    leaves = [
+        replace(leaf, note="; ".join(filter(None, (leaf.note, cause))))
+        if leaf.verdict == "fail" and leaf.name in nonlinear
+        else leaf
+        for leaf in report.leaves
+    ]
+    return replace(report, leaves=tuple(leaves))
 
 
 def check_loss(loss: Loss, prediction: Any, target: Any) -> Report:
