@@ -11,8 +11,6 @@ import pytest
 import fnn
 from fnn import per_example, verify
 
-pytestmark = pytest.mark.optimized  # some of these tests read compiled programs
-
 KEY = jax.random.key(13)
 X = jax.random.normal(KEY, (6, 4))
 BLOCK = fnn.serial(fnn.dense(4, 4), fnn.tanh)
@@ -44,29 +42,39 @@ def test_masked_is_the_layer_at_masked_params(layer):
     params = layer.init(KEY)
     mask = bits(params)
     network, loss, y = fnn.masked(layer, mask), fnn.mse, jnp.ones((6, 3))
-    got = fnn.value_and_grad(network, loss)(params, X, y)
-    expected = jax.value_and_grad(fnn.objective(network, loss))(params, X, y)
+
+    @jax.jit
+    def everything(params):
+        one = jax.grad(lambda p, x, y: loss.value(network.forward(p, x)[0], y))
+        return (
+            fnn.value_and_grad(network, loss)(params, X, y),
+            jax.value_and_grad(fnn.objective(network, loss))(params, X, y),
+            jax.vmap(one, (None, 0, 0))(params, X, y),
+            per_example.squared_norms(network, loss)(params, X, y),
+            per_example.gram(network, loss)(params, X, y),
+            per_example.clipped_value_and_grad(network, loss, 0.5)(params, X, y)[1],
+            fnn.curvature.ggn_diagonal(network, loss)(params, X, y),
+        )
+
+    got, expected, each, norms, gram, clipped, diagonal = everything(params)
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
-    for g, m in zip(jax.tree.leaves(got[1]), jax.tree.leaves(mask), strict=True):
-        assert not np.asarray(g)[np.asarray(m) == 0].any()
-    verify.check_layer(network, params, X).raise_for_verdict()
-    one = jax.grad(lambda p, x, y: loss.value(network.forward(p, x)[0], y))
-    each = jax.vmap(one, (None, 0, 0))(params, X, y)
-    flat = jnp.concatenate([g.reshape(6, -1) for g in jax.tree.leaves(each)], 1)
-    norms = jnp.square(flat).sum(1)
-    np.testing.assert_allclose(
-        per_example.squared_norms(network, loss)(params, X, y), norms, rtol=1e-4
-    )
-    np.testing.assert_allclose(
-        per_example.gram(network, loss)(params, X, y), flat @ flat.T, rtol=1e-3, atol=1e-4
-    )
-    _, clipped = per_example.clipped_value_and_grad(network, loss, 0.5)(params, X, y)
-    scale = jnp.minimum(1, 0.5 / jnp.sqrt(norms)) / 6
-    by_hand = jax.tree.map(lambda g: jnp.tensordot(scale, g, 1), each)
+    flat = np.concatenate([np.reshape(g, (6, -1)) for g in jax.tree.leaves(each)], 1)
+    squares = np.square(flat).sum(1)
+    np.testing.assert_allclose(norms, squares, rtol=1e-4)
+    np.testing.assert_allclose(gram, flat @ flat.T, rtol=1e-3, atol=1e-4)
+    scale = np.minimum(1, 0.5 / np.sqrt(squares)) / 6
+    by_hand = jax.tree.map(lambda g: np.tensordot(scale, g, 1), each)
     chex.assert_trees_all_close(clipped, by_hand, rtol=1e-4, atol=1e-6)
-    diagonal = fnn.curvature.ggn_diagonal(network, loss)(params, X, y)
-    for d, m in zip(jax.tree.leaves(diagonal), jax.tree.leaves(mask), strict=True):
+    zipped = zip(*map(jax.tree.leaves, (got[1], diagonal, mask)), strict=True)
+    for g, d, m in zipped:
+        assert not np.asarray(g)[np.asarray(m) == 0].any()
         assert not np.asarray(d)[np.asarray(m) == 0].any()
+
+
+def test_the_checker_passes_masks():
+    layer = fnn.serial(fnn.repeat(fnn.skip(BLOCK), 3), fnn.dense(4, 3))
+    params = layer.init(KEY)
+    verify.check_layer(fnn.masked(layer, bits(params)), params, X).raise_for_verdict()
 
 
 def test_a_mask_that_does_not_fit_is_refused():
@@ -96,21 +104,29 @@ def test_frozen_parameters_have_no_gradient_and_what_is_before_them_has_its_own(
     )
     plain = fnn.serial(fnn.dense(4, 4), fnn.repeat(fnn.skip(BLOCK), 2), fnn.dense(4, 3))
     params, y = network.init(KEY), jnp.ones((6, 3))
-    value, grads = fnn.value_and_grad(network, fnn.mse)(params, X, y)
-    expected, full = fnn.value_and_grad(plain, fnn.mse)(params, X, y)
-    chex.assert_trees_all_equal((value, grads[0], grads[2]), (expected, full[0], full[2]))
-    assert not any(np.any(g) for g in jax.tree.leaves(grads[1]))
-    twin = jax.value_and_grad(fnn.objective(network, fnn.mse))(params, X, y)
+
+    @jax.jit
+    def everything(params):
+        return (
+            fnn.value_and_grad(network, fnn.mse)(params, X, y),
+            fnn.value_and_grad(plain, fnn.mse)(params, X, y),
+            jax.value_and_grad(fnn.objective(network, fnn.mse))(params, X, y),
+            per_example.squared_norms(network, fnn.mse)(params, X, y),
+            per_example.squared_norms(plain, fnn.mse)(params, X, y),
+            per_example.clipped_value_and_grad(network, fnn.mse, 1e9)(params, X, y)[1],
+            per_example.second_moment(network, fnn.mse)(params, X, y),
+        )
+
+    (value, grads), (same, full), twin, norms, all_norms, clipped, second = everything(params)
+    expected = (same, full[0], full[2])
+    chex.assert_trees_all_close((value, grads[0], grads[2]), expected, rtol=1e-6)
+    assert not any(np.any(g) for g in jax.tree.leaves((grads[1], second[1])))
     chex.assert_trees_all_close((value, grads), twin, rtol=1e-5, atol=1e-6)
-    norms = per_example.squared_norms(network, fnn.mse)(params, X, y)
-    parts = [fnn.per_example.squared_norms(plain, fnn.mse)(params, X, y)]
-    assert (norms < parts[0]).all()
-    _, clipped = per_example.clipped_value_and_grad(network, fnn.mse, 1e9)(params, X, y)
+    assert (norms < all_norms).all()
     chex.assert_trees_all_close(clipped, grads, rtol=1e-5, atol=1e-7)
-    second = per_example.second_moment(network, fnn.mse)(params, X, y)
-    assert not any(np.any(g) for g in jax.tree.leaves(second[1]))
 
 
+@pytest.mark.optimized
 def test_frozen_weight_gradients_are_not_computed():
     """The flops of the compiled gradient: those of dX are there, those of dW are not."""
     m, d = 64, 128
@@ -160,6 +176,7 @@ def test_remat_computes_what_the_layer_does(layer):
     assert fnn.remat(layer).forward(params, X)[1] is X
 
 
+@pytest.mark.optimized
 def test_remat_keeps_one_array_per_block():
     n = 8
     plain = temporary(fnn.repeat(block(), n * n))
@@ -168,6 +185,7 @@ def test_remat_keeps_one_array_per_block():
     assert nested < 3 * n + 8
 
 
+@pytest.mark.optimized
 def test_reversible_keeps_nothing_but_its_output_at_any_depth():
     make = lambda n: fnn.reversible(block(16), block(16), n)
     shallow, deep = temporary(make(4)), temporary(make(64))
@@ -189,12 +207,17 @@ def test_reversible_computes_its_equations():
                 x2 = x2 + g.forward(pg, x1)[0]
             return jnp.concatenate([x1, x2], -1)
 
-        y, pull = jax.vjp(forward, params, x)
-        got = run(layer, params, x, jnp.cos(x))
-        chex.assert_trees_all_close(got, (y, *pull(jnp.cos(x))), rtol=1e-11)
-        norms = per_example.squared_norms(layer, fnn.mse)(params, x, x)
         one = jax.grad(lambda p, x, y: fnn.mse.value(forward(p, x[None]), y[None])[0])
-        each = jax.vmap(one, (None, 0, 0))(params, x, x)
+
+        @jax.jit
+        def everything(params, x):
+            y, pull = jax.vjp(forward, params, x)
+            norms = per_example.squared_norms(layer, fnn.mse)(params, x, x)
+            each = jax.vmap(one, (None, 0, 0))(params, x, x)
+            return run(layer, params, x, jnp.cos(x)), (y, *pull(jnp.cos(x))), norms, each
+
+        got, expected, norms, each = everything(params, x)
+        chex.assert_trees_all_close(got, expected, rtol=1e-11)
         expected = sum(jnp.square(g).reshape(6, -1).sum(1) for g in jax.tree.leaves(each))
         np.testing.assert_allclose(norms, expected, rtol=1e-10)
 
@@ -290,10 +313,11 @@ def test_they_nest_at_a_key():
     got = jax.jit(fnn.value_and_grad(layer, fnn.mse))(params, X, y)
     expected = jax.jit(jax.value_and_grad(fnn.objective(layer, fnn.mse)))(params, X, y)
     chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-6)
-    other = fnn.at(network, jax.random.key(1)).forward(params, X)[0]
-    assert not np.allclose(layer.forward(params, X)[0], other)
-    norms = per_example.squared_norms(layer, fnn.mse)(params, X, y)
+    output = jax.jit(lambda key: fnn.at(network, key).forward(params, X)[0])
+    assert not np.allclose(output(KEY), output(jax.random.key(1)))
+    norms = jax.jit(per_example.squared_norms(layer, fnn.mse))(params, X, y)
     assert np.isfinite(norms).all()
-    assert fnn.statistics(network, params, X)[1] == ((), (), ())
+    statistics = jax.jit(lambda params: fnn.statistics(network, params, X))(params)
+    assert statistics[1] == ((), (), ())
     losses = jax.jit(fnn.make_train(network, fnn.mse, fnn.adam(0.01), 2, 5))(params, (X, y), KEY)[1]
     assert losses.shape == (5,)

@@ -188,21 +188,26 @@ def test_every_statistic_through_such_layers(network, shape):
         params = jax.tree.map(lambda p: p.astype(jnp.float64), network.init(KEY))
         x, y = jnp.asarray(draw(*shape)), jnp.arange(6) % 3
         one = jax.grad(lambda p, x, y: loss.value(network.forward(p, x)[0], y))
-        each = jax.vmap(one, (None, 0, 0))(params, x, y)
-        flat = jnp.concatenate([g.reshape(6, -1) for g in jax.tree.leaves(each)], 1)
-        norms = (flat**2).sum(1)
-        got = per_example.squared_norms(network, loss)(params, x, y)
-        np.testing.assert_allclose(got, norms, rtol=1e-10)
-        np.testing.assert_allclose(
-            per_example.gram(network, loss)(params, x, y), flat @ flat.T, rtol=1e-9, atol=1e-12
-        )
-        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13)
-        moment = per_example.second_moment(network, loss)(params, x, y)
-        jax.tree.map(close, moment, jax.tree.map(lambda g: (g * g).mean(0), each))
-        scale = jnp.minimum(1, 0.3 / jnp.sqrt(norms))
-        _, clipped = per_example.clipped_value_and_grad(network, loss, 0.3)(params, x, y)
-        by_hand = jax.tree.map(lambda g: jnp.tensordot(scale, g, 1) / 6, each)
-        jax.tree.map(close, clipped, by_hand)
+
+        @jax.jit
+        def everything(params, x):
+            return (
+                jax.vmap(one, (None, 0, 0))(params, x, y),
+                per_example.squared_norms(network, loss)(params, x, y),
+                per_example.gram(network, loss)(params, x, y),
+                per_example.second_moment(network, loss)(params, x, y),
+                per_example.clipped_value_and_grad(network, loss, 0.3)(params, x, y)[1],
+            )
+
+        each, norms, gram, moment, clipped = everything(params, x)
+    flat = np.concatenate([np.reshape(g, (6, -1)) for g in jax.tree.leaves(each)], 1)
+    squares = (flat**2).sum(1)
+    np.testing.assert_allclose(norms, squares, rtol=1e-10)
+    np.testing.assert_allclose(gram, flat @ flat.T, rtol=1e-9, atol=1e-12)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13)
+    jax.tree.map(close, moment, jax.tree.map(lambda g: np.square(g).mean(0), each))
+    scale = np.minimum(1, 0.3 / np.sqrt(squares))
+    jax.tree.map(close, clipped, jax.tree.map(lambda g: np.tensordot(scale, g, 1) / 6, each))
 
 
 def mixing(tokens, d):
@@ -223,20 +228,28 @@ def test_the_caller_says_which_axes_of_the_losses_are_examples():
         params = jax.tree.map(lambda p: p.astype(jnp.float64), network.init(KEY))
         x, y = jnp.asarray(draw(6, 4, 3)), jnp.asarray(draw(6, 4, 2))
         one = jax.grad(lambda p, x, y: loss.value(network.forward(p, x)[0], y).mean())
-        each = jax.vmap(one, (None, 0, 0))(params, x, y)
+        clipped = per_example.clipped_value_and_grad(network, loss, 1e9, example_axes=1)
+
+        @jax.jit
+        def everything(params):
+            return (
+                jax.vmap(one, (None, 0, 0))(params, x, y),
+                per_example.squared_norms(network, loss, example_axes=1)(params, x, y),
+                per_example.clipped_value_and_grad(network, loss, 1e9, example_axes=1)(
+                    params, x, y
+                ),
+                fnn.value_and_grad(network, loss)(params, x, y),
+                fnn.curvature.ggn_diagonal(network, loss, example_axes=1)(params, x, y),
+                jax.hessian(lambda p: fnn.objective(network, loss)(p, x, y))(params),
+            )
+
+        each, norms, (value, grads), (same, plain), diagonal, hessian = everything(params)
         expected = summed(each, lambda g: tuple(range(1, g.ndim)))
-        got = per_example.squared_norms(network, loss, example_axes=1)(params, x, y)
-        np.testing.assert_allclose(got, expected, rtol=1e-10)
-        value, grads = per_example.clipped_value_and_grad(network, loss, 1e9, example_axes=1)(
-            params, x, y
-        )
-        same, plain = fnn.value_and_grad(network, loss)(params, x, y)
+        np.testing.assert_allclose(norms, expected, rtol=1e-10)
         np.testing.assert_allclose(value, same, rtol=1e-12)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), grads, plain)
         # By default each token is taken for an example, whose gradient is then another.
         assert per_example.squared_norms(network, loss)(params, x, y).shape == (6, 4)
-        diagonal = fnn.curvature.ggn_diagonal(network, loss, example_axes=1)(params, x, y)
-        hessian = jax.hessian(lambda p: fnn.objective(network, loss)(p, x, y))(params)
         exact = jnp.diag(hessian[0]["W"][0]["W"].reshape(9, 9)).reshape(3, 3)
         np.testing.assert_allclose(diagonal[0]["W"], exact, rtol=1e-9)
         with pytest.raises(ValueError, match="example_axes: expected 0 to 2"):
