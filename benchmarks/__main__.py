@@ -20,6 +20,8 @@ PARTS = [
     "sweep",
     "compile",
     "growth",
+    "watching",
+    "memory",
     "per_example",
     "verify",
 ]

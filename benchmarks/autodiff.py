@@ -2,10 +2,10 @@
 
 `value_and_grad(network, loss)` and `jax.value_and_grad(objective(network, loss))`, each by
 itself under `jax.jit`. Every number is ours over autodiff's: below 1 is better. flops, bytes
-and temporary memory are what XLA states of the compiled programs. The time is that of some
-steps of gradient descent in one program, the same around both: in a call of the gradient by
-itself it depends on the program's first operations which threads of the CPU's runtime share
-the rest, and that can decide more than the work does.
+and temporary memory are what XLA states of the compiled programs. `run` is the time of some
+steps of gradient descent in one program, the same around both; `call` that of the gradient
+called by itself, where the program's first operations decide which threads of the CPU's runtime
+share the rest.
 """
 
 import time
@@ -88,7 +88,7 @@ def run(quick: bool) -> dict:
     return {"ratios": result}
 
 
-COLUMNS = ["flops", "bytes", "temporary memory", "trace and lower", "compile", "run"]
+COLUMNS = ["flops", "bytes", "temporary memory", "trace and lower", "compile", "run", "call"]
 
 
 def compare(case: Comparison, rounds: int) -> dict[str, float]:
@@ -124,6 +124,11 @@ def compare(case: Comparison, rounds: int) -> dict[str, float]:
         rounds=rounds,
         least=0.02,
     )
+    calling = alternate(
+        {name: partial(program, params, x, y) for name, program in compiled.items()},
+        rounds=rounds,
+        least=0.02,
+    )
     cost = {name: program.cost_analysis() for name, program in compiled.items()}
     memory = {
         name: program.memory_analysis().temp_size_in_bytes for name, program in compiled.items()
@@ -142,9 +147,11 @@ def compare(case: Comparison, rounds: int) -> dict[str, float]:
         "trace and lower": times(lowering),
         "compile": over({name: min(seconds) for name, seconds in compiling.items()}),
         "run": times(running),
+        "call": times(calling),
         "seconds": {
             "trace and lower": {name: s.summary() for name, s in lowering.items()},
             "run": {name: s.summary() for name, s in running.items()},
+            "call": {name: s.summary() for name, s in calling.items()},
             "compile": {name: min(seconds) for name, seconds in compiling.items()},
         },
         "temporary bytes": memory,
@@ -172,7 +179,7 @@ def plot(result: dict, folder: Path) -> None:
     ratios = result["ratios"]
     names = list(ratios)[::-1]
     figure, axis = plt.subplots(figsize=(8, 1 + 0.24 * len(names)), layout="constrained")
-    for column, marker in zip(COLUMNS, "os^Dvx", strict=True):
+    for column, marker in zip(COLUMNS, "os^Dvx+", strict=True):
         axis.plot([ratios[n][column] for n in names], names, marker, label=column, alpha=0.8)
     axis.axvline(1, color="0.5", linewidth=0.8)
     axis.grid(axis="y", color="0.9")

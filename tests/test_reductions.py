@@ -235,9 +235,7 @@ def test_the_caller_says_which_axes_of_the_losses_are_examples():
             return (
                 jax.vmap(one, (None, 0, 0))(params, x, y),
                 per_example.squared_norms(network, loss, example_axes=1)(params, x, y),
-                per_example.clipped_value_and_grad(network, loss, 1e9, example_axes=1)(
-                    params, x, y
-                ),
+                clipped(params, x, y),
                 fnn.value_and_grad(network, loss)(params, x, y),
                 fnn.curvature.ggn_diagonal(network, loss, example_axes=1)(params, x, y),
                 jax.hessian(lambda p: fnn.objective(network, loss)(p, x, y))(params),
