@@ -22,6 +22,7 @@ PARTS = [
     "growth",
     "watching",
     "memory",
+    "lines",
     "per_example",
     "verify",
 ]

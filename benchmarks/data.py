@@ -34,7 +34,7 @@ CASES = [
 
 
 def clusters(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Examples around one random centre a class: x (n, d) float32, y (n,) int32.
+    """Examples around one random centre per class: x (n, d) float32, y (n,) int32.
 
     Three labels in ten are random: a loss that went to 0 would have some libraries, and not
     others, compute with denormal numbers, which are slow.

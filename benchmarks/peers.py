@@ -329,7 +329,7 @@ def run(quick: bool) -> dict:
         size = f"batch {case.batch}, {case.examples} examples, runs of {case.epochs} epochs"
         print(f"\n{case.name}, {size}")
         print(
-            table(["", "us a step", "times fnn", "quartile 1", "quartile 3", "loss, run 3"], rows)
+            table(["", "us per step", "times fnn", "quartile 1", "quartile 3", "loss, run 3"], rows)
         )
         for name, reason in absent.items():
             print(f"{name}: left out, {reason}")
@@ -346,7 +346,7 @@ def run(quick: bool) -> dict:
 
 
 def plot(result: dict, folder: Path) -> None:
-    """How many times as long as fnn each takes, a panel a network."""
+    """How many times as long as fnn each takes, one panel per network."""
     import matplotlib.pyplot as plt
 
     cases = result["networks"]

@@ -2,7 +2,7 @@
 
 A run is two epochs of 64-32-10 at batch 32 with Adam from fresh parameters, each with its own
 key and learning rate. `vmap` is one program for all, on one device; `vmap, sharded` has a part
-of the runs on each device, where the CPU's cores are a device each (`jax_num_cpu_devices`).
+of the runs on each device, where each of the CPU's cores is a device (`jax_num_cpu_devices`).
 `one by one` calls the compiled program of a single run in a Python loop, as does `optax, one by
 one` with the strongest peer's. Runs one by one are independent, so a few are timed and the
 throughput stands for all.
@@ -79,7 +79,7 @@ def run(quick: bool) -> dict:
             for other in ("one by one", "optax, one by one")
         }
         result[str(models)] = {
-            "seconds a run": {name: s.median / share[name] for name, s in samples.items()},
+            "seconds per run": {name: s.median / share[name] for name, s in samples.items()},
             "throughput": gain,
             "compilations for other rates": traces["vmap"],
             "first call": samples["vmap"].first,
@@ -128,7 +128,7 @@ def plot(result: dict, folder: Path) -> None:
     for name in ("vmap", "vmap, sharded", "one by one", "optax, one by one"):
         axis.plot(
             [int(models) for models in networks],
-            [1 / networks[models]["seconds a run"][name] for models in networks],
+            [1 / networks[models]["seconds per run"][name] for models in networks],
             marker="o",
             label=name,
         )

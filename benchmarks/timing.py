@@ -5,7 +5,7 @@ contestants take turns, a round's times belong together, and what is compared is
 of the rounds' ratios.
 
     >>> samples = alternate({"ours": lambda: work(a), "theirs": lambda: work(b)})
-    >>> samples["ours"].median                            # seconds a call
+    >>> samples["ours"].median                            # seconds per call
     >>> ratio(samples["theirs"], samples["ours"]).median  # how many times faster ours is
 """
 
@@ -26,7 +26,7 @@ first 50 ms after a rest were seen to take 1.4 times as long."""
 
 
 class Samples(NamedTuple):
-    """One number a round, and the seconds that the first call took (with compilation)."""
+    """One number per round, and the seconds that the first call took (with compilation)."""
 
     values: list[float]
     first: float = math.nan

@@ -70,7 +70,7 @@ def test_repeat_is_serial_with_stacked_params(activation):
 @pytest.mark.optimized
 @pytest.mark.parametrize("activation", [fnn.relu, fnn.tanh, fnn.sigmoid, fnn.softmax])
 def test_repeat_keeps_each_activation_once(activation):
-    """Temporary memory of the compiled gradient, in arrays of one activation a copy."""
+    """Temporary memory of the compiled gradient, in arrays of one activation per copy."""
     n, m, d = 64, 128, 32
     network = fnn.repeat(fnn.serial(fnn.dense(d, d), activation), n)
     params = jax.eval_shape(network.init, KEYS[0])

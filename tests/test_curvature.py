@@ -28,7 +28,7 @@ def _float64():
 
 
 def dense_parts(network, loss, params, x, y):
-    """The judge: J (m, k, ...) in each leaf, and H (m, k, k)."""
+    """The reference: J (m, k, ...) in each leaf, and H (m, k, k)."""
 
     def parts(params, x, y):
         prediction, _ = network.forward(params, x)

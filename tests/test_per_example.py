@@ -40,7 +40,7 @@ def quick(f, *args):
 
 
 def gradients(network, loss, params, x, y):
-    """The judge: each example's gradient, held whole, (m, ...) in each leaf."""
+    """The reference: each example's gradient, held whole, (m, ...) in each leaf."""
 
     def one(params, x, y):
         return fnn.objective(network, loss)(params, x[None], y[None])
@@ -48,7 +48,7 @@ def gradients(network, loss, params, x, y):
     return jax.vmap(jax.grad(one), (None, 0, 0))(params, x, y)
 
 
-def judged(network, loss, params, x, y):
+def gradients_by_autodiff(network, loss, params, x, y):
     grads = quick(lambda *args: gradients(network, loss, *args), params, x, y)
     return jax.tree.map(np.asarray, grads)
 
@@ -92,7 +92,7 @@ def test_every_instrument_against_each_examples_gradient(network, loss):
         }
 
     value = quick(fnn.objective(network, loss), params, x, y)
-    grads = judged(network, loss, params, x, y)
+    grads = gradients_by_autodiff(network, loss, params, x, y)
     rows = flat(grads, m)
     norms = (rows * rows).sum(1)
     q, s = norms.mean(), (rows.mean(0) ** 2).sum()
@@ -193,7 +193,7 @@ def test_a_layer_of_ones_own_takes_part_in_either_orientation():
             per_example.clipped_value_and_grad(network, fnn.mse, 0.9)(params, x, y)[1],
         )
 
-    grads = judged(network, fnn.mse, params, x, y)
+    grads = gradients_by_autodiff(network, fnn.mse, params, x, y)
     rows = flat(grads, 6)
     moments = jax.tree.map(lambda g: (g * g).mean(0), grads)
     expected = rows @ rows.T, moments, clipped(grads, (rows * rows).sum(1), 0.9)
@@ -311,7 +311,7 @@ def test_weighted_gradient_is_the_twin_of_the_weighted_objective():
     expected = jax.jit(jax.value_and_grad(fnn.objective(REPEATED, fnn.mse)))
     got = weighted(params, x, y, weight)
     assert_close(got, expected(params, x, y, weight))
-    each = judged(REPEATED, fnn.mse, params, x, y)
+    each = gradients_by_autodiff(REPEATED, fnn.mse, params, x, y)
     by_hand = jax.tree.map(lambda g: jnp.tensordot(weight.astype("float64"), g, 1) / 6, each)
     assert_close(got[1], by_hand)
     assert_close(weighted(params, x, y, jnp.ones(6, "int32")), weighted(params, x, y), 1e-14)

@@ -126,10 +126,10 @@ def test_one_program_trains_many_keys_and_rates():
         train = fnn.make_train(NETWORK, LOSS, fnn.adam(rate), 5, 3)
         return train(NETWORK.init(key), (X, Y), key)
 
-    sweep = jax.jit(jax.vmap(run))
-    states, losses = sweep(rates, keys)
+    runs = jax.jit(jax.vmap(run))
+    states, losses = runs(rates, keys)
     assert losses.shape == (3, 3)
-    sweep(rates / 2, keys)
+    runs(rates / 2, keys)
     assert traced == 1
     for i in range(3):
         state, expected = jax.jit(run)(rates[i], keys[i])
@@ -213,7 +213,7 @@ class Batches:
 
 @pytest.mark.parametrize("batches", [Batches(), list(Batches())], ids=["iterable", "list"])
 def test_fit_takes_batches_as_they_come(batches):
-    """What fit does with them is a step a batch, from the parameters of the same key."""
+    """fit does one step per batch, from the parameters of the same key."""
     optimizer = fnn.adam(0.03)
     seen = []
     state, history = fnn.fit(

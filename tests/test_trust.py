@@ -68,7 +68,7 @@ SMALL = (np.ones((30, 1), np.float32), np.ones((30, 1), np.float32))
     [("loss", "gradient w"), ("gradient", "gradient w"), ("updated", "updated params.a")],
 )
 def test_the_step_and_the_leaf_are_found(where, leaf, step):
-    """5 steps an epoch, the last one smaller: the fault is named where it was planted."""
+    """5 steps per epoch, the last one smaller: the fault is named where it was planted."""
     network, optimizer = planted(where, step)
     seen = []
     with pytest.raises(DivergedError, match=f"the {leaf}") as caught:
