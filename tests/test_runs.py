@@ -331,6 +331,72 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
         one_line(command("train", "iris", "--out", tmp_path), "another process is writing")
 
 
+def test_a_run_that_another_process_continued_is_not_replaced(tmp_path, monkeypatch):
+    """A second --resume read the run before the first one finished it."""
+    finished(tmp_path, settings=SETTINGS._replace(epochs=2))
+    real = runs.prepare
+
+    def prepare(source, settings):
+        found = real(source, settings)
+        longer, examples = found
+        runs.save(tmp_path, runs.train(longer, examples, lambda r: None))
+        return found
+
+    monkeypatch.setattr(runs, "prepare", prepare)
+    result = command("train", "iris", "--resume", "--epochs", 5, "--out", tmp_path)
+    one_line(result, "another process has just changed the run")
+    assert len(runs.load(tmp_path).progress.history) == 5
+
+
+def test_another_run_in_the_folder_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    iris = datasets.load_iris()
+    for name, factor in (("A", 1), ("B", 2)):
+        (tmp_path / name).mkdir()
+        rows = np.column_stack([iris.data * factor, iris.target])
+        np.savetxt(tmp_path / name / "data.csv", rows, delimiter=",", header="a,b,c,d,e")
+    args = ("--hidden", 4, "--epochs", 2)
+    assert command("train", "A/data.csv", *args).exit_code == 0
+    first = contents(tmp_path / "runs" / "data")
+    one_line(command("train", "B/data.csv", *args), "other data than B/data.csv; --overwrite")
+    longer = command("train", "A/data.csv", "--hidden", 4, "--epochs", 3)
+    one_line(longer, "--epochs was 2; --resume continues it, --overwrite replaces it")
+    both = command("train", "A/data.csv", *args, "--resume", "--overwrite")
+    one_line(both, "--resume continues the run", code=2)
+    assert contents(tmp_path / "runs" / "data") == first
+    assert command("train", "A/data.csv", *args).exit_code == 0  # the same run once more
+    assert contents(tmp_path / "runs" / "data") == first
+    assert command("train", "B/data.csv", *args, "--overwrite").exit_code == 0
+    path = tmp_path / "runs" / "data" / runs.FILE
+    assert path.read_bytes() != first[runs.FILE]
+    path.write_bytes(b"damaged")
+    one_line(command("train", "A/data.csv", *args), "--overwrite replaces it")
+    assert command("train", "A/data.csv", *args, "--overwrite").exit_code == 0
+    assert contents(tmp_path / "runs" / "data") == first
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("train", "iris", "--out", ""),
+        ("train", ""),
+        ("predict", "", "iris"),
+        ("predict", ".", ""),
+        ("predict", ".", "iris", "--out", ""),
+        ("evaluate", "", "iris"),
+        ("noise-scale", "iris", "--out", ""),
+    ],
+)
+def test_an_empty_word_is_not_the_working_directory(tmp_path, monkeypatch, args):
+    monkeypatch.chdir(tmp_path)
+    finished(tmp_path)
+    before = contents(tmp_path)
+    result = command(*args)
+    one_line(result, "got an empty", result.exit_code)
+    assert result.exit_code in (1, 2)
+    assert contents(tmp_path) == before
+
+
 # What is wrong, in a word.
 
 
