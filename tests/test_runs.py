@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from sklearn import datasets, metrics
 
 from fnn import atomic, checkpoint, cli, data
 from fnn.checkpoint import CheckpointError
-from fnn.cli import report, runs
+from fnn.cli import plots, report, runs
 from fnn.data import DataError
 
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 6, seed=1)
@@ -301,6 +302,35 @@ def test_a_folder_that_cannot_be_is_said_before_training(tmp_path):
     result = command("train", "iris", "--out", tmp_path / "file" / "run")
     one_line(result, "file")
     assert "epoch 1" not in result.stdout
+
+
+@pytest.mark.parametrize("name", [report.HISTORY, report.PICTURE])
+def test_a_folder_at_a_files_place_is_said_before_training(tmp_path, name):
+    (tmp_path / name).mkdir()
+    result = command("train", "iris", "--out", tmp_path)
+    one_line(result, f"{name}: Is a directory")
+    assert "epoch 1" not in result.stdout
+
+
+@pytest.mark.parametrize("name", ["a$x^{.csv", "$$.csv", os.fsdecode(b"\xff\xfe.csv"), "a\tb.csv"])
+def test_any_file_name_is_drawn(tmp_path, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a character that the font lacks
+        problems = report.write(tmp_path, HISTORY, str(tmp_path / name))
+    assert problems == []
+    assert (tmp_path / report.PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
+HISTORY = [{"loss": 1.0, "test_loss": 1.5, "test_accuracy": 0.5}]
+
+
+def test_a_picture_that_fails_costs_a_warning_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "curves", lambda *args: 1 / 0)
+    result = command("train", "iris", "--epochs", 1, "--hidden", 4, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "test accuracy" in result.stdout
+    assert "Warning: " in result.stderr
+    assert "curves.png is not written: division by zero" in result.stderr
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])

@@ -23,10 +23,13 @@ from fnn import atomic, checkpoint, data, losses
 from fnn.base import Layer, Loss, Optimizer
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
+from fnn.cli import environment
 from fnn.cli.metrics import Classified, Predicted
 from fnn.data import DataError, Dataset, Scaling
 from fnn.fitting import Progress, epochs_since_best, fit
 from fnn.models import mlp
+
+environment.settle()
 
 FILE = "run.safetensors"
 HELD_OUT = 0.2

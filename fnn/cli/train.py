@@ -142,13 +142,16 @@ def train(
         if runs.version(out) != version:
             raise click.ClickException(f"another process has just changed the run in {out}")
         runs.check_writable(out, run)
+        report.check(out)
         run, times, stopped = _train(run, examples, out, save_every)
         if not run.progress.history:
             raise click.ClickException("stopped before the end of the first epoch: nothing to save")
         runs.save(out, run)
         title = f"{' '.join(source)}, {'-'.join(map(str, run.sizes))}"
-        report.write(out, run.progress.history, title)
+        problems = report.write(out, run.progress.history, title)
     click.echo(f"saved     {out}: {runs.FILE}, {report.HISTORY}, {report.PICTURE}")
+    for problem in problems:
+        click.echo(f"Warning: {problem}", err=True)
     if len(times) > 1:
         rate = len(examples.train.x) * (len(times) - 1) / (times[-1] - times[0])
         click.echo(f"speed     {rate:.0f} examples per second, from the second epoch on")
