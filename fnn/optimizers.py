@@ -14,13 +14,13 @@ All raise ValueError for a rate, an eps or a norm that is not above 0 and for a 
 [0, 1); `init` raises TypeError for parameters that are not floating-point.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fnn import numbers
 from fnn.base import Array, Optimizer, Params, at_least_float32
 from fnn.schedules import Schedule
 
@@ -320,8 +320,7 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
     >>> state.params
     Array([0.5], dtype=float32)
     """
-    if isinstance(max_norm, int | float) and not max_norm > 0:
-        raise ValueError(f"clip_by_global_norm: expected max_norm > 0, got {max_norm}")
+    numbers.bound("clip_by_global_norm", max_norm=max_norm)
 
     def update(state: Any, grads: Params) -> Any:
         squares = [jnp.sum(jnp.square(g.astype(_wide(g)))) for g in jax.tree.leaves(grads)]
@@ -341,8 +340,7 @@ def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
     >>> state.params
     Array([0.75], dtype=float32)
     """
-    if isinstance(alpha, int | float) and not alpha >= 0:
-        raise ValueError(f"add_l2: expected alpha >= 0, got {alpha}")
+    numbers.nonnegative("add_l2", alpha=alpha)
 
     def update(state: Any, grads: Params) -> Any:
         penalised = jax.tree.map(lambda g, theta: g + alpha * theta, grads, state.params)
@@ -363,14 +361,12 @@ def _check(
     learning_rate: Rate,
     eps: float = 1.0,
     weight_decay: float = 0.0,
-    **decays: float,
+    decay: float = 0.0,
+    b1: float = 0.0,
+    b2: float = 0.0,
 ) -> None:
-    if isinstance(learning_rate, int | float) and not 0 < learning_rate < math.inf:
-        raise ValueError(f"{name}: expected a learning_rate above 0, got {learning_rate}")
-    if isinstance(eps, int | float) and not 0 < eps < math.inf:
-        raise ValueError(f"{name}: expected eps above 0, got {eps}")
-    if isinstance(weight_decay, int | float) and not 0 <= weight_decay < math.inf:
-        raise ValueError(f"{name}: expected a weight_decay of at least 0, got {weight_decay}")
-    for key, decay in decays.items():
-        if isinstance(decay, int | float) and not 0 <= decay < 1:
-            raise ValueError(f"{name}: expected {key} in [0, 1), got {decay}")
+    if not callable(learning_rate):
+        numbers.positive(name, learning_rate=learning_rate)
+    numbers.positive(name, eps=eps)
+    numbers.nonnegative(name, weight_decay=weight_decay)
+    numbers.fraction(name, decay=decay, b1=b1, b2=b2)

@@ -44,6 +44,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fnn import numbers
 from fnn.backprop import example_shape, per_example_backward
 from fnn.base import Array, Layer, Loss, Params, at_least_float32, check_layer, check_loss
 from fnn.reductions import Factor, products, squared, squared_norm, total, weighted
@@ -137,8 +138,7 @@ def clipped_value_and_grad(
     >>> grads["b"].round(3)
     Array([-2.112], dtype=float32)
     """
-    if isinstance(max_norm, int | float) and not max_norm > 0:
-        raise ValueError(f"clipped_value_and_grad: expected max_norm > 0, got {max_norm}")
+    numbers.bound("clipped_value_and_grad", max_norm=max_norm)
     with_norm = lambda factor, examples: _Normed(squared_norm(factor, examples), factor)  # noqa: E731
     reduced = _reduced(network, loss, with_norm, example_axes)
 
@@ -179,8 +179,7 @@ def add_noise(grads: Params, key: Array, stddev: float | Array) -> Params:
     >>> add_noise({"b": jnp.zeros(3)}, jax.random.key(0), 0.0)
     {'b': Array([0., 0., 0.], dtype=float32)}
     """
-    if isinstance(stddev, int | float) and not stddev >= 0:
-        raise ValueError(f"add_noise: expected stddev >= 0, got {stddev}")
+    numbers.nonnegative("add_noise", stddev=stddev)
     leaves, form = jax.tree.flatten(grads)
     keys = jax.random.split(key, len(leaves)) if leaves else ()
 

@@ -190,7 +190,7 @@ def test_bad_settings_are_named(bad):
         fnn.nadam,
         fnn.lion,
     ):
-        with pytest.raises(ValueError, match=f"{make.__name__}: expected a learning_rate"):
+        with pytest.raises(ValueError, match=f"{make.__name__}: expected learning_rate"):
             make(bad)
     for make in (fnn.rmsprop, fnn.adagrad, fnn.adam, fnn.adamw, fnn.nadam):
         with pytest.raises(ValueError, match=f"{make.__name__}: expected eps"):

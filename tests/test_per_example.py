@@ -258,7 +258,7 @@ def test_bad_arguments_are_refused():
     params = jax.tree.map(lambda p: p.astype("float32"), network.init(KEY))
     with pytest.raises(ValueError, match="max_norm > 0, got 0"):
         per_example.clipped_value_and_grad(network, fnn.mse, 0)
-    with pytest.raises(ValueError, match="stddev >= 0, got -1"):
+    with pytest.raises(ValueError, match="stddev of at least 0, got -1"):
         per_example.add_noise(params, KEY, -1)
     with pytest.raises(ValueError, match="at least 2 examples, got 1"):
         per_example.gradient_noise_scale(network, fnn.mse)(params, x, y)
