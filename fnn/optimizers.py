@@ -11,7 +11,9 @@ number of updates already done (0 at the first). Slots start at 0 and are kept i
 float32, in which the rule is computed too; theta keeps its own dtype.
 
 All raise ValueError for a rate, an eps or a norm that is not above 0 and for a decay outside
-[0, 1); `init` raises TypeError for parameters that are not floating-point.
+[0, 1); `init` raises TypeError for parameters that are not floating-point. `update` raises
+ValueError for a gradient of another shape than its parameter, and TypeError for one that is not
+floating-point and for another rule's state.
 """
 
 from collections.abc import Callable
@@ -44,7 +46,7 @@ def _optimizer(state_type: Any, learning_rate: Rate, rule: Callable[..., Updated
         return state_type(params, jnp.zeros((), jnp.int32), *slots)
 
     def update(state: Any, grads: Params) -> Any:
-        if not isinstance(state, state_type):
+        if type(state) is not state_type:
             raise TypeError(
                 f"update: expected (state, grads) with a {state_type.__name__}, "
                 f"got {type(state).__name__}; optax has these two the other way round"
@@ -53,6 +55,7 @@ def _optimizer(state_type: Any, learning_rate: Rate, rule: Callable[..., Updated
         eta = learning_rate(step) if callable(learning_rate) else learning_rate
 
         def apply(theta: Array, g: Array, *slots: Array) -> Updated:
+            _check_gradient(theta, g)
             inputs = (jnp.asarray(x).astype(_wide(theta)) for x in (eta, step + 1, theta, g))
             new, *changed = rule(*inputs, *slots)
             return new.astype(theta.dtype), *changed
@@ -221,6 +224,16 @@ def adam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1
     return _optimizer(AdamState, learning_rate, rule)
 
 
+class AdamWState(AdamState):
+    """Adam's, for `adamw` alone.
+
+    >>> adamw(0.1).init(jnp.array([1.0])).m
+    Array([0.], dtype=float32)
+    """
+
+    __slots__ = ()
+
+
 def adamw(
     learning_rate: Rate,
     b1: float = 0.9,
@@ -244,7 +257,17 @@ def adamw(
         direction = _adam_direction(t, m, v, b1, b2, eps)
         return theta - eta * (direction + weight_decay * theta), m, v
 
-    return _optimizer(AdamState, learning_rate, rule)
+    return _optimizer(AdamWState, learning_rate, rule)
+
+
+class NadamState(AdamState):
+    """Adam's, for `nadam` alone.
+
+    >>> nadam(0.1).init(jnp.array([1.0])).m
+    Array([0.], dtype=float32)
+    """
+
+    __slots__ = ()
 
 
 def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
@@ -263,7 +286,7 @@ def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 
         ahead = b1 * m / _correction(b1, t + 1) + (1 - b1) * g / _correction(b1, t)
         return theta - eta * ahead / (jnp.sqrt(v / _correction(b2, t)) + eps), m, v
 
-    return _optimizer(AdamState, learning_rate, rule)
+    return _optimizer(NadamState, learning_rate, rule)
 
 
 def _moments(g: Array, m: Array, v: Array, b1: float, b2: float) -> tuple[Array, Array]:
@@ -343,10 +366,24 @@ def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
     numbers.nonnegative("add_l2", alpha=alpha)
 
     def update(state: Any, grads: Params) -> Any:
-        penalised = jax.tree.map(lambda g, theta: g + alpha * theta, grads, state.params)
-        return optimizer.update(state, penalised)
+        def penalised(g: Array, theta: Array) -> Array:
+            _check_gradient(theta, g)
+            return g + alpha * theta
+
+        return optimizer.update(state, jax.tree.map(penalised, grads, state.params))
 
     return Optimizer(optimizer.init, update)
+
+
+def _check_gradient(theta: Array, g: Any) -> None:
+    """Raise where g would be broadcast against theta, or lose its imaginary part."""
+    if jnp.shape(g) != theta.shape:
+        raise ValueError(
+            f"update: expected a gradient of its parameter's shape {theta.shape}, "
+            f"got {jnp.shape(g)}"
+        )
+    if not jnp.issubdtype(jnp.result_type(g), jnp.floating):
+        raise TypeError(f"update: expected floating-point gradients, got {jnp.result_type(g)}")
 
 
 def _wide(p: Array) -> Any:

@@ -215,3 +215,29 @@ def test_gradients_of_another_tree_are_refused():
     state = optimizer.init({"a": jnp.ones(3)})
     with pytest.raises(ValueError, match="b"):
         optimizer.update(state, {"b": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("make", [fnn.sgd, fnn.adam, lambda rate: fnn.add_l2(fnn.sgd(rate), 0.1)])
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_gradient_of_another_form_is_refused(make, jitted):
+    """Nothing is broadcast, and no imaginary part is lost."""
+    optimizer = make(0.1)
+    state = optimizer.init({"w": jnp.ones((3, 1))})
+    update = jax.jit(optimizer.update) if jitted else optimizer.update
+    for shape in ((), (1,), (3,), (1, 1), (3, 3), (2, 3, 1)):
+        with pytest.raises(ValueError, match=r"its parameter's shape \(3, 1\), got"):
+            update(state, {"w": jnp.ones(shape)})
+    for dtype in (jnp.complex64, jnp.int32, jnp.bool_):
+        with pytest.raises(TypeError, match=f"floating-point gradients, got {jnp.dtype(dtype)}"):
+            update(state, {"w": jnp.ones((3, 1), dtype)})
+
+
+def test_no_rule_takes_anothers_state():
+    names = "sgd momentum rmsprop adagrad adam adamw nadam lion"
+    makes = [getattr(fnn, name) for name in names.split()]
+    for make in makes:
+        for other in makes:
+            state = other(0.1).init(jnp.ones(2))
+            if other is not make:
+                with pytest.raises(TypeError, match=type(make(0.1).init(jnp.ones(2))).__name__):
+                    make(0.1).update(state, jnp.ones(2))

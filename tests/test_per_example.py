@@ -256,7 +256,7 @@ def test_bad_arguments_are_refused():
     network = fnn.dense(5, 3)
     x, y = jnp.ones((1, 5), "float32"), jnp.ones((1, 3), "float32")
     params = jax.tree.map(lambda p: p.astype("float32"), network.init(KEY))
-    with pytest.raises(ValueError, match="max_norm > 0, got 0"):
+    with pytest.raises(ValueError, match="max_norm above 0, got 0"):
         per_example.clipped_value_and_grad(network, fnn.mse, 0)
     with pytest.raises(ValueError, match="stddev of at least 0, got -1"):
         per_example.add_noise(params, KEY, -1)
