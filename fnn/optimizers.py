@@ -17,6 +17,7 @@ floating-point and for another rule's state.
 """
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -346,9 +347,15 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
     numbers.bound("clip_by_global_norm", max_norm=max_norm)
 
     def update(state: Any, grads: Params) -> Any:
-        squares = [jnp.sum(jnp.square(g.astype(_wide(g)))) for g in jax.tree.leaves(grads)]
-        scale = jnp.minimum(1, max_norm / jnp.sqrt(sum(squares)))
-        return optimizer.update(state, jax.tree.map(lambda g: g * scale.astype(g.dtype), grads))
+        wide = [g.astype(_wide(g)) for g in jax.tree.leaves(grads)]
+        # Squares of what is divided by the largest entry neither overflow nor vanish.
+        largest = reduce(jnp.maximum, [jnp.abs(g).max(initial=0) for g in wide])
+        unit = jnp.where(largest > 0, largest, 1)
+        norm = jnp.sqrt(jnp.maximum(sum(jnp.sum(jnp.square(g / unit)) for g in wide), 1))
+        above = norm > max_norm / unit
+        divisor, scale = jnp.where(above, unit, 1), jnp.where(above, max_norm / norm, 1)
+        clip = lambda g: (g.astype(_wide(g)) / divisor * scale).astype(g.dtype)  # noqa: E731
+        return optimizer.update(state, jax.tree.map(clip, grads))
 
     return Optimizer(optimizer.init, update)
 

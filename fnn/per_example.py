@@ -128,6 +128,9 @@ def clipped_value_and_grad(
     pass: the factors are kept until all layers' norms are known, then summed with each
     example's scale.
 
+    Where an example's squared norm, or its ratio to max_norm^2, is above the largest number of
+    its dtype, the gradient is NaN.
+
     Raises ValueError for max_norm not above 0.
 
     >>> import fnn
@@ -149,7 +152,8 @@ def clipped_value_and_grad(
         norm = _over_parameters(norms, losses.shape, losses.dtype)
         # max before sqrt: no division by a norm of 0, and its derivative stays finite.
         excess = jnp.maximum(norm / jnp.asarray(max_norm, norm.dtype) ** 2, 1)
-        scale = 1 / jnp.sqrt(excess) / losses.size
+        # 1/inf would leave the example out without a word.
+        scale = 1 / jnp.sqrt(jnp.where(excess < jnp.inf, excess, jnp.nan)) / losses.size
 
         def clipped(node: _Normed) -> Array:
             sum_of = lambda factor: total(weighted(factor, scale))  # noqa: E731

@@ -241,3 +241,24 @@ def test_no_rule_takes_anothers_state():
             if other is not make:
                 with pytest.raises(TypeError, match=type(make(0.1).init(jnp.ones(2))).__name__):
                     make(0.1).update(state, jnp.ones(2))
+
+
+@pytest.mark.parametrize("size", [3e38, 1e20, 1e19, 1.0, 1e-19, 1e-25, 1e-30])
+@pytest.mark.parametrize("max_norm", [1e-3, 1.0, 1e30, float("inf")])
+def test_the_global_norm_neither_overflows_nor_vanishes(size, max_norm):
+    grads = {"a": np.array([3, -4], np.float32) / 10 * size, "b": np.full(3, size / 10, np.float32)}
+    optimizer = fnn.clip_by_global_norm(fnn.sgd(1.0), max_norm)
+    state = optimizer.init(jax.tree.map(jnp.zeros_like, grads))
+    got = jax.tree.map(jnp.negative, jax.jit(optimizer.update)(state, grads).params)
+    g = np.concatenate([grads["a"], grads["b"]]).astype(np.float64)
+    expected = g * min(1, max_norm / np.linalg.norm(g))
+    np.testing.assert_allclose(np.concatenate([got["a"], got["b"]]), expected, rtol=1e-6)
+
+
+def test_a_tiny_norm_is_clipped_to_a_tinier_one():
+    optimizer = fnn.clip_by_global_norm(fnn.sgd(1.0), 1e-32)
+    got = optimizer.update(optimizer.init(jnp.zeros(2)), jnp.array([3e-30, 4e-30])).params
+    np.testing.assert_allclose(got, [-6e-33, -8e-33], rtol=1e-6)
+    assert (optimizer.update(optimizer.init(jnp.zeros(2)), jnp.zeros(2)).params == 0).all()
+    bad = optimizer.update(optimizer.init(jnp.zeros(2)), jnp.array([1.0, jnp.inf])).params
+    assert not np.isfinite(bad).all()
