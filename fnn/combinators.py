@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fnn import numbers
 from fnn.base import (
     Array,
     Grads,
@@ -147,8 +148,7 @@ def repeat(layer: Layer, n: int) -> Layer:
     (100, 4, 4)
     """
     check_layer("repeat", layer)
-    if n < 1:
-        raise ValueError(f"repeat: expected n of at least 1, got {n}")
+    numbers.count("repeat", n=n)
 
     def init(key: Array) -> Params:
         return jax.vmap(layer.init)(split(key, n))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Layer, Loss, Optimizer, Params, at, at_least_float32, statistics
+from fnn.numbers import count as check_count
 from fnn.training import (
     Augment,
     Data,
@@ -143,10 +144,11 @@ def fit(
     >>> len(history), int(state.step)
     (3, 12)
     """
-    if epochs < 1:
-        raise ValueError(f"fit: expected epochs of at least 1, got {epochs}")
-    if patience is not None and (patience < 1 or validation is None):
-        raise ValueError(f"fit: expected patience of at least 1, and validation, got {patience}")
+    check_count("fit", epochs=epochs)
+    if patience is not None:
+        check_count("fit", patience=patience)
+        if validation is None:
+            raise ValueError("fit: expected validation=(x, y) for patience, got none")
     if metrics and validation is None:
         raise ValueError("fit: expected validation=(x, y) to measure the metrics on, got none")
     arrays = isinstance(data, tuple) and all(hasattr(a, "shape") for a in data)

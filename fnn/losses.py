@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fnn import numbers
 from fnn.base import Array, Loss
 
 Root = Callable[[Array, Array], Array]
@@ -75,8 +76,7 @@ def huber(delta: float = 1.0) -> Loss:
     >>> huber(1.0).value(jnp.array([[0.5], [3.0]]), jnp.zeros((2, 1)))
     Array([0.125, 2.5  ], dtype=float32)
     """
-    if not delta > 0:
-        raise ValueError(f"huber: expected delta > 0, got {delta}")
+    numbers.bound("huber", delta=delta)
 
     def f(e: Array) -> Array:
         near = jnp.clip(e, -delta, delta)

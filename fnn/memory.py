@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fnn import numbers
 from fnn.base import (
     Array,
     Grads,
@@ -89,8 +90,7 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
     """
     for name, layer in (("f", f), ("g", g)):
         check_layer(f"reversible: {name}", layer)
-    if n < 1:
-        raise ValueError(f"reversible: expected n of at least 1, got {n}")
+    numbers.count("reversible", n=n)
 
     def init(key: Array) -> Params:
         return tuple(

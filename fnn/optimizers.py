@@ -11,16 +11,19 @@ number of updates already done (0 at the first). Slots start at 0 and are kept i
 float32, in which the rule is computed too; theta keeps its own dtype.
 
 All raise ValueError for a rate, an eps or a norm that is not above 0 and for a decay outside
-[0, 1); `init` raises TypeError for parameters that are not floating-point.
+[0, 1); `init` raises TypeError for parameters that are not floating-point. `update` raises
+ValueError for a gradient of another shape than its parameter, and TypeError for one that is not
+floating-point and for another rule's state.
 """
 
-import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fnn import numbers
 from fnn.base import Array, Optimizer, Params, at_least_float32
 from fnn.schedules import Schedule
 
@@ -44,7 +47,7 @@ def _optimizer(state_type: Any, learning_rate: Rate, rule: Callable[..., Updated
         return state_type(params, jnp.zeros((), jnp.int32), *slots)
 
     def update(state: Any, grads: Params) -> Any:
-        if not isinstance(state, state_type):
+        if type(state) is not state_type:
             raise TypeError(
                 f"update: expected (state, grads) with a {state_type.__name__}, "
                 f"got {type(state).__name__}; optax has these two the other way round"
@@ -53,6 +56,7 @@ def _optimizer(state_type: Any, learning_rate: Rate, rule: Callable[..., Updated
         eta = learning_rate(step) if callable(learning_rate) else learning_rate
 
         def apply(theta: Array, g: Array, *slots: Array) -> Updated:
+            _check_gradient(theta, g)
             inputs = (jnp.asarray(x).astype(_wide(theta)) for x in (eta, step + 1, theta, g))
             new, *changed = rule(*inputs, *slots)
             return new.astype(theta.dtype), *changed
@@ -220,6 +224,16 @@ def adam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1
     return _optimizer(AdamState, learning_rate, rule)
 
 
+class AdamWState(AdamState):
+    """Adam's, for `adamw` alone.
+
+    >>> adamw(0.1).init(jnp.array([1.0])).m
+    Array([0.], dtype=float32)
+    """
+
+    __slots__ = ()
+
+
 def adamw(
     learning_rate: Rate,
     b1: float = 0.9,
@@ -243,7 +257,17 @@ def adamw(
         direction = _adam_direction(t, m, v, b1, b2, eps)
         return theta - eta * (direction + weight_decay * theta), m, v
 
-    return _optimizer(AdamState, learning_rate, rule)
+    return _optimizer(AdamWState, learning_rate, rule)
+
+
+class NadamState(AdamState):
+    """Adam's, for `nadam` alone.
+
+    >>> nadam(0.1).init(jnp.array([1.0])).m
+    Array([0.], dtype=float32)
+    """
+
+    __slots__ = ()
 
 
 def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
@@ -262,7 +286,7 @@ def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 
         ahead = b1 * m / _correction(b1, t + 1) + (1 - b1) * g / _correction(b1, t)
         return theta - eta * ahead / (jnp.sqrt(v / _correction(b2, t)) + eps), m, v
 
-    return _optimizer(AdamState, learning_rate, rule)
+    return _optimizer(NadamState, learning_rate, rule)
 
 
 def _moments(g: Array, m: Array, v: Array, b1: float, b2: float) -> tuple[Array, Array]:
@@ -319,13 +343,18 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
     >>> state.params
     Array([0.5], dtype=float32)
     """
-    if isinstance(max_norm, int | float) and not max_norm > 0:
-        raise ValueError(f"clip_by_global_norm: expected max_norm > 0, got {max_norm}")
+    numbers.bound("clip_by_global_norm", max_norm=max_norm)
 
     def update(state: Any, grads: Params) -> Any:
-        squares = [jnp.sum(jnp.square(g.astype(_wide(g)))) for g in jax.tree.leaves(grads)]
-        scale = jnp.minimum(1, max_norm / jnp.sqrt(sum(squares)))
-        return optimizer.update(state, jax.tree.map(lambda g: g * scale.astype(g.dtype), grads))
+        wide = [g.astype(_wide(g)) for g in jax.tree.leaves(grads)]
+        # Squares of what is divided by the largest entry neither overflow nor vanish.
+        largest = reduce(jnp.maximum, [jnp.abs(g).max(initial=0) for g in wide])
+        unit = jnp.where(largest > 0, largest, 1)
+        norm = jnp.sqrt(jnp.maximum(sum(jnp.sum(jnp.square(g / unit)) for g in wide), 1))
+        above = norm > max_norm / unit
+        divisor, scale = jnp.where(above, unit, 1), jnp.where(above, max_norm / norm, 1)
+        clip = lambda g: (g.astype(_wide(g)) / divisor * scale).astype(g.dtype)  # noqa: E731
+        return optimizer.update(state, jax.tree.map(clip, grads))
 
     return Optimizer(optimizer.init, update)
 
@@ -340,14 +369,27 @@ def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
     >>> state.params
     Array([0.75], dtype=float32)
     """
-    if isinstance(alpha, int | float) and not alpha >= 0:
-        raise ValueError(f"add_l2: expected alpha >= 0, got {alpha}")
+    numbers.nonnegative("add_l2", alpha=alpha)
 
     def update(state: Any, grads: Params) -> Any:
-        penalised = jax.tree.map(lambda g, theta: g + alpha * theta, grads, state.params)
-        return optimizer.update(state, penalised)
+        def penalised(g: Array, theta: Array) -> Array:
+            _check_gradient(theta, g)
+            return g + alpha * theta
+
+        return optimizer.update(state, jax.tree.map(penalised, grads, state.params))
 
     return Optimizer(optimizer.init, update)
+
+
+def _check_gradient(theta: Array, g: Any) -> None:
+    """Raise where g would be broadcast against theta, or lose its imaginary part."""
+    if jnp.shape(g) != theta.shape:
+        raise ValueError(
+            f"update: expected a gradient of its parameter's shape {theta.shape}, "
+            f"got {jnp.shape(g)}"
+        )
+    if not jnp.issubdtype(jnp.result_type(g), jnp.floating):
+        raise TypeError(f"update: expected floating-point gradients, got {jnp.result_type(g)}")
 
 
 def _wide(p: Array) -> Any:
@@ -362,14 +404,12 @@ def _check(
     learning_rate: Rate,
     eps: float = 1.0,
     weight_decay: float = 0.0,
-    **decays: float,
+    decay: float = 0.0,
+    b1: float = 0.0,
+    b2: float = 0.0,
 ) -> None:
-    if isinstance(learning_rate, int | float) and not 0 < learning_rate < math.inf:
-        raise ValueError(f"{name}: expected a learning_rate above 0, got {learning_rate}")
-    if isinstance(eps, int | float) and not 0 < eps < math.inf:
-        raise ValueError(f"{name}: expected eps above 0, got {eps}")
-    if isinstance(weight_decay, int | float) and not 0 <= weight_decay < math.inf:
-        raise ValueError(f"{name}: expected a weight_decay of at least 0, got {weight_decay}")
-    for key, decay in decays.items():
-        if isinstance(decay, int | float) and not 0 <= decay < 1:
-            raise ValueError(f"{name}: expected {key} in [0, 1), got {decay}")
+    if not callable(learning_rate):
+        numbers.positive(name, learning_rate=learning_rate)
+    numbers.positive(name, eps=eps)
+    numbers.nonnegative(name, weight_decay=weight_decay)
+    numbers.fraction(name, decay=decay, b1=b1, b2=b2)

@@ -44,6 +44,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fnn import numbers
 from fnn.backprop import example_shape, per_example_backward
 from fnn.base import Array, Layer, Loss, Params, at_least_float32, check_layer, check_loss
 from fnn.reductions import Factor, products, squared, squared_norm, total, weighted
@@ -127,6 +128,9 @@ def clipped_value_and_grad(
     pass: the factors are kept until all layers' norms are known, then summed with each
     example's scale.
 
+    Where an example's squared norm, or its ratio to max_norm^2, is above the largest number of
+    its dtype, the gradient is NaN.
+
     Raises ValueError for max_norm not above 0.
 
     >>> import fnn
@@ -137,8 +141,7 @@ def clipped_value_and_grad(
     >>> grads["b"].round(3)
     Array([-2.112], dtype=float32)
     """
-    if isinstance(max_norm, int | float) and not max_norm > 0:
-        raise ValueError(f"clipped_value_and_grad: expected max_norm > 0, got {max_norm}")
+    numbers.bound("clipped_value_and_grad", max_norm=max_norm)
     with_norm = lambda factor, examples: _Normed(squared_norm(factor, examples), factor)  # noqa: E731
     reduced = _reduced(network, loss, with_norm, example_axes)
 
@@ -149,7 +152,8 @@ def clipped_value_and_grad(
         norm = _over_parameters(norms, losses.shape, losses.dtype)
         # max before sqrt: no division by a norm of 0, and its derivative stays finite.
         excess = jnp.maximum(norm / jnp.asarray(max_norm, norm.dtype) ** 2, 1)
-        scale = 1 / jnp.sqrt(excess) / losses.size
+        # 1/inf would leave the example out without a word.
+        scale = 1 / jnp.sqrt(jnp.where(excess < jnp.inf, excess, jnp.nan)) / losses.size
 
         def clipped(node: _Normed) -> Array:
             sum_of = lambda factor: total(weighted(factor, scale))  # noqa: E731
@@ -180,8 +184,7 @@ def add_noise(grads: Params, key: Array, stddev: float | Array) -> Params:
     >>> add_noise({"b": jnp.zeros(3)}, jax.random.key(0), 0.0)
     {'b': Array([0., 0., 0.], dtype=float32)}
     """
-    if isinstance(stddev, int | float) and not stddev >= 0:
-        raise ValueError(f"add_noise: expected stddev >= 0, got {stddev}")
+    numbers.nonnegative("add_noise", stddev=stddev)
     leaves, form = jax.tree.flatten(grads)
     keys = jax.random.split(key, len(leaves)) if leaves else ()
 

@@ -4,12 +4,12 @@ A schedule is a pure function of an int32 scalar, traced or not; the rate is flo
 raise ValueError for a rate or a number of steps that is not above 0.
 """
 
-import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from fnn.base import Array
+from fnn.numbers import nonnegative, positive
 
 Schedule = Callable[[Array], Array]
 
@@ -20,7 +20,7 @@ def constant(rate: float) -> Schedule:
     >>> constant(0.1)(5)
     Array(0.1, dtype=float32)
     """
-    _check_positive("constant", rate=rate)
+    positive("constant", rate=rate)
     return lambda step: jnp.asarray(rate, jnp.float32)
 
 
@@ -30,7 +30,7 @@ def exponential_decay(rate: float, decay: float, every: int) -> Schedule:
     >>> float(exponential_decay(1.0, 0.5, every=10)(20))
     0.25
     """
-    _check_positive("exponential_decay", rate=rate, decay=decay, every=every)
+    positive("exponential_decay", rate=rate, decay=decay, every=every)
     return lambda step: rate * decay ** (_float(step) / every)
 
 
@@ -40,7 +40,7 @@ def step_decay(rate: float, decay: float, every: int) -> Schedule:
     >>> float(step_decay(1.0, 0.5, every=10)(19))
     0.5
     """
-    _check_positive("step_decay", rate=rate, decay=decay, every=every)
+    positive("step_decay", rate=rate, decay=decay, every=every)
     return lambda step: rate * decay ** jnp.floor(_float(step) / every)
 
 
@@ -52,7 +52,8 @@ def cosine_decay(rate: float, steps: int, final: float = 0.0) -> Schedule:
     >>> [round(float(cosine_decay(1.0, 10)(step)), 3) for step in (0, 5, 10)]
     [1.0, 0.5, 0.0]
     """
-    _check_positive("cosine_decay", rate=rate, steps=steps)
+    positive("cosine_decay", rate=rate, steps=steps)
+    nonnegative("cosine_decay", final=final)
 
     def schedule(step: Array) -> Array:
         done = jnp.minimum(_float(step) / steps, 1)
@@ -68,7 +69,7 @@ def linear_warmup(rate: float, steps: int, then: Schedule | None = None) -> Sche
     >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 55, 100)]
     [0.0, 0.05, 0.1, 0.05, 0.0]
     """
-    _check_positive("linear_warmup", rate=rate, steps=steps)
+    positive("linear_warmup", rate=rate, steps=steps)
     after = constant(rate) if then is None else then
 
     def schedule(step: Array) -> Array:
@@ -80,9 +81,3 @@ def linear_warmup(rate: float, steps: int, then: Schedule | None = None) -> Sche
 
 def _float(step: Array) -> Array:
     return jnp.asarray(step, jnp.float32)
-
-
-def _check_positive(name: str, **values: float) -> None:
-    for key, value in values.items():
-        if isinstance(value, int | float) and not 0 < value < math.inf:
-            raise ValueError(f"{name}: expected {key} above 0, got {value}")

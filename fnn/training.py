@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fnn import numbers
 from fnn.backprop import value_and_grad
 from fnn.base import Array, Layer, Loss, Optimizer, Params, at, check_optimizer, split
 from fnn.shuffle import permutation
@@ -144,8 +145,7 @@ def make_epoch(
     >>> int(epoch(state, data, jax.random.key(1))[0].step)
     4
     """
-    if batch_size < 1:
-        raise ValueError(f"make_epoch: expected batch_size of at least 1, got {batch_size}")
+    numbers.count("make_epoch", batch_size=batch_size)
     step = make_step(network, loss, optimizer, augment=augment, record=record)
     steps = make_steps(network, loss, optimizer, augment=augment, record=record)
 
@@ -194,8 +194,7 @@ def make_train(
     >>> jax.jit(train)(network.init(key), data, key)[1].shape
     (5,)
     """
-    if epochs < 1:
-        raise ValueError(f"make_train: expected epochs of at least 1, got {epochs}")
+    numbers.count("make_train", epochs=epochs)
     epoch = make_epoch(network, loss, optimizer, batch_size, augment=augment, record=record)
 
     def train(params: Params, data: Data, key: Array) -> tuple[State, Any]:

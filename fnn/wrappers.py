@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fnn import numbers
 from fnn.base import Array, Optimizer, Params, at_least_float32, check_optimizer
 
 
@@ -52,8 +53,7 @@ def accumulate(optimizer: Optimizer, k: int) -> Optimizer:
     (Array([1.], dtype=float32), Array([0.], dtype=float32))
     """
     check_optimizer("accumulate", optimizer)
-    if k < 1:
-        raise ValueError(f"accumulate: expected k of at least 1, got {k}")
+    numbers.count("accumulate", k=k)
 
     def init(params: Params) -> AccumulateState:
         inner = optimizer.init(params)
@@ -108,8 +108,7 @@ def average(optimizer: Optimizer, decay: float) -> Optimizer:
     Array([0.75], dtype=float32)
     """
     check_optimizer("average", optimizer)
-    if isinstance(decay, int | float) and not 0 <= decay < 1:
-        raise ValueError(f"average: expected decay in [0, 1), got {decay}")
+    numbers.fraction("average", decay=decay)
 
     def init(params: Params) -> AverageState:
         inner = optimizer.init(params)
@@ -259,12 +258,8 @@ def scale_loss(
     (Array([1.], dtype=float32), 4.0)
     """
     check_optimizer("scale_loss", optimizer)
-    if isinstance(initial, int | float) and not initial > 0:
-        raise ValueError(f"scale_loss: expected an initial scale above 0, got {initial}")
-    if growth_interval < 1:
-        raise ValueError(
-            f"scale_loss: expected a growth_interval of at least 1, got {growth_interval}"
-        )
+    numbers.positive("scale_loss", initial=initial)
+    numbers.count("scale_loss", growth_interval=growth_interval)
 
     def init(params: Params) -> ScaleLossState:
         zero = jnp.zeros((), jnp.int32)

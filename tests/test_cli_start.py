@@ -95,6 +95,56 @@ def test_a_missing_library_is_one_line_with_what_installs_it(library, args):
     assert line == f"Error: {library} is missing: python -m pip install 'fnn[cli]'"
 
 
+@pytest.mark.parametrize("platform", ["cuda", "foo"])
+@pytest.mark.parametrize("name", ["train", "verify"])
+def test_a_platform_without_a_device_is_one_line(platform, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    done = python(IMPORTED, name, "iris")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: no device for JAX_PLATFORMS='{platform}': ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_environment_decides_no_bit_of_a_run(tmp_path, monkeypatch):
+    train = ("train", "iris", "--hidden", "4", "--epochs", "1", "--out")
+    python(IMPORTED, *train, tmp_path / "a")
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    monkeypatch.setenv("JAX_DEFAULT_PRNG_IMPL", "rbg")
+    monkeypatch.setenv("JAX_THREEFRY_PARTITIONABLE", "0")
+    done = python(IMPORTED, *train, tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / run / runs.FILE).read_bytes() for run in "ab")
+    assert first == second
+
+
+SHELL = f"{sys.executable} -m fnn "
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "error"),
+    [
+        ("predict run iris >&-", 1, "Error: standard output is closed"),
+        ("predict run iris >/dev/full", 1, "Error: No space left on device"),
+        ("--help >/dev/full", 1, "Error: No space left on device"),
+        ("predict run iris <&- >p.csv", 0, ""),
+    ],
+)
+def test_output_that_is_lost_is_said(line, code, error, tmp_path):
+    run, _ = runs.prepare("iris", runs.Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    (tmp_path / "run").mkdir()
+    runs.save(tmp_path / "run", run)
+    done = subprocess.run(SHELL + line, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (code, error)
+
+
+def test_without_standard_error_a_run_is_whole(tmp_path):
+    train = "train iris --hidden 4 --epochs 2 --save-every 0 --out run 2>&-"
+    done = subprocess.run(SHELL + train, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "test accuracy" in done.stdout
+    assert len(runs.load(tmp_path / "run").progress.history) == 2
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

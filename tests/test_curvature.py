@@ -332,7 +332,7 @@ def test_bad_arguments_are_refused():
         diagonal(params, x, y)
     with pytest.raises(TypeError):
         curvature.gauss_newton_vector_product(network, fnn.mse)(params, x, y, {"W": params["W"]})
-    with pytest.raises(ValueError, match="damping > 0, got 0"):
+    with pytest.raises(ValueError, match="damping above 0, got 0"):
         curvature.kfac(0.1, 0)
     with pytest.raises(ValueError, match="learning_rate above 0, got -1"):
         curvature.kfac(-1)

@@ -225,7 +225,7 @@ def bad_calls():
     yield TypeError, r"dense\(3, 2\).*int32.*float32", dense.forward, params, jnp.ones((4, 3), int)
     yield TypeError, "bfloat16", dense.forward, params, x.astype(jnp.bfloat16)
     yield ValueError, r"dense\(0, 2\)", fnn.dense, 0, 2
-    yield ValueError, "elu: expected alpha > 0, got -1", fnn.elu, -1
+    yield ValueError, "elu: expected alpha above 0, got -1", fnn.elu, -1
     yield ValueError, r"dense\(3, -1\)", fnn.dense, 3, -1
     yield ValueError, r"dense\(3, 2.5\)", fnn.dense, 3, 2.5
     yield ValueError, "layer_norm.*eps", lambda: fnn.layer_norm(3, eps=float("nan"))

@@ -190,7 +190,7 @@ def test_bad_settings_are_named(bad):
         fnn.nadam,
         fnn.lion,
     ):
-        with pytest.raises(ValueError, match=f"{make.__name__}: expected a learning_rate"):
+        with pytest.raises(ValueError, match=f"{make.__name__}: expected learning_rate"):
             make(bad)
     for make in (fnn.rmsprop, fnn.adagrad, fnn.adam, fnn.adamw, fnn.nadam):
         with pytest.raises(ValueError, match=f"{make.__name__}: expected eps"):
@@ -215,3 +215,50 @@ def test_gradients_of_another_tree_are_refused():
     state = optimizer.init({"a": jnp.ones(3)})
     with pytest.raises(ValueError, match="b"):
         optimizer.update(state, {"b": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("make", [fnn.sgd, fnn.adam, lambda rate: fnn.add_l2(fnn.sgd(rate), 0.1)])
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_gradient_of_another_form_is_refused(make, jitted):
+    """Nothing is broadcast, and no imaginary part is lost."""
+    optimizer = make(0.1)
+    state = optimizer.init({"w": jnp.ones((3, 1))})
+    update = jax.jit(optimizer.update) if jitted else optimizer.update
+    for shape in ((), (1,), (3,), (1, 1), (3, 3), (2, 3, 1)):
+        with pytest.raises(ValueError, match=r"its parameter's shape \(3, 1\), got"):
+            update(state, {"w": jnp.ones(shape)})
+    for dtype in (jnp.complex64, jnp.int32, jnp.bool_):
+        with pytest.raises(TypeError, match=f"floating-point gradients, got {jnp.dtype(dtype)}"):
+            update(state, {"w": jnp.ones((3, 1), dtype)})
+
+
+def test_no_rule_takes_anothers_state():
+    names = "sgd momentum rmsprop adagrad adam adamw nadam lion"
+    makes = [getattr(fnn, name) for name in names.split()]
+    for make in makes:
+        for other in makes:
+            state = other(0.1).init(jnp.ones(2))
+            if other is not make:
+                with pytest.raises(TypeError, match=type(make(0.1).init(jnp.ones(2))).__name__):
+                    make(0.1).update(state, jnp.ones(2))
+
+
+@pytest.mark.parametrize("size", [3e38, 1e20, 1e19, 1.0, 1e-19, 1e-25, 1e-30])
+@pytest.mark.parametrize("max_norm", [1e-3, 1.0, 1e30, float("inf")])
+def test_the_global_norm_neither_overflows_nor_vanishes(size, max_norm):
+    grads = {"a": np.array([3, -4], np.float32) / 10 * size, "b": np.full(3, size / 10, np.float32)}
+    optimizer = fnn.clip_by_global_norm(fnn.sgd(1.0), max_norm)
+    state = optimizer.init(jax.tree.map(jnp.zeros_like, grads))
+    got = jax.tree.map(jnp.negative, jax.jit(optimizer.update)(state, grads).params)
+    g = np.concatenate([grads["a"], grads["b"]]).astype(np.float64)
+    expected = g * min(1, max_norm / np.linalg.norm(g))
+    np.testing.assert_allclose(np.concatenate([got["a"], got["b"]]), expected, rtol=1e-6)
+
+
+def test_a_tiny_norm_is_clipped_to_a_tinier_one():
+    optimizer = fnn.clip_by_global_norm(fnn.sgd(1.0), 1e-32)
+    got = optimizer.update(optimizer.init(jnp.zeros(2)), jnp.array([3e-30, 4e-30])).params
+    np.testing.assert_allclose(got, [-6e-33, -8e-33], rtol=1e-6)
+    assert (optimizer.update(optimizer.init(jnp.zeros(2)), jnp.zeros(2)).params == 0).all()
+    bad = optimizer.update(optimizer.init(jnp.zeros(2)), jnp.array([1.0, jnp.inf])).params
+    assert not np.isfinite(bad).all()

@@ -252,13 +252,24 @@ def test_a_layer_that_does_not_state_its_gradients_is_refused(backward, message,
         norms()
 
 
+@pytest.mark.parametrize("size", [1e15, 3e19, 1e25])
+def test_a_norm_that_overflows_is_not_a_gradient_of_0(size):
+    """||g||^2 of inputs of 3e19 is above the largest float32."""
+    layer = fnn.dense(2, 1)
+    params = {"W": jnp.ones((1, 2), jnp.float32), "b": jnp.zeros(1, jnp.float32)}
+    x, y = jnp.full((1, 2), size, jnp.float32), jnp.zeros((1, 1), jnp.float32)
+    _, grads = per_example.clipped_value_and_grad(layer, fnn.mae, 1.0)(params, x, y)
+    whole = np.sqrt(sum(np.square(np.asarray(g, np.float64)).sum() for g in grads.values()))
+    np.testing.assert_allclose(whole, 1.0 if size == 1e15 else np.nan, rtol=1e-5)
+
+
 def test_bad_arguments_are_refused():
     network = fnn.dense(5, 3)
     x, y = jnp.ones((1, 5), "float32"), jnp.ones((1, 3), "float32")
     params = jax.tree.map(lambda p: p.astype("float32"), network.init(KEY))
-    with pytest.raises(ValueError, match="max_norm > 0, got 0"):
+    with pytest.raises(ValueError, match="max_norm above 0, got 0"):
         per_example.clipped_value_and_grad(network, fnn.mse, 0)
-    with pytest.raises(ValueError, match="stddev >= 0, got -1"):
+    with pytest.raises(ValueError, match="stddev of at least 0, got -1"):
         per_example.add_noise(params, KEY, -1)
     with pytest.raises(ValueError, match="at least 2 examples, got 1"):
         per_example.gradient_noise_scale(network, fnn.mse)(params, x, y)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from sklearn import datasets, metrics
 
 from fnn import atomic, checkpoint, cli, data
 from fnn.checkpoint import CheckpointError
-from fnn.cli import report, runs
+from fnn.cli import plots, report, runs
 from fnn.data import DataError
 
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 6, seed=1)
@@ -303,6 +304,35 @@ def test_a_folder_that_cannot_be_is_said_before_training(tmp_path):
     assert "epoch 1" not in result.stdout
 
 
+@pytest.mark.parametrize("name", [report.HISTORY, report.PICTURE])
+def test_a_folder_at_a_files_place_is_said_before_training(tmp_path, name):
+    (tmp_path / name).mkdir()
+    result = command("train", "iris", "--out", tmp_path)
+    one_line(result, f"{name}: Is a directory")
+    assert "epoch 1" not in result.stdout
+
+
+@pytest.mark.parametrize("name", ["a$x^{.csv", "$$.csv", os.fsdecode(b"\xff\xfe.csv"), "a\tb.csv"])
+def test_any_file_name_is_drawn(tmp_path, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a character that the font lacks
+        problems = report.write(tmp_path, HISTORY, str(tmp_path / name))
+    assert problems == []
+    assert (tmp_path / report.PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
+HISTORY = [{"loss": 1.0, "test_loss": 1.5, "test_accuracy": 0.5}]
+
+
+def test_a_picture_that_fails_costs_a_warning_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "curves", lambda *args: 1 / 0)
+    result = command("train", "iris", "--epochs", 1, "--hidden", 4, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "test accuracy" in result.stdout
+    assert "Warning: " in result.stderr
+    assert "curves.png is not written: division by zero" in result.stderr
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_disk_that_fails_while_training_costs_nothing_older(tmp_path, monkeypatch, code):
     args = ("train", "iris", "--hidden", 8, "--save-every", 0, "--out", tmp_path)
@@ -329,6 +359,72 @@ def test_a_disk_that_fails_while_training_costs_nothing_older(tmp_path, monkeypa
 def test_a_folder_in_use_is_left_alone(tmp_path):
     with atomic.owned(tmp_path):
         one_line(command("train", "iris", "--out", tmp_path), "another process is writing")
+
+
+def test_a_run_that_another_process_continued_is_not_replaced(tmp_path, monkeypatch):
+    """A second --resume read the run before the first one finished it."""
+    finished(tmp_path, settings=SETTINGS._replace(epochs=2))
+    real = runs.prepare
+
+    def prepare(source, settings):
+        found = real(source, settings)
+        longer, examples = found
+        runs.save(tmp_path, runs.train(longer, examples, lambda r: None))
+        return found
+
+    monkeypatch.setattr(runs, "prepare", prepare)
+    result = command("train", "iris", "--resume", "--epochs", 5, "--out", tmp_path)
+    one_line(result, "another process has just changed the run")
+    assert len(runs.load(tmp_path).progress.history) == 5
+
+
+def test_another_run_in_the_folder_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    iris = datasets.load_iris()
+    for name, factor in (("A", 1), ("B", 2)):
+        (tmp_path / name).mkdir()
+        rows = np.column_stack([iris.data * factor, iris.target])
+        np.savetxt(tmp_path / name / "data.csv", rows, delimiter=",", header="a,b,c,d,e")
+    args = ("--hidden", 4, "--epochs", 2)
+    assert command("train", "A/data.csv", *args).exit_code == 0
+    first = contents(tmp_path / "runs" / "data")
+    one_line(command("train", "B/data.csv", *args), "other data than B/data.csv; --overwrite")
+    longer = command("train", "A/data.csv", "--hidden", 4, "--epochs", 3)
+    one_line(longer, "--epochs was 2; --resume continues it, --overwrite replaces it")
+    both = command("train", "A/data.csv", *args, "--resume", "--overwrite")
+    one_line(both, "--resume continues the run", code=2)
+    assert contents(tmp_path / "runs" / "data") == first
+    assert command("train", "A/data.csv", *args).exit_code == 0  # the same run once more
+    assert contents(tmp_path / "runs" / "data") == first
+    assert command("train", "B/data.csv", *args, "--overwrite").exit_code == 0
+    path = tmp_path / "runs" / "data" / runs.FILE
+    assert path.read_bytes() != first[runs.FILE]
+    path.write_bytes(b"damaged")
+    one_line(command("train", "A/data.csv", *args), "--overwrite replaces it")
+    assert command("train", "A/data.csv", *args, "--overwrite").exit_code == 0
+    assert contents(tmp_path / "runs" / "data") == first
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("train", "iris", "--out", ""),
+        ("train", ""),
+        ("predict", "", "iris"),
+        ("predict", ".", ""),
+        ("predict", ".", "iris", "--out", ""),
+        ("evaluate", "", "iris"),
+        ("noise-scale", "iris", "--out", ""),
+    ],
+)
+def test_an_empty_word_is_not_the_working_directory(tmp_path, monkeypatch, args):
+    monkeypatch.chdir(tmp_path)
+    finished(tmp_path)
+    before = contents(tmp_path)
+    result = command(*args)
+    one_line(result, "got an empty", result.exit_code)
+    assert result.exit_code in (1, 2)
+    assert contents(tmp_path) == before
 
 
 # What is wrong, in a word.

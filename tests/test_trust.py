@@ -209,7 +209,7 @@ REFUSED = {
     "no batch": (lambda: fit(batch_size=0), "batch_size of at least 1, got 0"),
     "no epochs": (lambda: fit(epochs=0), "epochs of at least 1, got 0"),
     "patience": (lambda: fit(patience=0, validation=(X, Y)), "patience of at least 1"),
-    "patience alone": (lambda: fit(patience=3), "and validation"),
+    "patience alone": (lambda: fit(patience=3), r"expected validation=\(x, y\) for patience"),
     "validation": (lambda: fit(validation=(X, Y + 1)), r"fit: validation: expected labels from"),
     "params of another": (
         lambda: NETWORK.forward(fnn.mlp((3, 5, 2)).init(KEY), X),
@@ -224,10 +224,10 @@ REFUSED = {
     "width 2.5": (lambda: fnn.dense(3, 2.5), "whole numbers of at least 1"),
     "one size": (lambda: fnn.mlp((3,)), "at least an input and an output size"),
     "depth 0": (lambda: fnn.repeat(fnn.tanh, 0), "n of at least 1, got 0"),
-    "huber": (lambda: fnn.huber(np.nan), "delta > 0, got nan"),
-    "norm": (lambda: fnn.clip_by_global_norm(fnn.sgd(1), np.nan), "max_norm > 0, got nan"),
-    "l2": (lambda: fnn.add_l2(fnn.sgd(1), np.nan), "alpha >= 0, got nan"),
-    "layer_norm": (lambda: fnn.layer_norm(3, eps=np.nan), "eps > 0, got nan"),
+    "huber": (lambda: fnn.huber(np.nan), "delta above 0, got nan"),
+    "norm": (lambda: fnn.clip_by_global_norm(fnn.sgd(1), np.nan), "max_norm above 0, got nan"),
+    "l2": (lambda: fnn.add_l2(fnn.sgd(1), np.nan), "alpha of at least 0, got nan"),
+    "layer_norm": (lambda: fnn.layer_norm(3, eps=np.nan), "eps above 0, got nan"),
 }
 
 
@@ -246,7 +246,7 @@ RULES = ["sgd", "momentum", "rmsprop", "adagrad", "adam", "adamw", "nadam", "lio
 @pytest.mark.parametrize("rate", WRONG)
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_refuses_a_wrong_rate(name, rate):
-    with pytest.raises(ValueError, match=f"{name}: expected a learning_rate above 0, got {rate}"):
+    with pytest.raises(ValueError, match=f"{name}: expected learning_rate above 0, got {rate}"):
         getattr(fnn, name)(rate)
 
 
@@ -266,6 +266,74 @@ def test_every_rule_refuses_a_wrong_eps(name, eps):
 def test_every_rule_refuses_a_wrong_decay(name, option, decay):
     with pytest.raises(ValueError, match=rf"{name}: expected {option} in \[0, 1\), got {decay}"):
         getattr(fnn, name)(0.1, **{option: decay})
+
+
+CONSTRUCTORS = {
+    "sgd": lambda v: fnn.sgd(v),
+    "momentum": lambda v: fnn.momentum(0.1, decay=v),
+    "rmsprop": lambda v: fnn.rmsprop(0.1, eps=v),
+    "adagrad": lambda v: fnn.adagrad(0.1, eps=v),
+    "adam": lambda v: fnn.adam(0.1, b2=v),
+    "adamw": lambda v: fnn.adamw(0.1, weight_decay=v),
+    "nadam": lambda v: fnn.nadam(0.1, eps=v),
+    "lion": lambda v: fnn.lion(0.1, weight_decay=v),
+    "clip_by_global_norm": lambda v: fnn.clip_by_global_norm(fnn.sgd(0.1), v),
+    "add_l2": lambda v: fnn.add_l2(fnn.sgd(0.1), v),
+    "average": lambda v: fnn.average(fnn.sgd(0.1), v),
+    "scale_loss": lambda v: fnn.scale_loss(fnn.sgd(0.1), v),
+    "constant": lambda v: fnn.schedules.constant(v),
+    "exponential_decay": lambda v: fnn.schedules.exponential_decay(1.0, v, 10),
+    "step_decay": lambda v: fnn.schedules.step_decay(1.0, 0.5, v),
+    "cosine_decay": lambda v: fnn.schedules.cosine_decay(1.0, 10, v),
+    "linear_warmup": lambda v: fnn.schedules.linear_warmup(v, 10),
+    "huber": lambda v: fnn.huber(v),
+    "elu": lambda v: fnn.elu(v),
+    "dropout": lambda v: fnn.dropout(v),
+    "layer_norm": lambda v: fnn.layer_norm(3, eps=v),
+    "batch_norm": lambda v: fnn.batch_norm(3, eps=v),
+    "clipped_value_and_grad": lambda v: fnn.per_example.clipped_value_and_grad(NETWORK, fnn.mse, v),
+    "add_noise": lambda v: fnn.per_example.add_noise({}, KEY, v),
+    "kfac": lambda v: fnn.curvature.kfac(0.1, damping=v),
+}
+COUNTS = {
+    "accumulate": lambda v: fnn.accumulate(fnn.sgd(0.1), v),
+    "scale_loss": lambda v: fnn.scale_loss(fnn.sgd(0.1), 1.0, growth_interval=v),
+    "repeat": lambda v: fnn.repeat(fnn.tanh, v),
+    "reversible": lambda v: fnn.reversible(fnn.tanh, fnn.tanh, v),
+    "make_epoch": lambda v: fnn.make_epoch(NETWORK, fnn.mse, fnn.sgd(0.1), v),
+    "make_train": lambda v: fnn.make_train(NETWORK, fnn.mse, fnn.sgd(0.1), 5, v),
+    "fit": lambda v: fit(epochs=v),
+}
+NUMBERS = [float, np.float16, np.float32, np.float64, jnp.float32, jnp.bfloat16, np.array]
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_a_number_of_any_type_is_looked_at(name):
+    """What Python's float is refused for, so are NumPy's and JAX's; what is traced passes."""
+    make = CONSTRUCTORS[name]
+    for number in (*NUMBERS, jnp.asarray):
+        make(number(0.5))
+        for bad in (-1.0, np.nan):
+            with pytest.raises(ValueError, match=f"{name}.*: expected .*, got {number(bad)}"):
+                make(number(bad))
+    for bad in (True, np.True_, jnp.array(True), "0.5", None, 1j, np.ones(2), [0.5]):
+        with pytest.raises(TypeError, match=f"{name}.*: expected .* to be a number, got "):
+            make(bad)
+    jax.eval_shape(lambda v: (make(v), v)[1], 0.5)
+    with pytest.raises(TypeError, match="to be a number"):
+        jax.eval_shape(lambda v: (make(v), v)[1], jnp.ones(2))
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_count_of_any_type_is_looked_at(name):
+    make = COUNTS[name]
+    for number in (int, np.int8, np.int64, np.uint8, jnp.int32, np.array):
+        make(number(2))
+        with pytest.raises(ValueError, match=f"{name}: expected .* of at least 1, got 0"):
+            make(number(0))
+    for bad in (2.0, np.float32(2), True, np.True_, "2", None, np.ones(1, int), np.array(2.5)):
+        with pytest.raises(TypeError, match=f"{name}: expected .* to be a whole number, got "):
+            make(bad)
 
 
 def test_wrong_dtypes_are_a_type_error():

@@ -6,9 +6,12 @@ import jax
 
 from fnn import losses, optimizers
 from fnn.base import Layer, Params
+from fnn.cli import environment
 from fnn.data import Dataset
 from fnn.fitting import OnEpoch, fit
 from fnn.models import mlp
+
+environment.settle()
 
 LOSS = losses.softmax_cross_entropy
 

@@ -38,9 +38,10 @@ class Imported(Mapping[str, click.Command]):
         self.names = names
 
     def __getitem__(self, name: str) -> click.Command:
-        """The command. Raises KeyError for an unknown name."""
+        """The command. Raises KeyError for an unknown name, ValueError where JAX has no device."""
         if name not in self.names:
             raise KeyError(name)
+        import_module("fnn.cli.environment").check_device()
         module = name.replace("-", "_")
         command: click.Command = getattr(import_module(f"fnn.cli.{module}"), module)
         return command

@@ -9,8 +9,34 @@ from fnn import data
 
 COUNT = click.IntRange(min=1)
 SEED = click.IntRange(0, 2**32 - 1)
-FILE = click.Path(path_type=Path, dir_okay=False)
-FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class Place(click.Path):
+    """A path; an empty word, such as a shell variable that is not set, is refused.
+
+    >>> Place()("runs/a")
+    PosixPath('runs/a')
+    >>> Place()("")
+    Traceback (most recent call last):
+    click.exceptions.BadParameter: expected a path, got an empty word
+    """
+
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(path_type=Path, file_okay=file_okay, dir_okay=dir_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path.
+
+        >>> Place().convert("a.csv", None, None)
+        PosixPath('a.csv')
+        """
+        if not str(value):
+            self.fail("expected a path, got an empty word", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = Place(dir_okay=False)
+FOLDER = Place(file_okay=False)
 
 
 class Name(click.Choice):

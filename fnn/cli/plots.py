@@ -25,8 +25,7 @@ def curves(history: list[dict[str, float]], path: Path, title: str) -> None:
     ...     path.read_bytes()[1:4]
     b'PNG'
     """
-    figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=150)
-    figure.suptitle(title, fontsize="medium")
+    figure = _figure(3.4, title)
     left, right = figure.subplots(1, 2)
     epochs = range(1, len(history) + 1)
     named = {"loss": "training", "test_loss": "held out", "validation_loss": "validation"}
@@ -70,8 +69,7 @@ def noise_scale(
     ...     (Path(folder) / "scale.png").read_bytes()[1:4]
     b'PNG'
     """
-    figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=150)
-    figure.suptitle(title, fontsize="medium")
+    figure = _figure(3.4, title)
     left, right = figure.subplots(1, 2, sharex=True)
     epochs = range(1, len(trace) + 1)
     # The estimate of the squared norm can be negative, which a logarithmic axis can't show.
@@ -102,14 +100,22 @@ def images(pictures: np.ndarray, captions: Sequence[str], path: Path, title: str
     b'PNG'
     """
     rows = -(-len(pictures) // 10)
-    figure = Figure(figsize=(9, 0.3 + 1.15 * rows), layout="constrained", dpi=150)
-    figure.suptitle(title, fontsize="medium")
+    figure = _figure(0.3 + 1.15 * rows, title)
     for axes in (grid := figure.subplots(rows, 10, squeeze=False)).flat:
         axes.set_axis_off()
     for axes, picture, caption in zip(grid.flat, pictures, captions, strict=False):
         axes.imshow(picture, cmap="gray_r")
-        axes.set_title(caption, fontsize="small")
+        axes.set_title(caption, fontsize="small", parse_math=False)
     _write(figure, path)
+
+
+def _figure(height: float, title: str) -> Figure:
+    """An empty figure. The title is drawn as it is: `$` and `^` of a file's name are no formula,
+    and bytes of it that are no text become question marks."""
+    figure = Figure(figsize=(9, height), layout="constrained", dpi=150)
+    text = title.encode(errors="replace").decode()
+    figure.suptitle(text, fontsize="medium", parse_math=False)
+    return figure
 
 
 def _write(figure: Figure, path: Path) -> None:

@@ -1,7 +1,9 @@
 """What a run leaves for people: its history as a table and as a picture."""
 
 import csv
+import errno
 import io
+import os
 from pathlib import Path
 
 from fnn import atomic
@@ -11,15 +13,26 @@ HISTORY = "history.csv"
 PICTURE = "curves.png"
 
 
-def write(folder: Path, history: list[dict[str, float]], title: str) -> None:
+def check(folder: Path) -> None:
+    """Raise IsADirectoryError where a folder stands at the place of one of the files.
+
+    >>> check(Path("no/such/folder"))
+    """
+    for path in (folder / HISTORY, folder / PICTURE):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+
+
+def write(folder: Path, history: list[dict[str, float]], title: str) -> list[str]:
     """Write history.csv, one row per epoch, and curves.png.
 
-    Raises OSError where a file can't be written; an older one is then as it was.
+    Returns what could not be written and why, for the run is whole without either; an older
+    file is then as it was.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as name:
     ...     entry = {"loss": 1.0, "test_loss": 1.5, "test_accuracy": 0.5}
-    ...     write(Path(name), [entry], "one epoch")
+    ...     problems = write(Path(name), [entry], "one epoch")
     ...     print((Path(name) / HISTORY).read_text(), end="")
     epoch,loss,test_loss,test_accuracy
     1,1.0,1.5,0.5
@@ -28,5 +41,14 @@ def write(folder: Path, history: list[dict[str, float]], title: str) -> None:
     writer = csv.DictWriter(text, ["epoch", *history[0]], lineterminator="\n")
     writer.writeheader()
     writer.writerows({"epoch": i} | entry for i, entry in enumerate(history, 1))
-    atomic.write(folder / HISTORY, text.getvalue().encode())
-    plots.curves(history, folder / PICTURE, title)
+    problems = []
+    for path, write_file in (
+        (folder / HISTORY, lambda path: atomic.write(path, text.getvalue().encode())),
+        (folder / PICTURE, lambda path: plots.curves(history, path, title)),
+    ):
+        try:
+            write_file(path)
+        except Exception as error:  # drawing may fail in any way
+            reason = (getattr(error, "strerror", None) or str(error)).splitlines() or ["failed"]
+            problems.append(f"{path} is not written: {reason[0]}")
+    return problems

@@ -10,6 +10,7 @@ epoch. With the data, a run's settings decide every bit of its result.
 
 import errno
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +23,13 @@ from fnn import atomic, checkpoint, data, losses
 from fnn.base import Layer, Loss, Optimizer
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
+from fnn.cli import environment
 from fnn.cli.metrics import Classified, Predicted
 from fnn.data import DataError, Dataset, Scaling
 from fnn.fitting import Progress, epochs_since_best, fit
 from fnn.models import mlp
+
+environment.settle()
 
 FILE = "run.safetensors"
 HELD_OUT = 0.2
@@ -294,6 +298,19 @@ def save(folder: Path, run: Run) -> None:
         "history": run.progress.history,
     }
     checkpoint.save(folder / FILE, _tree(run), metadata)
+
+
+def version(folder: Path) -> tuple[int, ...] | None:
+    """What changes with each `save` to the folder; None where it holds no run.
+
+    >>> version(Path("no/such/folder")) is None
+    True
+    """
+    try:
+        status = os.stat(folder / FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def check_writable(folder: Path, run: Run) -> None:

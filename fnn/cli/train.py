@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import jax
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from fnn import atomic, data, verify
 from fnn.backprop import objective, value_and_grad
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
+from fnn.checkpoint import CheckpointError
 from fnn.cli import options, report, runs, signals
 from fnn.cli.runs import Examples, Run, Settings
 from fnn.fitting import DivergedError
@@ -66,6 +68,9 @@ from fnn.fitting import DivergedError
 )
 @click.option("--resume", is_flag=True, help="Continue the run in the folder, if there is one.")
 @click.option(
+    "--overwrite", is_flag=True, help="Replace a run of other data or settings in the folder."
+)
+@click.option(
     "--save-every",
     type=click.FloatRange(min=0),
     default=1.0,
@@ -77,6 +82,7 @@ def train(
     source: tuple[str, ...],
     out: Path | None,
     resume: bool,
+    overwrite: bool,
     save_every: float,
     hidden: tuple[int, ...],
     activation: str,
@@ -98,7 +104,10 @@ def train(
     of the examples is held out, stratified by class, unless the source has a test part. Inputs,
     and values to predict, are standardised by the training part. The run is saved as it goes;
     Ctrl-C ends it after the current epoch, and --resume continues it as if it had never stopped.
+    A run of other data or other settings that the folder holds is replaced by --overwrite alone.
     """
+    if resume and overwrite:
+        raise click.UsageError("--resume continues the run in the folder, --overwrite replaces it")
     given = Settings(
         hidden,
         activation,
@@ -113,8 +122,11 @@ def train(
     )
     name = Path(source[0]).resolve().name.removesuffix(".gz")
     out = out or Path("runs") / Path(name).stem
-    earlier = runs.load(out) if resume and (out / runs.FILE).exists() else None
-    settings = given if earlier is None else _continued(ctx, given, earlier.settings, out)
+    version = runs.version(out)
+    earlier = None if version is None or overwrite else _earlier(out)
+    settings = given
+    if resume and earlier is not None:
+        settings = _continued(ctx, given, earlier.settings, out)
     run, examples = runs.prepare(source, settings)
     if settings.batch_size > len(examples.train.x):
         raise click.UsageError(
@@ -122,22 +134,24 @@ def train(
             "examples to train on"
         )
     if earlier is not None:
-        if earlier.digest != run.digest:
-            raise click.ClickException(
-                f"the run in {out} was trained on other data than {' '.join(source)}"
-            )
-        run = earlier._replace(settings=settings)
+        _check_same(earlier, run, " ".join(source), out, resume)
+        run = earlier._replace(settings=settings) if resume else run
     _show_plan(" ".join(source), run, examples)
     _check_gradient(run, examples)
     with atomic.owned(out):
+        if runs.version(out) != version:
+            raise click.ClickException(f"another process has just changed the run in {out}")
         runs.check_writable(out, run)
+        report.check(out)
         run, times, stopped = _train(run, examples, out, save_every)
         if not run.progress.history:
             raise click.ClickException("stopped before the end of the first epoch: nothing to save")
         runs.save(out, run)
         title = f"{' '.join(source)}, {'-'.join(map(str, run.sizes))}"
-        report.write(out, run.progress.history, title)
+        problems = report.write(out, run.progress.history, title)
     click.echo(f"saved     {out}: {runs.FILE}, {report.HISTORY}, {report.PICTURE}")
+    for problem in problems:
+        click.echo(f"Warning: {problem}", err=True)
     if len(times) > 1:
         rate = len(examples.train.x) * (len(times) - 1) / (times[-1] - times[0])
         click.echo(f"speed     {rate:.0f} examples per second, from the second epoch on")
@@ -145,6 +159,34 @@ def train(
         click.echo(f"test {line}")
     if stopped:
         raise SystemExit(128 + stopped)
+
+
+def _earlier(out: Path) -> Run:
+    """The run in the folder. Raises ClickException where it can't be read."""
+    try:
+        return runs.load(out)
+    except CheckpointError as error:
+        raise click.ClickException(f"{error}; --overwrite replaces it") from error
+
+
+def _check_same(earlier: Run, run: Run, source: str, out: Path, resume: bool) -> None:
+    """Raise ClickException where the folder's run is not this one, which would replace it."""
+    ways = "" if resume else "; --overwrite replaces it, --out chooses another folder"
+    if earlier.digest != run.digest:
+        raise click.ClickException(
+            f"the run in {out} was trained on other data than {source}{ways}"
+        )
+    for name, was, now in zip(Settings._fields, earlier.settings, run.settings, strict=True):
+        if was != now and not resume:
+            shown = "none" if was is None else _shown(was)
+            raise click.ClickException(
+                f"the run in {out} has other settings: --{name.replace('_', '-')} was {shown}; "
+                "--resume continues it, --overwrite replaces it"
+            )
+
+
+def _shown(setting: Any) -> Any:
+    return ",".join(map(str, setting)) if isinstance(setting, tuple) else setting
 
 
 def _continued(ctx: click.Context, given: Settings, earlier: Settings, out: Path) -> Settings:
@@ -158,13 +200,9 @@ def _continued(ctx: click.Context, given: Settings, earlier: Settings, out: Path
 
     for name, was, now in zip(Settings._fields, earlier, given, strict=True):
         if is_given(name) and name != "epochs" and now != was:
-            shown_now, shown_was = (
-                ",".join(map(str, value)) if isinstance(value, tuple) else value
-                for value in (now, was)
-            )
             raise click.UsageError(
-                f"--{name.replace('_', '-')} {shown_now}: the run in {out} was trained with "
-                f"{shown_was}"
+                f"--{name.replace('_', '-')} {_shown(now)}: the run in {out} was trained with "
+                f"{_shown(was)}"
             )
     return earlier._replace(epochs=given.epochs) if is_given("epochs") else earlier
 

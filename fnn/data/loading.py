@@ -53,7 +53,7 @@ def load(source: Source, *, target: str | int | None = None, task: str | None = 
             f"expected one source, or x.npy and y.npy, got {' '.join(map(str, source))}"
         )
     _refuse_target(target, source[0])
-    x, y = (readers.read_npy(Path(path)) for path in source)
+    x, y = (readers.read_npy(_path(path)) for path in source)
     return from_arrays(f"{source[0]}, {source[1]}", x, y, task)
 
 
@@ -72,7 +72,7 @@ def inputs(source: str | Path, d_in: int, features: tuple[str, ...] = ()) -> np.
     ...     inputs(path, 2).shape
     (3, 2)
     """
-    path = Path(source)
+    path = _path(source)
     if str(source) in BUNDLED:
         x = bundled(str(source)).x
     elif not path.exists():
@@ -106,7 +106,7 @@ def is_csv(source: str | Path) -> bool:
 
 
 def _load_one(source: str | Path, target: str | int | None, task: str | None) -> Dataset:
-    path = Path(source)
+    path = _path(source)
     if not is_csv(source):
         _refuse_target(target, source)
     if str(source) in BUNDLED:
@@ -124,6 +124,13 @@ def _load_one(source: str | Path, target: str | int | None, task: str | None) ->
         x, y = readers.read_npz(path, "x", "y")
         return from_arrays(str(path), x, y, task)
     return tables.read_examples(path, target, task)
+
+
+def _path(source: str | Path) -> Path:
+    """The source as a path; the empty text, which would be the working directory, is refused."""
+    if not str(source):
+        raise DataError("expected a source, got an empty name")
+    return Path(source)
 
 
 def _unknown(source: str | Path) -> DataError:

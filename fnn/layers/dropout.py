@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from fnn import numbers
 from fnn.activations import identity
 from fnn.base import Array, Grads, Layer, Params, Residuals, Varying
 from fnn.reductions import Reduce, total
@@ -27,8 +28,7 @@ def dropout(rate: float) -> Layer:
     >>> layer.forward((), jnp.ones(6))[0]
     Array([2., 2., 0., 0., 2., 0.], dtype=float32)
     """
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout: expected a rate in [0, 1), got {rate}")
+    numbers.fraction("dropout", rate=rate)
 
     def at(key: Array | None, statistics: object) -> Layer:
         if key is None:

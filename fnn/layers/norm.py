@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fnn import numbers
 from fnn.base import Array, Grads, Layer, Params, Residuals, Varying, at_least_float32
 from fnn.layers.shapes import check_input, check_widths
 from fnn.reductions import Direct, Reduce, Whole, total
@@ -31,8 +32,7 @@ def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
     """
     name = f"layer_norm({d})"
     check_widths(name, d)
-    if not eps > 0:
-        raise ValueError(f"{name}: expected eps > 0, got {eps}")
+    numbers.positive(name, eps=eps)
 
     def init(key: Array) -> Params:
         return {"gain": jnp.ones(d), "bias": jnp.zeros(d)}
@@ -90,8 +90,7 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
     """
     name = f"batch_norm({d})"
     check_widths(name, d)
-    if not eps > 0:
-        raise ValueError(f"{name}: expected eps > 0, got {eps}")
+    numbers.positive(name, eps=eps)
 
     def init(key: Array) -> Params:
         return {"gain": jnp.ones(d), "bias": jnp.zeros(d)}

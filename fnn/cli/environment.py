@@ -1,0 +1,36 @@
+"""JAX as the commands set it, whatever the environment says."""
+
+import os
+
+import jax
+
+SETTINGS = {
+    "jax_enable_x64": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+}
+"""What else would decide a run's bits, beside its settings and its data."""
+
+
+def settle() -> None:
+    """Set JAX as in `SETTINGS`.
+
+    >>> settle()
+    >>> jax.config.jax_default_prng_impl
+    'threefry2x32'
+    """
+    for name, value in SETTINGS.items():
+        jax.config.update(name, value)
+
+
+def check_device() -> None:
+    """Raise ValueError, naming JAX_PLATFORMS, where JAX finds no device to compute on.
+
+    >>> check_device()
+    """
+    try:
+        jax.devices()
+    except Exception as error:  # AssertionError, RuntimeError, ...: JAX raises many kinds
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"no device for JAX_PLATFORMS={asked!r}: {reason}") from error
