@@ -48,6 +48,7 @@ from fnn.combinators import (
 from fnn.fitting import DivergedError as DivergedError, Progress as Progress, fit as fit
 from fnn.layers.dense import dense as dense
 from fnn.layers.dropout import dropout as dropout
+from fnn.layers.embedding import embedding as embedding
 from fnn.layers.norm import batch_norm as batch_norm, layer_norm as layer_norm
 from fnn.losses import (
     binary_cross_entropy as binary_cross_entropy,
@@ -77,6 +78,7 @@ from fnn.reductions import (
     Direct as Direct,
     Masked as Masked,
     Outer as Outer,
+    Rows as Rows,
     Sum as Sum,
     total as total,
 )

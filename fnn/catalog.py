@@ -66,6 +66,7 @@ LAYERS: dict[str, tuple[Layer, Any]] = {
     "batch_norm, training": (at(layers.batch_norm(4), jax.random.key(0)), _x(4)),
     "dropout": (layers.dropout(0.4), _x(4)),
     "dropout, training": (at(layers.dropout(0.4), jax.random.key(0)), _x(4)),
+    "embedding": (layers.embedding(5, 3), np.array([3, 0, 3, 4, 1, 1, 0])),
     "softmax": (activations.softmax, _x(4)),
     "elementwise": (activations.elementwise(jnp.sin, lambda x, y: jnp.cos(x)), _x(4)),
     "serial": (combinators.serial(layers.dense(5, 4), activations.tanh, layers.dense(4, 2)), _x(5)),

@@ -162,9 +162,9 @@ def test_nothing_banned(module):
 
 
 def test_every_public_name_is_there():
-    names = """Layer Loss Optimizer at statistics Outer Direct total dense identity sigmoid tanh
+    names = """Layer Loss Optimizer at statistics Outer Direct Rows total dense identity sigmoid tanh
         relu softmax leaky_relu elu selu gelu silu softplus elementwise layer_norm batch_norm
-        dropout serial skip repeat fork add concatenate masked frozen remat reversible compute_in
+        dropout embedding serial skip repeat fork add concatenate masked frozen remat reversible compute_in
         accumulate average partition scale_loss from_optax to_optax mlp mse cross_entropy
         softmax_cross_entropy binary_cross_entropy sigmoid_binary_cross_entropy mae huber
         objective value_and_grad differentiable sgd momentum rmsprop adam adamw adagrad nadam lion

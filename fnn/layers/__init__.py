@@ -2,4 +2,5 @@
 
 from fnn.layers.dense import dense as dense
 from fnn.layers.dropout import dropout as dropout
+from fnn.layers.embedding import embedding as embedding
 from fnn.layers.norm import batch_norm as batch_norm, layer_norm as layer_norm
