@@ -583,7 +583,8 @@ def _distinct(factor: Rows, examples: int | None) -> Rows:
         distinct, place = jnp.unique(index, return_inverse=True, size=index.size)
         return distinct, jax.ops.segment_sum(_widened(value), place, index.size)
 
-    return Rows(*_for_each_example(one, factor, examples), factor.size)
+    index, value = _for_each_example(one, factor, examples)
+    return Rows(index, value, factor.size)
 
 
 def _for_each_example(f: Callable[..., Any], factor: Rows, examples: int | None) -> Any:

@@ -69,6 +69,8 @@ LAYERS += [LayerCase(name, layer, x) for name, (layer, x) in catalog.LAYERS.item
 LAYERS += [
     LayerCase("dense/square", fnn.dense(4, 4), _x(4)),
     LayerCase("dense/one", fnn.dense(1, 1), _x(1)),
+    LayerCase("max_pool/overlapping", fnn.max_pool((3, 2), (2, 1)), np.ones((7, 5, 4, 2), "f")),
+    LayerCase("mean_pool/overlapping", fnn.mean_pool((3, 2), (1, 3)), np.ones((7, 5, 6, 2), "f")),
     LayerCase("leaky_relu/steep", fnn.leaky_relu(1.5), _x(4)),
     LayerCase("elu/alpha", fnn.elu(0.3), _x(4)),
     LayerCase("serial/empty", fnn.serial(), _x(3)),

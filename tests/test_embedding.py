@@ -1,4 +1,4 @@
-"""The embedding: PyTorch as an oracle, what it holds, codes out of range, per-example statistics."""
+"""The embedding: PyTorch as an oracle, its memory, codes out of range, per-example statistics."""
 
 import jax
 import jax.numpy as jnp

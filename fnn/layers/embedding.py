@@ -9,10 +9,10 @@ from fnn.base import Array, Grads, Layer, Params, Residuals
 from fnn.layers.shapes import check_array, check_params, check_widths
 from fnn.reductions import Reduce, Rows, total
 
+_standard_normal = initializers.normal(1.0)
 
-def embedding(
-    n: int, d: int, *, weight_init: Callable[..., Array] = initializers.normal(1.0)
-) -> Layer:
+
+def embedding(n: int, d: int, *, weight_init: Callable[..., Array] = _standard_normal) -> Layer:
     """A row of d numbers for each of n codes: y = table[x].
 
     params {"table": (n, d)}; x (...), integers from 0 to n - 1 -> (..., d).
