@@ -125,6 +125,7 @@ class Rows(Factor):
     index: Array
     value: Array
     size: int
+    ndim = 2
 
     @property
     def batch(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -308,7 +309,9 @@ def _(factor: Widened) -> Array:
         batch = tuple(range(inner.left.ndim - 1))
         axes = (batch, batch)
         return jnp.tensordot(inner.left, inner.right, axes, preferred_element_type=factor.dtype)
-    return total(jax.tree.map(lambda a: a.astype(factor.dtype), inner))
+    floating = lambda a: jnp.issubdtype(a.dtype, jnp.floating)  # noqa: E731
+    widened = lambda a: a.astype(factor.dtype) if floating(a) else a  # noqa: E731
+    return total(jax.tree.map(widened, inner))
 
 
 @total.register

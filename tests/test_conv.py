@@ -136,7 +136,7 @@ def test_the_checker_at_ties():
     layer = fnn.max_pool((2, 2))
     report = verify.check_layer(layer, (), x)
     assert report.verdict == "pass"
-    assert report.leaves[0].differences.note == "kink"
+    assert report.leaves[0].differences.reason == "kink"
 
     def split(params, residuals, dy, reduce=fnn.total):
         return (), jnp.where(x == x.max((1, 2), keepdims=True), dy / 2, 0).astype(dy.dtype)

@@ -87,6 +87,15 @@ def test_a_network_of_codes_trains_and_serial_and_fork_pass_codes_on():
     assert values[-1] < 0.2 * values[0]
 
 
+def test_in_another_precision_codes_stay_codes():
+    layer = fnn.compute_in(fnn.embedding(300, 2), jnp.bfloat16)
+    params, x = layer.init(KEY), jnp.array([299, 257, 299])
+    y, residuals = layer.forward(params, x)
+    np.testing.assert_allclose(y, params["table"][x], rtol=1e-2)
+    dparams, _ = layer.backward(params, residuals, jnp.ones((3, 2)))
+    np.testing.assert_array_equal(dparams["table"][jnp.array([299, 257, 256])][:, 0], [2, 1, 0])
+
+
 def test_statistics_are_exact_where_codes_repeat():
     network = fnn.serial(fnn.embedding(5, 3), fnn.tanh, mean_of_positions(), fnn.dense(3, 2))
     loss, x, y = fnn.softmax_cross_entropy, jnp.asarray(CODES), jnp.array([0, 1, 0])

@@ -128,6 +128,7 @@ class Conv(Factor):
     window: Pair
     stride: Pair
     zeros: tuple[Pair, Pair]
+    ndim = 4
 
     @property
     def batch(self) -> tuple[int, ...]:  # type: ignore[override]
