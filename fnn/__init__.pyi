@@ -46,9 +46,13 @@ from fnn.combinators import (
     stop_gradient as stop_gradient,
 )
 from fnn.fitting import DivergedError as DivergedError, Progress as Progress, fit as fit
+from fnn.layers.conv import conv2d as conv2d
 from fnn.layers.dense import dense as dense
 from fnn.layers.dropout import dropout as dropout
+from fnn.layers.embedding import embedding as embedding
+from fnn.layers.flatten import flatten as flatten
 from fnn.layers.norm import batch_norm as batch_norm, layer_norm as layer_norm
+from fnn.layers.pool import max_pool as max_pool, mean_pool as mean_pool
 from fnn.losses import (
     binary_cross_entropy as binary_cross_entropy,
     cross_entropy as cross_entropy,
@@ -77,6 +81,7 @@ from fnn.reductions import (
     Direct as Direct,
     Masked as Masked,
     Outer as Outer,
+    Rows as Rows,
     Sum as Sum,
     total as total,
 )

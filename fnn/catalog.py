@@ -41,9 +41,9 @@ _LABELS = np.array([0, 3, 1, 1, 2, 0])
 _MASK = np.array([[1, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 0]])
 
 
-def _x(d: int) -> np.ndarray:
-    """An input of d features."""
-    return np.random.default_rng(d).standard_normal((7, d)).astype(np.float32)
+def _x(*shape: int) -> np.ndarray:
+    """An input of seven examples: of d features, or of images (height, width, channels)."""
+    return np.random.default_rng(shape[-1]).standard_normal((7, *shape)).astype(np.float32)
 
 
 ACTIVATIONS: dict[str, Layer] = {
@@ -66,6 +66,13 @@ LAYERS: dict[str, tuple[Layer, Any]] = {
     "batch_norm, training": (at(layers.batch_norm(4), jax.random.key(0)), _x(4)),
     "dropout": (layers.dropout(0.4), _x(4)),
     "dropout, training": (at(layers.dropout(0.4), jax.random.key(0)), _x(4)),
+    "embedding": (layers.embedding(5, 3), np.array([3, 0, 3, 4, 1, 1, 0])),
+    "conv2d": (layers.conv2d(2, 3), _x(4, 5, 2)),
+    "conv2d, strided": (layers.conv2d(2, 3, (3, 2), (2, 3)), _x(6, 7, 2)),
+    "conv2d, valid": (layers.conv2d(1, 2, (2, 3), (2, 1), "VALID"), _x(5, 4, 1)),
+    "max_pool": (layers.max_pool((2, 2)), _x(4, 5, 2)),
+    "mean_pool": (layers.mean_pool((2, 2)), _x(5, 4, 2)),
+    "flatten": (layers.flatten(3), _x(2, 3, 2)),
     "softmax": (activations.softmax, _x(4)),
     "elementwise": (activations.elementwise(jnp.sin, lambda x, y: jnp.cos(x)), _x(4)),
     "serial": (combinators.serial(layers.dense(5, 4), activations.tanh, layers.dense(4, 2)), _x(5)),

@@ -4,6 +4,7 @@ A layer's `backward` never sums its parameters' gradients itself. It states each
 
     Outer(left, right)      example n has the gradient left_n right_n^T
     Direct(value)           example n has the gradient value_n
+    Rows(index, value, size)  example n has the gradient value_n in row index_n, 0 elsewhere
     Masked(factor, mask)    the factor's gradients times a constant array, entry by entry
     Sum(a, b)               the sum of two factors' gradients, for a parameter used twice
     Zero(shape, batch)      no gradient, for a parameter that is frozen
@@ -105,6 +106,31 @@ class Direct(Factor):
     def batch(self) -> tuple[int, ...]:  # type: ignore[override]
         """The leading axes."""
         return self.value.shape[: self.value.ndim - self.ndim]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["index", "value"], meta_fields=["size"])
+@dataclass(frozen=True)
+class Rows(Factor):
+    """Per-example gradients of a matrix (size, d) that are 0 outside one row per position.
+
+    index (...), integers from 0 to size - 1; value (..., d). For an embedding's table: the codes
+    and dy. Rows of one example with the same index add up.
+
+    >>> total(Rows(jnp.array([2, 0, 2]), jnp.ones((3, 1)), size=3))
+    Array([[1.],
+           [0.],
+           [2.]], dtype=float32)
+    """
+
+    index: Array
+    value: Array
+    size: int
+    ndim = 2
+
+    @property
+    def batch(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The axes of the index."""
+        return self.index.shape
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["factor", "mask"], meta_fields=[])
@@ -255,6 +281,13 @@ def _(factor: Direct) -> Array:
 
 
 @total.register
+def _(factor: Rows) -> Array:
+    index, value = factor.index.ravel(), factor.value.reshape(-1, factor.value.shape[-1])
+    sums = jax.ops.segment_sum(_widened(value), index, factor.size)
+    return sums.astype(value.dtype)
+
+
+@total.register
 def _(factor: Masked) -> Array:
     return total(factor.factor) * factor.mask
 
@@ -276,7 +309,9 @@ def _(factor: Widened) -> Array:
         batch = tuple(range(inner.left.ndim - 1))
         axes = (batch, batch)
         return jnp.tensordot(inner.left, inner.right, axes, preferred_element_type=factor.dtype)
-    return total(jax.tree.map(lambda a: a.astype(factor.dtype), inner))
+    floating = lambda a: jnp.issubdtype(a.dtype, jnp.floating)  # noqa: E731
+    widened = lambda a: a.astype(factor.dtype) if floating(a) else a  # noqa: E731
+    return total(jax.tree.map(widened, inner))
 
 
 @total.register
@@ -304,6 +339,12 @@ def _(factor: Outer, examples: int | None = None) -> Direct:
 def _(factor: Direct, examples: int | None = None) -> Direct:
     value = _with_positions(factor.value, examples, factor.ndim)
     return Direct(value.sum(-1 - factor.ndim), factor.ndim)
+
+
+@rows.register
+def _(factor: Rows, examples: int | None = None) -> Direct:
+    one = lambda index, value: total(Rows(index, value, factor.size))  # noqa: E731
+    return Direct(_for_each_example(one, factor, examples), 2)
 
 
 @rows.register
@@ -367,6 +408,12 @@ def _(factor: Direct, examples: int | None = None) -> Array:
 
 
 @squared_norm.register
+def _(factor: Rows, examples: int | None = None) -> Array:
+    """sum_pq [index_np == index_nq] <value_np, value_nq>."""
+    return squared_norm(Direct(_distinct(factor, examples).value, 2))
+
+
+@squared_norm.register
 def _(factor: Masked, examples: int | None = None) -> Array:
     """||(l r^T) * M||^2 = sum_ij l_i^2 M_ij^2 r_j^2."""
     inner = factor.factor
@@ -423,6 +470,15 @@ def _(factor: Widened, examples: int | None = None) -> Array:
     return products(factor.factor, examples)
 
 
+@products.register
+def _(factor: Rows, examples: int | None = None) -> Array:
+    """Of the rows that the batch uses alone: sum_pq [index_np == index_kq] <value_np, value_kq>."""
+    used = min(factor.index.size, factor.size)
+    _, place = jnp.unique(factor.index, return_inverse=True, size=used)
+    place = place.reshape(factor.index.shape)
+    return products(rows(Rows(place, factor.value, used), examples))
+
+
 @singledispatch
 def squared(factor: Factor, examples: int | None = None) -> Factor:
     """The factor of the squared entries: without positions, the square of left_n right_n^T,
@@ -446,6 +502,12 @@ def _(factor: Direct, examples: int | None = None) -> Factor:
     if _has_positions(factor, examples):
         factor = rows(factor, examples)
     return Direct(_square(factor.value), factor.ndim)
+
+
+@squared.register
+def _(factor: Rows, examples: int | None = None) -> Factor:
+    distinct = _distinct(factor, examples)
+    return Rows(distinct.index, _square(distinct.value), factor.size)
 
 
 @squared.register
@@ -476,6 +538,11 @@ def _(factor: Outer, weight: Array) -> Factor:
 @weighted.register
 def _(factor: Direct, weight: Array) -> Factor:
     return Direct(factor.value * _beside(weight, factor.value), factor.ndim)
+
+
+@weighted.register
+def _(factor: Rows, weight: Array) -> Factor:
+    return Rows(factor.index, factor.value * _beside(weight, factor.value), factor.size)
 
 
 @weighted.register
@@ -510,6 +577,25 @@ def _joined(factor: Factor, examples: int) -> Factor:
         for sides in ((a.left, b.left), (a.right, b.right))
     )
     return Outer(left, right)
+
+
+def _distinct(factor: Rows, examples: int | None) -> Rows:
+    """The same gradients, each example's indices distinct. Places left over have values of 0."""
+
+    def one(index: Array, value: Array) -> tuple[Array, Array]:
+        distinct, place = jnp.unique(index, return_inverse=True, size=index.size)
+        return distinct, jax.ops.segment_sum(_widened(value), place, index.size)
+
+    index, value = _for_each_example(one, factor, examples)
+    return Rows(index, value, factor.size)
+
+
+def _for_each_example(f: Callable[..., Any], factor: Rows, examples: int | None) -> Any:
+    """f(index (p,), value (p, d)) for each example, p being all of its positions."""
+    index = _with_positions(factor.index, examples, 0)
+    for _ in index.shape[:-1]:
+        f = jax.vmap(f)
+    return f(index, _with_positions(factor.value, examples, 1))
 
 
 def _has_positions(factor: Factor, examples: int | None) -> bool:

@@ -26,12 +26,18 @@ class LayerCase(NamedTuple):
 
     @property
     def d_in(self):
-        """The width of an input that is one array; None for a tree."""
-        return self.x.shape[-1] if isinstance(self.x, np.ndarray) else None
+        """The width of an input that is one array of features; None for codes, images, trees."""
+        features = isinstance(self.x, np.ndarray) and self.x.ndim == 2
+        return self.x.shape[-1] if features and self.x.dtype.kind == "f" else None
 
     def input(self, draw):
-        """An input like x, of draw(shape) for each array."""
-        return jax.tree.map(lambda a: draw(a.shape), self.x)
+        """An input like x: draw(shape) for each array of floats, x's own codes for integers."""
+
+        def one(a):
+            drawn = draw(a.shape)
+            return drawn if a.dtype.kind == "f" else jnp.asarray(np.resize(a, drawn.shape))
+
+        return jax.tree.map(one, self.x)
 
 
 class LossCase(NamedTuple):
@@ -48,6 +54,12 @@ class OptimizerCase(NamedTuple):
     optax: Callable | None  # learning_rate -> GradientTransformation
 
 
+def on_floats(f, tree, *others):
+    """f of the floating-point arrays of trees; of others, which have no gradient, the first."""
+    one = lambda a, *rest: f(a, *rest) if jnp.issubdtype(a.dtype, jnp.floating) else a
+    return jax.tree.map(one, tree, *others)
+
+
 def _x(d):
     return np.ones((7, d), np.float32)
 
@@ -57,6 +69,8 @@ LAYERS += [LayerCase(name, layer, x) for name, (layer, x) in catalog.LAYERS.item
 LAYERS += [
     LayerCase("dense/square", fnn.dense(4, 4), _x(4)),
     LayerCase("dense/one", fnn.dense(1, 1), _x(1)),
+    LayerCase("max_pool/overlapping", fnn.max_pool((3, 2), (2, 1)), np.ones((7, 5, 4, 2), "f")),
+    LayerCase("mean_pool/overlapping", fnn.mean_pool((3, 2), (1, 3)), np.ones((7, 5, 6, 2), "f")),
     LayerCase("leaky_relu/steep", fnn.leaky_relu(1.5), _x(4)),
     LayerCase("elu/alpha", fnn.elu(0.3), _x(4)),
     LayerCase("serial/empty", fnn.serial(), _x(3)),

@@ -8,7 +8,7 @@ import pytest
 import fnn
 from fnn import per_example, reductions
 from fnn.backprop import per_example_backward
-from fnn.reductions import Direct, Masked, Outer, Sum, Whole
+from fnn.reductions import Direct, Masked, Outer, Rows, Sum, Whole
 
 RNG = np.random.default_rng(5)
 KEY = jax.random.key(5)
@@ -21,6 +21,10 @@ def draw(*shape):
 
 def outer(*batch):
     return Outer(draw(*batch, 3), draw(*batch, 2))
+
+
+def rows_of(*batch):
+    return Rows(RNG.integers(3, size=batch), draw(*batch, 2), 3)
 
 
 # name -> (the factor, its number of example axes, the gradient (examples, 3, 2) by hand)
@@ -39,6 +43,9 @@ def explicit(factor, examples):
                 for pair in zip(left, right, strict=True)
             ]
         )
+    if isinstance(factor, Rows):
+        one_hot = np.eye(3)[factor.index]
+        return explicit(Outer(one_hot, factor.value), examples)
     value = factor.value.reshape(n, -1, 3, 2)
     return np.stack([sum(g) for g in value])
 
@@ -50,6 +57,11 @@ FACTORS = {
     "outer, many positions": (outer(4, 5, 2), 1),
     "direct": (Direct(draw(4, 3, 2), 2), 1),
     "direct, positions": (Direct(draw(4, 5, 3, 2), 2), 1),
+    "rows": (rows_of(4), 1),
+    "rows, two example axes": (rows_of(2, 3), 2),
+    "rows, repeated in positions": (rows_of(4, 5, 2), 1),
+    "rows, masked": (Masked(rows_of(4, 5), MASK), 1),
+    "rows, and an outer": (Sum(rows_of(4, 5), outer(4)), 1),
     "masked": (Masked(outer(4), MASK), 1),
     "masked, positions": (Masked(outer(4, 3), MASK), 1),
     "masked direct": (Masked(Direct(draw(4, 3, 2), 2), MASK), 1),

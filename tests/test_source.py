@@ -162,11 +162,12 @@ def test_nothing_banned(module):
 
 
 def test_every_public_name_is_there():
-    names = """Layer Loss Optimizer at statistics Outer Direct total dense identity sigmoid tanh
-        relu softmax leaky_relu elu selu gelu silu softplus elementwise layer_norm batch_norm
-        dropout serial skip repeat fork add concatenate masked frozen remat reversible compute_in
-        accumulate average partition scale_loss from_optax to_optax mlp mse cross_entropy
-        softmax_cross_entropy binary_cross_entropy sigmoid_binary_cross_entropy mae huber
+    names = """Layer Loss Optimizer at statistics Outer Direct Rows total dense identity sigmoid
+        tanh relu softmax leaky_relu elu selu gelu silu softplus elementwise layer_norm batch_norm
+        dropout embedding conv2d max_pool mean_pool flatten serial skip repeat fork add concatenate
+        masked frozen remat reversible compute_in accumulate average partition scale_loss from_optax
+        to_optax mlp mse cross_entropy softmax_cross_entropy binary_cross_entropy
+        sigmoid_binary_cross_entropy mae huber
         objective value_and_grad differentiable sgd momentum rmsprop adam adamw adagrad nadam lion
         clip_by_global_norm add_l2 make_step make_epoch make_train fit schedules verify
         per_example curvature checkpoint data"""
@@ -192,7 +193,8 @@ def test_every_constructor_is_in_the_catalogue():
     """A public layer, loss or optimizer that the catalogue leaves out is untested."""
     listed = {case.name.split("/")[0] for case in LAYERS + LOSSES + OPTIMIZERS}
     modules = ["activations", "combinators", "losses", "optimizers", "models"]
-    modules += [name for name in SOURCES if name.startswith("layers.") and name != "layers.shapes"]
+    helpers = ("layers.shapes", "layers.windows")
+    modules += [name for name in SOURCES if name.startswith("layers.") and name not in helpers]
     modules += ["memory", "precision", "wrappers"]
     # Their gradient is zero by definition, which no check can tell from a missing one; and what
     # computes in less than float64 has tests of its own.

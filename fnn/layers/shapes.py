@@ -16,25 +16,52 @@ def check_widths(name: str, *widths: int) -> None:
         raise ValueError(f"{name}: expected widths that are whole numbers of at least 1")
 
 
+def check_params(name: str, params: Params, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise ValueError, naming the layer, for params of other shapes.
+
+    >>> check_params("embedding(3, 1)", (), {"table": (3, 1)})
+    Traceback (most recent call last):
+    ValueError: embedding(3, 1): expected params of shapes {'table': (3, 1)}, got ()
+    """
+    got = {k: jnp.shape(v) for k, v in params.items()} if isinstance(params, dict) else params
+    if got != shapes:
+        raise ValueError(f"{name}: expected params of shapes {shapes}, got {got}")
+
+
+def check_array(name: str, x: Array, *last: int | str) -> None:
+    """Raise TypeError, naming the layer, for x that is not an array; ValueError where its last
+    axes are not `last`, in which a word stands for any length.
+
+    >>> check_array("conv2d(3, 8)", jnp.ones((8, 8, 1)), "height", "width", 3)
+    Traceback (most recent call last):
+    ValueError: conv2d(3, 8): expected x of shape (..., height, width, 3), got (8, 8, 1)
+    """
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise TypeError(f"{name}: expected x to be an array, got {type(x).__name__}")
+    got = x.shape[max(0, x.ndim - len(last)) :]
+    same = len(got) == len(last) and all(
+        isinstance(length, str) or length == d for length, d in zip(last, got, strict=True)
+    )
+    if not same:
+        expected = ", ".join(map(str, ("...", *last)))
+        raise ValueError(f"{name}: expected x of shape ({expected}), got {x.shape}")
+
+
 def check_input(
-    name: str, params: Params, shapes: dict[str, tuple[int, ...]], x: Array, d_in: int
+    name: str, params: Params, shapes: dict[str, tuple[int, ...]], x: Array, *last: int | str
 ) -> None:
     """Refuse x or params that the layer `name`, with parameters of `shapes`, can't take.
 
-    Raises ValueError for other shapes, TypeError for x that is not an array and where x and
-    params differ in dtype.
+    Raises as `check_params` and `check_array` do, and TypeError where x and params differ in
+    dtype.
 
     >>> check_input("dense(3, 1)", {"b": jnp.ones(1)}, {"b": (1,)}, jnp.ones((5, 2)), 3)
     Traceback (most recent call last):
     ValueError: dense(3, 1): expected x of shape (..., 3), got (5, 2)
     """
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-        raise TypeError(f"{name}: expected x to be an array, got {type(x).__name__}")
-    got = {k: jnp.shape(v) for k, v in params.items()} if isinstance(params, dict) else params
-    if got != shapes:
-        raise ValueError(f"{name}: expected params of shapes {shapes}, got {got}")
-    if jnp.ndim(x) == 0 or x.shape[-1] != d_in:
-        raise ValueError(f"{name}: expected x of shape (..., {d_in}), got {jnp.shape(x)}")
+    check_array(name, x)
+    check_params(name, params, shapes)
+    check_array(name, x, *last)
     for leaf, value in params.items():
         if value.dtype != x.dtype:
             raise TypeError(f"{name}: x is {x.dtype}, but params[{leaf!r}] is {value.dtype}")

@@ -1,0 +1,205 @@
+"""The convolutional layer, and the factor of its weights' gradient."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from fnn import initializers
+from fnn.base import Array, Grads, Layer, Params, Residuals, split
+from fnn.layers.shapes import check_input, check_widths
+from fnn.layers.windows import Pair, check_fits, check_geometry, windows
+from fnn.reductions import (
+    Direct,
+    Factor,
+    Outer,
+    Reduce,
+    products,
+    rows,
+    squared_norm,
+    total,
+    weighted,
+)
+
+
+def conv2d(
+    c_in: int,
+    c_out: int,
+    window: Pair = (3, 3),
+    stride: Pair = (1, 1),
+    padding: str = "SAME",
+    *,
+    weight_init: Callable[..., Array] = initializers.glorot_uniform,
+    bias_init: Callable[..., Array] = initializers.zeros,
+) -> Layer:
+    """c_out neurons that see each window of an image: a dense layer, moved over the image.
+
+    params {"W": (c_out, *window, c_in), "b": (c_out,)};
+    x (..., height, width, c_in) -> (..., rows, columns, c_out). With p the place of a window,
+    q that of an entry in it, and s the stride:
+
+        forward    z_p     = sum_q W_q x_(s p + q) + b
+        backward   dx_r    = sum of W_q^T dz_p over s p + q = r,
+                   dW_q    = sum over batch and p of dz_p x_(s p + q)^T,
+                   db      = sum over batch and p of dz_p
+
+    Both are convolutions too: dx of dz, with stride - 1 zeros between its entries, and the
+    flipped W; dW of x and dz. padding "VALID" uses the windows that lie in the image, rows =
+    (height - window) // stride + 1; "SAME" those of the image with zeros around it, rows =
+    height / stride, rounded up, the odd zero at the bottom and the right.
+
+    weight_init is called as init(key, (c_out, entries of a window)), bias_init as
+    init(key, (c_out,)).
+
+    Raises ValueError for widths, windows and strides below 1, another padding, x or params of
+    other shapes and images smaller than a window; TypeError where x and W differ in dtype.
+
+    >>> layer = conv2d(3, 8, stride=(2, 2))
+    >>> y, residuals = layer.forward(layer.init(jax.random.key(0)), jnp.ones((5, 9, 6, 3)))
+    >>> y.shape
+    (5, 5, 3, 8)
+    """
+    name = f"conv2d({c_in}, {c_out}, {window})"
+    check_widths(name, c_in, c_out)
+    check_geometry(name, window, stride)
+    if padding not in ("SAME", "VALID"):
+        raise ValueError(f"{name}: expected padding 'SAME' or 'VALID', got {padding!r}")
+    shape = (c_out, *window, c_in)
+
+    def init(key: Array) -> Params:
+        weight_key, bias_key = split(key, 2)
+        W = weight_init(weight_key, (c_out, window[0] * window[1] * c_in))
+        return {"W": W.reshape(shape), "b": bias_init(bias_key, (c_out,))}
+
+    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+        check_input(name, params, {"W": shape, "b": (c_out,)}, x, "height", "width", c_in)
+        if padding == "VALID":
+            check_fits(name, x.shape[-3:-1], window)
+        z = _convolution(
+            _images(x), params["W"], "NHWC,OHWI,NHWC", zeros=_zeros_around(x), stride=stride
+        )
+        return z.reshape(*x.shape[:-3], *z.shape[1:]) + params["b"], x
+
+    def backward(params: Params, x: Array, dy: Array, reduce: Reduce = total) -> Grads:
+        zeros = _zeros_around(x)
+        back = [
+            (k - 1 - low, length + low - (count - 1) * s - 1)
+            for k, (low, _), length, count, s in zip(
+                window, zeros, x.shape[-3:-1], dy.shape[-3:-1], stride, strict=True
+            )
+        ]
+        dx = _convolution(
+            _images(dy), jnp.flip(params["W"], (1, 2)), "NHWC,IHWO,NHWC", zeros=back, apart=stride
+        )
+        dparams = {"W": reduce(Conv(x, dy, window, stride, zeros)), "b": reduce(Direct(dy))}
+        return dparams, dx.reshape(x.shape)
+
+    def _zeros_around(x: Array) -> tuple[Pair, Pair]:
+        """(top, bottom), (left, right)."""
+        top, left = jax.lax.padtype_to_pads(x.shape[-3:-1], window, stride, padding)
+        return top, left
+
+    return Layer(init, forward, backward)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["x", "dy"],
+    meta_fields=["window", "stride", "zeros"],
+)
+@dataclass(frozen=True)
+class Conv(Factor):
+    """Per-example gradients of a convolution's W (c_out, *window, c_in).
+
+    x (..., height, width, c_in), dy (..., rows, columns, c_out); zeros around x are
+    ((top, bottom), (left, right)). The sum over the batch is a convolution. Each example's own
+    gradients are those of a dense layer on patches, the window's entries side by side, at
+    rows * columns positions: all else is done as for this `Outer`.
+
+    >>> factor = Conv(jnp.ones((5, 3, 3, 1)), jnp.ones((5, 2, 2, 1)), (2, 2), (1, 1), ((0, 0),) * 2)
+    >>> total(factor).shape, squared_norm(factor, 1)
+    ((1, 2, 2, 1), Array([64., 64., 64., 64., 64.], dtype=float32))
+    """
+
+    x: Array
+    dy: Array
+    window: Pair
+    stride: Pair
+    zeros: tuple[Pair, Pair]
+    ndim = 4
+
+    @property
+    def batch(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The leading axes, then rows and columns."""
+        return self.dy.shape[:-1]
+
+    def outer(self) -> Outer:
+        """The gradients of W (c_out, entries of a window), of dy and patches.
+
+        >>> x, dy = jnp.ones((5, 3, 3, 1)), jnp.ones((5, 2, 2, 1))
+        >>> Conv(x, dy, (2, 2), (1, 1), ((0, 0), (0, 0))).outer().right.shape
+        (5, 2, 2, 4)
+        """
+        none = [(0, 0)] * (self.x.ndim - 3)
+        x = jnp.pad(self.x, [*none, *self.zeros, (0, 0)])
+        return Outer(self.dy, jnp.concatenate(windows(x, self.window, self.stride), -1))
+
+
+@total.register
+def _(factor: Conv) -> Array:
+    x, dy = _images(factor.x), _images(factor.dy)
+    zeros = [
+        (low, k - 1 + (count - 1) * s + 1 - length - low)
+        for k, (low, _), length, count, s in zip(
+            factor.window, factor.zeros, x.shape[1:3], dy.shape[1:3], factor.stride, strict=True
+        )
+    ]
+    return _convolution(x, dy, "CHWN,IHWO,CHWN", zeros=zeros, kernel_apart=factor.stride)
+
+
+@rows.register
+def _(factor: Conv, examples: int | None = None) -> Direct:
+    value = rows(factor.outer(), examples).value
+    shape = (factor.dy.shape[-1], *factor.window, factor.x.shape[-1])
+    return Direct(value.reshape(*value.shape[:-2], *shape), 4)
+
+
+@squared_norm.register
+def _(factor: Conv, examples: int | None = None) -> Array:
+    return squared_norm(factor.outer(), examples)
+
+
+@products.register
+def _(factor: Conv, examples: int | None = None) -> Array:
+    return products(factor.outer(), examples)
+
+
+@weighted.register
+def _(factor: Conv, weight: Array) -> Factor:
+    beside = weight.reshape(weight.shape + (1,) * (factor.dy.ndim - weight.ndim))
+    return replace(factor, dy=factor.dy * beside.astype(factor.dy.dtype))
+
+
+def _images(x: Array) -> Array:
+    """One batch axis, whatever their number."""
+    return x.reshape(-1, *x.shape[-3:])
+
+
+def _convolution(
+    x: Array,
+    kernel: Array,
+    axes: str,
+    *,
+    zeros: Sequence[Pair],
+    stride: Pair = (1, 1),
+    apart: Pair = (1, 1),
+    kernel_apart: Pair = (1, 1),
+) -> Array:
+    """`lax.conv_general_dilated`. axes: those of x, the kernel and the result, as letters; zeros
+    around x; x's and the kernel's entries `apart`, with zeros between."""
+    of_x, of_kernel, of_result = axes.split(",")
+    return jax.lax.conv_general_dilated(
+        x, kernel, stride, zeros, apart, kernel_apart, (of_x, of_kernel, of_result)
+    )

@@ -1,0 +1,39 @@
+"""Flattening: the last axes into one."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from fnn.base import Array, Grads, Layer, Params, Residuals
+from fnn.layers.shapes import check_array, check_widths
+from fnn.reductions import Reduce, total
+
+
+def flatten(ndim: int) -> Layer:
+    """The last ndim axes into one: flatten(3) makes images (..., height, width, c) rows.
+
+    x (..., d_1, ..., d_ndim) -> (..., d_1 * ... * d_ndim), without parameters.
+
+        forward    y  = x, in one axis
+        backward   dx = dy, in x's axes
+
+    Raises ValueError for ndim below 1 and for x of fewer axes.
+
+    >>> flatten(2).forward((), jnp.ones((5, 2, 3)))[0].shape
+    (5, 6)
+    """
+    name = f"flatten({ndim})"
+    check_widths(name, ndim)
+
+    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+        check_array(name, x, *("d",) * ndim)
+        lead = x.ndim - ndim
+        like = jnp.zeros((0, *x.shape[lead:]), x.dtype)  # empty: it keeps a shape
+        return x.reshape(*x.shape[:lead], math.prod(x.shape[lead:])), like
+
+    def backward(params: Params, like: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
+        # By tree.map, which passes the None on that stands for the gradient of codes.
+        return (), jax.tree.map(lambda d: d.reshape(*d.shape[:-1], *like.shape[-ndim:]), dy)
+
+    return Layer(lambda key: (), forward, backward)
