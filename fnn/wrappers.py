@@ -73,7 +73,7 @@ def accumulate(optimizer: Optimizer, k: int) -> Optimizer:
 
 
 class AverageState(NamedTuple):
-    """`average` is the moving average of `params`, from the first update on.
+    """`average` is the moving average of `params`, in at least float32.
 
     >>> import fnn
     >>> fnn.average(fnn.sgd(0.1), 0.9).init(jnp.array([1.0])).average
@@ -113,15 +113,14 @@ def average(optimizer: Optimizer, decay: float) -> Optimizer:
     def init(params: Params) -> AverageState:
         inner = optimizer.init(params)
         # A copy: a buffer can be donated only once.
-        return AverageState(inner, jax.tree.map(jnp.copy, inner.params))
+        wide = lambda p: jnp.array(p, at_least_float32(p.dtype))  # noqa: E731
+        return AverageState(inner, jax.tree.map(wide, inner.params))
 
     def update(state: AverageState, grads: Params) -> AverageState:
         inner = optimizer.update(state.inner, grads)
 
         def moved(a: Array, theta: Array) -> Array:
-            wide = at_least_float32(a.dtype)
-            old, new = a.astype(wide), theta.astype(wide)
-            return (old + (1 - decay) * (new - old)).astype(a.dtype)
+            return a + (1 - decay) * (theta.astype(a.dtype) - a)
 
         return AverageState(inner, jax.tree.map(moved, state.average, inner.params))
 
@@ -268,7 +267,8 @@ def scale_loss(
 
     def update(state: ScaleLossState, grads: Params) -> ScaleLossState:
         def unscaled(g: Array) -> Array:
-            return (g.astype(at_least_float32(g.dtype)) / state.loss_scale).astype(g.dtype)
+            wide = at_least_float32(g.dtype)
+            return (g.astype(wide) / state.loss_scale.astype(wide)).astype(g.dtype)
 
         flags = [jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]
         finite = jnp.stack(flags).all() if flags else jnp.array(True)

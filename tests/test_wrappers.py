@@ -66,7 +66,7 @@ def test_partition_gives_each_label_its_optimizer_and_freezes_none():
         (lambda: fnn.partition("y", {"y": fnn.sgd}), TypeError, "'y': expected an Optimizer"),
         (lambda: fnn.accumulate(fnn.sgd(1.0), 0), ValueError, "k of at least 1"),
         (lambda: fnn.average(fnn.sgd(1.0), 1.0), ValueError, r"decay in \[0, 1\)"),
-        (lambda: fnn.scale_loss(fnn.sgd(1.0), -1.0), ValueError, "scale above 0"),
+        (lambda: fnn.scale_loss(fnn.sgd(1.0), -1.0), ValueError, "above 0"),
         (lambda: fnn.average(fnn.sgd, 0.5), TypeError, "call it to make one"),
         (lambda: fnn.accumulate(optax.sgd(0.1), 2), TypeError, "fnn.from_optax"),
     ],
