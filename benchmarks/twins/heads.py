@@ -52,5 +52,5 @@ for _ in range(15):
         rows = order[i : i + 64]
         model, slots, total = step(model, slots, x[rows], y[rows], ink[rows])
 label, value = jax.vmap(model)(x)
-rmse = jnp.sqrt(jnp.square(value - ink).mean())
-print(f"accuracy {(label.argmax(-1) == y).mean():.2f}, RMSE {rmse:.2f}")
+close = jnp.abs(value - ink).mean() < 0.1
+print(f"accuracy {(label.argmax(-1) == y).mean():.2f}, values within a tenth: {close}")
