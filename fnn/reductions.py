@@ -416,7 +416,7 @@ def _(factor: Rows, examples: int | None = None) -> Array:
 @squared_norm.register
 def _(factor: Masked, examples: int | None = None) -> Array:
     """||(l r^T) * M||^2 = sum_ij l_i^2 M_ij^2 r_j^2."""
-    inner = factor.factor
+    inner = factor.factor.factor if isinstance(factor.factor, Widened) else factor.factor
     if not isinstance(inner, Outer) or _has_positions(inner, examples):
         return squared_norm(rows(factor, examples))
     return ((_square(inner.left) @ _square(factor.mask)) * _square(inner.right)).sum(-1)

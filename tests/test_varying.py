@@ -48,7 +48,7 @@ def test_dropout_drops_its_rate_and_keeps_the_mean():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_a_wrong_rate_is_refused(rate):
-    with pytest.raises(ValueError, match=r"dropout: expected a rate in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"dropout: expected rate in \[0, 1\)"):
         fnn.dropout(rate)
 
 
