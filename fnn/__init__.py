@@ -5,6 +5,7 @@ here a name's module is imported when the name is first used, so that `import fn
 """
 
 import ast
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'fnn' has no attribute {name!r}")
+        raise AttributeError(
+            f"module 'fnn' has no attribute {name!r}", name=name, obj=sys.modules[__name__]
+        )
     home = _HOMES[name]
     value = import_module(f"fnn.{name}") if home == "fnn" else getattr(import_module(home), name)
     globals()[name] = value

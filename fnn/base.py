@@ -85,6 +85,10 @@ class Layer(NamedTuple):
             "a Layer is not a function: layer.forward(params, x) returns (y, residuals)"
         )
 
+    def __repr__(self) -> str:
+        """The name of the function that made it, for messages and signatures."""
+        return f"Layer({getattr(self.forward, '__qualname__', '...').split('.')[0]})"
+
 
 class Varying(NamedTuple):
     """How a layer depends on a random key and on statistics of the data.
@@ -132,6 +136,12 @@ class Loss(NamedTuple):
     gradient: Callable[[Any, Any], Any]
     root: Callable[[Any, Any], Array] | None = None
 
+    def __call__(self, *args: Any) -> NoReturn:
+        """Raises TypeError: a loss is not a function, `value` is."""
+        raise TypeError(
+            "a Loss is not a function: loss.value(prediction, target) is one loss per example"
+        )
+
 
 class Optimizer(NamedTuple):
     """A pure update rule.
@@ -178,6 +188,7 @@ def statistics(network: Layer, params: Params, x: Any, key: Array | None = None)
     >>> fnn.statistics(network, network.init(jax.random.key(0)), jnp.ones((4, 2)))
     ()
     """
+    check_layer("statistics", network)
     return measured(network, params, x, key)[1]
 
 
@@ -225,7 +236,9 @@ def check_layer(name: str, layer: Any) -> None:
     """
     if not isinstance(layer, Layer):
         hint = ""
-        if callable(layer):
+        if isinstance(layer, list | tuple | dict):
+            layer, hint = type(layer), "; pass the layers one by one: serial(*layers)"
+        elif callable(layer):
             ours = str(getattr(layer, "__module__", "")).startswith("fnn.")
             makes = "fnn.elementwise(f, df) makes one of a function and its derivative"
             hint = f"; {'call it to make one' if ours else makes}"
@@ -249,7 +262,9 @@ def check_loss(name: str, loss: Any) -> None:
     TypeError: objective: expected a Loss(value, gradient), got ...
     """
     if not isinstance(loss, Loss):
-        hint = "; call it to make one" if getattr(loss, "__module__", "") == "fnn.losses" else ""
+        ours = getattr(loss, "__module__", "") == "fnn.losses"
+        needs = "; a function needs its gradient beside it" if callable(loss) else ""
+        hint = "; call it to make one" if ours else needs
         raise TypeError(f"{name}: expected a Loss(value, gradient), got {loss!r}{hint}")
 
 

@@ -4,7 +4,8 @@ The command takes its names from here, `fnn verify` checks everything in here, a
 over it: a new activation, layer, loss or optimizer is its definition and one line below.
 
     ACTIVATIONS   name -> a layer that keeps its input's shape
-    LAYERS        name -> (layer, an input): layers with parameters, combinators, models
+    LAYERS        name -> (layer, an input): layers, models, and the combinators of a dense layer
+    COMBINATORS   name -> (what makes a layer of a layer 4 -> 4, an input)
     LOSSES        name -> (loss, prediction, target)
     OPTIMIZERS    name -> (constructor, rule): update rules by themselves
     WRAPPERS      name -> (constructor, rule): update rules around another
@@ -21,16 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import (
-    activations,
-    combinators,
-    layers,
-    losses,
-    memory,
-    models,
-    optimizers,
-    wrappers,
-)
+import fnn
 from fnn.base import Layer, Loss, Optimizer, at
 
 _random = np.random.default_rng(0)
@@ -38,7 +30,6 @@ _ANY, _OTHER = _random.standard_normal((2, 6, 4)).astype(np.float32)
 _UNIT = _random.uniform(0.1, 0.9, (6, 4)).astype(np.float32)
 _SHARES = _UNIT / _UNIT.sum(-1, keepdims=True)
 _LABELS = np.array([0, 3, 1, 1, 2, 0])
-_MASK = np.array([[1, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 0]])
 
 
 def _x(*shape: int) -> np.ndarray:
@@ -46,55 +37,66 @@ def _x(*shape: int) -> np.ndarray:
     return np.random.default_rng(shape[-1]).standard_normal((7, *shape)).astype(np.float32)
 
 
+def _mask(layer: Layer) -> Any:
+    """A mask for the layer's params, with a third of zeros."""
+    params = jax.eval_shape(layer.init, jax.random.key(0))
+    return jax.tree.map(lambda p: np.arange(p.size).reshape(p.shape) % 3 > 0, params)
+
+
 ACTIVATIONS: dict[str, Layer] = {
-    "elu": activations.elu(),
-    "gelu": activations.gelu,
-    "identity": activations.identity,
-    "leaky_relu": activations.leaky_relu(),
-    "relu": activations.relu,
-    "selu": activations.selu,
-    "sigmoid": activations.sigmoid,
-    "silu": activations.silu,
-    "softplus": activations.softplus,
-    "tanh": activations.tanh,
+    "elu": fnn.elu(),
+    "gelu": fnn.gelu,
+    "identity": fnn.identity,
+    "leaky_relu": fnn.leaky_relu(),
+    "relu": fnn.relu,
+    "selu": fnn.selu,
+    "sigmoid": fnn.sigmoid,
+    "silu": fnn.silu,
+    "softplus": fnn.softplus,
+    "tanh": fnn.tanh,
 }
 
 LAYERS: dict[str, tuple[Layer, Any]] = {
-    "dense": (layers.dense(5, 3), _x(5)),
-    "layer_norm": (layers.layer_norm(6), _x(6)),
-    "batch_norm": (layers.batch_norm(4), _x(4)),
-    "batch_norm, training": (at(layers.batch_norm(4), jax.random.key(0)), _x(4)),
-    "dropout": (layers.dropout(0.4), _x(4)),
-    "dropout, training": (at(layers.dropout(0.4), jax.random.key(0)), _x(4)),
-    "embedding": (layers.embedding(5, 3), np.array([3, 0, 3, 4, 1, 1, 0])),
-    "conv2d": (layers.conv2d(2, 3), _x(4, 5, 2)),
-    "conv2d, strided": (layers.conv2d(2, 3, (3, 2), (2, 3)), _x(6, 7, 2)),
-    "conv2d, valid": (layers.conv2d(1, 2, (2, 3), (2, 1), "VALID"), _x(5, 4, 1)),
-    "max_pool": (layers.max_pool((2, 2)), _x(4, 5, 2)),
-    "mean_pool": (layers.mean_pool((2, 2)), _x(5, 4, 2)),
-    "flatten": (layers.flatten(3), _x(2, 3, 2)),
-    "softmax": (activations.softmax, _x(4)),
-    "elementwise": (activations.elementwise(jnp.sin, lambda x, y: jnp.cos(x)), _x(4)),
-    "serial": (combinators.serial(layers.dense(5, 4), activations.tanh, layers.dense(4, 2)), _x(5)),
-    "skip": (combinators.skip(layers.dense(4, 4)), _x(4)),
-    "fork": (combinators.fork(layers.dense(4, 3), activations.tanh), _x(4)),
-    "add": (combinators.add, (_x(3), _x(3) ** 2)),
-    "concatenate": (combinators.concatenate, (_x(3), _x(2))),
-    "masked": (combinators.masked(layers.dense(4, 3), {"W": _MASK, "b": _MASK[:, 0]}), _x(4)),
-    "remat": (memory.remat(combinators.serial(layers.dense(4, 4), activations.tanh)), _x(4)),
-    "reversible": (memory.reversible(layers.dense(2, 2), activations.tanh, 3), _x(4)),
-    "repeat": (combinators.repeat(combinators.skip(layers.layer_norm(4)), 3), _x(4)),
-    "mlp": (models.mlp((5, 6, 4, 3), activation=activations.gelu), _x(5)),
+    "dense": (fnn.dense(5, 3), _x(5)),
+    "layer_norm": (fnn.layer_norm(6), _x(6)),
+    "batch_norm": (fnn.batch_norm(4), _x(4)),
+    "batch_norm, training": (at(fnn.batch_norm(4), jax.random.key(0)), _x(4)),
+    "dropout": (fnn.dropout(0.4), _x(4)),
+    "dropout, training": (at(fnn.dropout(0.4), jax.random.key(0)), _x(4)),
+    "embedding": (fnn.embedding(5, 3), np.array([3, 0, 3, 4, 1, 1, 0])),
+    "conv2d": (fnn.conv2d(2, 3), _x(4, 5, 2)),
+    "conv2d, strided": (fnn.conv2d(2, 3, (3, 2), (2, 3)), _x(6, 7, 2)),
+    "conv2d, valid": (fnn.conv2d(1, 2, (2, 3), (2, 1), "VALID"), _x(5, 4, 1)),
+    "max_pool": (fnn.max_pool((2, 2)), _x(4, 5, 2)),
+    "mean_pool": (fnn.mean_pool((2, 2)), _x(5, 4, 2)),
+    "flatten": (fnn.flatten(3), _x(2, 3, 2)),
+    "softmax": (fnn.softmax, _x(4)),
+    "elementwise": (fnn.elementwise(jnp.sin, lambda x, y: jnp.cos(x)), _x(4)),
+    "add": (fnn.add, (_x(3), _x(3) ** 2)),
+    "concatenate": (fnn.concatenate, (_x(3), _x(2))),
+    "mlp": (fnn.mlp((5, 6, 4, 3), activation=fnn.gelu), _x(5)),
 }
 
+COMBINATORS: dict[str, tuple[Callable[[Layer], Layer], Any]] = {
+    "serial": (lambda f: fnn.serial(fnn.dense(5, 4), f, fnn.tanh, f), _x(5)),
+    "fork": (lambda f: fnn.fork(f, fnn.tanh, f), _x(4)),
+    "skip": (fnn.skip, _x(4)),
+    "repeat": (lambda f: fnn.repeat(fnn.skip(f), 3), _x(4)),
+    "masked": (lambda f: fnn.masked(f, _mask(f)), _x(4)),
+    "remat": (fnn.remat, _x(4)),
+    "reversible": (lambda f: fnn.reversible(f, fnn.serial(f, fnn.tanh), 3), _x(8)),
+}
+
+LAYERS |= {name: (of(fnn.dense(4, 4)), x) for name, (of, x) in COMBINATORS.items()}
+
 LOSSES: dict[str, tuple[Loss, Any, Any]] = {
-    "mse": (losses.mse, _ANY, _OTHER),
-    "mae": (losses.mae, _ANY, _OTHER),
-    "huber": (losses.huber(), 2 * _ANY, _OTHER),
-    "cross_entropy": (losses.cross_entropy, _SHARES, _LABELS),
-    "softmax_cross_entropy": (losses.softmax_cross_entropy, _ANY, _LABELS),
-    "binary_cross_entropy": (losses.binary_cross_entropy, _UNIT, _UNIT[::-1]),
-    "sigmoid_binary_cross_entropy": (losses.sigmoid_binary_cross_entropy, _ANY, _UNIT),
+    "mse": (fnn.mse, _ANY, _OTHER),
+    "mae": (fnn.mae, _ANY, _OTHER),
+    "huber": (fnn.huber(), 2 * _ANY, _OTHER),
+    "cross_entropy": (fnn.cross_entropy, _SHARES, _LABELS),
+    "softmax_cross_entropy": (fnn.softmax_cross_entropy, _ANY, _LABELS),
+    "binary_cross_entropy": (fnn.binary_cross_entropy, _UNIT, _UNIT[::-1]),
+    "sigmoid_binary_cross_entropy": (fnn.sigmoid_binary_cross_entropy, _ANY, _UNIT),
 }
 Updated = tuple[Any, tuple[Any, ...]]
 """What a rule returns: theta and its slots."""
@@ -151,28 +153,28 @@ class Rule(NamedTuple):
 
 
 OPTIMIZERS: dict[str, Rule] = {
-    "adagrad": Rule(optimizers.adagrad, _adagrad),
-    "adam": Rule(optimizers.adam, _adam),
-    "adamw": Rule(optimizers.adamw, partial(_adam, decay=0.01)),
-    "lion": Rule(optimizers.lion, _lion),
-    "momentum": Rule(optimizers.momentum, _momentum),
-    "nadam": Rule(optimizers.nadam, _nadam),
-    "rmsprop": Rule(optimizers.rmsprop, _rmsprop),
-    "sgd": Rule(optimizers.sgd, _sgd),
+    "adagrad": Rule(fnn.adagrad, _adagrad),
+    "adam": Rule(fnn.adam, _adam),
+    "adamw": Rule(fnn.adamw, partial(_adam, decay=0.01)),
+    "lion": Rule(fnn.lion, _lion),
+    "momentum": Rule(fnn.momentum, _momentum),
+    "nadam": Rule(fnn.nadam, _nadam),
+    "rmsprop": Rule(fnn.rmsprop, _rmsprop),
+    "sgd": Rule(fnn.sgd, _sgd),
 }
 
 WRAPPERS: dict[str, Rule] = {
     "clip_by_global_norm": Rule(
-        lambda rate: optimizers.clip_by_global_norm(optimizers.sgd(rate), 0.5), _clipped_sgd
+        lambda rate: fnn.clip_by_global_norm(fnn.sgd(rate), 0.5), _clipped_sgd
     ),
-    "accumulate": Rule(lambda rate: wrappers.accumulate(optimizers.adam(rate), 1), _adam),
-    "average": Rule(lambda rate: wrappers.average(optimizers.adam(rate), 0.9), _adam),
+    "accumulate": Rule(lambda rate: fnn.accumulate(fnn.adam(rate), 1), _adam),
+    "average": Rule(lambda rate: fnn.average(fnn.adam(rate), 0.9), _adam),
     "partition": Rule(
-        lambda rate: wrappers.partition(lambda params: "all", {"all": optimizers.adam(rate)}), _adam
+        lambda rate: fnn.partition(lambda params: "all", {"all": fnn.adam(rate)}), _adam
     ),
-    "scale_loss": Rule(lambda rate: wrappers.scale_loss(optimizers.adam(rate), 1.0), _adam),
+    "scale_loss": Rule(lambda rate: fnn.scale_loss(fnn.adam(rate), 1.0), _adam),
     "add_l2": Rule(
-        lambda rate: optimizers.add_l2(optimizers.adam(rate), 0.3),
+        lambda rate: fnn.add_l2(fnn.adam(rate), 0.3),
         lambda rate, t, theta, g, slots: _adam(rate, t, theta, g + 0.3 * theta, slots),
     ),
 }

@@ -40,7 +40,7 @@ GROUP_BYTES, GROUP_SIZE = 2**21, 16
 call takes as long as several steps of a small network."""
 
 Metric = Callable[[Any, Any], Any]
-OnEpoch = Callable[[int, State, dict[str, Any]], bool | None]
+OnEpoch = Callable[[int, State, dict[str, Any]], Any]
 
 
 class Progress(NamedTuple):
@@ -149,6 +149,12 @@ def fit(
         check_count("fit", patience=patience)
         if validation is None:
             raise ValueError("fit: expected validation=(x, y) for patience, got none")
+    taken = {"loss", "validation_loss", "record"} & set(metrics or {})
+    if taken or not isinstance(metrics or {}, Mapping):
+        raise ValueError(
+            f"fit: expected metrics={{name: f(prediction, y)}} with names of their own, "
+            f"got {sorted(taken) or type(metrics).__name__}"
+        )
     if metrics and validation is None:
         raise ValueError("fit: expected validation=(x, y) to measure the metrics on, got none")
     arrays = isinstance(data, tuple) and all(hasattr(a, "shape") for a in data)
@@ -195,8 +201,10 @@ def fit(
             entry["record"] = jax.tree.map(np.asarray, now.noted)
         if patience is not None and epochs_since_best(history) == 0:
             best = state
-        told_to_end = on_epoch is not None and on_epoch(now.number, state, entry) is True
-        if told_to_end or is_over():
+        answer = None if on_epoch is None else on_epoch(now.number, state, entry)
+        if answer is not None and np.dtype(bool) != getattr(answer, "dtype", type(answer)):
+            raise TypeError(f"fit: expected on_epoch to return True, False or None, got {answer!r}")
+        if answer or is_over():
             break
     return state if patience is None else best, history
 

@@ -235,7 +235,10 @@ def _one_hot(labels: Array, k: int, dtype: Any) -> Array:
     return jnp.where(known, (labels == jnp.arange(k, dtype=labels.dtype)).astype(dtype), jnp.nan)
 
 
-def _floating(name: str, prediction: Array) -> Array:
+def _floating(name: str, prediction: Any) -> Array:
+    if isinstance(prediction, tuple | list | dict):
+        got = f"{type(prediction).__name__} of {len(prediction)}"
+        raise TypeError(f"{name}: expected one array as prediction, got a {got}")
     prediction = jnp.asarray(prediction)
     if not jnp.issubdtype(prediction.dtype, jnp.floating):
         raise TypeError(f"{name}: expected floating-point predictions, got {prediction.dtype}")

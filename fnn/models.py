@@ -12,8 +12,9 @@ from fnn.layers.dense import dense
 def mlp(sizes: Sequence[int], activation: Layer = relu, output: Layer = identity) -> Layer:
     """The multi-layer perceptron: Z(l) = A(l-1) W(l)^T + b(l), A(l) = s(Z(l)), A(0) = X.
 
-    sizes are the widths from input to output, such as (784, 128, 10). `activation` follows
-    every hidden layer and `output` the last: params is a tuple (dense, (), dense, (), ...).
+    sizes are the widths from input to output, such as (784, 128, 10). `activation`, by default
+    relu, follows every hidden layer, and `output`, by default nothing, the last: params is a
+    tuple (dense, (), dense, (), ...).
 
     Raises ValueError for fewer than two sizes; TypeError for an activation that is not a layer.
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import numbers
-from fnn.base import Array, Optimizer, Params, at_least_float32
+from fnn.base import Array, Optimizer, Params, at_least_float32, check_optimizer
 from fnn.schedules import Schedule
 
 Rate = float | Array | Schedule
@@ -343,6 +343,7 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
     >>> state.params
     Array([0.5], dtype=float32)
     """
+    check_optimizer("clip_by_global_norm", optimizer)
     numbers.bound("clip_by_global_norm", max_norm=max_norm)
 
     def update(state: Any, grads: Params) -> Any:
@@ -369,6 +370,7 @@ def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
     >>> state.params
     Array([0.75], dtype=float32)
     """
+    check_optimizer("add_l2", optimizer)
     numbers.nonnegative("add_l2", alpha=alpha)
 
     def update(state: Any, grads: Params) -> Any:

@@ -8,9 +8,10 @@ The batch size chooses the kind of gradient descent: 1 is stochastic, m mini-bat
 
 `fnn.fitting` has the host's loop around these, for people who watch.
 
-Random layers and `augment`. In training, update t has the key fold_in(key, t), t being the
-`.step` of the optimizer's state: nothing more is carried from step to step, and a run that is
-resumed or replayed draws the same numbers. A network without random layers draws none.
+Random layers and `augment`. In training, update t draws from fold_in(k, t), t being the `.step` of
+the optimizer's state and k the key of `make_step`, or one that `make_epoch`, `make_train` and
+`fit` derive from theirs for each epoch. Nothing more is carried from step to step, and a run that
+is resumed or replayed draws the same numbers. A network without random layers draws none.
 
 Research. `augment(key, (x, y)) -> (x, y)` transforms each batch before its step.
 `record(state, grads, value) -> tree` is what each step notes down: state holds the parameters
@@ -151,6 +152,7 @@ def make_epoch(
 
     def epoch(state: State, data: Data, key: Array) -> tuple[State, Any]:
         n = count(data)
+        data = jax.tree.map(jnp.asarray, data)
         if batch_size > n:
             raise ValueError(f"make_epoch: batch_size {batch_size} is larger than the data: {n}")
         order_key, step_key = epoch_keys(key, network, augment)
@@ -219,11 +221,17 @@ def _begin(
                 raise TypeError("step: expected a key, for random layers or augment, got none")
             layer_key, augment_key = split(jax.random.fold_in(key, state.step), 2)
             layer = at(network, layer_key)
-            batch = batch if augment is None else augment(augment_key, batch)
+            batch = batch if augment is None else _pair("augment", augment(augment_key, batch))
         value, grads = value_and_grad(layer, _scaled(loss, state))(state.params, *batch)
         return grads, value if record is None else (value, record(state, grads, value))
 
     return begin
+
+
+def _pair(name: str, batch: Any) -> Data:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise TypeError(f"{name}: expected it to return (x, y), got {type(batch).__name__}")
+    return batch[0], batch[1]
 
 
 def _scaled(loss: Loss, state: State) -> Loss:
@@ -285,7 +293,9 @@ def count(data: Data) -> int:
     >>> count((jnp.ones((5, 2)), {"class": jnp.ones(5), "value": jnp.ones((5, 1))}))
     5
     """
-    x, y = data
+    x, y = _pair("data", data)
+    if any(not getattr(a, "shape", ()) for a in jax.tree.leaves(data)):
+        raise TypeError("data: expected arrays of examples, got single numbers; a list is no array")
     lengths = [[a.shape[0] for a in jax.tree.leaves(side)] for side in (x, y)]
     if len(set(lengths[0] + lengths[1])) != 1:
         shown = [sizes[0] if len(set(sizes)) == 1 else sizes for sizes in lengths]

@@ -172,6 +172,9 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
     >>> optimizer.update(optimizer.init(params), params).params
     {'W': Array([0.75], dtype=float32), 'b': Array([0.], dtype=float32)}
     """
+    if not hasattr(optimizers, "items"):
+        got = type(optimizers).__name__
+        raise TypeError(f"partition: expected {{label: optimizer}} after the labels, got {got}")
     for label, optimizer in optimizers.items():
         if optimizer is not None:
             check_optimizer(f"partition: {label!r}", optimizer)

@@ -134,24 +134,20 @@ NETWORKS = [_chain(LAYERS[i::3]) for i in range(3)]
 _rng = np.random.default_rng(2026)
 _LOGITS = _rng.normal(size=(6, 4))
 _PROBABILITIES = _rng.dirichlet(np.ones(4), 6)
-_LABELS = np.array([0, 3, 1, 1, 2, 0])
 _WEIGHTED = _rng.uniform(0.1, 2, size=(6, 4))  # distributions that do not sum to one
 _ANY = _rng.normal(size=(6, 4))
 _UNIT = _rng.uniform(0.05, 0.95, size=(6, 4))
 _BITS = (_rng.uniform(size=(6, 4)) < 0.5).astype(np.int32)
 
 LOSSES = [
-    LossCase("mse", fnn.mse, _LOGITS, _ANY),
-    LossCase("mae", fnn.mae, _LOGITS, _ANY),
-    LossCase("huber", fnn.huber(), 2 * _LOGITS, _ANY),
+    LossCase(name, loss, np.asarray(prediction, np.float64), target)
+    for name, (loss, prediction, target) in catalog.LOSSES.items()
+]
+LOSSES += [
     LossCase("huber/delta", fnn.huber(0.3), _LOGITS, _ANY),
-    LossCase("cross_entropy/labels", fnn.cross_entropy, _PROBABILITIES, _LABELS),
-    LossCase("cross_entropy", fnn.cross_entropy, _PROBABILITIES, _WEIGHTED),
-    LossCase("softmax_cross_entropy/labels", fnn.softmax_cross_entropy, _LOGITS, _LABELS),
-    LossCase("softmax_cross_entropy", fnn.softmax_cross_entropy, _LOGITS, _WEIGHTED),
-    LossCase("binary_cross_entropy", fnn.binary_cross_entropy, _UNIT, _UNIT[::-1]),
+    LossCase("cross_entropy/weighted", fnn.cross_entropy, _PROBABILITIES, _WEIGHTED),
+    LossCase("softmax_cross_entropy/weighted", fnn.softmax_cross_entropy, _LOGITS, _WEIGHTED),
     LossCase("binary_cross_entropy/bits", fnn.binary_cross_entropy, _UNIT, _BITS),
-    LossCase("sigmoid_binary_cross_entropy", fnn.sigmoid_binary_cross_entropy, _LOGITS, _UNIT),
     LossCase(
         "sigmoid_binary_cross_entropy/bits", fnn.sigmoid_binary_cross_entropy, 9 * _LOGITS, _BITS
     ),

@@ -135,6 +135,31 @@ def test_on_epoch_ends_training_by_returning_true(stream):
     chex.assert_trees_all_equal(state, states[-1])
 
 
+@pytest.mark.parametrize("answer", [True, np.bool_(True), jnp.array(True)])
+def test_on_epoch_may_answer_with_any_boolean(answer):
+    settings = {"key": KEY, "epochs": 9, "batch_size": 25}
+    _, history = fnn.fit(
+        NETWORK, LOSS, fnn.sgd(0.1), (X, Y), on_epoch=lambda *_: answer, **settings
+    )
+    assert len(history) == 1
+    with pytest.raises(TypeError, match="on_epoch to return True, False or None, got 'stop'"):
+        fnn.fit(NETWORK, LOSS, fnn.sgd(0.1), (X, Y), on_epoch=lambda *_: "stop", **settings)
+
+
+@pytest.mark.parametrize("metrics", [{"loss": None}, {"validation_loss": None}, [None]])
+def test_a_metric_has_a_name_of_its_own(metrics):
+    with pytest.raises(ValueError, match="names of their own"):
+        fnn.fit(NETWORK, LOSS, fnn.sgd(0.1), (X, Y), key=KEY, epochs=1, batch_size=25,
+                validation=(X, Y), metrics=metrics)  # fmt: skip
+
+
+def test_runs_take_numpy_arrays_without_jit():
+    data = (np.asarray(X), np.asarray(Y))
+    train = fnn.make_train(NETWORK, LOSS, fnn.sgd(0.1), 25, 2)
+    _, losses = train(PARAMS, data, KEY)
+    np.testing.assert_allclose(losses, train(PARAMS, (X, Y), KEY)[1], rtol=1e-6)
+
+
 # Trees of inputs, predictions and targets.
 
 
@@ -211,6 +236,25 @@ def test_wrong_trees_are_refused_by_name():
         (lambda: fnn.make_step(NETWORK, fnn.huber, fnn.sgd(0.1)), "Loss.*call it to make one"),
         (lambda: fnn.make_step(NETWORK, LOSS, fnn.sgd), "Optimizer.*call it to make one"),
         (lambda: fnn.sgd(0.1).update(PARAMS, fnn.sgd(0.1).init(PARAMS)), "optax.*other way round"),
+        (lambda: LOSS(X, Y), "a Loss is not a function"),
+        (lambda: LOSS.value((X, X), Y), "expected one array as prediction, got a tuple of 2"),
+        (lambda: fnn.serial([fnn.relu]), r"got <class 'list'>; pass the layers one by one"),
+        (lambda: fnn.statistics(PARAMS, NETWORK, X), "statistics: expected a Layer"),
+        (lambda: fnn.clip_by_global_norm(1.0, fnn.sgd(1.0)), "expected an Optimizer"),
+        (lambda: fnn.partition({"a": fnn.sgd(1.0)}, "a"), "expected {label: optimizer} after"),
+        (lambda: fnn.adam("0.1"), "adam: expected learning_rate to be a number, got '0.1'"),
+        (
+            lambda: fnn.make_epoch(NETWORK, LOSS, fnn.sgd(1.0), 2)(
+                fnn.sgd(1.0).init(PARAMS), ([1.0], [2.0]), KEY
+            ),
+            "a list is no array",
+        ),
+        (
+            lambda: fnn.make_step(NETWORK, LOSS, fnn.sgd(1.0), augment=lambda key, batch: X)(
+                fnn.sgd(1.0).init(PARAMS), (X, Y), KEY
+            ),
+            r"augment: expected it to return \(x, y\)",
+        ),
         (lambda: NETWORK(PARAMS, X), r"not a function: layer.forward\(params, x\)"),
         (lambda: NETWORK.init(0), r"expected a key such as jax.random.key\(0\), got 0"),
         (lambda: NETWORK.forward(PARAMS, [[1.0] * 4]), "expected x to be an array, got list"),

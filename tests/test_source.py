@@ -12,6 +12,7 @@ import pytest
 from cases import LAYERS, LOSSES, OPTIMIZERS
 
 import fnn
+from fnn import catalog
 
 PACKAGE = Path(fnn.__file__).parent
 AUTODIFF = {"grad", "value_and_grad", "vjp", "jvp", "linearize", "jacfwd", "jacrev", "jacobian",
@@ -21,7 +22,7 @@ ALLOWED = {"backprop": {"custom_vjp"}, "curvature": {"linear_transpose"}}
 MATHEMATICS = {
     "base", "reductions", "backprop", "activations", "losses", "initializers", "optimizers",
     "schedules", "models", "layers", "combinators", "memory", "precision", "per_example",
-    "curvature", "training", "shuffle", "fitting", "parallel",
+    "curvature", "training", "shuffle", "fitting", "wrappers", "adapters", "numbers",
 }  # fmt: skip
 
 
@@ -216,6 +217,17 @@ def test_public_things_are_documented_and_annotated(module):
             bare = {a.arg for a in arguments if a.annotation is None} - {"self", "cls"}
             assert not bare, f"{module}:{node.lineno} {node.name}: {bare}"
             assert node.returns is not None, f"{module}:{node.lineno} {node.name}"
+
+
+def test_every_combinator_is_tested_with_random_layers():
+    """What takes a layer and returns one passes keys and statistics on: `test_varying.py`."""
+    combine = {
+        name
+        for module in ("combinators", "memory", "precision")
+        for name in defined(module)
+        if inspect.isfunction(getattr(fnn, name))
+    }
+    assert combine == set(catalog.COMBINATORS) | {"frozen", "compute_in"}
 
 
 def test_signatures_can_be_read_at_run_time():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn import per_example, verify
+from fnn import catalog, per_example, verify
 
 KEY = jax.random.key(3)
 X = jax.random.normal(KEY, (8, 5))
@@ -96,6 +96,56 @@ def test_a_wrong_backward_at_a_key_is_seen():
     network = fnn.repeat(fnn.serial(fnn.dense(5, 5), wrong), 2)
     report = verify.check_layer(fnn.at(network, KEY), network.init(KEY), X)
     assert report.verdict == "fail"
+
+
+# What every combinator of the catalogue owes its layers, and those that it can't list.
+COMBINATORS = {name: of for name, (of, _) in catalog.COMBINATORS.items()} | {
+    "frozen": fnn.frozen,
+    "compute_in": lambda f: fnn.compute_in(f, jnp.float32),
+}
+every_combinator = pytest.mark.parametrize("of", COMBINATORS.values(), ids=COMBINATORS)
+
+
+def input_of(network):
+    """An input of the width that the combinator takes: 4, or what it doubles or begins with."""
+    for width in (4, 5, 8):
+        x = jax.random.normal(KEY, (6, width))
+        try:
+            network.forward(network.init(KEY), x)
+        except (ValueError, TypeError):
+            continue
+        return x
+    raise AssertionError("no width fits")
+
+
+@every_combinator
+def test_every_combinator_hands_keys_on(of):
+    network = of(fnn.serial(fnn.dense(4, 4), fnn.dropout(0.5)))
+    x, params = input_of(network), network.init(KEY)
+    run = jax.jit(lambda key: fnn.at(network, key).forward(params, x)[0])
+    first, again, other = run(KEY), run(KEY), run(jax.random.key(9))
+    chex.assert_trees_all_equal(first, again)
+    plain = jax.jit(lambda: network.forward(params, x)[0])()
+    for different in (other, plain):
+        pairs = zip(jax.tree.leaves(first), jax.tree.leaves(different), strict=True)
+        assert any(not np.allclose(a, b) for a, b in pairs)
+
+
+@every_combinator
+def test_every_combinator_hands_statistics_on(of):
+    network = of(fnn.serial(fnn.dense(4, 4), fnn.batch_norm(4)))
+    x, params = 3 + input_of(network), network.init(KEY)
+
+    @jax.jit
+    def run(x):
+        s = fnn.statistics(network, params, x)
+        return s, fnn.at(network, statistics=s).forward(params, x)[0]
+
+    s, y = run(x)
+    assert {leaf.shape[-1] for leaf in jax.tree.leaves(s)} == {4}
+    plain, _ = network.forward(params, x)
+    pairs = zip(jax.tree.leaves(y), jax.tree.leaves(plain), strict=True)
+    assert any(not np.allclose(a, b, atol=1e-3) for a, b in pairs)
 
 
 # Statistics.
