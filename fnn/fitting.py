@@ -39,6 +39,10 @@ GROUP_BYTES, GROUP_SIZE = 2**21, 16
 """Streamed batches go to the device together while they are no larger and no more than this: a
 call takes as long as several steps of a small network."""
 
+CHUNK = 2**14
+"""The most examples of one forward pass without a backward: more are taken one chunk after another,
+for the activations of all at once may not fit into memory."""
+
 Metric = Callable[[Any, Any], Any]
 OnEpoch = Callable[[int, State, dict[str, Any]], bool | None]
 
@@ -237,13 +241,33 @@ def _make_numbers(network: Layer, loss: Loss, metrics: Mapping[str, Metric]) -> 
         if validation is not None:
             inputs, y = validation
             layer = at(network, None, statistics(network, state.params, x))
-            prediction, _ = layer.forward(state.params, inputs)
+            prediction = predicted(layer, state.params, inputs)
             found.append(loss.value(prediction, y).mean())
             found += [jnp.mean(metric(prediction, y)) for metric in metrics.values()]
         dtype = at_least_float32(value.dtype)
         return jnp.stack([jnp.asarray(number).astype(dtype) for number in found])
 
     return numbers
+
+
+def predicted(layer: Layer, params: Params, x: Any) -> Any:
+    """The layer's output for the examples x (n, ...), at most `CHUNK` of them at a time.
+
+    >>> import fnn
+    >>> predicted(fnn.relu, (), jnp.array([[-1.0], [1.0]]))
+    Array([[0.],
+           [1.]], dtype=float32)
+    """
+    forward = lambda x: layer.forward(params, x)[0]  # noqa: E731
+    n = len(jax.tree.leaves(x)[0])
+    whole = n - n % CHUNK
+    if n <= CHUNK:
+        return forward(x)
+    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, CHUNK, *a.shape[1:]), x)
+    parts = [jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.lax.map(forward, chunks))]
+    if whole < n:
+        parts.append(forward(jax.tree.map(lambda a: a[whole:], x)))
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
 def _make_watched_epoch(

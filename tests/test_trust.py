@@ -383,3 +383,26 @@ def test_losses_on_logits_are_finite_at_every_finite_logit(name, dtype):
     gradient = loss.gradient(logits, target)
     assert fitting.all_finite(gradient)
     assert (jnp.abs(gradient) <= 1).all()
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 5, 8, 11])
+def test_chunks_change_no_prediction(n, monkeypatch):
+    monkeypatch.setattr(fitting, "CHUNK", 4)
+    network = fnn.fork(NETWORK, fnn.tanh)
+    params = network.init(KEY)
+    x = jnp.asarray(X[:n])
+    expected, _ = network.forward(params, x)
+    got = jax.jit(lambda p, x: fitting.predicted(network, p, x))(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
+
+
+def test_validation_takes_the_memory_of_a_chunk():
+    """Of a million examples the activations at once would be 4 GB."""
+    network = fnn.mlp((4, 1024, 1))
+    params = jax.eval_shape(network.init, KEY)
+    x = jax.ShapeDtypeStruct((2**20, 4), jnp.float32)
+    program = jax.jit(lambda p, x: fitting.predicted(network, p, x)).lower(params, x).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 2**28
