@@ -445,6 +445,15 @@ def test_a_folder_at_a_files_place_is_said_before_training(tmp_path, name):
     assert "epoch 1" not in result.stdout
 
 
+@pytest.mark.parametrize("name", ["noise-scale", "hardest"])
+def test_a_picture_without_a_place_is_said_before_training(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    for out in ("file/a.png", "."):
+        result = command(name, "digits", "--epochs", 1000, "--out", tmp_path / out)
+        one_line(result, str(tmp_path), result.exit_code)
+        assert "epoch" not in result.stdout
+
+
 @pytest.mark.parametrize("name", ["a$x^{.csv", "$$.csv", os.fsdecode(b"\xff\xfe.csv"), "a\tb.csv"])
 def test_any_file_name_is_drawn(tmp_path, name):
     with warnings.catch_warnings():
