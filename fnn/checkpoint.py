@@ -219,7 +219,8 @@ def _static(container: Any) -> str:
 
     Numbers and text by value, anything else by its type.
     """
-    found: Any = jax.tree.structure(container, is_leaf=lambda n: n is not container).node_data()
+    structure: Any = jax.tree.structure(container, is_leaf=lambda n: n is not container)
+    found = structure.node_data()
     held = None if found is None or isinstance(container, dict) else found[1]
 
     def shown(value: Any) -> str:
