@@ -13,7 +13,19 @@ UNFINISHED = ".fnn-tmp"
 
 
 def write(path: str | Path, *pieces: bytes | memoryview) -> None:
-    """Make `path` a file of these bytes, one piece after another.
+    """Make `path` a file of these bytes, one piece after another, as `stream` does.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write(Path(folder, "a.txt"), b"two ", b"pieces")
+    ...     Path(folder, "a.txt").read_text()
+    'two pieces'
+    """
+    stream(path, pieces)
+
+
+def stream(path: str | Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Make `path` a file of these bytes, one piece after another as they come.
 
     The bytes go to a new file in the same folder, which is flushed to the disk and then
     renamed to `path`; last, the folder is flushed. So a reader finds the old file or the new
@@ -25,11 +37,12 @@ def write(path: str | Path, *pieces: bytes | memoryview) -> None:
     the old file keeps the old content.
 
     Raises OSError, naming `path`, where the folder can't be written or the disk is full, and
-    PermissionError for a read-only file; the old file is then unchanged.
+    PermissionError for a read-only file. Where that happens, or where `pieces` raises, the old
+    file is unchanged.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write(Path(folder, "a.txt"), b"two ", b"pieces")
+    ...     stream(Path(folder, "a.txt"), (word for word in (b"two ", b"pieces")))
     ...     Path(folder, "a.txt").read_text()
     'two pieces'
     """

@@ -5,7 +5,7 @@ value is a JSON object of what that format can't express:
 
     sha256     of the whole file, with these 64 digits replaced by zeros
     version    of this layout
-    tree       name -> type of each container, dtype and shape of each leaf
+    tree       name -> type and static fields of each container, dtype and shape of each leaf
     keys       name -> random generator of each leaf that is a PRNG key
     metadata   the caller's own
 
@@ -89,7 +89,7 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
 
 
 def load(path: str | Path, like: Params) -> Params:
-    """Read a tree of the structure, shapes and dtypes of `like`.
+    """Read a tree of the structure, static fields, shapes and dtypes of `like`.
 
     `like` is such a tree, or what `jax.eval_shape` returns for one. A leaf is a NumPy array
     where that of `like` is one, otherwise a JAX array, with the sharding of that of `like` if
@@ -198,7 +198,7 @@ def _nodes(tree: Params) -> dict[str, Any]:
     def walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
         children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda n: n is not node)
         is_leaf = any(not key for key, _ in children)
-        yield path, node if is_leaf else _Container(type(node).__name__)
+        yield path, node if is_leaf else _Container(type(node).__name__ + _static(node))
         for key, child in () if is_leaf else children:
             yield from walk(child, path + key)
 
@@ -212,6 +212,25 @@ def _nodes(tree: Params) -> dict[str, Any]:
         if len(named) == len(found) and "__metadata__" not in named:
             return named
     raise ValueError("checkpoint: two leaves of the tree have the same path")
+
+
+def _static(container: Any) -> str:
+    """What a registered container holds beside its leaves, such as a dataclass's static fields.
+
+    Numbers and text by value, anything else by its type.
+    """
+    structure: Any = jax.tree.structure(container, is_leaf=lambda n: n is not container)
+    found = structure.node_data()
+    held = None if found is None or isinstance(container, dict) else found[1]
+
+    def shown(value: Any) -> str:
+        if isinstance(value, tuple):
+            return f"({', '.join(map(shown, value))})"
+        plain = isinstance(value, bool | int | float | complex | str | bytes) or value is None
+        return repr(value) if plain else type(value).__name__
+
+    fields = held if isinstance(held, tuple) else (held,)
+    return "" if held is None or not fields else shown(fields)
 
 
 def _check_metadata(metadata: Any) -> None:

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.base import Array, Layer, Loss, Optimizer, Params, at, at_least_float32, statistics
+from fnn import losses
+from fnn.base import Array, Layer, Loss, Optimizer, Params, at, at_least_float32, split, statistics
 from fnn.numbers import count as check_count
 from fnn.training import (
     Augment,
@@ -38,6 +39,10 @@ AHEAD = 0.1
 GROUP_BYTES, GROUP_SIZE = 2**21, 16
 """Streamed batches go to the device together while they are no larger and no more than this: a
 call takes as long as several steps of a small network."""
+
+CHUNK = 2**14
+"""The most examples of one forward pass without a backward: more are taken one chunk after another,
+for the activations of all at once may not fit into memory."""
 
 Metric = Callable[[Any, Any], Any]
 OnEpoch = Callable[[int, State, dict[str, Any]], Any]
@@ -160,9 +165,15 @@ def fit(
     arrays = isinstance(data, tuple) and all(hasattr(a, "shape") for a in data)
     if arrays if batch_size is None else not _is_pair(data):
         raise ValueError(f"fit: expected a batch_size with arrays (x, y) alone, got {batch_size}")
+    if start is not None and not isinstance(start, Progress):
+        raise TypeError(f"fit: expected start=Progress(...), got {type(start).__name__}")
+    earlier = [] if start is None else start.history
+    if patience is not None and not all("validation_loss" in entry for entry in earlier):
+        raise ValueError("fit: expected a start with validation losses for patience, got none")
     make_step(network, loss, optimizer)  # refuses what is not a layer, a loss or an optimizer
-    validation = jax.tree.map(jnp.asarray, validation)
-    init_key, shuffle_key = jax.random.split(key)
+    if validation is not None:
+        validation = _on_device("fit: validation", validation)
+    init_key, shuffle_key = split(key, 2)
     if start is None:
         fresh = optimizer.init(network.init(init_key))
         start = Progress(fresh, [], fresh)
@@ -173,7 +184,7 @@ def fit(
     numbers = _make_numbers(network, loss, metrics or {})
     make: Callable[..., Any] = _make_streamed_epoch
     if batch_size is not None:
-        data = jax.tree.map(jnp.asarray, data)
+        data = _on_device("fit", data)
         check_data("fit", network, loss, state.params, *data)
         make = partial(_make_watched_epoch, batch_size=batch_size)
     epoch = make(network, loss, optimizer, numbers, augment=augment, record=record)
@@ -191,6 +202,8 @@ def fit(
             epoch_key = jax.random.fold_in(shuffle_key, now.number)
             order_key, step_key = epoch_keys(epoch_key, network, augment)
             again: Any = data if batch_size is None else _batches(data, batch_size, order_key)
+            for place, batch in enumerate(data if batch_size is None else [], 1):
+                check_data(f"fit: batch {place}", network, loss, state.params, *batch)
             step, value, leaf = first_fault(
                 network, loss, optimizer, state, again, key=step_key, augment=augment
             )
@@ -245,13 +258,33 @@ def _make_numbers(network: Layer, loss: Loss, metrics: Mapping[str, Metric]) -> 
         if validation is not None:
             inputs, y = validation
             layer = at(network, None, statistics(network, state.params, x))
-            prediction, _ = layer.forward(state.params, inputs)
+            prediction = predicted(layer, state.params, inputs)
             found.append(loss.value(prediction, y).mean())
             found += [jnp.mean(metric(prediction, y)) for metric in metrics.values()]
         dtype = at_least_float32(value.dtype)
         return jnp.stack([jnp.asarray(number).astype(dtype) for number in found])
 
     return numbers
+
+
+def predicted(layer: Layer, params: Params, x: Any) -> Any:
+    """The layer's output for the examples x (n, ...), at most `CHUNK` of them at a time.
+
+    >>> import fnn
+    >>> predicted(fnn.relu, (), jnp.array([[-1.0], [1.0]]))
+    Array([[0.],
+           [1.]], dtype=float32)
+    """
+    forward = lambda x: layer.forward(params, x)[0]  # noqa: E731
+    n = len(jax.tree.leaves(x)[0])
+    whole = n - n % CHUNK
+    if n <= CHUNK:
+        return forward(x)
+    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, CHUNK, *a.shape[1:]), x)
+    parts = [jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.lax.map(forward, chunks))]
+    if whole < n:
+        parts.append(forward(jax.tree.map(lambda a: a[whole:], x)))
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
 def _make_watched_epoch(
@@ -323,9 +356,9 @@ def _make_streamed_epoch(
                 "fit: no batches came; each epoch iterates over the data anew, which an "
                 "iterator or a generator allows once: give a list, or an object with __iter__"
             )
-        losses = [loss_of(entry, record) for entry in noted]
-        mean = sum(float(v.mean()) * n for v, n in zip(losses, counts, strict=True)) / sum(counts)
-        value = jnp.asarray(mean, at_least_float32(losses[0].dtype))
+        values = [loss_of(entry, record) for entry in noted]
+        mean = sum(float(v.mean()) * n for v, n in zip(values, counts, strict=True)) / sum(counts)
+        value = jnp.asarray(mean, at_least_float32(values[0].dtype))
         found = numbers(state, value, group[-1][0], validation)
         if record is None:
             return state, found, None
@@ -343,7 +376,9 @@ def _groups(batches: Iterable[Data]) -> Iterator[list[Data]]:
         if not _is_pair(batch):
             raise TypeError(f"fit: expected batches (x, y), got {type(batch).__name__}")
         batch = tuple(batch)
-        count(batch)
+        if count(batch) == 0:
+            raise ValueError("fit: expected at least one example in each batch, got none")
+        jax.tree_util.tree_map_with_path(partial(_check_whole, "fit"), batch)
         arrays, structure = jax.tree.flatten(batch)
         if form != (form := (structure, [(a.shape, str(a.dtype)) for a in arrays])):
             yield from ([one] for one in group)
@@ -365,12 +400,34 @@ def _batches(data: Data, batch_size: int, key: Array) -> Iterator[Data]:
 
 def _is_pair(data: Any) -> bool:
     """Whether data is (x, y), arrays or trees of arrays."""
-    return (
-        isinstance(data, tuple | list)
-        and len(data) == 2
-        and all(jax.tree.leaves(side) for side in data)
-        and all(hasattr(a, "shape") for a in jax.tree.leaves(tuple(data)))
-    )
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return False
+    try:
+        sides = [jax.tree.leaves(side) for side in data]
+    except (RecursionError, SystemError):  # lists in lists, a thousand deep
+        return False
+    return all(sides) and all(hasattr(a, "shape") for side in sides for a in side)
+
+
+def _on_device(name: str, data: Any) -> Data:
+    """(x, y) as JAX's arrays. Raises TypeError for what is no such pair, ValueError for whole
+    numbers that JAX would wrap."""
+    if not _is_pair(data):
+        raise TypeError(f"{name}: expected (x, y), arrays or trees of arrays")
+    jax.tree_util.tree_map_with_path(partial(_check_whole, name), tuple(data))
+    x, y = jax.tree.map(jnp.asarray, tuple(data))
+    return x, y
+
+
+def _check_whole(name: str, path: Any, a: Any) -> None:
+    """Raise for NumPy's whole numbers that JAX's dtype doesn't hold, and for what is no number."""
+    if isinstance(a, np.ndarray) and a.dtype.kind in "iuOUSMm":
+        if a.dtype.kind in "OUSMm":
+            raise TypeError(f"{name}: expected arrays of numbers, got {a.dtype}")
+        kept = jnp.iinfo(jax.dtypes.canonicalize_dtype(a.dtype))
+        if kept.bits < 8 * a.dtype.itemsize:
+            place = "xy"[path[0].idx] + jax.tree_util.keystr(path[1:])
+            _refuse(name, place, a, (a < kept.min) | (a > kept.max), f"numbers within {kept.dtype}")
 
 
 def all_finite(tree: Any) -> Array:
@@ -431,7 +488,8 @@ def check_data(name: str, network: Layer, loss: Loss, params: Params, x: Any, y:
     """Refuse examples that the network and the loss can't take.
 
     Raises ValueError for no examples, another number of x than of y, shapes that the network
-    or the loss refuses, labels outside 0 to k-1, and entries that are NaN or infinite.
+    or the loss refuses, labels outside 0 to k-1, targets of the binary cross-entropies outside
+    [0, 1], and entries that are NaN or infinite.
 
     >>> import fnn
     >>> x, y = jnp.ones((2, 3)), jnp.array([0, 5])
@@ -454,6 +512,8 @@ def check_data(name: str, network: Layer, loss: Loss, params: Params, x: Any, y:
     form: Any = jax.tree.structure(prediction)
     if form == jax.tree.structure(y):
         jax.tree_util.tree_map_with_path(partial(_check_labels, name), y, prediction)
+    if loss in (losses.binary_cross_entropy, losses.sigmoid_binary_cross_entropy):
+        _refuse(name, "y", y, (y < 0) | (y > 1), "targets from 0 to 1")
     for side, tree in (("x", x), ("y", y)):
         for path, a in jax.tree_util.tree_flatten_with_path(tree)[0]:
             if _is_floating(a):
@@ -468,7 +528,7 @@ def _check_labels(name: str, path: Any, y: Array, prediction: Array) -> None:
         _refuse(name, place, y, (y < 0) | (y >= k), f"labels from 0 to {k - 1}")
 
 
-def _refuse(name: str, place: str, a: Array, wrong: Array, expected: str) -> None:
+def _refuse(name: str, place: str, a: Any, wrong: Any, expected: str) -> None:
     if wrong.any():
         index = tuple(int(i) for i in np.argwhere(np.asarray(wrong))[0])
         raise ValueError(f"{name}: expected {expected}, {place}{list(index)} is {a[index]}")

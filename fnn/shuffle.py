@@ -28,6 +28,12 @@ def permutation(key: Array, n: int) -> Array:
     again until it comes out below, as it must on its cycle: that permutes 0, ..., n-1.
     Luby & Rackoff 1988; Black & Rogaway 2002 for domains of any size.
 
+    Rounds on an odd a are even permutations, or odd ones, whatever their tables. So a last bit
+    decides whether the first two indices change places.
+
+    The order is as good as a uniform one for training and for sampling. There are fewer keys than
+    orders, so that most orders never come, and it is no cipher to keep a secret with.
+
     Up to n = 256, where tables would be too small to look random and a sort is cheap, it
     is `jax.random.permutation`.
 
@@ -38,7 +44,8 @@ def permutation(key: Array, n: int) -> Array:
     if n <= 256:
         return jax.random.permutation(key, n)
     a = math.isqrt(n - 1) + 1
-    tables = jax.random.bits(key, (ROUNDS, a)) % a
+    bits = jax.random.bits(key, (1 + ROUNDS * a,))
+    tables, swap = bits[1:].reshape(ROUNDS, a) % a, bits[0] % 2
 
     def feistel(i: Array) -> Array:
         def one(halves: tuple[Array, Array], f: Array) -> tuple[tuple[Array, Array], None]:
@@ -48,9 +55,10 @@ def permutation(key: Array, n: int) -> Array:
         (left, right), _ = jax.lax.scan(one, (i // a, i % a), tables)
         return a * left + right
 
+    i = jnp.arange(n, dtype=tables.dtype)
     order = jax.lax.while_loop(
         lambda i: (i >= n).any(),
         lambda i: jnp.where(i < n, i, feistel(i)),
-        feistel(jnp.arange(n, dtype=tables.dtype)),
+        feistel(jnp.where(i < 2, i ^ swap, i)),
     )
     return order.astype(jnp.int32)

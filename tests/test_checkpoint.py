@@ -1,5 +1,6 @@
 """What is saved comes back bit for bit; what differs from it in any way is refused."""
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from functools import partial
+from typing import Any
 
 import chex
 import hypothesis.strategies as st
@@ -510,3 +513,25 @@ def test_a_checkpoint_is_read_from_a_pipe(tmp_path):
     whole = (tmp_path / "c").read_bytes()
     threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[whole], daemon=True).start()
     same(checkpoint.load(tmp_path / "pipe", SMALL), SMALL)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["w"], meta_fields=["heads", "f"])
+@dataclasses.dataclass
+class Attention:
+    w: jax.Array
+    heads: int
+    f: Any = None
+
+
+def test_static_fields_are_the_trees_too(tmp_path):
+    """They are not arrays, so that a file has nothing to put in their place."""
+    checkpoint.save(tmp_path / "c", {"a": Attention(jnp.ones(2), 4)})
+    assert checkpoint.load(tmp_path / "c", {"a": Attention(jnp.zeros(2), 4)})["a"].heads == 4
+    with pytest.raises(CheckpointError, match=r"a: expected Attention\(8, None\), got .*\(4, None"):
+        checkpoint.load(tmp_path / "c", {"a": Attention(jnp.zeros(2), 8)})
+    checkpoint.save(tmp_path / "c", Attention(jnp.ones(2), 4, lambda x: x))
+    assert checkpoint.load(tmp_path / "c", Attention(jnp.ones(2), 4, lambda x: x + 1)).heads == 4
+    with pytest.raises(
+        CheckpointError, match=r"expected Attention\(4, None\), got Attention\(4, function\)"
+    ):
+        checkpoint.load(tmp_path / "c", Attention(jnp.ones(2), 4))

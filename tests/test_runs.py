@@ -82,7 +82,9 @@ def test_going_on_is_bit_for_bit_never_having_stopped(tmp_path, name):
 def test_a_run_comes_back_bit_for_bit(tmp_path):
     run, _ = finished(tmp_path)
     back = runs.load(tmp_path)
-    assert back._replace(inputs=None, progress=None) == run._replace(inputs=None, progress=None)
+    arrays = {"seen": None, "inputs": None, "progress": None}
+    assert back._replace(**arrays) == run._replace(**arrays)
+    np.testing.assert_array_equal(back.seen, run.seen)
     assert back.progress.history == run.progress.history
     kept, expected = (jax.tree.leaves((r.inputs, r.progress.state)) for r in (back, run))
     assert [np.asarray(a).tobytes() for a in kept] == [np.asarray(a).tobytes() for a in expected]
@@ -98,6 +100,7 @@ def test_a_run_written_before_a_setting_existed_has_its_default(tmp_path):
     assert runs.load(tmp_path).settings == settings._replace(patience=None)
     for name in ("patience", "target", "task"):
         del metadata["settings"][name]
+    del metadata["seen"]
     checkpoint.save(path, tree, metadata)
     assert runs.load(tmp_path).settings == SETTINGS
     metadata["settings"] |= {"dropout": 0.5, "annealing": True}
@@ -108,6 +111,48 @@ def test_a_run_written_before_a_setting_existed_has_its_default(tmp_path):
     checkpoint.save(path, tree, metadata)
     with pytest.raises(CheckpointError, match="'activation' not found"):
         runs.load(tmp_path)
+
+
+CRAFTED = {
+    "sizes": {"sizes": [10**11, 8, 10**11]},
+    "more sizes": {"sizes": [10**30, 8, 3]},
+    "negative": {"sizes": [-1, 8, 3]},
+    "digests": {"seen": 10**11},
+    "no digests": {"seen": -1},
+    "no number": {"seen": "many"},
+    "seed": {"settings": {"seed": 2**80}},
+    "negative seed": {"settings": {"seed": -1}},
+    "widths": {"settings": {"hidden": [10**11]}},
+    "rate": {"settings": {"learning_rate": float("nan")}},
+    "rule": {"settings": {"optimizer": "no"}},
+    "activation": {"settings": {"activation": ["relu"]}},
+    "history": {"history": 5},
+    "classes": {"classes": ["a"]},
+    "one class twice": {"classes": ["a", "a", "a"]},
+}
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_a_crafted_run_is_one_line(tmp_path, name):
+    run, _ = runs.prepare("iris", SETTINGS)
+    runs.save(tmp_path, run)
+    metadata = checkpoint.read_metadata(tmp_path / runs.FILE)
+    for key, value in CRAFTED[name].items():
+        metadata[key] = metadata[key] | value if isinstance(value, dict) else value
+    checkpoint.save(tmp_path / runs.FILE, runs._tree(run), metadata)
+    for args in (("predict", tmp_path, "iris"), ("train", "iris", "--resume", "--out", tmp_path)):
+        one_line(command(*args), str(tmp_path))
+
+
+@pytest.mark.parametrize("part", ["state", "inputs"])
+def test_a_run_that_is_not_finite_predicts_nothing(tmp_path, part):
+    run, _ = runs.prepare("iris", SETTINGS)
+    runs.save(tmp_path, run)
+    metadata = checkpoint.read_metadata(tmp_path / runs.FILE)
+    tree = runs._tree(run)
+    tree[part] = jax.tree.map(lambda a: a * np.nan if a.dtype.kind == "f" else a, tree[part])
+    checkpoint.save(tmp_path / runs.FILE, tree, metadata)
+    one_line(command("predict", tmp_path, "iris"), "not finite")
 
 
 def test_scaling_is_of_the_training_part_alone():
@@ -189,17 +234,105 @@ def test_evaluate_counts_the_held_out_examples_of_its_own_data(csv_run):
     np.testing.assert_array_equal(confusion.sum(1), [10, 10, 10])
 
 
-def test_evaluate_on_other_data_counts_all(csv_run):
-    lines = (csv_run / "iris.csv").read_text().splitlines()
-    (csv_run / "some.csv").write_text("\n".join([lines[0], *lines[60:70]]))
-    result = command("evaluate", csv_run / "run", csv_run / "some.csv")
-    assert result.exit_code == 0, result.output
-    assert "all 10 examples" in result.stdout
-    (csv_run / "bad.csv").write_text("\n".join([lines[0], "setossa,1,2,3,4"]))
+def test_evaluate_counts_no_example_that_was_trained_on(csv_run):
+    """Whatever the order and the choice of the rows, of the columns, and however the file ends."""
+    header, *lines = (csv_run / "iris.csv").read_text().splitlines()
+    whole = data.load(csv_run / "iris.csv", target="species")
+    _, test = data.split(whole, runs.HELD_OUT, 0)
+    trained, _ = data.split(whole, runs.HELD_OUT, 0)
+    seen = {(row.tobytes(), y) for row, y in zip(trained.x, trained.y, strict=True)}
+    mine = [(row.tobytes(), y) not in seen for row, y in zip(whole.x, whole.y, strict=True)]
+    assert 25 < sum(mine) <= len(test.x)
+    turned = [",".join(reversed(line.split(","))) for line in (header, *reversed(lines))]
+    sources = {
+        "reversed": ([header, *reversed(lines)], sum(mine), 150),
+        "some": ([header, *lines[60:80]], sum(mine[60:80]), 20),
+        "columns": (turned, sum(mine), 150),
+        "longer": ([header, *lines, "setosa,9,9,9,9"], sum(mine) + 1, 151),
+    }
+    for name, (rows, count, n) in sources.items():
+        (csv_run / f"{name}.csv").write_text("\n".join(rows))
+        result = command("evaluate", csv_run / "run", csv_run / f"{name}.csv")
+        assert result.exit_code == 0, result.output
+        assert f"the {count} of {n} examples that were not trained on" in result.stdout
+        confusion = [line.split()[1:] for line in result.stdout.splitlines()[-3:]]
+        assert np.array(confusion, int).sum() == count
+    trained_on = [header, *(line for line, new in zip(lines, mine, strict=True) if not new)]
+    (csv_run / "trained.csv").write_text("\n".join(trained_on))
+    result = command("evaluate", csv_run / "run", csv_run / "trained.csv")
+    assert f"all {150 - sum(mine)} examples, each of them trained on" in result.stdout
+
+
+def test_evaluate_refuses_other_classes_and_features(csv_run):
+    header = (csv_run / "iris.csv").read_text().splitlines()[0]
+    (csv_run / "bad.csv").write_text("\n".join([header, "setossa,1,2,3,4"]))
     one_line(command("evaluate", csv_run / "run", csv_run / "bad.csv"), "did you mean 'setosa'?")
     one_line(command("evaluate", csv_run / "run", "diabetes"), "task is regression")
     one_line(command("evaluate", csv_run / "run", "wine"), "the feature 'a' is missing")
     one_line(command("predict", csv_run / "run", "wine"), "expected 4 features, got 13")
+
+
+def test_evaluate_finds_the_target_by_its_name(tmp_path):
+    """Trained without --target on the last column, which is the first in the other file."""
+    diabetes = datasets.load_diabetes()
+    for name, order in (("a", 1), ("b", -1)):
+        columns = np.column_stack([diabetes.data, diabetes.target])[:, ::order]
+        names = ",".join([*"abcdefghij", "target"][::order])
+        np.savetxt(tmp_path / f"{name}.csv", columns, header=names, comments="", delimiter=",")
+    (tmp_path / "none.csv").write_text((tmp_path / "a.csv").read_text().partition("\n")[2])
+    args = ("--epochs", 30, "--hidden", "", "--learning-rate", 0.01, "--out", tmp_path / "run")
+    assert command("train", tmp_path / "a.csv", *args).exit_code == 0
+    printed = [
+        command("evaluate", tmp_path / "run", tmp_path / f"{name}.csv").stdout
+        for name in ("a", "b", "none")
+    ]
+    assert "the held-out 89 examples" in printed[0]
+    assert "the 89 of 442 examples" in printed[1]
+    rmse = [float(text.split("RMSE ")[1].split(",")[0]) for text in printed]
+    assert max(rmse) < 70
+    np.testing.assert_allclose(rmse, rmse[0], rtol=1e-3)
+
+
+def test_a_run_without_digests_counts_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SEEN", 100)
+    run, _ = finished(tmp_path)
+    assert runs.load(tmp_path).seen.shape == run.seen.shape == (0,)
+    iris = data.load("iris")
+    turned = iris._replace(x=iris.x[::-1], y=iris.y[::-1])
+    assert runs.held_out(run, turned)[1] == "all 150 examples"
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30, 1e60])
+def test_the_rmse_of_values_in_any_unit(tmp_path, unit):
+    diabetes = datasets.load_diabetes()
+    np.savez(tmp_path / "a.npz", x=diabetes.data, y=diabetes.target * unit)
+    run, examples = runs.prepare(tmp_path / "a.npz", SETTINGS._replace(epochs=1))
+    first = runs.train(run, examples, lambda r: None).progress.history[0]
+    assert 40 < first["test_RMSE"] / unit < 200
+    runs.save(tmp_path, run)
+    np.testing.assert_array_equal(runs.load(tmp_path).outputs.scale, run.outputs.scale)
+
+
+def test_many_examples_are_predicted_in_chunks(tmp_path, monkeypatch):
+    run, examples = finished(tmp_path, "diabetes")
+    whole = runs.predict(run, examples.train.x)
+    source = tmp_path / "x.npy"
+    np.save(source, examples.train.x)
+    assert command("predict", tmp_path, source, "--out", tmp_path / "a.csv").exit_code == 0
+    monkeypatch.setattr(runs, "CHUNK", 100)
+    assert [len(piece) for piece in runs.predictions(run, examples.train.x)] == [100] * 3 + [53]
+    np.testing.assert_allclose(runs.predict(run, examples.train.x), whole, rtol=1e-5)
+    assert command("predict", tmp_path, source, "--out", tmp_path / "b.csv").exit_code == 0
+    a, b = ((tmp_path / name).read_text().splitlines() for name in ("a.csv", "b.csv"))
+    assert a[0] == b[0] == "value"
+    np.testing.assert_allclose(np.array(a[1:], float), np.array(b[1:], float), rtol=1e-5)
+    far = examples.train.x.astype(np.float64)
+    far[203] = 1e60
+    with pytest.raises(DataError, match="example 204, column 1"):
+        runs.predict(run, far)
+    np.save(source, far)
+    one_line(command("predict", tmp_path, source, "--out", tmp_path / "b.csv"), "example 204")
+    assert (tmp_path / "b.csv").read_text().splitlines() == b
 
 
 def test_metrics_agree_with_scikit_learn():
@@ -310,6 +443,15 @@ def test_a_folder_at_a_files_place_is_said_before_training(tmp_path, name):
     result = command("train", "iris", "--out", tmp_path)
     one_line(result, f"{name}: Is a directory")
     assert "epoch 1" not in result.stdout
+
+
+@pytest.mark.parametrize("name", ["noise-scale", "hardest"])
+def test_a_picture_without_a_place_is_said_before_training(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    for out in ("file/a.png", "."):
+        result = command(name, "digits", "--epochs", 1000, "--out", tmp_path / out)
+        one_line(result, str(tmp_path), result.exit_code)
+        assert "epoch" not in result.stdout
 
 
 @pytest.mark.parametrize("name", ["a$x^{.csv", "$$.csv", os.fsdecode(b"\xff\xfe.csv"), "a\tb.csv"])

@@ -78,3 +78,20 @@ def test_no_order_is_favoured(n):
 def test_too_few_rounds_would_be_seen(monkeypatch):
     monkeypatch.setattr(shuffle, "ROUNDS", 4)
     assert max(deviations(500, 4000).values()) > 20
+
+
+@pytest.mark.parametrize("n", [10, 257, 289, 361, 400, 529])
+def test_as_many_orders_are_odd_as_even(n):
+    """A Feistel network on an odd number of places is of one parity whatever its tables."""
+    orders = jax.jit(jax.vmap(lambda key: permutation(key, n)))(jax.random.split(KEY, 400))
+    assert 150 < sum(is_odd(order) for order in np.asarray(orders)) < 250
+
+
+def is_odd(order):
+    """n less the number of cycles is odd."""
+    left, cycles = set(range(len(order))), 0
+    while left:
+        i, cycles = left.pop(), cycles + 1
+        while (i := int(order[i])) in left:
+            left.remove(i)
+    return (len(order) - cycles) % 2 == 1

@@ -184,6 +184,15 @@ def changed(array, index, value):
 
 
 HALF = X.astype(np.float16)
+
+
+def nested(depth):
+    tree = [1.0]
+    for _ in range(depth):
+        tree = [tree]
+    return tree
+
+
 REFUSED = {
     "labels above": (
         lambda: fit((X, changed(Y, 4, 2))),
@@ -211,6 +220,40 @@ REFUSED = {
     "patience": (lambda: fit(patience=0, validation=(X, Y)), "patience of at least 1"),
     "patience alone": (lambda: fit(patience=3), r"expected validation=\(x, y\) for patience"),
     "validation": (lambda: fit(validation=(X, Y + 1)), r"fit: validation: expected labels from"),
+    "start without validation": (
+        lambda: fit(start=Progress(None, [{"loss": 1.0}], None), patience=2, validation=(X, Y)),
+        "expected a start with validation losses",
+    ),
+    "wrapped labels": (
+        lambda: fit((X, Y.astype(np.int64) + 2**32)),
+        r"fit: expected numbers within int32, y\[0\] is 4294967",
+    ),
+    "wrapped labels in validation": (
+        lambda: fit(validation=(X, changed(Y.astype(np.int64), 3, -(2**40)))),
+        r"fit: validation: expected numbers within int32, y\[3\] is -1099511627776",
+    ),
+    "wrapped labels in a stream": (
+        lambda: fit([(X, Y.astype(np.uint64) + 2**32)], batch_size=None),
+        r"fit: expected numbers within uint32, y\[0\]",
+    ),
+    "a label in a stream": (
+        lambda: fit([(X, Y), (X, Y + 5)], batch_size=None),
+        r"fit: batch 2: expected labels from 0 to 1, y\[0\] is ",
+    ),
+    "nan in a stream": (
+        lambda: fit([(X, Y), (changed(X, (2, 1), np.nan), Y)], batch_size=None),
+        r"fit: batch 2: expected finite numbers, x\[2, 1\] is nan",
+    ),
+    "an empty batch": (
+        lambda: fit([(X, Y), (X[:0], Y[:0])], batch_size=None),
+        "expected at least one example in each batch",
+    ),
+    "targets above 1": (
+        lambda: fit((X, np.full((30, 2), 7, np.float32)), loss=fnn.sigmoid_binary_cross_entropy),
+        r"fit: expected targets from 0 to 1, y\[0, 0\] is 7",
+    ),
+    "lists": (lambda: fit((X.tolist(), Y.tolist())), r"with arrays \(x, y\) alone"),
+    "lists in lists": (lambda: fit((nested(1000), Y)), r"with arrays \(x, y\) alone"),
     "params of another": (
         lambda: NETWORK.forward(fnn.mlp((3, 5, 2)).init(KEY), X),
         r"dense\(3, 8\): expected params of shapes",
@@ -339,6 +382,16 @@ def test_a_count_of_any_type_is_looked_at(name):
 def test_wrong_dtypes_are_a_type_error():
     with pytest.raises(TypeError, match=r"dense\(3, 8\): x is float16, but params\['W'\]"):
         fit((HALF, Y))
+    for wrong in ([X.tolist(), Y.tolist()], (X, Y, Y), X, (nested(1000), Y)):
+        with pytest.raises(TypeError, match=r"fit: validation: expected \(x, y\), arrays"):
+            fit(validation=wrong)
+    for wrong in (X.astype(object), X.astype(str)):
+        with pytest.raises(TypeError, match="fit: expected arrays of numbers, got"):
+            fit((wrong, Y))
+    with pytest.raises(TypeError, match="expected a key such as"):
+        fit(key=0)
+    with pytest.raises(TypeError, match="expected start=Progress"):
+        fit(start=([], []))
     with pytest.raises(TypeError, match="expected a Layer, got"):
         fnn.serial(fnn.leaky_relu)
     with pytest.raises(TypeError, match="expected floating-point parameters"):
@@ -383,3 +436,26 @@ def test_losses_on_logits_are_finite_at_every_finite_logit(name, dtype):
     gradient = loss.gradient(logits, target)
     assert fitting.all_finite(gradient)
     assert (jnp.abs(gradient) <= 1).all()
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 5, 8, 11])
+def test_chunks_change_no_prediction(n, monkeypatch):
+    monkeypatch.setattr(fitting, "CHUNK", 4)
+    network = fnn.fork(NETWORK, fnn.tanh)
+    params = network.init(KEY)
+    x = jnp.asarray(X[:n])
+    expected, _ = network.forward(params, x)
+    got = jax.jit(lambda p, x: fitting.predicted(network, p, x))(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
+
+
+def test_validation_takes_the_memory_of_a_chunk():
+    """Of a million examples the activations at once would be 4 GB."""
+    network = fnn.mlp((4, 1024, 1))
+    params = jax.eval_shape(network.init, KEY)
+    x = jax.ShapeDtypeStruct((2**20, 4), jnp.float32)
+    program = jax.jit(lambda p, x: fitting.predicted(network, p, x)).lower(params, x).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 2**28

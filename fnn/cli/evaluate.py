@@ -16,15 +16,16 @@ def evaluate(run: Path, source: tuple[str, ...]) -> None:
     """Measure the network in folder RUN on SOURCE.
 
     If SOURCE is the data that it was trained on, only the held-out examples are used; if SOURCE
-    has a test part, only that part.
+    has a test part, only that part; of other data, the examples that are equal to none that it
+    was trained on. The target of a CSV file with a header is found by its name.
     """
     trained = runs.load(run)
     task = data.TASKS[trained.outputs is not None]
     target = trained.settings.target if data.is_csv(source[0]) else None
-    everything = data.load(source, target=target, task=task)
-    examples = runs.held_out(trained, everything)
-    which = "all" if examples is everything else "the held-out"
-    click.echo(f"data      {' '.join(source)}: {which} {len(examples.x)} examples")
+    called = trained.targets[0] if len(trained.targets) == 1 else None
+    everything = data.load(source, target=target, task=task, called=called)
+    examples, which = runs.held_out(trained, everything)
+    click.echo(f"data      {' '.join(source)}: {which}")
     metrics = runs.evaluate(trained, examples)
     for line in metrics.lines():
         click.echo(line)

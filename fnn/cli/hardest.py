@@ -29,6 +29,8 @@ def hardest(source: str, count: int, epochs: int, seed: int, out: Path | None) -
     It is large for mislabelled, damaged and ambiguous images, and for those with ink where
     hardly any other has it. The network is trained on four fifths of SOURCE; all are ranked.
     """
+    out = out or Path("runs") / source / "hardest.png"
+    plots.make_room(out)
     everything = data.load(source)
     learn, _ = data.split(everything, 0.2, seed)
     network, inputs = classifier.network(learn), data.Scaling.of(learn.x)
@@ -43,8 +45,6 @@ def hardest(source: str, count: int, epochs: int, seed: int, out: Path | None) -
         f"{names[everything.y[i]]}, predicted {names[predicted[i]]}\n{norms[i]:.3g}"
         for i in largest
     ]
-    out = out or Path("runs") / source / "hardest.png"
-    out.parent.mkdir(parents=True, exist_ok=True)
     title = f"the largest gradients of {source}: label, prediction, gradient norm"
     plots.images(everything.x[largest].reshape(-1, 8, 8), captions, out, title)
     wrong = np.sum(predicted[largest] != everything.y[largest])

@@ -28,6 +28,8 @@ def noise_scale(source: str, epochs: int, seed: int, out: Path | None) -> None:
     doubling the batch size halves the noise of a step; far above it, that gains little. It is
     measured on all training examples after each epoch of Adam in batches of 32.
     """
+    out = out or Path("runs") / source / "noise_scale.png"
+    plots.make_room(out)
     learn, _ = data.split(data.load(source), 0.2, seed)
     x, y = jnp.asarray(data.Scaling.of(learn.x).apply(learn.x)), jnp.asarray(learn.y)
     network = classifier.network(learn)
@@ -48,7 +50,5 @@ def noise_scale(source: str, epochs: int, seed: int, out: Path | None) -> None:
         )
 
     classifier.train(network, (x, y), epochs, seed, on_epoch)
-    out = out or Path("runs") / source / "noise_scale.png"
-    out.parent.mkdir(parents=True, exist_ok=True)
     plots.noise_scale(traces, squared_norms, out, f"gradient noise scale, {source}")
     click.echo(f"saved {out}")

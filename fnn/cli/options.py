@@ -7,8 +7,26 @@ import click
 
 from fnn import data
 
-COUNT = click.IntRange(min=1)
-SEED = click.IntRange(0, 2**32 - 1)
+
+class Whole(click.IntRange):
+    """A whole number in digits, from `min` to `max`.
+
+    >>> Whole(min=1)("12")
+    12
+    >>> Whole(min=1)("1_2")
+    Traceback (most recent call last):
+    click.exceptions.BadParameter: '1_2' is not a whole number
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number.
+
+        >>> Whole(min=1).convert("7", None, None)
+        7
+        """
+        if "_" in str(value):  # Python's int takes 1_000
+            self.fail(f"{value!r} is not a whole number", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Place(click.Path):
@@ -35,6 +53,8 @@ class Place(click.Path):
         return super().convert(value, param, ctx)
 
 
+COUNT = Whole(min=1)
+SEED = Whole(min=0, max=2**32 - 1)
 FILE = Place(dir_okay=False)
 FOLDER = Place(file_okay=False)
 
@@ -61,7 +81,8 @@ class Name(click.Choice):
 
 
 class Widths(click.ParamType):
-    """Whole numbers of at least 1, separated by commas; an empty word for no hidden layer.
+    """Whole numbers of at least 1 and at most nine digits, separated by commas; an empty word for
+    no hidden layer.
 
     >>> Widths()("64,32"), Widths()("")
     ((64, 32), ())
@@ -79,33 +100,46 @@ class Widths(click.ParamType):
         click.exceptions.BadParameter: '64, x' is not a list of widths such as 64,32
         """
         parts = [part.strip() for part in value.split(",")] if value.strip() else []
-        if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        digits = all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts)
+        if not digits or not all(map(int, parts)):
             self.fail(f"{value!r} is not a list of widths such as 64,32", param, ctx)
         return tuple(int(part) for part in parts)
 
 
-class Rate(click.ParamType):
-    """A finite number above 0.
+class Number(click.ParamType):
+    """A finite number above 0, or with `zero` of at least 0.
 
-    >>> Rate()("1e-3")
-    0.001
+    >>> Number()("1e-3"), Number(zero=True)("0")
+    (0.001, 0.0)
     """
 
-    name = "rate"
+    name = "number"
+
+    def __init__(self, *, zero: bool = False) -> None:
+        self.zero = zero
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """The rate.
+        """The number.
 
-        >>> Rate().convert("-1", None, None)
+        >>> Number().convert("-1", None, None)
         Traceback (most recent call last):
         click.exceptions.BadParameter: '-1' is not a number above 0
         """
         try:
-            rate = float(value)
+            number = float("nan" if "_" in str(value) else value)  # Python's float takes 1_000
         except ValueError:
-            rate = float("nan")
-        if not 0 < rate < float("inf"):
-            self.fail(f"{value!r} is not a number above 0", param, ctx)
-        return rate
+            number = float("nan")
+        if not (0 < number < float("inf") or (self.zero and number == 0)):
+            self.fail(f"{value!r} is not a number {self.range}", param, ctx)
+        return number
+
+    @property
+    def range(self) -> str:
+        """The numbers that are taken, in words.
+
+        >>> Number(zero=True).range
+        'of at least 0'
+        """
+        return "of at least 0" if self.zero else "above 0"

@@ -1,6 +1,8 @@
 """Pictures of a training run and of its per-example gradients."""
 
+import errno
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fnn import atomic
+
+
+def make_room(path: Path) -> None:
+    """Make the folder of a picture. Raises OSError where that fails or nothing can be written.
+
+    >>> make_room(Path("picture.png"))
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
 
 
 def curves(history: list[dict[str, float]], path: Path, title: str) -> None:

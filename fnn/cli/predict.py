@@ -2,9 +2,11 @@
 
 import csv
 import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
+import numpy as np
 
 from fnn import atomic, data
 from fnn.cli import options, runs
@@ -28,17 +30,27 @@ def predict(run: Path, source: str, out: Path | None) -> None:
     """
     trained = runs.load(run)
     x = data.inputs(source, len(trained.inputs.mean), trained.features)
-    prediction = runs.predict(trained, x)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if trained.classes:
-        writer.writerow(["class", *(f"probability {name}" for name in trained.classes)])
-        for row in prediction:
-            writer.writerow([trained.classes[row.argmax()], *map(str, row)])
-    else:
-        writer.writerow(trained.values)
-        writer.writerows(map(str, row) for row in prediction)
+    rows = _rows(trained, runs.predictions(trained, x))
     if out is None:
-        click.echo(text.getvalue(), nl=False)
+        for text in rows:
+            click.echo(text, nl=False)
     else:
-        atomic.write(out, text.getvalue().encode())
+        atomic.stream(out, (text.encode() for text in rows))
+
+
+def _rows(trained: runs.Run, predictions: Iterator[np.ndarray]) -> Iterator[str]:
+    """The header and the rows as CSV, in pieces."""
+    names = [f"probability {name}" for name in trained.classes]
+    yield _csv([["class", *names] if trained.classes else trained.values])
+    for piece in predictions:
+        rows = [list(map(str, row)) for row in piece]
+        if trained.classes:
+            best = piece.argmax(-1)
+            rows = [[trained.classes[i], *row] for i, row in zip(best, rows, strict=True)]
+        yield _csv(rows)
+
+
+def _csv(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

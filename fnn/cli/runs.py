@@ -11,7 +11,7 @@ epoch. With the data, a run's settings decide every bit of its result.
 import errno
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +26,14 @@ from fnn.checkpoint import CheckpointError
 from fnn.cli import environment
 from fnn.cli.metrics import Classified, Predicted
 from fnn.data import DataError, Dataset, Scaling
-from fnn.fitting import Progress, epochs_since_best, fit
+from fnn.fitting import CHUNK, Progress, epochs_since_best, fit, predicted
 from fnn.models import mlp
 
 environment.settle()
 
 FILE = "run.safetensors"
+SEEN = 2**20
+"""The most examples whose digests are kept, at 8 bytes each."""
 HELD_OUT = 0.2
 """The share of the data that is held out, and of the training part that patience validates on."""
 
@@ -74,8 +76,10 @@ class Examples(NamedTuple):
 class Run(NamedTuple):
     """A network, trained so far, and what is needed to continue its training or to use it.
 
-    digest identifies the data it was trained on. features, classes and targets are their names,
-    () where there are none. outputs is the scaling of the values to predict, None for classes.
+    digest identifies the data it was trained on, and seen each example of it that was not held
+    out: (n,) uint64, as `digests` gives them, empty above `SEEN` examples. features, classes and
+    targets are their names, () where there are none. outputs is the scaling of the values to
+    predict, None for classes.
 
     >>> run, _ = prepare("iris", Settings((8,), "relu", "sgd", 0.1, 32, 1, seed=0))
     >>> run.classes
@@ -84,6 +88,7 @@ class Run(NamedTuple):
 
     settings: Settings
     digest: str
+    seen: np.ndarray
     features: tuple[str, ...]
     classes: tuple[str, ...]
     targets: tuple[str, ...]
@@ -167,9 +172,12 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
     validation = None
     if settings.patience is not None:
         train, validation = data.split(train, HELD_OUT, settings.seed)
+    learned = (train,) if validation is None else (train, validation)
+    few = sum(len(part.x) for part in learned) <= SEEN
     run = Run(
         settings,
         _digest(everything),
+        np.concatenate([digests(part) for part in learned if few] or [np.empty(0, np.uint64)]),
         train.features,
         train.classes,
         train.targets,
@@ -179,6 +187,34 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
     )
     state = _fresh(run)
     return run._replace(progress=Progress(state, [], state)), Examples(train, validation, test)
+
+
+def digests(examples: Dataset) -> np.ndarray:
+    """A number for each example, from its features and its target: (n,) uint64.
+
+    Equal for equal examples, whatever their order; for others it differs, but for a chance of
+    about 2^-64. Multilinear hashing; Lemire & Kaser 2014.
+
+    >>> examples = Dataset("a", np.array([[1.0], [2.0], [1.0]]), np.ones((3, 1)), ())
+    >>> [int(number) for number in np.unique(digests(examples), return_counts=True)[1]]
+    [1, 2]
+    """
+    n, width = (
+        len(examples.x),
+        examples.x.shape[1] + examples.y.reshape(len(examples.y), -1).shape[1],
+    )
+    keys = np.random.PCG64(0).random_raw(width) | np.uint64(1)
+    found = np.empty(n, np.uint64)
+    for rows in _chunks(n):
+        y = examples.y[rows].reshape(-1, width - examples.x.shape[1])
+        row = np.concatenate([examples.x[rows], y], 1, dtype=np.float64) + 0.0  # -0 is 0
+        bits = row.view(np.uint64)
+        found[rows] = ((bits ^ (bits >> np.uint64(32))) * keys).sum(1)
+    return found
+
+
+def _chunks(n: int) -> list[slice]:
+    return [slice(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
 
 
 def train(run: Run, examples: Examples, on_epoch: Callable[[Run], bool | None]) -> Run:
@@ -193,7 +229,7 @@ def train(run: Run, examples: Examples, on_epoch: Callable[[Run], bool | None]) 
     >>> list(run.progress.history[0]), int(run.progress.state.step)
     (['loss', 'test_loss', 'test_accuracy'], 4)
     """
-    measure = jax.jit(_measure(run))
+    measure = _measure(run)
     test = jax.tree.map(jnp.asarray, run.standardised(examples.test))
     quality = "test_accuracy" if run.outputs is None else "test_RMSE"
     history = list(run.progress.history)
@@ -202,7 +238,7 @@ def train(run: Run, examples: Examples, on_epoch: Callable[[Run], bool | None]) 
     def note(number: int, state: Any, entry: dict[str, Any]) -> bool | None:
         nonlocal run, best
         test_loss, test_quality = measure(state.params, *test)
-        history.append(entry | {"test_loss": float(test_loss), quality: float(test_quality)})
+        history.append(entry | {"test_loss": test_loss, quality: test_quality})
         if examples.validation is None or epochs_since_best(history) == 0:
             best = state
         run = run._replace(progress=Progress(state, history, best))
@@ -233,12 +269,24 @@ def predict(run: Run, x: np.ndarray) -> np.ndarray:
     >>> predict(run, examples.test.x).shape
     (30, 3)
     """
+    return np.concatenate(list(predictions(run, x)))
+
+
+def predictions(run: Run, x: np.ndarray) -> Iterator[np.ndarray]:
+    """What `predict` returns, in pieces of at most `CHUNK` examples, each computed when it is
+    asked for. Raises as `predict` does.
+
+    >>> run, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> [piece.shape for piece in predictions(run, examples.test.x)]
+    [(30, 3)]
+    """
     if x.shape[-1] != len(run.inputs.mean):
         raise DataError(f"expected {len(run.inputs.mean)} features, got {x.shape[-1]}")
     finish = jax.nn.softmax if run.outputs is None else lambda values: values
     forward = jax.jit(lambda params, x: finish(run.network.forward(params, x)[0]))
-    prediction = np.asarray(forward(run.progress.best.params, run.inputs.apply(x)))
-    return prediction if run.outputs is None else run.outputs.undo(prediction)
+    for rows in _chunks(len(x)):
+        piece = np.asarray(forward(run.progress.best.params, run.inputs.apply(x[rows], rows.start)))
+        yield piece if run.outputs is None else run.outputs.undo(piece)
 
 
 def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
@@ -250,7 +298,7 @@ def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
     >>> int(evaluate(run, examples.test).confusion.sum())
     30
     """
-    examples = data.relabelled(data.reordered(examples, run.features), run.classes)
+    examples = _aligned(run, examples)
     prediction = predict(run, examples.x)
     if run.outputs is None:
         return Classified.of(run.classes, examples.y, prediction.argmax(-1))
@@ -260,20 +308,36 @@ def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
     return Predicted.of(run.values, examples.y, prediction, run.outputs.mean)
 
 
-def held_out(run: Run, examples: Dataset) -> Dataset:
-    """The examples that may measure the run, of the data in `examples`.
+def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
+    """The examples that may measure the run, of the data in `examples`, and a word which they are.
 
-    If the run was trained on this data, or if the data has a test part, that is the test part;
-    otherwise it is all of them.
+    If the run was trained on this data, or if the data has a test part, that is the test part.
+    Otherwise it is the examples that are equal to none that the run was trained on; all of them
+    where each is equal to one, or where the run keeps no digests.
+
+    Raises DataError for examples of other features, classes or values than the run's.
 
     >>> run, _ = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
     >>> iris = data.load("iris")
-    >>> len(held_out(run, iris).x), len(held_out(run, iris._replace(x=iris.x + 1)).x)
-    (30, 150)
+    >>> held_out(run, iris)[1], held_out(run, iris._replace(x=iris.x + 1))[1]
+    ('the held-out 30 examples', 'all 150 examples')
     """
-    if examples.test is None and _digest(examples) != run.digest:
-        return examples
-    return data.split(examples, HELD_OUT, run.settings.seed)[1]
+    if examples.test is not None or _digest(examples) == run.digest:
+        test = data.split(examples, HELD_OUT, run.settings.seed)[1]
+        return test, f"the held-out {len(test.x)} examples"
+    examples, n = _aligned(run, examples), len(examples.x)
+    unseen = ~np.isin(digests(examples), run.seen)
+    if unseen.all():
+        return examples, f"all {n} examples"
+    if not unseen.any():
+        return examples, f"all {n} examples, each of them trained on"
+    left = examples._replace(x=examples.x[unseen], y=examples.y[unseen])
+    return left, f"the {unseen.sum()} of {n} examples that were not trained on"
+
+
+def _aligned(run: Run, examples: Dataset) -> Dataset:
+    """The examples with the run's order of features and its labels."""
+    return data.relabelled(data.reordered(examples, run.features), run.classes)
 
 
 def save(folder: Path, run: Run) -> None:
@@ -295,6 +359,7 @@ def save(folder: Path, run: Run) -> None:
         "classes": run.classes,
         "targets": run.targets,
         "sizes": run.sizes,
+        "seen": len(run.seen),
         "history": run.progress.history,
     }
     checkpoint.save(folder / FILE, _tree(run), metadata)
@@ -335,7 +400,8 @@ def load(folder: Path) -> Run:
     defaults.
 
     Raises FileNotFoundError where there is no run; CheckpointError for a damaged file, for one
-    that holds something else, and for settings that this version does not know.
+    that holds something else or numbers that are not finite, and for settings that this version
+    does not know.
 
     >>> load(Path("no/such/folder"))
     Traceback (most recent call last):
@@ -349,10 +415,11 @@ def load(folder: Path) -> Run:
         settings = _settings(held["settings"])
         features, classes, targets = (tuple(held[n]) for n in ("features", "classes", "targets"))
         d_in, *_, k = held["sizes"]
-        inputs, outputs = (Scaling(np.zeros(d), np.ones(d)) for d in (d_in, k))
+        inputs, outputs = (Scaling(_empty(d), _empty(d)) for d in (d_in, k))
         run = Run(
             settings,
             held["digest"],
+            _empty(held.get("seen", 0), np.uint64),
             features,
             classes,
             targets,
@@ -360,19 +427,35 @@ def load(folder: Path) -> Run:
             None if classes else outputs,
             Progress(None, held["history"], None),
         )
+        if not all(isinstance(entry, dict) for entry in held["history"]):
+            raise ValueError("its history is no list of epochs")
+        if len(set(classes)) < len(classes) or run.sizes != tuple(held["sizes"]):
+            raise ValueError("its sizes are not those of its classes and layers")
+        if not 0 <= settings.seed < 2**32:
+            raise ValueError(f"the seed {settings.seed}")
         state = jax.eval_shape(lambda: _fresh(run))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         problem = f"{error} not found" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(
             f"{path}: not a run that this version of fnn can read: {problem}"
         ) from error
     run = run._replace(progress=Progress(state, held["history"], state))
     tree = checkpoint.load(path, _tree(run))
+    for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not np.isfinite(leaf).all():
+            where = jax.tree_util.keystr(place, simple=True, separator=".")
+            raise CheckpointError(f"{path}: {where} is not finite")
     return run._replace(
+        seen=tree.get("seen", run.seen),
         inputs=tree["inputs"],
         outputs=tree["outputs"],
         progress=Progress(tree["state"], held["history"], tree.get("best", tree["state"])),
     )
+
+
+def _empty(length: int, dtype: Any = np.float64) -> np.ndarray:
+    """Zeros that take no memory, for a length that only a file says."""
+    return np.broadcast_to(np.zeros((), dtype), (length,))
 
 
 def _settings(saved: dict[str, Any]) -> Settings:
@@ -401,26 +484,36 @@ def _fresh(run: Run) -> Any:
 def _tree(run: Run) -> dict[str, Any]:
     """The run's arrays. Without patience, the best state is the newest and is not repeated."""
     best = {} if run.settings.patience is None else {"best": run.progress.best}
+    seen = {"seen": run.seen} if len(run.seen) else {}
     return {
         "state": run.progress.state,
         "inputs": run.inputs,
         "outputs": run.outputs,
         **best,
+        **seen,
     }
 
 
-def _measure(run: Run) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def _measure(run: Run) -> Callable[..., tuple[float, float]]:
     """measure(params, x, y) -> (mean loss, accuracy or RMSE in the values' units)."""
-    network, loss = run.network, run.loss
-    scale = None if run.outputs is None else jnp.asarray(run.outputs.scale, jnp.float32)
 
-    def measure(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        prediction, _ = network.forward(params, x)
-        if scale is None:
+    @jax.jit
+    def measured(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The mean loss, and the accuracy or each value's RMSE in standard units."""
+        prediction = predicted(run.network, params, x)
+        if run.outputs is None:
             quality = (prediction.argmax(-1) == y).mean()
         else:
-            quality = jnp.sqrt(jnp.square((prediction - y) * scale).mean())
-        return loss.value(prediction, y).mean(), quality
+            quality = jnp.sqrt(jnp.square(prediction - y).mean(0))
+        return run.loss.value(prediction, y).mean(), quality
+
+    def measure(params: Any, x: jax.Array, y: jax.Array) -> tuple[float, float]:
+        loss, quality = measured(params, x, y)
+        if run.outputs is None:
+            return float(loss), float(quality)
+        # In float64 and by hypot: the values' units may be of any size.
+        rmse = np.hypot.reduce(np.asarray(quality, np.float64) * run.outputs.scale)
+        return float(loss), float(rmse / np.sqrt(quality.size))
 
     return measure
 

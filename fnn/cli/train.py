@@ -31,7 +31,7 @@ from fnn.fitting import DivergedError
     "--optimizer", type=options.Name(list(OPTIMIZERS)), default="adam", help="Update rule."
 )
 @click.option(
-    "--learning-rate", type=options.Rate(), default="0.001", help="Step size of the update rule."
+    "--learning-rate", type=options.Number(), default="0.001", help="Step size of the update rule."
 )
 @click.option(
     "--batch-size",
@@ -72,7 +72,7 @@ from fnn.fitting import DivergedError
 )
 @click.option(
     "--save-every",
-    type=click.FloatRange(min=0),
+    type=options.Number(zero=True),
     default=1.0,
     help="Seconds between saves while training; 0 saves after each epoch.",
 )

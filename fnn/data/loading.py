@@ -13,12 +13,19 @@ from fnn.data.errors import DataError, nearest
 Source = str | Path | Sequence[str | Path]
 
 
-def load(source: Source, *, target: str | int | None = None, task: str | None = None) -> Dataset:
+def load(
+    source: Source,
+    *,
+    target: str | int | None = None,
+    task: str | None = None,
+    called: str | None = None,
+) -> Dataset:
     """Read examples and their targets. `source` is one of
 
         a name          of one of scikit-learn's bundled sets: see `BUNDLED`
         a CSV file      with a header or none, gzipped or not; `target` is the target column's
-                        name or its index from 0 (negative from the end), by default the last
+                        name or its index from 0 (negative from the end), by default the last;
+                        where there is a header and `called` is given, the column of that name
         a `.npz` file   with arrays x and y
         two files       x.npy and y.npy
         a folder        of IDX files named as MNIST's: train-images..., train-labels... and, for
@@ -45,9 +52,9 @@ def load(source: Source, *, target: str | int | None = None, task: str | None = 
     if task is not None and task not in TASKS:
         raise DataError(f"expected a task of {' or '.join(TASKS)}, got {task!r}")
     if isinstance(source, str | Path):
-        return _load_one(source, target, task)
+        return _load_one(source, target, task, called)
     if len(source) == 1:
-        return _load_one(source[0], target, task)
+        return _load_one(source[0], target, task, called)
     if len(source) != 2 or not all(str(path).endswith(".npy") for path in source):
         raise DataError(
             f"expected one source, or x.npy and y.npy, got {' '.join(map(str, source))}"
@@ -105,7 +112,9 @@ def is_csv(source: str | Path) -> bool:
     return not (str(source) in BUNDLED or path.suffix in (".npy", ".npz") or path.is_dir())
 
 
-def _load_one(source: str | Path, target: str | int | None, task: str | None) -> Dataset:
+def _load_one(
+    source: str | Path, target: str | int | None, task: str | None, called: str | None
+) -> Dataset:
     path = _path(source)
     if not is_csv(source):
         _refuse_target(target, source)
@@ -123,7 +132,7 @@ def _load_one(source: str | Path, target: str | int | None, task: str | None) ->
     if path.suffix == ".npz":
         x, y = readers.read_npz(path, "x", "y")
         return from_arrays(str(path), x, y, task)
-    return tables.read_examples(path, target, task)
+    return tables.read_examples(path, target, task, called)
 
 
 def _path(source: str | Path) -> Path:

@@ -47,10 +47,11 @@ class Scaling(NamedTuple):
             raise DataError(f"column {column + 1}: numbers too large to standardise")
         return cls(mean, np.where(constant, 1.0, np.sqrt(var)))
 
-    def apply(self, a: np.ndarray) -> np.ndarray:
+    def apply(self, a: np.ndarray, first: int = 0) -> np.ndarray:
         """Transform a (n, d), in its own units, to z (n, d) float32.
 
-        Raises DataError for a number too far from the mean for float32.
+        Raises DataError for a number too far from the mean for float32, which it names, counting
+        a's first example as number `first`.
 
         >>> Scaling(np.array([2.0]), np.array([4.0])).apply(np.array([[2.0], [10.0]]))
         array([[0.],
@@ -62,7 +63,7 @@ class Scaling(NamedTuple):
             z = z.astype(np.float32)
         for row, column in not_finite(z):
             raise DataError(
-                f"example {row + 1}, column {column + 1}: {a[row, column]} is too far off"
+                f"example {first + row + 1}, column {column + 1}: {a[row, column]} is too far off"
             )
         return z
 

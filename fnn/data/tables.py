@@ -114,11 +114,14 @@ def read_table(path: Path, choose: Choice) -> Table:
     return Table(names, x, texts, lines)
 
 
-def read_examples(path: Path, target: str | int | None, task: str | None) -> Dataset:
+def read_examples(
+    path: Path, target: str | int | None, task: str | None, called: str | None = None
+) -> Dataset:
     """Read a table whose columns are features, but for the target column.
 
     `target` is the target column's name, or its index from 0 (negative from the end); None is
-    the last column. With task None, the target column holds classes if it is all text, or all
+    the last column. Where the file has a header and `called` is given, it is the column of that
+    name instead. With task None, the target column holds classes if it is all text, or all
     whole numbers of which at most `FEW` differ; otherwise values. Numbers that are equal are
     one class, however they are written.
 
@@ -136,7 +139,7 @@ def read_examples(path: Path, target: str | int | None, task: str | None) -> Dat
         nonlocal at
         if width < 2:
             raise DataError(f"{path}: expected at least one feature and the target, got one column")
-        at = _target_index(path, target, names, width)
+        at = _target_index(path, called if names and called else target, names, width)
         return [i for i in range(width) if i != at], at
 
     names, x, texts, lines = read_table(path, choose)
