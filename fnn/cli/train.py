@@ -276,7 +276,7 @@ def _train(
     done = len(run.progress.history)
     with (
         signals.held_back() as received,
-        tqdm(total=epochs, initial=done, unit="epoch", leave=False) as bar,
+        tqdm(total=epochs, initial=done, unit="epoch", leave=False, disable=None) as bar,
     ):
         try:
             runs.train(run, examples, on_epoch)
