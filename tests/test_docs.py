@@ -129,7 +129,15 @@ def agree(got, shown):
     return words[0] == words[1] and np.allclose(*numbers, rtol=0.1, atol=1e-5)
 
 
-@pytest.mark.parametrize("page", [page for page in TEXT if list(blocks(page, "python"))])
+def programs():
+    """The pages with programs. A convolution is slow where XLA optimizes little."""
+    for page in TEXT:
+        if list(blocks(page, "python")):
+            slow = "conv2d" in TEXT[page]
+            yield pytest.param(page, marks=[pytest.mark.optimized] if slow else [])
+
+
+@pytest.mark.parametrize("page", list(programs()))
 def test_programs(page, tmp_path, monkeypatch):
     """The programs of a page run in their order, in one namespace, and print what it shows."""
     monkeypatch.chdir(tmp_path)
