@@ -24,6 +24,7 @@ PARTS = [
     "memory",
     "lines",
     "per_example",
+    "convolution",
     "verify",
 ]
 """Each is a module of this package with run(quick) -> result, which prints its table and

@@ -16,7 +16,6 @@ from fnn.reductions import (
     Factor,
     Outer,
     Reduce,
-    products,
     rows,
     squared_norm,
     total,
@@ -116,7 +115,7 @@ class Conv(Factor):
     x (..., height, width, c_in), dy (..., rows, columns, c_out); zeros around x are
     ((top, bottom), (left, right)). The sum over the batch is a convolution. Each example's own
     gradients are those of a dense layer on patches, the window's entries side by side, at
-    rows * columns positions: all else is done as for this `Outer`.
+    rows * columns positions: norms and rows are those of this `Outer`.
 
     >>> factor = Conv(jnp.ones((5, 3, 3, 1)), jnp.ones((5, 2, 2, 1)), (2, 2), (1, 1), ((0, 0),) * 2)
     >>> total(factor).shape, squared_norm(factor, 1)
@@ -161,25 +160,30 @@ def _(factor: Conv) -> Array:
 
 @rows.register
 def _(factor: Conv, examples: int | None = None) -> Direct:
-    value = rows(factor.outer(), examples).value
+    value = _for_each_example(lambda one: rows(one.outer(), 0).value, factor, examples)
     shape = (factor.dy.shape[-1], *factor.window, factor.x.shape[-1])
     return Direct(value.reshape(*value.shape[:-2], *shape), 4)
 
 
 @squared_norm.register
 def _(factor: Conv, examples: int | None = None) -> Array:
-    return squared_norm(factor.outer(), examples)
-
-
-@products.register
-def _(factor: Conv, examples: int | None = None) -> Array:
-    return products(factor.outer(), examples)
+    return _for_each_example(lambda one: squared_norm(one.outer(), 0), factor, examples)
 
 
 @weighted.register
 def _(factor: Conv, weight: Array) -> Factor:
     beside = weight.reshape(weight.shape + (1,) * (factor.dy.ndim - weight.ndim))
     return replace(factor, dy=factor.dy * beside.astype(factor.dy.dtype))
+
+
+def _for_each_example(f: Callable[[Conv], Array], factor: Conv, examples: int | None) -> Array:
+    """f of each example's own factor, 16 at a time: patches are larger than the images by the
+    window's size, and for so few of them they stay in the processor's cache."""
+    batch = factor.batch[: len(factor.batch) if examples is None else examples]
+    one = lambda pair: f(replace(factor, x=pair[0], dy=pair[1]))  # noqa: E731
+    flat = (a.reshape(-1, *a.shape[len(batch) :]) for a in (factor.x, factor.dy))
+    each = jax.lax.map(one, tuple(flat), batch_size=16)
+    return each.reshape(*batch, *each.shape[1:])
 
 
 def _images(x: Array) -> Array:
