@@ -608,7 +608,7 @@ def test_faults_of_a_run_are_one_line(csv_run, tmp_path):
             one_line(command(*args), message)
         one_line(command("train", "iris", "--resume", "--out", tmp_path), message)
     checkpoint.save(tmp_path / runs.FILE, {"a": np.ones(3)}, {"settings": {}})
-    with pytest.raises(CheckpointError, match="'hidden' not found"):
+    with pytest.raises(CheckpointError, match="'features' not found"):
         runs.load(tmp_path)
 
 
