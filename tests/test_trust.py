@@ -252,6 +252,14 @@ REFUSED = {
         lambda: fit((X, np.full((30, 2), 7, np.float32)), loss=fnn.sigmoid_binary_cross_entropy),
         r"fit: expected targets from 0 to 1, y\[0, 0\] is 7",
     ),
+    "targets above 1 in a stream": (
+        lambda: fit(
+            [(X, np.full((30, 2), 7, np.float32))],
+            loss=fnn.sigmoid_binary_cross_entropy,
+            batch_size=None,
+        ),
+        r"fit: expected targets from 0 to 1, y\[0, 0\] is 7",
+    ),
     "lists": (lambda: fit((X.tolist(), Y.tolist())), r"with arrays \(x, y\) alone"),
     "lists in lists": (lambda: fit((nested(1000), Y)), r"with arrays \(x, y\) alone"),
     "params of another": (
