@@ -344,6 +344,9 @@ def _make_streamed_epoch(
         noted: list[Any] = []
         counts: list[int] = []
         for group in _groups(batches):
+            for _, y in group:
+                if isinstance(y, np.ndarray):  # looking at what is on the device would wait for it
+                    _check_targets("fit", loss, y)
             counts.append(len(group) * count(group[0]))
             # The call moves the batches while the device computes those before them. One call
             # may wait, so that the device never does; more of them would let a fast source
@@ -512,13 +515,17 @@ def check_data(name: str, network: Layer, loss: Loss, params: Params, x: Any, y:
     form: Any = jax.tree.structure(prediction)
     if form == jax.tree.structure(y):
         jax.tree_util.tree_map_with_path(partial(_check_labels, name), y, prediction)
-    if loss in (losses.binary_cross_entropy, losses.sigmoid_binary_cross_entropy):
-        _refuse(name, "y", y, (y < 0) | (y > 1), "targets from 0 to 1")
+    _check_targets(name, loss, y)
     for side, tree in (("x", x), ("y", y)):
         for path, a in jax.tree_util.tree_flatten_with_path(tree)[0]:
             if _is_floating(a):
                 place = side + jax.tree_util.keystr(path)
                 _refuse(name, place, a, ~jnp.isfinite(a), "finite numbers")
+
+
+def _check_targets(name: str, loss: Loss, y: Any) -> None:
+    if loss in (losses.binary_cross_entropy, losses.sigmoid_binary_cross_entropy):
+        _refuse(name, "y", y, (y < 0) | (y > 1), "targets from 0 to 1")
 
 
 def _check_labels(name: str, path: Any, y: Array, prediction: Array) -> None:

@@ -252,6 +252,14 @@ REFUSED = {
         lambda: fit((X, np.full((30, 2), 7, np.float32)), loss=fnn.sigmoid_binary_cross_entropy),
         r"fit: expected targets from 0 to 1, y\[0, 0\] is 7",
     ),
+    "targets above 1 in a stream": (
+        lambda: fit(
+            [(X, np.full((30, 2), 7, np.float32))],
+            loss=fnn.sigmoid_binary_cross_entropy,
+            batch_size=None,
+        ),
+        r"fit: expected targets from 0 to 1, y\[0, 0\] is 7",
+    ),
     "lists": (lambda: fit((X.tolist(), Y.tolist())), r"with arrays \(x, y\) alone"),
     "lists in lists": (lambda: fit((nested(1000), Y)), r"with arrays \(x, y\) alone"),
     "params of another": (
@@ -265,6 +273,9 @@ REFUSED = {
     "width 0": (lambda: fnn.mlp((3, 0, 2)), "whole numbers of at least 1"),
     "width -1": (lambda: fnn.dense(3, -1), "whole numbers of at least 1"),
     "width 2.5": (lambda: fnn.dense(3, 2.5), "whole numbers of at least 1"),
+    "width True": (lambda: fnn.dense(True, 3), "whole numbers of at least 1"),
+    "width of an axis": (lambda: fnn.dense(jnp.ones(1), 3), "whole numbers of at least 1"),
+    "width as array": (lambda: fnn.dense(np.ones(2), 3), "whole numbers of at least 1"),
     "one size": (lambda: fnn.mlp((3,)), "at least an input and an output size"),
     "depth 0": (lambda: fnn.repeat(fnn.tanh, 0), "n of at least 1, got 0"),
     "huber": (lambda: fnn.huber(np.nan), "delta above 0, got nan"),

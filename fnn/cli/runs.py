@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import atomic, checkpoint, data, losses
+from fnn import atomic, checkpoint, data, losses, numbers
 from fnn.base import Layer, Loss, Optimizer
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
@@ -326,6 +326,8 @@ def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
         test = data.split(examples, HELD_OUT, run.settings.seed)[1]
         return test, f"the held-out {len(test.x)} examples"
     examples, n = _aligned(run, examples), len(examples.x)
+    if not len(run.seen):
+        return examples, f"all {n} examples, some of which may have been trained on"
     unseen = ~np.isin(digests(examples), run.seen)
     if unseen.all():
         return examples, f"all {n} examples"
@@ -412,6 +414,7 @@ def load(folder: Path) -> Run:
         raise FileNotFoundError(errno.ENOENT, "there is no trained run", str(path))
     held = checkpoint.read_metadata(path)
     try:
+        _check_held(held)
         settings = _settings(held["settings"])
         features, classes, targets = (tuple(held[n]) for n in ("features", "classes", "targets"))
         d_in, *_, k = held["sizes"]
@@ -427,12 +430,8 @@ def load(folder: Path) -> Run:
             None if classes else outputs,
             Progress(None, held["history"], None),
         )
-        if not all(isinstance(entry, dict) for entry in held["history"]):
-            raise ValueError("its history is no list of epochs")
         if len(set(classes)) < len(classes) or run.sizes != tuple(held["sizes"]):
             raise ValueError("its sizes are not those of its classes and layers")
-        if not 0 <= settings.seed < 2**32:
-            raise ValueError(f"the seed {settings.seed}")
         state = jax.eval_shape(lambda: _fresh(run))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         problem = f"{error} not found" if isinstance(error, KeyError) else str(error)
@@ -468,7 +467,35 @@ def _settings(saved: dict[str, Any]) -> Settings:
         raise ValueError(f"unknown settings {', '.join(unknown)}")
     every = Settings._field_defaults | saved
     every["hidden"] = tuple(every["hidden"])
-    return Settings(*(every[name] for name in Settings._fields))
+    settings = Settings(*(every[name] for name in Settings._fields))
+    for width in settings.hidden:
+        numbers.count("settings", hidden=width)
+    numbers.count("settings", batch_size=settings.batch_size, epochs=settings.epochs)
+    numbers.count("settings", patience=1 if settings.patience is None else settings.patience)
+    numbers.nonnegative("settings", seed=settings.seed)
+    numbers.positive("settings", learning_rate=settings.learning_rate)
+    for name, known in (
+        ("activation", ACTIVATIONS),
+        ("optimizer", OPTIMIZERS),
+        ("task", (None, *data.TASKS)),
+    ):
+        if every[name] not in known:
+            raise ValueError(f"unknown {name} {every[name]!r}")
+    if settings.seed >= 2**32 or not isinstance(settings.target, str | None):
+        raise ValueError(f"the seed {settings.seed}, the target {settings.target!r}")
+    return settings
+
+
+def _check_held(held: dict[str, Any]) -> None:
+    """Raise TypeError for metadata of other types than `save` writes, KeyError for missing ones."""
+    text, number = (lambda v: isinstance(v, str)), (lambda v: isinstance(v, int | float))
+    entries = {"features": text, "classes": text, "targets": text, "sizes": number}
+    entries["history"] = lambda v: isinstance(v, dict) and all(map(number, v.values()))
+    for name, is_right in entries.items():
+        if not isinstance(held[name], list) or not all(map(is_right, held[name])):
+            raise TypeError(f"{name} is of another type")
+    if not isinstance(held["settings"], dict) or not isinstance(held["digest"], str):
+        raise TypeError("settings or digest are of another type")
 
 
 def _fresh(run: Run) -> Any:

@@ -1,6 +1,7 @@
 """What layers with parameters check of their widths and inputs."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from fnn.base import Array, Params
 
@@ -12,7 +13,7 @@ def check_widths(name: str, *widths: int) -> None:
     Traceback (most recent call last):
     ValueError: dense(0, 2): expected widths that are whole numbers of at least 1
     """
-    if any(isinstance(d, bool) or not hasattr(d, "__index__") or d < 1 for d in widths):
+    if not all(isinstance(d, int | np.integer) and d is not True and d > 0 for d in widths):
         raise ValueError(f"{name}: expected widths that are whole numbers of at least 1")
 
 

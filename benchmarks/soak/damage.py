@@ -1,0 +1,56 @@
+"""A run's file with bits flipped, cut, and continued: is each refused?"""
+
+import random
+from pathlib import Path
+
+from fnn import checkpoint
+from fnn.cli import runs
+
+
+def damage(folder: Path, each: int) -> dict[str, int]:
+    """A run's file with one bit flipped, or cut, or continued, or a piece of it changed."""
+    settings = runs.Settings((4,), "tanh", "adam", 0.01, 32, 1, seed=0)
+    trained, examples = runs.prepare("iris", settings)
+    trained = runs.train(trained, examples, lambda newest: None)
+    runs.save(folder, trained)
+    path = folder / runs.FILE
+    whole = path.read_bytes()
+    rng = random.Random(0)
+
+    def refused(changed: bytes) -> bool:
+        path.write_bytes(changed)
+        try:
+            runs.load(folder)
+        except checkpoint.CheckpointError:
+            return True
+        return False
+
+    def flipped(bit: int) -> bytes:
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        return bytes(changed)
+
+    def piece() -> bytes:
+        start = rng.randrange(len(whole))
+        stop = min(len(whole), start + rng.randrange(1, 64))
+        changed = whole[:start] + rng.randbytes(stop - start) + whole[stop:]
+        return changed if changed != whole else flipped(start * 8)
+
+    bits = range(8 * len(whole))
+    bits = bits if len(bits) <= each else rng.sample(bits, each)
+    cuts = range(len(whole)) if len(whole) <= each else rng.sample(range(len(whole)), each)
+    counts = {
+        "bits": sum(refused(flipped(bit)) for bit in bits),
+        "cuts": sum(refused(whole[:length]) for length in cuts),
+        "continued": sum(refused(whole + rng.randbytes(i % 40 + 1)) for i in range(each // 10)),
+        "pieces": sum(refused(piece()) for _ in range(each // 10)),
+    }
+    assert counts["bits"] == len(bits)
+    assert counts["cuts"] == len(cuts)
+    assert counts["continued"] == counts["pieces"] == each // 10
+    assert not refused(whole)
+    print(
+        f"damage   all refused: {counts['bits']} of {8 * len(whole)} single bits flipped, "
+        f"{counts['cuts']} cuts, {counts['continued']} continued, {counts['pieces']} pieces changed"
+    )
+    return {"file_bytes": len(whole), **counts}
