@@ -29,6 +29,7 @@ from fnn import (
     memory,
     models,
     optimizers,
+    precision,
     wrappers,
 )
 from fnn.base import Layer, Loss, Optimizer, at
@@ -75,6 +76,7 @@ LAYERS: dict[str, tuple[Layer, Any]] = {
     "concatenate": (combinators.concatenate, (_x(3), _x(2))),
     "masked": (combinators.masked(layers.dense(4, 3), {"W": _MASK, "b": _MASK[:, 0]}), _x(4)),
     "remat": (memory.remat(combinators.serial(layers.dense(4, 4), activations.tanh)), _x(4)),
+    "compute_in": (precision.compute_in(layers.dense(4, 3), jnp.bfloat16), _x(4)),
     "reversible": (memory.reversible(layers.dense(2, 2), activations.tanh, 3), _x(4)),
     "repeat": (combinators.repeat(combinators.skip(layers.layer_norm(4)), 3), _x(4)),
     "mlp": (models.mlp((5, 6, 4, 3), activation=activations.gelu), _x(5)),

@@ -194,9 +194,8 @@ def test_every_constructor_is_in_the_catalogue():
     modules = ["activations", "combinators", "losses", "optimizers", "models"]
     modules += [name for name in SOURCES if name.startswith("layers.") and name != "layers.shapes"]
     modules += ["memory", "precision", "wrappers"]
-    # Their gradient is zero by definition, which no check can tell from a missing one; and what
-    # computes in less than float64 has tests of its own.
-    listed |= {"frozen", "stop_gradient", "compute_in"}
+    # Their gradient is zero by definition, which no check can tell from a missing one.
+    listed |= {"frozen", "stop_gradient"}
     for module in modules:
         assert defined(module) <= listed, f"{module}: {defined(module) - listed}"
 
