@@ -200,3 +200,37 @@ def test_an_objective_in_numpy():
     verify.check_gradients(right, objective, X[0]).raise_for_verdict()
     wrong = lambda x: (objective(x), 2.999 * np.asarray(x) ** 2)
     assert verify.check_gradients(wrong, objective, X[0]).verdict == "fail"
+
+
+@pytest.mark.parametrize("scale", [1, 10, 20, 40, 100, 300])
+def test_a_right_attention_does_not_fail_at_saturated_logits(scale):
+    logits = scale * jax.random.normal(jax.random.key(0), (4, 6))
+    values = jax.random.normal(jax.random.key(1), (6, 3))
+
+    def forward(v, z):
+        return jax.nn.softmax(z) @ v, (z, jax.nn.logsumexp(z, -1, keepdims=True))
+
+    def backward(v, residuals, dy, sign=1):
+        p = jnp.exp(residuals[0] - residuals[1])
+        delta = (dy * (p @ v)).sum(-1, keepdims=True)
+        return p.T @ dy, p * (dy @ v.T - sign * delta)
+
+    assert verify.check_vjp(forward, backward, values, logits).verdict != "fail"
+    wrong = lambda v, r, dy: backward(v, r, dy, -1)
+    assert verify.check_vjp(forward, wrong, values, logits).verdict == "fail"
+
+
+@pytest.mark.parametrize("scale", [1, 10, 30, 60])
+def test_a_right_rule_does_not_fail_in_a_tail_where_autodiff_cancels(scale):
+    z = scale * jnp.array([[0.5, 1.0, -1.0, 0.8]])
+    slope = lambda x, y: jax.nn.sigmoid(x) * jax.nn.sigmoid(-x)
+    report = verify.check_layer(fnn.elementwise(jax.nn.sigmoid, slope), (), z)
+    assert report.verdict == ("pass" if scale < 30 else "inconclusive"), str(report)
+    twice = fnn.elementwise(jax.nn.sigmoid, lambda x, y: 2 * slope(x, y))
+    assert verify.check_layer(twice, (), z).verdict == "fail"
+
+
+def test_a_reference_that_is_nan_is_no_bound_for_the_value():
+    norm = lambda x: jnp.linalg.norm(x) ** 2
+    report = verify.check_gradients(lambda x: ((x * x).sum(), 2 * x), norm, jnp.zeros(3))
+    assert [leaf.verdict for leaf in report.leaves] == ["pass", "inconclusive"]

@@ -67,25 +67,18 @@ class Reference:
         self.stacks = self._moved(0)
         values, *grads = self.stacks[: len(inputs.theta) + 1]
         # The rounding of f: u sum |df/dtheta||theta|, and what rounding its inputs did to it.
-        magnitude = sum(np.abs(g[0] * p).sum() for g, p in zip(grads, inputs.theta, strict=True))
+        finite = [g[0] if np.isfinite(g[0]).all() else np.zeros(g[0].shape) for g in grads]
+        magnitude = sum(np.abs(g * p).sum() for g, p in zip(finite, inputs.theta, strict=True))
         moved = np.abs(values[1] - values[0])
         self.noise = float(unit * (magnitude + np.abs(values[0])) + moved)
-        self.size = max((np.abs(g[0]).max(initial=0.0) for g in grads), default=0.0)
+        self.size = max((np.abs(g).max(initial=0.0) for g in finite), default=0.0)
 
     def _at_moved_inputs(self, seed: int) -> list[np.ndarray]:
         """The stacks, with every float moved up or down by signs drawn from the seed."""
         random = np.random.default_rng(seed)
-
-        def move(a: Any, u: float) -> np.ndarray:
-            a = np.asarray(a)
-            signs = random.integers(0, 2, a.shape, np.int8)
-            return (np.where(signs, 1 + u, 1 - u) * a).astype(a.dtype) if u else a
-
         runs = []
         for u in (0.0, self.unit, self.roundoff):
-            theta, floats, others = self.inputs
-            moved = Inputs([move(a, u) for a in theta], [move(a, u) for a in floats], others)
-            value, grads, outputs = gradient_of(self.call, moved)
+            value, grads, outputs = gradient_of(self.call, moved(self.inputs, u, random))
             runs.append([np.asarray(a, np.float64) for a in (value, *grads, *outputs)])
         return [np.stack(leaves) for leaves in zip(*runs, strict=True)]
 
@@ -119,6 +112,29 @@ class Reference:
         f = [run(evaluate_moved, self.call, self.inputs, directions, step) for step in (*h, *-h)]
         plus, minus = np.array(f, np.float64).reshape(2, LEVELS)
         return _slope(float(self.stacks[0][0]), plus, minus, h, 8 * self.noise / h[-1])
+
+
+def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
+    """The inputs, every float moved up or down by the roundoff u. Equal values move alike, so
+    that no tie is broken.
+
+    >>> inputs = Inputs([np.array([3.0, 3.0])], [], [])
+    >>> a, b = moved(inputs, 0.5, np.random.default_rng(0)).theta[0]
+    >>> bool(a == b), float(a) in (1.5, 4.5)
+    (True, True)
+    """
+    if u == 0:
+        return inputs
+    odd = 2 * random.integers(1, 2**62, dtype=np.uint64) + np.uint64(1)
+
+    def move(a: Any) -> np.ndarray:
+        a = np.asarray(a)
+        mixed = np.atleast_1d(a.astype(np.float64)).view(np.uint64).reshape(a.shape) * odd
+        up = (mixed >> np.uint64(60)) & np.uint64(1)
+        return (np.where(up, 1 + u, 1 - u) * a).astype(a.dtype)
+
+    theta, floats, others = inputs
+    return Inputs([*map(move, theta)], [*map(move, floats)], others)
 
 
 def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], list[Any]]:
