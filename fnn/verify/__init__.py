@@ -6,6 +6,7 @@ check_gradients   any function that returns a value and its gradient
 check_vjp         any forward and backward pair
 check_custom      any function with a derivative rule of its own, against the plain function
 check_optimizer   an update rule, against the same rule in numpy
+search            looks for inputs at which a forward and backward pair is wrong
 
 Each returns a `Report`.
 """
@@ -19,3 +20,4 @@ from fnn.verify.gradients import (
 )
 from fnn.verify.optimizers import check_optimizer as check_optimizer
 from fnn.verify.report import Report as Report
+from fnn.verify.search import search as search

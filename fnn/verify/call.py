@@ -131,9 +131,7 @@ def evaluate_moved(call: Call, inputs: Inputs, directions: list[Any], step: Any)
     >>> float(evaluate_moved(call, inputs, [2.0], 0.5))
     16.0
     """
-    theta = [
-        (p + step * v).astype(p.dtype) for p, v in zip(inputs.theta, directions, strict=True)
-    ]
+    theta = [(p + step * v).astype(p.dtype) for p, v in zip(inputs.theta, directions, strict=True)]
     value, _ = call(inputs._replace(theta=theta))
     return value
 

@@ -209,4 +209,6 @@ def worst_entry_slope(tested: Tested, reference: Reference) -> Slope:
     directions = [np.zeros(p.shape) for p in reference.inputs.theta]
     _, index = measure(tested.best, reference.stacks[tested.position][0], FLOOR)
     directions[tested.position - 1][index] = 1.0
-    return reference.slope(directions, steps(reference.unit)[0] * reference.norms[tested.position - 1])
+    return reference.slope(
+        directions, steps(reference.unit)[0] * reference.norms[tested.position - 1]
+    )

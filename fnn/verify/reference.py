@@ -58,9 +58,7 @@ class Reference:
     6.0
     """
 
-    def __init__(
-        self, call: Call, inputs: Inputs, roundoff: float, unit: float = ROUNDOFF
-    ) -> None:
+    def __init__(self, call: Call, inputs: Inputs, roundoff: float, unit: float = ROUNDOFF) -> None:
         self.call, self.inputs, self.roundoff, self.unit = call, inputs, roundoff, unit
         self.norms = [norm(p) or 1.0 for p in inputs.theta]
         self._moved = lru_cache(self._at_moved_inputs)
