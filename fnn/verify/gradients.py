@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Layer, Loss, Params, check_loss as expect_loss
@@ -134,6 +133,7 @@ def check_vjp(
     dy = random_cotangent(key, _shapes_of(reference or (lambda p, x: forward(p, x)[0]), *inputs))
     functions = (forward, backward)
     theta = {"dparams": params, "dx": x}
+    objective: tuple[Callable[..., Any], Any]
     if reference is None:
         objective, gradient = (_product, forward), (_by_backward, functions)
     else:

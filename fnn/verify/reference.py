@@ -102,7 +102,8 @@ class Reference:
         >>> from fnn.verify.call import split
         >>> from fnn.verify.float64 import in_float64
         >>> with in_float64():
-        ...     call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
+        ...     rule = lambda f, theta: (f(theta), [])
+        ...     call, inputs = split(rule, jnp.square, jnp.array(3.0), ())
         ...     round(Reference(call, inputs, 2.0**-24).slope([np.ones(())], 1e-3).value, 6)
         6.0
         """

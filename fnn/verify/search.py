@@ -52,8 +52,8 @@ def search(
     simplest found, as (params, x), to paste into a test; None where no probe fails.
 
     Tried are params and x themselves and variants of them of the same shapes. With
-    `make_inputs(key, **sizes) -> (params, x)`, whose sizes have integer defaults, other sizes are
-    tried too: 1, sizes that no block divides, sizes that differ from each other.
+    `make_inputs(key, batch=8, d=4) -> (params, x)`, sizes with integer defaults by any name, other
+    sizes are tried too: 1, sizes that no block divides, sizes that differ from each other.
 
     Inputs that forward or backward refuses by an exception count for nothing. A probe fails only
     by a plain error, of more than 1e-6 in float64, or by NaN where the reference is finite.
@@ -141,23 +141,24 @@ def _sized(make_inputs: Callable[..., Any] | None, key: Array) -> Iterator[Probe
     wanted += [{name: SIZES[5 - i % 4] for i, name in enumerate(sizes)}]
     for chosen in (sizes, *wanted):
         try:
-            params, x = make_inputs(key, **chosen)
+            params, x = make_inputs(key, *chosen.values())
         except Exception:  # sizes that do not go together
             continue
         yield Probe(f"sizes {chosen}", *as_arrays((params, x)))
 
 
 def _sizes_of(make_inputs: Callable[..., Any]) -> dict[str, int]:
-    """The arguments with integer defaults.
+    """The arguments behind the key, and their defaults.
 
-    Raises ValueError where there are none.
+    Raises ValueError where there are none, or where they are no integers or not positional.
     """
-    given = inspect.signature(make_inputs).parameters.values()
-    sizes = {p.name: p.default for p in given if type(p.default) is int}
-    if not sizes:
+    _, *given = inspect.signature(make_inputs).parameters.values()
+    sizes = {p.name: p.default for p in given}
+    positional = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in given)
+    if not sizes or not positional or not all(type(n) is int for n in sizes.values()):
         raise ValueError(
-            "search: expected make_inputs(key, **sizes) whose sizes have integer defaults, such as "
-            f"make_inputs(key, batch=4, d=3); got {inspect.signature(make_inputs)}"
+            "search: expected make_inputs(key, sizes...) whose sizes have integer defaults, such "
+            f"as make_inputs(key, batch=4, d=3); got {inspect.signature(make_inputs)}"
         )
     return sizes
 

@@ -35,7 +35,7 @@ def decide(
     >>> decide(tested, np.array([6.0]), (failed, skipped, skipped), None)
     ('fail', 'at [0] expected 6, got 5', (0,))
     """
-    float64, native, differences = checks
+    float64, native, _ = checks
     _, index = measure(tested.best, expected, FLOOR)
     if float64.verdict == "fail":
         values = _values(tested.best, expected, index)
