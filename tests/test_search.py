@@ -120,7 +120,7 @@ def test_other_sizes_are_tried():
         return (), jnp.zeros_like(x).at[:full].set((2 * x * dy)[:full])
 
     forward = lambda p, x: (x**2, x)
-    make = lambda key, batch=8, d=2: ((), jax.random.normal(key, (batch, d)))
+    make = lambda key, batch=8: ((), jax.random.normal(key, (batch, 2)))
     x = make(jax.random.key(0))[1]
     assert verify.search(forward, lambda p, x, dy: ((), 2 * x * dy), (), x).verdict == "pass"
     assert verify.check_vjp(forward, backward, (), x).verdict == "pass"

@@ -236,7 +236,7 @@ def custom_rules(call: Call, inputs: Inputs) -> list[str]:
     >>> @jax.custom_jvp
     ... def square(x):
     ...     return x * x
-    >>> square.defjvp(lambda x, dx: (x[0] * x[0], 2 * x[0] * dx[0]))
+    >>> rule = square.defjvp(lambda x, dx: (x[0] * x[0], 2 * x[0] * dx[0]))
     >>> call, inputs = split(lambda f, theta: f(theta), square, jnp.array(3.0), ())
     >>> custom_rules(call, inputs)
     ['square']

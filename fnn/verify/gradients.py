@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Layer, Loss, Params, check_loss as expect_loss
@@ -297,7 +298,7 @@ def _reference_product(reference: Callable[..., Any], theta: Any, dy: Any) -> An
 
 def _dot(y: Any, dy: Any) -> Any:
     pairs = zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True)
-    return sum((a * b).sum() for a, b in pairs if differentiable(a))
+    return sum(jnp.sum(a * b) for a, b in pairs if differentiable(a))
 
 
 def _by_backward(functions: tuple[Callable[..., Any], ...], theta: Any, dy: Any) -> Any:
