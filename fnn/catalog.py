@@ -84,6 +84,7 @@ COMBINATORS: dict[str, tuple[Callable[[Layer], Layer], Any]] = {
     "repeat": (lambda f: fnn.repeat(fnn.skip(f), 3), _x(4)),
     "masked": (lambda f: fnn.masked(f, _mask(f)), _x(4)),
     "remat": (fnn.remat, _x(4)),
+    "compute_in": (lambda f: fnn.compute_in(f, jnp.bfloat16), _x(4)),
     "reversible": (lambda f: fnn.reversible(f, fnn.serial(f, fnn.tanh), 3), _x(8)),
 }
 

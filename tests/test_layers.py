@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import LAYERS, layer_inputs, on_floats
+from cases import EXACT as LAYERS, layer_inputs, on_floats
 from jax.flatten_util import ravel_pytree
 
 import fnn

@@ -197,9 +197,8 @@ def test_every_constructor_is_in_the_catalogue():
     helpers = ("layers.shapes", "layers.windows")
     modules += [name for name in SOURCES if name.startswith("layers.") and name not in helpers]
     modules += ["memory", "precision", "wrappers"]
-    # Their gradient is zero by definition, which no check can tell from a missing one; and what
-    # computes in less than float64 has tests of its own.
-    listed |= {"frozen", "stop_gradient", "compute_in"}
+    # Their gradient is zero by definition, which no check can tell from a missing one.
+    listed |= {"frozen", "stop_gradient"}
     for module in modules:
         assert defined(module) <= listed, f"{module}: {defined(module) - listed}"
 
@@ -227,7 +226,7 @@ def test_every_combinator_is_tested_with_random_layers():
         for name in defined(module)
         if inspect.isfunction(getattr(fnn, name))
     }
-    assert combine == set(catalog.COMBINATORS) | {"frozen", "compute_in"}
+    assert combine == set(catalog.COMBINATORS) | {"frozen"}
 
 
 def test_signatures_can_be_read_at_run_time():

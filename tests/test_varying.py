@@ -101,7 +101,6 @@ def test_a_wrong_backward_at_a_key_is_seen():
 # What every combinator of the catalogue owes its layers, and those that it can't list.
 COMBINATORS = {name: of for name, (of, _) in catalog.COMBINATORS.items()} | {
     "frozen": fnn.frozen,
-    "compute_in": lambda f: fnn.compute_in(f, jnp.float32),
 }
 every_combinator = pytest.mark.parametrize("of", COMBINATORS.values(), ids=COMBINATORS)
 

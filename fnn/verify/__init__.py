@@ -4,12 +4,15 @@ check_layer       a layer's backward
 check_loss        a loss's gradient
 check_gradients   any function that returns a value and its gradient
 check_vjp         any forward and backward pair
+check_custom      any function with a derivative rule of its own, against the plain function
 check_optimizer   an update rule, against the same rule in numpy
+search            looks for inputs at which a forward and backward pair is wrong
 
 Each returns a `Report`.
 """
 
 from fnn.verify.gradients import (
+    check_custom as check_custom,
     check_gradients as check_gradients,
     check_layer as check_layer,
     check_loss as check_loss,
@@ -17,3 +20,4 @@ from fnn.verify.gradients import (
 )
 from fnn.verify.optimizers import check_optimizer as check_optimizer
 from fnn.verify.report import Report as Report
+from fnn.verify.search import search as search

@@ -5,6 +5,7 @@ inputs, whatever trees the user's function takes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array
-from fnn.verify.float64 import unit_roundoff
+from fnn.verify.float64 import in_float64, unit_roundoff
 from fnn.verify.trees import as_arrays, differentiable
 
 
@@ -106,25 +107,33 @@ def evaluate(call: Call, inputs: Inputs) -> Any:
     return call(inputs)
 
 
-def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array]]:
-    """The value of a scalar call and its gradient with respect to theta, by autodiff.
+def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array], list[Array]]:
+    """For a call that returns a scalar and a list of arrays: the scalar, its gradient with
+    respect to theta by autodiff, and the arrays.
 
-    >>> call, inputs = split(lambda f, theta: f(theta), jnp.square, jnp.array(3.0), ())
+    >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
     >>> differentiate(call, inputs)[1]
     [Array(6., dtype=float32, weak_type=True)]
     """
-    return jax.value_and_grad(lambda theta: call(inputs._replace(theta=theta)))(inputs.theta)
+
+    def f(theta: list[Any]) -> tuple[Array, list[Array]]:
+        value, outputs = call(inputs._replace(theta=theta))
+        return value, outputs
+
+    (value, outputs), grads = jax.value_and_grad(f, has_aux=True)(inputs.theta)
+    return value, grads, outputs
 
 
 def evaluate_moved(call: Call, inputs: Inputs, directions: list[Any], step: Any) -> Any:
-    """The call's result where each array of theta is moved by `step` along its direction.
+    """The scalar of such a call where each array of theta is moved by `step` along its direction.
 
-    >>> call, inputs = split(lambda f, theta: f(theta), jnp.square, jnp.array(3.0), ())
+    >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
     >>> float(evaluate_moved(call, inputs, [2.0], 0.5))
     16.0
     """
-    theta = [p + step * v for p, v in zip(inputs.theta, directions, strict=True)]
-    return call(inputs._replace(theta=theta))
+    theta = [(p + step * v).astype(p.dtype) for p, v in zip(inputs.theta, directions, strict=True)]
+    value, _ = call(inputs._replace(theta=theta))
+    return value
 
 
 @lru_cache
@@ -144,31 +153,125 @@ def run(program: Callable[..., Any], call: Any, *arrays: Any) -> Any:
     """
     try:
         return _compiled(program)(call, *arrays)
-    except (TypeError, ValueError, IndexError):
+    except Exception:  # another library's functions may raise anything at a tracer
         return program(call, *arrays)
 
 
+@contextmanager
+def float64_section(function: Callable[..., Any], *inputs: Any) -> Iterator[None]:
+    """`in_float64`, for a function that may close over NumPy arrays.
+
+    JAX keeps a closed-over NumPy array in the dtype of the first trace for as long as a compiled
+    program holds it, whether x64 is on or not. So where the function has such a constant, JAX's
+    caches are cleared on both sides of the section.
+
+    >>> c = np.array([1.0, 2.0])
+    >>> f = jax.jit(lambda x: c * x)
+    >>> y = f(jnp.ones(2))
+    >>> with float64_section(f, jnp.ones(2)):
+    ...     str(f(jnp.ones(2, jnp.float64)).dtype)
+    'float64'
+    >>> str(f(jnp.ones(2)).dtype)
+    'float32'
+    """
+    held = _holds_numpy_arrays(function, *inputs)
+    if held:
+        jax.clear_caches()
+    try:
+        with in_float64():
+            yield
+    finally:
+        if held:
+            jax.clear_caches()
+
+
+def _holds_numpy_arrays(function: Callable[..., Any], *inputs: Any) -> bool:
+    try:
+        program = jax.make_jaxpr(function)(*inputs)
+    except Exception:  # it can't be traced
+        return False
+    constants = [c for inner in _programs(program) for c in getattr(inner, "consts", ())]
+    return any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
+
+
 def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
-    """The largest unit roundoff of a floating-point value inside the call; 0 if unknown.
+    """The largest unit roundoff of a floating-point value that the call computes from floats;
+    0 if unknown.
 
     >>> call, inputs = split(lambda f, theta: f(theta), jnp.sin, jnp.array(0.0), ())
     >>> coarsest_roundoff(call, inputs) == unit_roundoff(jnp.float32)
     True
     """
     try:
-        found = list(_values(jax.make_jaxpr(call.__call__)(inputs).jaxpr))
-    except (jax.errors.JAXTypeError, TypeError):
+        program = jax.make_jaxpr(call.__call__)(inputs)
+    except Exception:  # it can't be traced
         return 0.0
-    return max((unit_roundoff(a.dtype) for a in found if differentiable(a)), default=0.0)
+    return _coarsest(program, [differentiable(v.aval) for v in program.jaxpr.invars])
 
 
-def _values(jaxpr: Any) -> Iterator[Any]:
-    """The abstract values of all operations, those of inner programs too."""
-    for equation in jaxpr.eqns:
-        yield from (v.aval for v in equation.outvars)
-        for param in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(param):
-                yield from _values(getattr(param, "jaxpr", param))
+def _coarsest(program: Any, used: list[bool]) -> float:
+    """The same of a jaxpr; `used` says which of its inputs count."""
+    inner = getattr(program, "jaxpr", program)
+    counted = {v for v, counts in zip(inner.invars, used, strict=True) if counts}
+    found = 0.0
+    for equation in inner.eqns:
+        used = [not hasattr(v, "val") and v in counted for v in equation.invars]
+        if not any(used):
+            continue
+        floats = [v for v in equation.outvars if differentiable(v.aval)]
+        counted.update(floats)
+        found = max([found, *(unit_roundoff(v.aval.dtype) for v in floats)])
+        for part in _inner(equation):
+            n = len(getattr(part, "jaxpr", part).invars)
+            # The operands of most loops and calls are the inputs of what is inside, the last n.
+            inputs = used[len(used) - n :] if n <= len(used) else [True] * n
+            found = max(found, _coarsest(part, inputs))
+    return found
+
+
+def custom_rules(call: Call, inputs: Inputs) -> list[str]:
+    """The names of the functions in the call that have a derivative rule of their own, JAX's
+    apart.
+
+    >>> @jax.custom_jvp
+    ... def square(x):
+    ...     return x * x
+    >>> rule = square.defjvp(lambda x, dx: (x[0] * x[0], 2 * x[0] * dx[0]))
+    >>> call, inputs = split(lambda f, theta: f(theta), square, jnp.array(3.0), ())
+    >>> custom_rules(call, inputs)
+    ['square']
+    """
+    try:
+        program = jax.make_jaxpr(call.__call__)(inputs)
+    except Exception:  # it can't be traced
+        return []
+    found = []
+    for inner in _programs(program):
+        for equation in _equations(inner):
+            if equation.primitive.name.startswith("custom_") and "call_jaxpr" in equation.params:
+                body = getattr(equation.params["call_jaxpr"], "jaxpr", None)
+                source = str(getattr(getattr(body, "debug_info", None), "func_src_info", ""))
+                name, _, file = source.partition(" at ")
+                if "/jax/" not in file.replace("\\", "/"):
+                    found.append(name or "a function")
+    return list(dict.fromkeys(found))
+
+
+def _programs(program: Any) -> Iterator[Any]:
+    """A jaxpr and all that are inside it."""
+    yield program
+    for equation in _equations(program):
+        for part in _inner(equation):
+            yield from _programs(part)
+
+
+def _equations(program: Any) -> Sequence[Any]:
+    return getattr(program, "jaxpr", program).eqns
+
+
+def _inner(equation: Any) -> list[Any]:
+    params = list(equation.params.values())
+    return [p for p in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(p)]
 
 
 def _is_jaxpr(x: Any) -> bool:

@@ -8,7 +8,8 @@ native dtype  The gradient as the user runs it, against autodiff in float64. Wit
               input moves by u, which is u times the running magnitude sum |dg/dv||v|; the error
               of autodiff in the same dtype; and u. Overflow and cancellation show here.
 differences   The gradient along one unit direction per leaf, against a slope by finite
-              differences.
+              differences. A gradient that can't be had in float64 would show nothing but its
+              rounding: autodiff's takes its place, and the native check holds the two together.
 
 A check is skipped where it can't tell: next to a kink, where rounding is as large as what is
 measured, and where the reference is zero or not finite.
@@ -23,9 +24,19 @@ from fnn.verify.float64 import ROUNDOFF
 from fnn.verify.leaf import FLOOR, NONE, TOLERANCE, Check, compared, measure
 from fnn.verify.reference import Reference, Slope, norm
 
-STEPS = (2.0**-17, 2.0**-12)
-"""First steps of finite differences, relative to a leaf's norm: few kinks are within the first;
-the second is for where the first is lost in rounding."""
+CANCELS = "autodiff cancels"
+"""Why the native check is skipped where autodiff itself is left with hardly a digit there."""
+
+
+def steps(unit: float) -> tuple[float, float]:
+    """First steps of finite differences, relative to a leaf's norm, for a function of this
+    roundoff: few kinks are within the first; the second is for where the first is lost in
+    rounding.
+
+    >>> [round(float(np.log2(h))) for h in steps(2.0**-53)]
+    [-17, -12]
+    """
+    return unit ** (17 / 53), unit ** (12 / 53)
 
 
 class Tested(NamedTuple):
@@ -33,7 +44,7 @@ class Tested(NamedTuple):
 
     `position` is its place in the reference's stacks: 0 is the value, the arrays of theta follow.
     `native` is what the user runs. `wide` is the same computed in float64, or None, for the
-    `reason`.
+    `reason`. Positions behind theta's are arrays that the function returns.
 
     >>> Tested("dx", 1, np.ones(2), None, "gives float32").best
     array([1., 1.])
@@ -60,7 +71,7 @@ def float64_check(tested: Tested, reference: Reference) -> Check:
 
     >>> import jax.numpy as jnp
     >>> from fnn.verify.call import split
-    >>> call, inputs = split(lambda f, theta: f(theta), jnp.square, jnp.array(3.0), ())
+    >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
     >>> tested = Tested("dx", 1, np.array(5.0), np.array(5.0), "")
     >>> float64_check(tested, Reference(call, inputs, 2.0**-24)).verdict
     'fail'
@@ -74,7 +85,7 @@ def float64_check(tested: Tested, reference: Reference) -> Check:
     moves = reference.moves(tested.position, 1, FLOOR)
     if not expected.any():
         found = _within(error, (64 * (m + ROUNDOFF * reference.size) for m in moves))
-        zero = found.verdict == "pass" and tested.position > 0
+        zero = found.verdict == "pass" and 0 < tested.position <= len(reference.inputs.theta)
         return Check("skipped", reason="zero") if zero else found
     found = _within(error, (max(TOLERANCE, 64 * m) for m in moves))
     # A reference of which less than four digits hold is rounding, and can confirm nothing.
@@ -88,7 +99,7 @@ def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> 
 
     >>> import jax.numpy as jnp
     >>> from fnn.verify.call import split
-    >>> call, inputs = split(lambda f, theta: f(theta), jnp.square, jnp.array(3.0), ())
+    >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
     >>> tested = Tested("dx", 1, np.array(np.nan), np.array(6.0), "")
     >>> native_check(tested, Reference(call, inputs, 2.0**-24), np.array(6.0)).verdict
     'fail'
@@ -103,7 +114,9 @@ def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> 
     unit = reference.roundoff * (1 if expected.any() else reference.size)
     known = unit + (own if np.isfinite(own) else 0.0)
     found = _within(error, (8 * (known + m) for m in reference.moves(tested.position, 2, 1)))
-    rounding = found.verdict == "pass" and found.bound > 0.1
+    rounding = found.verdict == "pass" and found.bound > max(0.1, 128 * reference.roundoff)
+    if rounding and 8 * own > 0.1:
+        return Check("skipped", reason=CANCELS)
     return Check("skipped", reason="rounding") if rounding else found
 
 
@@ -127,7 +140,7 @@ def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[C
     >>> from fnn.verify.call import split
     >>> from fnn.verify.float64 import in_float64
     >>> with in_float64():
-    ...     call, inputs = split(lambda f, theta: f(theta), jnp.square, jnp.array(3.0), ())
+    ...     call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
     ...     tested = Tested("dx", 1, np.array(6.0), np.array(6.0), "")
     ...     differences_checks([tested], Reference(call, inputs, 2.0**-24))[0].verdict
     'pass'
@@ -136,27 +149,30 @@ def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[C
     directions = [np.zeros(p.shape) for p in reference.inputs.theta]
     shares = {}
     for leaf in leaves:
-        if leaf.position:
-            j, size, v = leaf.position - 1, norm(leaf.best), random.standard_normal(leaf.best.shape)
-            along = leaf.best / size if 0 < size < np.inf else np.zeros(v.shape)
+        if 0 < leaf.position <= len(directions):
+            gradient = reference.stacks[leaf.position][0] if leaf.wide is None else leaf.wide
+            j, size, v = leaf.position - 1, norm(gradient), random.standard_normal(gradient.shape)
+            along = gradient / size if 0 < size < np.inf else np.zeros(v.shape)
             v *= 1 if (v * along).sum() >= 0 else -1  # they must not cancel
             v = v / norm(v) + along
             directions[j] = reference.norms[j] * v / norm(v)
-            shares[leaf.position] = float((directions[j] * leaf.best).sum())
+            shares[leaf.position] = float((directions[j] * gradient).sum())
     found: dict[int, Check] = {}
+    # A slope of which less than four digits hold confirms nothing; fewer, where f has few.
+    firm = min(max(1e-4, 20 * reference.unit ** (1 / 3)), 0.1)
 
     def move(positions: list[int], first: float) -> dict[int, Check]:
         moved = [v if j in positions else np.zeros(v.shape) for j, v in enumerate(directions, 1)]
         slope = reference.slope(moved, first)
         rest = slope.value - sum(shares[j] for j in positions)
-        return {j: _differences_check(slope, rest, shares[j]) for j in positions}
+        return {j: _differences_check(slope, rest, shares[j], firm) for j in positions}
 
     if shares:
-        together = move(list(shares), STEPS[0])
+        together = move(list(shares), steps(reference.unit)[0])
         found = {j: check for j, check in together.items() if check.verdict == "pass"}
     for j in shares.keys() - found.keys():
         found[j] = NONE
-        for first in STEPS:
+        for first in steps(reference.unit):
             alone = move([j], first)[j]
             if found[j].verdict == "skipped" or alone.verdict == "pass":
                 found[j] = alone
@@ -165,13 +181,14 @@ def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[C
     return [found.get(leaf.position, NONE) for leaf in leaves]
 
 
-def _differences_check(slope: Slope, difference: float, share: float) -> Check:
-    """`difference` is how far the slope is from what is predicted, `share` the leaf's part."""
+def _differences_check(slope: Slope, difference: float, share: float, firm: float) -> Check:
+    """`difference` is how far the slope is from what is predicted, `share` the leaf's part; a
+    bound above `firm` is too wide to tell."""
     size = max(abs(share), abs(share + difference))
     if size == 0 or not np.isfinite(slope.bound):
         return Check("skipped", reason="zero" if size == 0 else "not finite")
     error, bound = abs(difference) / size, slope.bound / size
-    if error <= bound and bound > 1e-4:
+    if error <= bound and bound > firm:
         return Check("skipped", reason="kink" if slope.kink else "rounding")
     return compared(error, bound)
 
@@ -183,7 +200,7 @@ def worst_entry_slope(tested: Tested, reference: Reference) -> Slope:
     >>> from fnn.verify.call import split
     >>> from fnn.verify.float64 import in_float64
     >>> with in_float64():
-    ...     call, inputs = split(lambda f, theta: f(theta), jnp.abs, jnp.array(0.0), ())
+    ...     call, inputs = split(lambda f, theta: (f(theta), []), jnp.abs, jnp.array(0.0), ())
     ...     tested = Tested("dx", 1, np.array(1.0), np.array(1.0), "")
     ...     worst_entry_slope(tested, Reference(call, inputs, 2.0**-24)).kink
     True
@@ -191,4 +208,6 @@ def worst_entry_slope(tested: Tested, reference: Reference) -> Slope:
     directions = [np.zeros(p.shape) for p in reference.inputs.theta]
     _, index = measure(tested.best, reference.stacks[tested.position][0], FLOOR)
     directions[tested.position - 1][index] = 1.0
-    return reference.slope(directions, STEPS[0] * reference.norms[tested.position - 1])
+    return reference.slope(
+        directions, steps(reference.unit)[0] * reference.norms[tested.position - 1]
+    )

@@ -21,13 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Layer, Loss, Params, check_loss as expect_loss
+from fnn.verify.blind_spots import blind_spots
 from fnn.verify.call import (
     Call,
     Inputs,
     axis_lengths,
     coarsest_roundoff,
+    custom_rules,
     differentiate,
     evaluate,
+    float64_section,
     run,
     split,
 )
@@ -42,15 +45,14 @@ from fnn.verify.checks import (
 from fnn.verify.float64 import (
     ROUNDOFF,
     at_highest_precision,
-    in_float64,
     unit_roundoff,
     widened,
 )
-from fnn.verify.leaf import Leaf, measure, unfit
+from fnn.verify.leaf import FLOOR, Check, Leaf, compared, measure, unfit
 from fnn.verify.linearity import nonlinear_leaves
 from fnn.verify.localisation import first_wrong_layer, first_wrong_part
 from fnn.verify.per_example import per_example_leaf
-from fnn.verify.reference import Reference
+from fnn.verify.reference import MOVES, Reference, moved
 from fnn.verify.report import Report
 from fnn.verify.trees import as_arrays, differentiable, named_leaves, random_cotangent
 from fnn.verify.verdict import decide
@@ -77,20 +79,27 @@ def check_layer(layer: Layer, params: Params, x: Any, *, key: Array | None = Non
     >>> report.verdict, report.leaves[0].name
     ('fail', 'dx')
     """
+    inputs = as_arrays((params, x))
+
+    def both(params: Params, x: Any) -> Any:
+        y, residuals = layer.forward(params, x)
+        return layer.backward(params, residuals, random_cotangent(key, y))
+
     report = replace(
         check_vjp(layer.forward, layer.backward, params, x, key=key), name="check_layer"
     )
     if report.verdict == "fail":
-        with in_float64():
-            params, x = widened(as_arrays((params, x)))
+        with float64_section(both, *inputs):
+            params, x = widened(inputs)
             y, _ = layer.forward(params, x)
             place = first_wrong_layer(layer, params, x, random_cotangent(key, y))
         return replace(report, place=place)
     of_params = [leaf for leaf in report.leaves if leaf.name.startswith("dparams")]
     if of_params and all(leaf.verdict == "pass" for leaf in of_params):
-        bound = max(leaf.float64.bound for leaf in of_params)
-        with in_float64():
-            params, x = widened(as_arrays((params, x)))
+        ran = [f.native if f.float64.verdict == "skipped" else f.float64 for f in of_params]
+        bound = max(check.bound for check in ran)
+        with float64_section(both, *inputs):
+            params, x = widened(inputs)
             leaf = per_example_leaf(layer, params, x, key, bound)
         report = replace(report, leaves=(*report.leaves, *([leaf] if leaf else [])))
     return report
@@ -102,6 +111,7 @@ def check_vjp(
     params: Params,
     x: Any,
     *,
+    reference: Callable[..., Any] | None = None,
     key: Array | None = None,
 ) -> Report:
     """forward(params, x) -> (y, residuals) and backward(params, residuals, dy) -> (dparams, dx)
@@ -110,23 +120,33 @@ def check_vjp(
     The cotangent dy is drawn from `key`. Of a wrong leaf that is not linear in dy the note says
     so: something in it is not multiplied by the cotangent.
 
+    With `reference(params, x) -> y`, the same function in plain operations, autodiff of that is
+    the reference, and the forward's y is checked too. So a kernel is checked that autodiff can't
+    take, or that computes in float32 whatever it is given; the functions may be another library's
+    and take and return NumPy's arrays.
+
     >>> forward = lambda w, x: (jnp.sin(w * x), x)
     >>> backward = lambda w, x, dy: ((dy * x * jnp.cos(w * x)).sum(), dy * w * jnp.cos(w * x))
     >>> check_vjp(forward, backward, jnp.array(0.5), jnp.array([1.0, 2.0])).verdict
     'pass'
     """
     inputs = as_arrays((params, x))
-    try:
-        y, _ = jax.eval_shape(forward, *inputs)
-    except TypeError:  # it can't be traced
-        y, _ = forward(*inputs)
-    dy = random_cotangent(key, y)
-    theta = {"dparams": params, "dx": x}
+    dy = random_cotangent(key, _shapes_of(reference or (lambda p, x: forward(p, x)[0]), *inputs))
     functions = (forward, backward)
-    report = _check("check_vjp", (_product, forward), (_by_backward, functions), theta, dy)
+    theta = {"dparams": params, "dx": x}
+    objective: tuple[Callable[..., Any], Any]
+    if reference is None:
+        objective, gradient = (_product, forward), (_by_backward, functions)
+    else:
+        objective, gradient = (_reference_product, reference), (_y_and_by_backward, functions)
+    report = _check("check_vjp", objective, gradient, theta, dy)
     if report.verdict != "fail":
         return report
-    with in_float64():
+
+    def both(*inputs: Any) -> Any:
+        return backward(inputs[0], forward(*inputs)[1], dy)
+
+    with float64_section(both, *inputs):
         nonlinear = nonlinear_leaves(*functions, *widened((*inputs, dy)))
     cause = "not linear in dy: something in it is not multiplied by the cotangent"
     leaves = [
@@ -136,6 +156,55 @@ def check_vjp(
         for leaf in report.leaves
     ]
     return replace(report, leaves=tuple(leaves))
+
+
+def check_custom(
+    f: Callable[..., Any],
+    *args: Any,
+    reference: Callable[..., Any],
+    key: Array | None = None,
+) -> Report:
+    """A function with a derivative rule of its own (`jax.custom_vjp`, `jax.custom_jvp`, a Pallas
+    kernel) against autodiff of `reference`, the same function in plain operations: what it
+    returns, and the vector-Jacobian product with a cotangent drawn from `key`.
+
+    The arguments and what is returned may be any trees. Of the arguments, floating-point arrays
+    are differentiated; to leave one out, close over it.
+
+    Raises ValueError where the reference runs the rule under test: it would check itself.
+
+    >>> @jax.custom_vjp
+    ... def square(x):
+    ...     return x * x
+    >>> square.defvjp(lambda x: (x * x, x), lambda x, dy: (dy * x,))
+    >>> report = check_custom(square, jnp.array([1.0, 2.0]), reference=jnp.square)
+    >>> [(leaf.name, leaf.verdict) for leaf in report.leaves]
+    [('y', 'pass'), ('args.0', 'fail')]
+    """
+    inputs = as_arrays(args)
+    theta = {"args": args}
+    dy = random_cotangent(key, _shapes_of(reference, *inputs))
+    objective = (_reference_of_args, reference)
+    call, arrays = split(*objective, theta, (dy,))
+    same = [
+        name
+        for name in custom_rules(call, arrays)
+        if name in custom_rules(call._replace(rule=_reference_of_args, function=f), arrays)
+    ]
+    if f is reference or same:
+        raise ValueError(
+            f"check_custom: the reference runs the rule under test, that of "
+            f"{', '.join(same) or 'f'}; expected the same function in plain operations"
+        )
+    return _check("check_custom", objective, (_by_own_rule, f), theta, dy)
+
+
+def _shapes_of(f: Callable[..., Any], *inputs: Any) -> Any:
+    """What f returns: its shapes and dtypes, or the arrays where f can't be traced."""
+    try:
+        return jax.eval_shape(f, *inputs)
+    except Exception:  # another library's functions may raise anything at a tracer
+        return as_arrays(f(*inputs))
 
 
 def check_loss(loss: Loss, prediction: Any, target: Any) -> Report:
@@ -188,7 +257,7 @@ def check_gradients(
     if report.verdict == "fail" and isinstance(inner, partial):
         match inner.args, args:
             case (Layer() as network, Loss() as loss, *_), (x, y, *_):
-                with in_float64():
+                with float64_section(network.forward, *as_arrays((params, x))):
                     inputs = widened(as_arrays((params, x, y)))
                     return replace(report, place=first_wrong_part(network, loss, *inputs))
     return report
@@ -198,8 +267,8 @@ def check_gradients(
 # and beside it the tree under test.
 
 
-def _value(objective_fn: Callable[..., Any], theta: Any, *args: Any) -> Any:
-    return objective_fn(theta["grads"], *args)
+def _value(objective_fn: Callable[..., Any], theta: Any, *args: Any) -> tuple[Any, list[Any]]:
+    return objective_fn(theta["grads"], *args), []
 
 
 def _value_and_grads(value_and_grad_fn: Callable[..., Any], theta: Any, *args: Any) -> Any:
@@ -207,17 +276,27 @@ def _value_and_grads(value_and_grad_fn: Callable[..., Any], theta: Any, *args: A
     return {"value": value, "grads": grads}
 
 
-def _sum_of_losses(value: Callable[..., Any], theta: Any, target: Any) -> Any:
-    return value(theta["gradient"], target).sum()
+def _sum_of_losses(value: Callable[..., Any], theta: Any, target: Any) -> tuple[Any, list[Any]]:
+    return value(theta["gradient"], target).sum(), []
 
 
 def _by_rule(gradient: Callable[..., Any], theta: Any, target: Any) -> Any:
     return {"gradient": gradient(theta["gradient"], target)}
 
 
-def _product(forward: Callable[..., Any], theta: Any, dy: Any) -> Any:
+def _product(forward: Callable[..., Any], theta: Any, dy: Any) -> tuple[Any, list[Any]]:
     """<dy, y>: its gradient is the vector-Jacobian product with dy."""
     y, _ = forward(theta["dparams"], theta["dx"])
+    return _dot(y, dy), []
+
+
+def _reference_product(reference: Callable[..., Any], theta: Any, dy: Any) -> Any:
+    """<dy, y>, and the arrays of y."""
+    y = reference(theta["dparams"], theta["dx"])
+    return _dot(y, dy), [a for a in jax.tree.leaves(y) if differentiable(a)]
+
+
+def _dot(y: Any, dy: Any) -> Any:
     pairs = zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True)
     return sum(jnp.sum(a * b) for a, b in pairs if differentiable(a))
 
@@ -229,6 +308,38 @@ def _by_backward(functions: tuple[Callable[..., Any], ...], theta: Any, dy: Any)
     return {"dparams": dparams, "dx": dx}
 
 
+def _y_and_by_backward(functions: tuple[Callable[..., Any], ...], theta: Any, dy: Any) -> Any:
+    forward, backward = functions
+    y, residuals = forward(theta["dparams"], theta["dx"])
+    dparams, dx = backward(theta["dparams"], residuals, dy)
+    return {"y": y, "dparams": dparams, "dx": dx}
+
+
+def _reference_of_args(reference: Callable[..., Any], theta: Any, dy: Any) -> Any:
+    y = reference(*theta["args"])
+    return _dot(y, dy), [a for a in jax.tree.leaves(y) if differentiable(a)]
+
+
+def _by_own_rule(f: Callable[..., Any], theta: Any, dy: Any) -> Any:
+    leaves, form = jax.tree.flatten(theta["args"])
+    floats = [i for i, leaf in enumerate(leaves) if differentiable(leaf)]
+
+    def of_floats(*moved: Any) -> Any:
+        at = dict(zip(floats, moved, strict=True))
+        return f(*jax.tree.unflatten(form, [at.get(i, leaf) for i, leaf in enumerate(leaves)]))
+
+    y, pull = jax.vjp(of_floats, *(leaves[i] for i in floats))
+    pulled = dict(zip(floats, pull(_like(dy, y)), strict=True))
+    grads = [pulled.get(i, leaf) for i, leaf in enumerate(leaves)]
+    return {"y": y, "args": jax.tree.unflatten(form, grads)}
+
+
+def _like(dy: Any, y: Any) -> Any:
+    """The cotangent in y's dtypes: a kernel may return less than float64."""
+    cast = lambda d, a: d.astype(a.dtype) if differentiable(a) else d  # noqa: E731
+    return jax.tree.map(cast, dy, y)
+
+
 def _check(
     name: str,
     objective: tuple[Callable[..., Any], Any],
@@ -237,60 +348,156 @@ def _check(
     *args: Any,
 ) -> Report:
     """The tree that `gradient` gives, checked leaf by leaf against autodiff of `objective`. Both
-    are a rule, from the list above, and the user's function."""
+    are a rule, from the list above, and the user's function.
+
+    Where a check fails and one of the two computes in less than float64, whatever it is given,
+    the checks are repeated with bounds that follow the dtype inside.
+    """
     call, inputs = split(*objective, theta, args)
     tested_call = call._replace(rule=gradient[0], function=gradient[1])
     floats = (*inputs.theta, *inputs.floats)
     dtype = max((a.dtype for a in floats), key=unit_roundoff, default=np.dtype(float))
     with at_highest_precision():
         native = run(evaluate, tested_call, inputs)
-        value, grads = run(differentiate, call, inputs)
-        autodiff = [np.asarray(a, np.float64) for a in (value, *grads)]
-    with in_float64():
-        wide = widened(inputs)
-        reference = Reference(call, wide, unit_roundoff(dtype))
+        autodiff = _by_autodiff(call, inputs)
+    with float64_section(lambda inputs: (call(inputs), tested_call(inputs)), inputs):
+        reference = _reference(call, inputs, unit_roundoff(dtype))
         fitting, misfits = _fitting(native, call.arguments(inputs)[0], call.kinds, reference)
-        tested = _with_float64(fitting, tested_call, wide)
-        checks = list(
-            zip(
-                [float64_check(leaf, reference) for leaf in tested],
-                [native_check(leaf, reference, autodiff[leaf.position]) for leaf in tested],
-                differences_checks(tested, reference),
-                strict=True,
-            )
-        )
-        coarsest = 0.0
-        if any(float64.verdict == "fail" for float64, _, _ in checks):
-            coarsest = max(coarsest_roundoff(c, wide) for c in (tested_call, call))
+        tested = _with_float64(fitting, tested_call, reference)
+        checks = _checks(tested, reference, autodiff)
+        custom: list[str] = []
+        if any("fail" in (a.verdict, c.verdict) or a.verdict == "skipped" for a, _, c in checks):
+            custom = custom_rules(call, reference.inputs)
+            own = coarsest_roundoff(call, reference.inputs)
+            coarsest = max(own, coarsest_roundoff(tested_call, reference.inputs))
+            # What computes in less than both its inputs' dtype and the reference has a cast.
+            if coarsest > max(ROUNDOFF, reference.unit):
+                reference = Reference(
+                    call,
+                    reference.inputs,
+                    max(reference.roundoff, own),
+                    max(reference.unit, own),
+                )
+                reason = f"computes in {_name_of(coarsest)}"
+                narrow = [leaf._replace(wide=None, reason=reason) for leaf in tested]
+                repeated = _checks(narrow, reference, autodiff)
+                tested, checks = narrow, repeated
+        rounded: set[str] = set()
+        if any({a.verdict, b.verdict} == {"fail", "pass"} for a, b, _ in checks):
+            checks, rounded = _beside_rounding(tested, checks, tested_call, reference, inputs)
         leaves = []
-        for leaf, (float64, native_dtype, differences) in zip(tested, checks, strict=True):
-            failed = float64.verdict == "fail"
-            slope = worst_entry_slope(leaf, reference) if failed and leaf.position else None
+        for leaf, found in zip(tested, checks, strict=True):
+            failed = found[0].verdict == "fail"
+            in_theta = 0 < leaf.position <= len(inputs.theta)
+            slope = worst_entry_slope(leaf, reference) if failed and in_theta else None
             expected = reference.stacks[leaf.position][0]
-            near = measure(leaf.best, expected, 1)[0] <= native_dtype.bound
-            found = (float64, native_dtype, differences)
-            verdict, note, index = decide(
-                leaf, expected, found, slope, near and coarsest > ROUNDOFF
-            )
+            verdict, note, index = decide(leaf, expected, found, slope, custom)
+            if leaf.name in rounded:
+                verdict = "inconclusive"
+                note += "; right in float64, but it loses digits in this dtype that autodiff keeps"
             if verdict == "fail":
-                parameter = inputs.theta[leaf.position - 1] if leaf.position else np.zeros(())
+                parameter = inputs.theta[leaf.position - 1] if in_theta else np.zeros(())
                 wrong = leaf.best if failed else leaf.native
                 parameter = np.asarray(parameter, np.float64)
                 cause = likely_cause(wrong, expected, parameter, axis_lengths(inputs))
                 note = "; ".join(filter(None, (note, cause)))
             leaves.append(Leaf(leaf.name, verdict, *found, index, note, leaf.best, expected))
     leaves = [swapped(leaf, leaves) for leaf in leaves]
-    return Report(name, (*leaves, *misfits), str(dtype))
+    return Report(name, (*leaves, *misfits), str(dtype), blind=blind_spots(inputs))
+
+
+def _checks(
+    tested: list[Tested], reference: Reference, autodiff: list[np.ndarray] | None
+) -> list[tuple[Check, Check, Check]]:
+    """The three checks of each leaf."""
+    own = autodiff or [stack[0] for stack in reference.stacks]
+    return list(
+        zip(
+            [float64_check(leaf, reference) for leaf in tested],
+            [native_check(leaf, reference, own[leaf.position]) for leaf in tested],
+            differences_checks(tested, reference),
+            strict=True,
+        )
+    )
+
+
+def _beside_rounding(
+    tested: list[Tested],
+    checks: list[tuple[Check, Check, Check]],
+    call: Call,
+    reference: Reference,
+    inputs: Inputs,
+) -> tuple[list[tuple[Check, Check, Check]], set[str]]:
+    """The checks, where one of float64 and the native dtype refused a leaf and the other did not;
+    and the leaves that are right but for their rounding in the native dtype.
+
+    A right rule may cancel where autodiff does not, far out in a function's tail. How much it
+    does shows in what the gradient under test moves when its inputs move by a roundoff: the
+    float64 check allows for that.
+    """
+
+    def own_moves(leaf: Tested, at: Inputs, u: float) -> np.ndarray:
+        """How far the leaf's entries move when the inputs move by u."""
+        centre = np.asarray(named_leaves(run(evaluate, call, at))[leaf.name], np.float64)
+        random = np.random.default_rng(0)
+        runs = [named_leaves(run(evaluate, call, moved(at, u, random))) for _ in range(MOVES)]
+        return np.max([np.abs(np.asarray(r[leaf.name], np.float64) - centre) for r in runs], 0)
+
+    found, rounded = [], set()
+    for leaf, (float64, native, differences) in zip(tested, checks, strict=True):
+        expected = reference.stacks[leaf.position][0]
+        if float64.verdict == "fail" and native.verdict == "pass" and leaf.wide is not None:
+            away = own_moves(leaf, reference.inputs, reference.unit)
+            bound, _ = measure(expected + away, expected, FLOOR)
+            if 64 * bound < 0.1:
+                float64 = compared(float64.error, max(float64.bound, 64 * bound))
+        elif native.verdict == "fail" and float64.verdict == "pass":
+            with jax.enable_x64(False), at_highest_precision():
+                away = own_moves(leaf, inputs, reference.roundoff)
+            bound, _ = measure(expected + away, expected, 1)
+            if native.error <= 64 * bound < np.inf:
+                rounded.add(leaf.name)
+        found.append((float64, native, differences))
+    return found, rounded
+
+
+def _by_autodiff(call: Call, inputs: Inputs) -> list[np.ndarray] | None:
+    """The value, the gradient and the outputs in the dtype that the user runs; None where
+    autodiff can't take the call."""
+    try:
+        value, grads, outputs = run(differentiate, call, inputs)
+    except jax.errors.JAXTypeError:
+        return None
+    return [np.asarray(a, np.float64) for a in (value, *grads, *outputs)]
+
+
+def _reference(call: Call, inputs: Inputs, roundoff: float) -> Reference:
+    """The reference in float64; in the dtype of the inputs for a function that refuses float64,
+    such as a loop that carries a float32 array."""
+    try:
+        return Reference(call, widened(inputs), roundoff)
+    except Exception:
+        with jax.enable_x64(False):
+            return Reference(call, inputs, roundoff, unit=roundoff)
+
+
+def _name_of(roundoff: float) -> str:
+    names = ("float32", "float16", "bfloat16")
+    return next((n for n in names if unit_roundoff(n) == roundoff), "less than float64")
 
 
 def _with_float64(
-    fitting: list[tuple[str, int, np.ndarray]], call: Call, wide: Inputs
+    fitting: list[tuple[str, int, np.ndarray]], call: Call, reference: Reference
 ) -> list[Tested]:
     """The leaves under test, each with itself computed in float64, where that is possible."""
+    got: dict[str, Any] = {}
     try:
-        got, refusal = named_leaves(run(evaluate, call, wide)), "absent"
-    except (TypeError, ValueError, NotImplementedError) as error:
-        got, refusal = {}, f"raises {type(error).__name__}"
+        if reference.unit > ROUNDOFF:
+            refusal = "the reference raises"
+        else:
+            got, refusal = named_leaves(run(evaluate, call, reference.inputs)), "absent"
+    except Exception as error:  # a kernel for float32 may raise anything
+        refusal = f"raises {type(error).__name__}"
     tested = []
     for name, position, native in fitting:
         if name not in got:
@@ -311,24 +518,39 @@ def _fitting(
     (name, position in the reference's stacks, array); and failed leaves for the others."""
     got, given = named_leaves(tree), named_leaves(theta)
     names = [name for name, kind in zip(given, kinds, strict=False) if kind == "theta"]
-    fitting, misfits = [], []
+    positions = {name: i for i, name in enumerate(names, 1)}
+    forms = {name: (given[name].shape, given[name].dtype) for name in names}
     if "value" in got:
-        names, given = ["value", *names], given | {"value": jnp.zeros_like(got["value"], shape=())}
-    for name in names:
-        position = 0 if name == "value" else names.index(name) + ("value" not in got)
+        positions = {"value": 0, **positions}
+        forms["value"] = ((), got["value"].dtype if hasattr(got["value"], "dtype") else None)
+    outputs = [name for name in got if name == "y" or name.startswith("y.")]
+    outputs = [name for name in outputs if differentiable(got[name])]
+    after = len(reference.inputs.theta) + 1
+    ys = dict(zip(outputs, range(after, len(reference.stacks)), strict=False))
+    positions = ys | positions
+    fitting, misfits = [], []
+    if "y" in tree and len(outputs) != len(reference.stacks) - after:
+        expected = len(reference.stacks) - after
+        misfits.append(unfit("y", f"expected {expected} arrays, got {len(outputs)}"))
+    for name, position in positions.items():
         expected = reference.stacks[position][0]
         if name not in got:
             misfits.append(unfit(name, "only the reference has it"))
             continue
-        shape, dtype = given[name].shape, given[name].dtype
         leaf = np.asarray(got[name])
-        if (leaf.shape, leaf.dtype) != (shape, dtype):
+        shape, dtype = forms.get(name, (expected.shape, leaf.dtype))
+        if (leaf.shape, leaf.dtype) != (shape, dtype or leaf.dtype):
             note = f"expected {dtype}{shape}, got {leaf.dtype}{leaf.shape}"
             cause = misshapen_cause(np.asarray(leaf, np.float64), expected)
             misfits.append(unfit(name, "; ".join(filter(None, (note, cause)))))
         elif leaf.size:
             fitting.append((name, position, np.asarray(leaf, np.float64)))
-    misfits += [unfit(n, "only the gradient under test has it") for n in got if n not in given]
+    known = {*given, *forms, *ys}
+    misfits += [
+        unfit(n, "only the gradient under test has it")
+        for n in got
+        if n not in known and not (n == "y" or n.startswith("y."))
+    ]
     for key, part in theta.items():
         wanted, found = str(jax.tree.structure(part)), str(jax.tree.structure(tree[key]))
         # With integers among the parameters, whatever stands in their place is right.

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fnn.verify.call import Call, Inputs, differentiate, evaluate_moved, run
@@ -44,51 +46,47 @@ class Reference:
 
     `stacks` has an array for the value of f and one for each array of theta, each with three
     rows: at the inputs themselves; at inputs moved by float64's roundoff; at inputs moved by
-    `roundoff`, that of the dtype that the user runs.
+    `roundoff`, that of the dtype that the user runs. After these come the arrays that f returns
+    beside its value. `unit` is the roundoff of f itself: more than float64's where f computes in
+    less, whatever it is given.
 
     >>> import jax.numpy as jnp
     >>> from fnn.verify.call import split
-    >>> call, inputs = split(lambda f, theta: f(theta), jnp.square, jnp.array(3.0), ())
+    >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
     >>> reference = Reference(call, inputs, 2.0**-24)
     >>> float(reference.stacks[1][0])
     6.0
     """
 
-    def __init__(self, call: Call, inputs: Inputs, roundoff: float) -> None:
-        self.call, self.inputs, self.roundoff = call, inputs, roundoff
+    def __init__(self, call: Call, inputs: Inputs, roundoff: float, unit: float = ROUNDOFF) -> None:
+        self.call, self.inputs, self.roundoff, self.unit = call, inputs, roundoff, unit
         self.norms = [norm(p) or 1.0 for p in inputs.theta]
         self._moved = lru_cache(self._at_moved_inputs)
         self.stacks = self._moved(0)
-        values, *grads = self.stacks
+        values, *grads = self.stacks[: len(inputs.theta) + 1]
         # The rounding of f: u sum |df/dtheta||theta|, and what rounding its inputs did to it.
-        magnitude = sum(np.abs(g[0] * p).sum() for g, p in zip(grads, inputs.theta, strict=True))
+        finite = [g[0] if np.isfinite(g[0]).all() else np.zeros(g[0].shape) for g in grads]
+        magnitude = sum(np.abs(g * p).sum() for g, p in zip(finite, inputs.theta, strict=True))
         moved = np.abs(values[1] - values[0])
-        self.noise = float(ROUNDOFF * (magnitude + np.abs(values[0])) + moved)
-        self.size = max((np.abs(g[0]).max(initial=0.0) for g in grads), default=0.0)
+        self.noise = float(unit * (magnitude + np.abs(values[0])) + moved)
+        self.size = max((np.abs(g).max(initial=0.0) for g in finite), default=0.0)
 
     def _at_moved_inputs(self, seed: int) -> list[np.ndarray]:
         """The stacks, with every float moved up or down by signs drawn from the seed."""
         random = np.random.default_rng(seed)
-
-        def move(a: Any, u: float) -> np.ndarray:
-            a = np.asarray(a)
-            return np.where(random.integers(0, 2, a.shape, np.int8), 1 + u, 1 - u) * a if u else a
-
         runs = []
-        for u in (0.0, ROUNDOFF, self.roundoff):
-            theta, floats, others = self.inputs
-            moved = Inputs([move(a, u) for a in theta], [move(a, u) for a in floats], others)
-            value, grads = run(differentiate, self.call, moved)
-            runs.append([np.asarray(value), *map(np.asarray, grads)])
+        for u in (0.0, self.unit, self.roundoff):
+            value, grads, outputs = gradient_of(self.call, moved(self.inputs, u, random))
+            runs.append([np.asarray(a, np.float64) for a in (value, *grads, *outputs)])
         return [np.stack(leaves) for leaves in zip(*runs, strict=True)]
 
     def moves(self, position: int, row: int, floor: float) -> Iterator[float]:
         """How far an array of `stacks` moves when every input moves by a roundoff (row 1:
-        float64's, row 2: the user's): again and again, by other signs.
+        f's, row 2: the user's): again and again, by other signs.
 
         >>> import jax.numpy as jnp
         >>> from fnn.verify.call import split
-        >>> call, inputs = split(lambda f, theta: f(theta), jnp.square, jnp.array(3.0), ())
+        >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
         >>> reference = Reference(call, inputs, 2.0**-24)
         >>> next(reference.moves(1, row=2, floor=1)) < 2.0**-23
         True
@@ -104,7 +102,8 @@ class Reference:
         >>> from fnn.verify.call import split
         >>> from fnn.verify.float64 import in_float64
         >>> with in_float64():
-        ...     call, inputs = split(lambda f, theta: f(theta), jnp.square, jnp.array(3.0), ())
+        ...     rule = lambda f, theta: (f(theta), [])
+        ...     call, inputs = split(rule, jnp.square, jnp.array(3.0), ())
         ...     round(Reference(call, inputs, 2.0**-24).slope([np.ones(())], 1e-3).value, 6)
         6.0
         """
@@ -112,6 +111,66 @@ class Reference:
         f = [run(evaluate_moved, self.call, self.inputs, directions, step) for step in (*h, *-h)]
         plus, minus = np.array(f, np.float64).reshape(2, LEVELS)
         return _slope(float(self.stacks[0][0]), plus, minus, h, 8 * self.noise / h[-1])
+
+
+def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
+    """The inputs, every float moved up or down by the roundoff u. Equal values move alike, so
+    that no tie is broken.
+
+    >>> inputs = Inputs([np.array([3.0, 3.0])], [], [])
+    >>> a, b = moved(inputs, 0.5, np.random.default_rng(0)).theta[0]
+    >>> bool(a == b), float(a) in (1.5, 4.5)
+    (True, True)
+    """
+    if u == 0:
+        return inputs
+    odd = 2 * random.integers(1, 2**62, dtype=np.uint64) + np.uint64(1)
+
+    def move(a: Any) -> np.ndarray:
+        a = np.asarray(a)
+        mixed = np.atleast_1d(a.astype(np.float64)).view(np.uint64).reshape(a.shape) * odd
+        up = (mixed >> np.uint64(60)) & np.uint64(1)
+        return (np.where(up, 1 + u, 1 - u) * a).astype(a.dtype)
+
+    theta, floats, others = inputs
+    return Inputs([*map(move, theta)], [*map(move, floats)], others)
+
+
+def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], list[Any]]:
+    """What `differentiate` gives, by autodiff; by differences where autodiff can't take the call.
+
+    >>> from fnn.verify.call import split
+    >>> from fnn.verify.float64 import in_float64
+    >>> square = lambda f, theta: ((np.asarray(theta) ** 2).sum(), [])
+    >>> with in_float64():
+    ...     call, inputs = split(square, None, np.array([3.0]), ())
+    ...     round(float(gradient_of(call, inputs)[1][0][0]), 9)
+    6.0
+    """
+    try:
+        return run(differentiate, call, inputs)
+    except jax.errors.JAXTypeError:  # NumPy's functions take no tracer
+        value, outputs = call(inputs)
+        return value, [_entry_slopes(call, inputs, j) for j in range(len(inputs.theta))], outputs
+
+
+def _entry_slopes(call: Call, inputs: Inputs, j: int) -> np.ndarray:
+    """The slopes along every entry of theta[j]."""
+    theta = np.asarray(inputs.theta[j])
+    slopes = np.zeros(theta.shape)
+    typical = norm(theta) / max(theta.size, 1) ** 0.5 or 1.0
+    for index in np.ndindex(theta.shape):
+        h = 2.0**-7 * max(abs(float(theta[index])), typical) * 0.5 ** np.arange(LEVELS)
+        f = []
+        for step in (*h, *-h):
+            moved = theta.copy()
+            moved[index] += step
+            array = jnp.asarray(moved) if isinstance(inputs.theta[j], jax.Array) else moved
+            at = [*inputs.theta[:j], array, *inputs.theta[j + 1 :]]
+            f.append(float(call(inputs._replace(theta=at))[0]))
+        plus, minus = np.array(f).reshape(2, LEVELS)
+        slopes[index], _ = _extrapolate((plus - minus) / (2 * h), 2)
+    return slopes
 
 
 def norm(a: Any) -> float:

@@ -3,9 +3,15 @@
 import textwrap
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from fnn.verify.leaf import Leaf
 from fnn.verify.power import Power, power_of
+from fnn.verify.trees import named_leaves
 
 WIDTH = 100
 """Columns of the table, at most."""
@@ -19,6 +25,8 @@ class Report:
     leaves    from input to output; backpropagation reaches the last one first
     dtype     what the user runs, and the native check ran
     place     for fnn's networks, the first wrong layer counted from the output
+    inputs    (params, x) where `search` found a wrong gradient
+    blind     what the inputs can't show
 
     >>> import fnn, jax.numpy as jnp
     >>> from fnn import verify
@@ -26,12 +34,15 @@ class Report:
     check_layer: pass
       leaf  float64            float32            differences        verdict
       dx    ... < 1e-09    ... < ...    ... < ...    pass
+      these inputs can't show: no zeros, no ties, only |values| < 3
     """
 
     name: str
     leaves: tuple[Leaf, ...]
     dtype: str = "float32"
     place: str = ""
+    inputs: tuple[Any, Any] | None = None
+    blind: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -107,4 +118,21 @@ class Report:
             lines += textwrap.wrap(
                 leaf.note, WIDTH, initial_indent="    ", subsequent_indent="    "
             )
+        if self.inputs is not None:
+            lines.append("  inputs")
+            params, x = self.inputs
+            for name, leaf in named_leaves({"params": params, "x": x}).items():
+                lines.append(f"    {name} = {_pasted(leaf)}")
+        if self.blind and self.verdict == "pass":
+            text = f"these inputs can't show: {', '.join(self.blind)}"
+            lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
         return "\n".join(lines)
+
+
+def _pasted(leaf: Any) -> str:
+    """An array as Python source."""
+    if not hasattr(leaf, "dtype"):
+        return repr(leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return f"jax.random.wrap_key_data({np.asarray(jax.random.key_data(leaf)).tolist()})"
+    return f"jnp.array({np.asarray(leaf).tolist()}, jnp.{leaf.dtype})"

@@ -1,0 +1,140 @@
+"""The search finds inputs that ordinary ones hide, shrinks them, and refuses no right rule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fnn import verify
+
+X = jax.random.normal(jax.random.key(0), (6, 4))
+V = jnp.array([0.3, -1.2, 0.7, 2.1])
+
+
+def norm(x):
+    return jnp.sqrt(jnp.square(x).sum(-1))
+
+
+def elementwise(f, df):
+    return lambda p, x: (f(x), x), lambda p, x, dy: ((), dy * df(x))
+
+
+def affine(bias_axis):
+    """gamma * x; the bug forgets gamma in dx, which gamma = 1 hides."""
+
+    def backward(gamma, x, dy):
+        return (dy * x).sum(0), dy * (gamma if bias_axis else 1)
+
+    return lambda gamma, x: (gamma * x, x), backward
+
+
+def take(at):
+    forward = lambda table, i: (table[i], i)
+    add = lambda table, i, dy: getattr(jnp.zeros_like(table).at[i], at)(dy)
+    return forward, lambda table, i, dy: (add(table, i, dy), None)
+
+
+def softplus_slope(x):
+    e = jnp.exp(x)
+    return e / (1 + e)
+
+
+def clipped_slope(x):
+    return jnp.where(jnp.abs(x) <= 20, jax.nn.sigmoid(x), 0)
+
+
+TABLE = jnp.arange(12.0).reshape(6, 2) / 7
+CODES = jnp.array([0, 3, 5])
+RIGHT = {
+    "relu": (*elementwise(jax.nn.relu, lambda x: (x > 0).astype(x.dtype)), (), X),
+    "affine": (*affine(True), jnp.ones(4), X),
+    "take": (*take("add"), TABLE, CODES),
+    "sigmoid": (
+        *elementwise(jax.nn.sigmoid, lambda x: jax.nn.sigmoid(x) * jax.nn.sigmoid(-x)), (), X,
+    ),
+    "tanh": (*elementwise(jnp.tanh, lambda x: 1 - jnp.tanh(x) ** 2), (), X),
+    "softplus": (*elementwise(jax.nn.softplus, jax.nn.sigmoid), (), X),
+    "gelu": (
+        *elementwise(
+            lambda x: jax.nn.gelu(x, approximate=False),
+            lambda x: jax.scipy.stats.norm.cdf(x) + x * jax.scipy.stats.norm.pdf(x),
+        ), (), X,
+    ),
+    "softmax": (
+        lambda p, x: (jax.nn.softmax(x), jax.nn.softmax(x)),
+        lambda p, y, dy: ((), y * (dy - (y * dy).sum(-1, keepdims=True))), (), X,
+    ),
+    "norm": (
+        lambda p, x: (norm(x), x),
+        lambda p, x, dy: ((), dy[:, None] * x / norm(x)[:, None]), (), X,
+    ),
+    "elu": (
+        *elementwise(jax.nn.elu, lambda x: jnp.where(x > 0, 1, jnp.exp(jnp.minimum(x, 0)))), (), X,
+    ),
+}  # fmt: skip
+WRONG = {
+    "relu at 0": (*elementwise(jax.nn.relu, lambda x: (x >= 0).astype(x.dtype)), (), X),
+    "gamma forgotten": (*affine(False), jnp.ones(4), X),
+    "repeats overwritten": (*take("set"), TABLE, CODES),
+    "softplus overflows": (*elementwise(jax.nn.softplus, softplus_slope), (), X),
+    "softplus cut off": (*elementwise(jax.nn.softplus, clipped_slope), (), X),
+    "abs of the slope": (*elementwise(jnp.square, lambda x: 2 * jnp.abs(x)), (), jnp.abs(X)),
+}
+
+
+@pytest.mark.parametrize("case", WRONG.values(), ids=WRONG)
+def test_a_bug_that_ordinary_inputs_hide_is_found(case):
+    forward, backward, params, x = case
+    assert verify.check_vjp(forward, backward, params, x).verdict == "pass"
+    report = verify.search(forward, backward, params, x)
+    assert report.verdict == "fail", str(report)
+    assert verify.check_vjp(forward, backward, *report.inputs).verdict == "fail"
+    assert "found at" in report.place
+
+
+@pytest.mark.parametrize("case", RIGHT.values(), ids=RIGHT)
+def test_a_right_rule_is_not_refused(case):
+    report = verify.search(*case)
+    assert report.verdict == "pass", str(report)
+    assert report.inputs is None
+    assert "inputs tried" in report.place
+
+
+def test_what_is_found_is_shrunk_and_can_be_pasted():
+    forward, backward, params, x = WRONG["softplus cut off"]
+    report = verify.search(forward, backward, params, x)
+    found = np.asarray(report.inputs[1])
+    assert found.shape == (1, 4)
+    assert np.count_nonzero(found) <= 2
+    assert (np.abs(found) > 20).any()
+    line = next(row for row in str(report).splitlines() if row.strip().startswith("x = "))
+    pasted = eval(line.split("=", 1)[1].strip(), {"jnp": jnp})
+    assert np.array_equal(pasted, found)
+
+
+def test_other_sizes_are_tried():
+    """A kernel in blocks of 4 that forgets the rows behind the last full block."""
+
+    def backward(p, x, dy):
+        full = len(x) // 4 * 4
+        return (), jnp.zeros_like(x).at[:full].set((2 * x * dy)[:full])
+
+    forward = lambda p, x: (x**2, x)
+    make = lambda key, batch=8: ((), jax.random.normal(key, (batch, 2)))
+    x = make(jax.random.key(0))[1]
+    assert verify.search(forward, lambda p, x, dy: ((), 2 * x * dy), (), x).verdict == "pass"
+    assert verify.check_vjp(forward, backward, (), x).verdict == "pass"
+    report = verify.search(forward, backward, (), x, make_inputs=make)
+    assert report.verdict == "fail"
+    assert len(report.inputs[1]) == 1
+    with pytest.raises(ValueError, match="integer defaults"):
+        verify.search(forward, backward, (), x, make_inputs=lambda key: ((), x))
+
+
+def test_a_pass_says_what_its_inputs_cannot_show():
+    forward, backward, params, x = RIGHT["affine"]
+    report = verify.check_vjp(forward, backward, params, x)
+    assert report.blind == ("an array of ones only", "no zeros", "only |values| < 3")
+    assert "can't show: an array of ones only" in str(report)
+    moved = verify.check_vjp(forward, backward, V, x.at[0, 0].set(0).at[1, 1].set(5.0))
+    assert moved.blind == ("no ties",)
