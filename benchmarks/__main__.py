@@ -23,6 +23,7 @@ PARTS = [
     "watching",
     "memory",
     "lines",
+    "libraries",
     "per_example",
     "convolution",
     "verify",
