@@ -449,6 +449,15 @@ def test_losses_on_logits_are_finite_at_every_finite_logit(name, dtype):
     assert (jnp.abs(gradient) <= 1).all()
 
 
+@pytest.mark.parametrize("make", [fnn.layer_norm, lambda d: fnn.at(fnn.batch_norm(d), KEY)])
+def test_a_variance_that_overflows_is_not_an_output_of_0(make):
+    layer = make(3)
+    params = layer.init(KEY)
+    x = jnp.asarray(RNG.normal(size=(4, 3)), jnp.float32)
+    assert (layer.forward(params, x * 1e15)[0] != 0).any()
+    assert jnp.isnan(layer.forward(params, x * 1e20)[0]).all()
+
+
 # Memory.
 
 

@@ -20,7 +20,8 @@ def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
         backward   dn = gain * dy,    dx = r (dn - mean dn - n mean(n dn)),
                    dgain = sum over the batch of n * dy,    dbias = sum of dy
 
-    var is the biased variance; statistics are taken in at least float32.
+    var is the biased variance; statistics are taken in at least float32. Where var overflows,
+    above about 1e19 squared in float32, y is NaN.
 
     Raises ValueError for d below 1, eps not above 0, and x or params of another width;
     TypeError where x and the params differ in dtype.
@@ -41,7 +42,7 @@ def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
         check_input(name, params, {"gain": (d,), "bias": (d,)}, x, d)
         wide = x.astype(at_least_float32(x.dtype))
         centred = wide - wide.mean(-1, keepdims=True)
-        r = jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + eps)
+        r = _inverse_root((centred * centred).mean(-1, keepdims=True), eps)
         n = centred * r
         return params["gain"] * n.astype(x.dtype) + params["bias"], (n, r)
 
@@ -76,7 +77,8 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
     are taken as 0 and 1. In training each example's gradient depends on all examples, so that
     only `total` takes it.
 
-    var is the biased variance; statistics are taken in at least float32.
+    var is the biased variance; statistics are taken in at least float32. Where var overflows,
+    above about 1e19 squared in float32, y is NaN.
 
     Raises ValueError for d below 1, eps not above 0, and x or params of another width;
     TypeError where x and the params differ in dtype.
@@ -97,7 +99,7 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
 
     def normalised(params: Params, x: Array, statistics: Any) -> tuple[Array, Residuals]:
         mean, variance = statistics
-        r = jax.lax.rsqrt(variance + eps)
+        r = _inverse_root(variance, eps)
         n = (x.astype(r.dtype) - mean) * r
         return params["gain"] * n.astype(x.dtype) + params["bias"], (n, r)
 
@@ -148,3 +150,9 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
         return normalised(params, x, statistics)[0], statistics
 
     return evaluation(None)._replace(varying=Varying(at, measure))
+
+
+def _inverse_root(variance: Array, eps: float) -> Array:
+    """1 / sqrt(variance + eps), and NaN for a variance that overflowed: 1/inf would make every
+    output 0 without a word."""
+    return jax.lax.rsqrt(jnp.where(variance < jnp.inf, variance, jnp.nan) + eps)
