@@ -1,5 +1,7 @@
 """Kernels and functions with rules of their own, and what the checker makes of float32 in them."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -256,3 +258,13 @@ def test_small_entries_do_not_drown_in_a_narrow_dtype():
     assert report.verdict != "pass"
     assert report.leaves[0].float64.verdict == "pass"
     assert "loses digits" in report.leaves[0].note
+
+
+def test_a_report_as_json_and_in_a_notebook():
+    report = verify.check_layer(fnn.elementwise(jnp.sin, lambda x, y: jnp.inf * x), (), X)
+    got = json.loads(report.to_json())
+    assert got["verdict"] == "fail"
+    assert got["leaves"][0]["float64"] == {"verdict": "fail", "error": None, "bound": 1e-9}
+    shown = report._repr_html_()
+    assert "<td>dx</td>" in shown
+    assert "&gt;" in shown
