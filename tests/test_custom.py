@@ -1,5 +1,7 @@
 """Kernels and functions with rules of their own, and what the checker makes of float32 in them."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -234,3 +236,35 @@ def test_a_reference_that_is_nan_is_no_bound_for_the_value():
     norm = lambda x: jnp.linalg.norm(x) ** 2
     report = verify.check_gradients(lambda x: ((x * x).sum(), 2 * x), norm, jnp.zeros(3))
     assert [leaf.verdict for leaf in report.leaves] == ["pass", "inconclusive"]
+
+
+def test_small_entries_do_not_drown_in_a_narrow_dtype():
+    """1 - y y with y saved in the input's dtype, computed in float32: bfloat16 leaves few digits of
+    the small entries, autodiff of the same float32 computation keeps them."""
+    x = jnp.array([[0.1, 0.5, 2.8, 3.1, 3.3]], jnp.bfloat16)
+    up = lambda a: a.astype(jnp.float32) if a.dtype == jnp.bfloat16 else a
+    tanh = lambda p, x: (jnp.tanh(up(x)).astype(x.dtype), (x, jnp.tanh(up(x)).astype(x.dtype)))
+
+    def from_y(p, residuals, dy):
+        _, y = residuals
+        return (), ((1 - up(y) ** 2) * up(dy)).astype(y.dtype)
+
+    def from_x(p, residuals, dy):
+        x, _ = residuals
+        return (), ((1 - jnp.tanh(up(x)) ** 2) * up(dy)).astype(x.dtype)
+
+    verify.check_vjp(tanh, from_x, (), x).raise_for_verdict()
+    report = verify.check_vjp(tanh, from_y, (), x)
+    assert report.verdict != "pass"
+    assert report.leaves[0].float64.verdict == "pass"
+    assert "loses digits" in report.leaves[0].note
+
+
+def test_a_report_as_json_and_in_a_notebook():
+    report = verify.check_layer(fnn.elementwise(jnp.sin, lambda x, y: jnp.inf * x), (), X)
+    got = json.loads(report.to_json())
+    assert got["verdict"] == "fail"
+    assert got["leaves"][0]["float64"] == {"verdict": "fail", "error": None, "bound": 1e-9}
+    shown = report._repr_html_()
+    assert "<td>dx</td>" in shown
+    assert "&gt;" in shown

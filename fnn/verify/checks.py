@@ -24,6 +24,8 @@ from fnn.verify.float64 import ROUNDOFF
 from fnn.verify.leaf import FLOOR, NONE, TOLERANCE, Check, compared, measure
 from fnn.verify.reference import Reference, Slope, norm
 
+ENTRY = "entry"
+"""The reason of a native check that failed at an entry by its own conditioning."""
 CANCELS = "autodiff cancels"
 """Why the native check is skipped where autodiff itself is left with hardly a digit there."""
 
@@ -127,6 +129,40 @@ def _within(error: float, bounds: Iterator[float]) -> Check:
     while found.verdict == "fail" and (bound := next(bounds, None)) is not None:
         found = compared(error, max(found.bound, bound))
     return found
+
+
+def entry_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> Check:
+    """Each entry of the native gradient by its own conditioning, and beside autodiff's own error
+    in that entry: small entries do not drown among large ones. Down to the floor of the float64
+    check. It fails with the error of the worst entry, and is skipped where it finds none.
+
+    >>> import jax.numpy as jnp
+    >>> from fnn.verify.call import split
+    >>> x = jnp.array([1e-2, 1.0])
+    >>> call, inputs = split(lambda f, theta: (f(theta).sum(), []), jnp.square, x, ())
+    >>> tested = Tested("dx", 1, np.array([0.02 + 2e-6, 2.0]), 2 * np.asarray(x), "")
+    >>> entry_check(tested, Reference(call, inputs, 2.0**-24), 2 * np.asarray(x)).verdict
+    'fail'
+    """
+    stack = reference.stacks[tested.position]
+    if reference.roundoff <= ROUNDOFF or not (np.isfinite(stack).all() and stack[0].any()):
+        return NONE
+    size = np.abs(stack[0]) + FLOOR * np.abs(stack[0]).max()
+    own = np.abs(autodiff - stack[0])
+    error = np.abs(tested.native - stack[0])
+    known = reference.roundoff * size + np.where(np.isfinite(own), own, 0.0)
+    # With many digits, rounding within the computation adds up to more than its inputs' show.
+    slack = 8 if reference.roundoff > 2.0**-12 else 64
+    away = np.zeros(stack[0].shape)
+    for moved in reference.moved_stacks(tested.position):
+        away = np.maximum(away, np.abs(moved[2] - moved[0]))
+        with np.errstate(invalid="ignore"):
+            excess = error / (slack * (known + away))
+        if not excess.max() > 1:
+            return NONE
+    i = np.unravel_index(int(np.argmax(excess)), excess.shape)
+    bound = slack * (known + away)[i] / size[i]
+    return Check("fail", float(error[i] / size[i]), float(bound), ENTRY)
 
 
 def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[Check]:

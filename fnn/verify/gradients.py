@@ -36,8 +36,10 @@ from fnn.verify.call import (
 )
 from fnn.verify.causes import likely_cause, misshapen_cause, swapped
 from fnn.verify.checks import (
+    ENTRY,
     Tested,
     differences_checks,
+    entry_check,
     float64_check,
     native_check,
     worst_entry_slope,
@@ -411,14 +413,16 @@ def _checks(
 ) -> list[tuple[Check, Check, Check]]:
     """The three checks of each leaf."""
     own = autodiff or [stack[0] for stack in reference.stacks]
-    return list(
-        zip(
-            [float64_check(leaf, reference) for leaf in tested],
-            [native_check(leaf, reference, own[leaf.position]) for leaf in tested],
-            differences_checks(tested, reference),
-            strict=True,
-        )
-    )
+    differences = differences_checks(tested, reference)
+    found = []
+    for leaf, slope in zip(tested, differences, strict=True):
+        float64 = float64_check(leaf, reference)
+        native = native_check(leaf, reference, own[leaf.position])
+        if float64.verdict == "pass" and native.verdict != "fail":
+            entry = entry_check(leaf, reference, own[leaf.position])
+            native = entry if entry.verdict == "fail" else native
+        found.append((float64, native, slope))
+    return found
 
 
 def _beside_rounding(
@@ -454,7 +458,7 @@ def _beside_rounding(
         elif native.verdict == "fail" and float64.verdict == "pass":
             with jax.enable_x64(False), at_highest_precision():
                 away = own_moves(leaf, inputs, reference.roundoff)
-            bound, _ = measure(expected + away, expected, 1)
+            bound, _ = measure(expected + away, expected, FLOOR if native.reason == ENTRY else 1)
             if native.error <= 64 * bound < np.inf:
                 rounded.add(leaf.name)
         found.append((float64, native, differences))

@@ -91,9 +91,20 @@ class Reference:
         >>> next(reference.moves(1, row=2, floor=1)) < 2.0**-23
         True
         """
-        for seed in range(MOVES):
-            stack = self._moved(seed)[position]
+        for stack in self.moved_stacks(position):
             yield measure(stack[row], stack[0], floor)[0]
+
+    def moved_stacks(self, position: int) -> Iterator[np.ndarray]:
+        """An array of `stacks`, again and again with its inputs moved by other signs.
+
+        >>> import jax.numpy as jnp
+        >>> from fnn.verify.call import split
+        >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
+        >>> next(Reference(call, inputs, 2.0**-24).moved_stacks(1)).shape
+        (3,)
+        """
+        for seed in range(MOVES):
+            yield self._moved(seed)[position]
 
     def slope(self, directions: list[np.ndarray], first: float) -> Slope:
         """The slope of f along the directions, one per array of theta, from a step of `first`.

@@ -1,5 +1,7 @@
 """What a checker found, as a table."""
 
+import html
+import json
 import textwrap
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.verify.leaf import Leaf
+from fnn.verify.leaf import Check, Leaf
 from fnn.verify.power import Power, power_of
 from fnn.verify.trees import named_leaves
 
@@ -102,6 +104,51 @@ class Report:
         if self.verdict != "pass":
             raise AssertionError("\n" + str(self))
 
+    def to_json(self) -> str:
+        """The verdict and the leaves as JSON, for continuous integration. A check that was skipped
+        has no error; infinite numbers are null.
+
+        >>> json.loads(Report("check_layer", ()).to_json())["verdict"]
+        'inconclusive'
+        """
+        leaves = [
+            {
+                "name": leaf.name,
+                "verdict": leaf.verdict,
+                "note": leaf.note,
+                "index": list(leaf.index),
+                "float64": _as_dict(leaf.float64),
+                "native": _as_dict(leaf.native),
+                "differences": _as_dict(leaf.differences),
+            }
+            for leaf in self.leaves
+        ]
+        return json.dumps(
+            {
+                "name": self.name,
+                "verdict": self.verdict,
+                "dtype": self.dtype,
+                "place": self.place,
+                "blind": list(self.blind),
+                "leaves": leaves,
+            }
+        )
+
+    def _repr_html_(self) -> str:
+        """The table in a notebook."""
+        heads = ("leaf", "float64", self.dtype, "differences", "verdict", "")
+        rows = [
+            (leaf.name, leaf.float64, leaf.native, leaf.differences, leaf.verdict, leaf.note)
+            for leaf in self.leaves
+        ]
+        cells = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>"
+            for row in rows
+        )
+        head = "".join(f"<th>{html.escape(h)}</th>" for h in heads)
+        title = html.escape(": ".join(filter(None, (self.name, self.verdict, self.place))))
+        return f"<table><caption>{title}</caption><tr>{head}</tr>{cells}</table>"
+
     def __str__(self) -> str:
         """The table."""
         width = min(max([len(leaf.name) for leaf in self.leaves] + [4]), 28)
@@ -127,6 +174,16 @@ class Report:
             text = f"these inputs can't show: {', '.join(self.blind)}"
             lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
         return "\n".join(lines)
+
+
+def _as_dict(check: Check) -> dict[str, Any]:
+    if check.verdict == "skipped":
+        return {"verdict": "skipped", "reason": check.reason}
+    numbers = {"error": check.error, "bound": check.bound}
+    return {
+        "verdict": check.verdict,
+        **{k: float(v) if np.isfinite(v) else None for k, v in numbers.items()},
+    }
 
 
 def _pasted(leaf: Any) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fnn.verify.checks import CANCELS, Tested
+from fnn.verify.checks import CANCELS, ENTRY, Tested
 from fnn.verify.leaf import FLOOR, Check, measure, plainly
 from fnn.verify.reference import Slope
 
@@ -44,7 +44,7 @@ def decide(
         verdict, note = _against_slope(float(tested.best[index]), float(expected[index]), slope)
         return verdict, values + note, index
     if native.verdict == "fail":
-        _, index = measure(tested.native, expected, 1)
+        _, index = measure(tested.native, expected, FLOOR if native.reason == ENTRY else 1)
         note = f"in the dtype that runs: {_values(tested.native, expected, index)}"
         return "fail", note, index
     if doubt := _doubt(tested, checks, custom):
