@@ -167,9 +167,7 @@ def with_torch(network: fnn.Layer, params: Any, x: Any, y: Any) -> dict[str, Cal
             def zero_grad(self) -> None:
                 ghost.zero_grad()
 
-        cost = DPLossFastGradientClipping(
-            ghost, Clipped(), torch.nn.CrossEntropyLoss(), "mean"
-        )
+        cost = DPLossFastGradientClipping(ghost, Clipped(), torch.nn.CrossEntropyLoss(), "mean")
 
         def clip() -> Any:
             ghost.zero_grad()

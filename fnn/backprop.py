@@ -157,8 +157,9 @@ def per_example_backward(
     """
 
     def marked(factor: Factor) -> _Reduced:
+        batch = getattr(factor, "batch", ())
         shape = jax.eval_shape(total, factor).shape  # raises TypeError for what is not a factor
-        if factor.batch[: len(examples)] != examples:
+        if batch[: len(examples)] != examples:
             raise ValueError(
                 f"reduce: expected factors whose batch axes begin with the examples', "
                 f"{examples}, got {jax.tree.map(jnp.shape, factor)}"

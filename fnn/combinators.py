@@ -217,6 +217,7 @@ def masked(layer: Layer, mask: Params) -> Layer:
     Array([2.], dtype=float32)
     """
     check_layer("masked", layer)
+    mask = jax.tree.map(jnp.asarray, mask)
 
     def kept(params: Params) -> Params:
         _check_mask(mask, params)

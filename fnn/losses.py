@@ -166,7 +166,9 @@ def _sigmoid_binary_cross_entropy_value(prediction: Array, target: Array) -> Arr
 
 def _sigmoid_binary_cross_entropy_gradient(prediction: Array, target: Array) -> Array:
     t = _like("sigmoid_binary_cross_entropy", prediction, target)
-    return (jax.nn.sigmoid(prediction) - t) / t.shape[-1]
+    # sigmoid(z) - t would cancel in the tails.
+    upper, lower = jax.nn.sigmoid(prediction), jax.nn.sigmoid(-prediction)
+    return ((1 - t) * upper - t * lower) / t.shape[-1]
 
 
 def _sigmoid_binary_cross_entropy_root(prediction: Array, target: Array) -> Array:
@@ -180,8 +182,8 @@ sigmoid_binary_cross_entropy = Loss(
     _sigmoid_binary_cross_entropy_root,
 )
 """On logits z of k yes-or-no outputs: (1/k) sum_i t_i log(1 + e^-z_i) + (1 - t_i) log(1 + e^z_i);
-gradient (sigmoid(z) - t) / k, H = diag(a (1 - a)) / k, a the sigmoid. Finite for logits of any
-size. Targets (..., k) in [0, 1].
+gradient (sigmoid(z) - t) / k, by (1 - t) sigmoid(z) - t sigmoid(-z); H = diag(a (1 - a)) / k,
+a the sigmoid. Finite for logits of any size. Targets (..., k) in [0, 1].
 
 >>> sigmoid_binary_cross_entropy.gradient(jnp.array([[0.0]]), jnp.array([[1.0]]))
 Array([[-0.5]], dtype=float32)

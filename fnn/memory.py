@@ -54,7 +54,7 @@ def remat(layer: Layer) -> Layer:
 
     def backward(params: Params, x: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
         # Without the barrier XLA would see the same computation twice and keep its results.
-        params, x, dy = jax.lax.optimization_barrier((params, x, dy))
+        params, x = jax.lax.optimization_barrier((params, x))
         _, residuals = layer.forward(params, x)
         return layer.backward(params, residuals, dy, reduce)
 

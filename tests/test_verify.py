@@ -14,7 +14,7 @@ NETWORK = fnn.mlp((3, 4, 2), activation=fnn.tanh)
 PARAMS = NETWORK.init(jax.random.key(0))
 X = jax.random.normal(jax.random.key(1), (6, 3))
 Y = jnp.array([0, 1, 1, 0, 1, 0])
-SEEDS = 100
+SEEDS = pytest.mark.parametrize("seeds", [5, pytest.param(100, marks=pytest.mark.long)])
 
 
 def test_right_gradients_pass():
@@ -70,9 +70,10 @@ def test_the_configuration_is_left_alone(x64):
 
 
 @pytest.mark.parametrize("case", LAYERS, ids=lambda c: c.name)
-def test_an_honest_layer_never_fails(case):
+@SEEDS
+def test_an_honest_layer_never_fails(case, seeds):
     params = jax.tree.map(np.asarray, case.layer.init(jax.random.key(0)))
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         random = np.random.default_rng(seed)
         draw = lambda shape, random=random: random.standard_normal(shape).astype(np.float32)
         moved = jax.tree.map(lambda p, draw=draw: p + 0.5 * draw(p.shape), params)
@@ -80,8 +81,9 @@ def test_an_honest_layer_never_fails(case):
 
 
 @pytest.mark.parametrize("case", LOSSES, ids=lambda c: c.name)
-def test_an_honest_loss_never_fails(case):
-    for seed in range(SEEDS):
+@SEEDS
+def test_an_honest_loss_never_fails(case, seeds):
+    for seed in range(seeds):
         random = np.random.default_rng(seed)
         shift = np.exp(0.05 * random.standard_normal(case.prediction.shape))
         prediction = np.asarray(0.9 * shift * case.prediction, np.float32)
