@@ -298,6 +298,7 @@ def test_float16_trains_with_a_scaled_loss_where_it_does_not_without():
 # All of them, in one network, at a key.
 
 
+@pytest.mark.long
 def test_they_nest_at_a_key():
     inner = fnn.serial(fnn.dense(4, 4), fnn.dropout(0.3), fnn.tanh)
     network = fnn.serial(

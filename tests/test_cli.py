@@ -34,6 +34,7 @@ def test_train_digits_end_to_end(tmp_path):
     assert (tmp_path / "run" / "run.safetensors").stat().st_size > 4 * 64 * 256
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("source", ["iris", "wine", "breast_cancer"])
 def test_other_classes(source, tmp_path):
     result = run("train", source, "--epochs", 25, "--learning-rate", 0.005, "--out", tmp_path)

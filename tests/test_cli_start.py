@@ -105,6 +105,7 @@ def test_a_platform_without_a_device_is_one_line(platform, name, tmp_path, monke
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_the_environment_decides_no_bit_of_a_run(tmp_path, monkeypatch):
     train = ("train", "iris", "--hidden", "4", "--epochs", "1", "--out")
     python(IMPORTED, *train, tmp_path / "a")
@@ -120,6 +121,7 @@ def test_the_environment_decides_no_bit_of_a_run(tmp_path, monkeypatch):
 SHELL = f"{sys.executable} -m fnn "
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("line", "code", "error"),
     [
@@ -137,6 +139,7 @@ def test_output_that_is_lost_is_said(line, code, error, tmp_path):
     assert (done.returncode, done.stderr.strip()) == (code, error)
 
 
+@pytest.mark.long
 def test_without_standard_error_a_run_is_whole(tmp_path):
     train = "train iris --hidden 4 --epochs 2 --save-every 0 --out run 2>&-"
     done = subprocess.run(SHELL + train, shell=True, cwd=tmp_path, capture_output=True, text=True)

@@ -129,6 +129,7 @@ def test_of_equal_entries_the_first_wins_and_nan_wins_over_all():
     np.testing.assert_array_equal(y[0, :, 0], [np.nan, 2])
 
 
+@pytest.mark.long
 def test_the_checker_at_ties():
     """At a tie dx is one-sided, as autodiff's is, and the differences are skipped as at a kink. A
     tie that is split is a derivative too: it is not called wrong, but not passed."""
@@ -165,6 +166,7 @@ FACTORS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("examples", [(3,), (2, 2), ()], ids=str)
 @pytest.mark.parametrize("geometry", list(FACTORS.values()), ids=list(FACTORS))
 def test_every_reduction_of_its_factor(geometry, examples):
@@ -206,6 +208,7 @@ NETWORK = fnn.serial(
 )  # fmt: skip
 
 
+@pytest.mark.long
 def test_every_statistic_of_a_convolutional_network():
     network, loss = NETWORK, fnn.softmax_cross_entropy
     with jax.enable_x64(True):
@@ -227,6 +230,7 @@ def test_every_statistic_of_a_convolutional_network():
         jax.tree.map(close, clipped, jax.tree.map(lambda g: jnp.tensordot(scale, g, 1) / 6, each))
 
 
+@pytest.mark.long
 def test_the_gauss_newton_diagonal_of_a_convolution():
     """Exactly the Hessian's, with one convolution and nothing but linear layers around it."""
     layer, loss = fnn.conv2d(1, 2), fnn.softmax_cross_entropy
@@ -243,6 +247,7 @@ def test_the_gauss_newton_diagonal_of_a_convolution():
         np.testing.assert_allclose(diagonal.ravel(), jnp.diag(hessian), rtol=1e-9)
 
 
+@pytest.mark.long
 def test_a_convolutional_network_passes_the_checker():
     params = jax.tree.map(
         lambda p: p + 0.1 * jax.random.normal(KEY, p.shape), NETWORK.init(KEY)

@@ -147,6 +147,7 @@ def test_another_library_through_arrays():
     assert verify.check_vjp(forward, wrong, (), X, reference=reference).verdict == "fail"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_a_layer_that_computes_in_another_dtype(dtype):
     network = fnn.compute_in(fnn.mlp((4, 6, 3), activation=fnn.tanh), dtype)
@@ -171,6 +172,7 @@ CLOSED_OVER = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("f", CLOSED_OVER.values(), ids=CLOSED_OVER)
 def test_numpy_arrays_that_a_function_closes_over(f):
     objective = lambda x: jnp.sin(f(x)).sum()
@@ -204,6 +206,7 @@ def test_an_objective_in_numpy():
     assert verify.check_gradients(wrong, objective, X[0]).verdict == "fail"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scale", [1, 10, 20, 40, 100, 300])
 def test_a_right_attention_does_not_fail_at_saturated_logits(scale):
     logits = scale * jax.random.normal(jax.random.key(0), (4, 6))

@@ -89,6 +89,7 @@ def is_exempt(decorator):
     return name in ("property", "cached_property", "command", "group")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     runner, printed = doctest.DocTestRunner(), io.StringIO()
@@ -137,6 +138,7 @@ def programs():
             yield pytest.param(page, marks=[pytest.mark.optimized] if slow else [])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", list(programs()))
 def test_programs(page, tmp_path, monkeypatch):
     """The programs of a page run in their order, in one namespace, and print what it shows."""

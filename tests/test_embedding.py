@@ -96,6 +96,7 @@ def test_in_another_precision_codes_stay_codes():
     np.testing.assert_array_equal(dparams["table"][jnp.array([299, 257, 256])][:, 0], [2, 1, 0])
 
 
+@pytest.mark.long
 def test_statistics_are_exact_where_codes_repeat():
     network = fnn.serial(fnn.embedding(5, 3), fnn.tanh, mean_of_positions(), fnn.dense(3, 2))
     loss, x, y = fnn.softmax_cross_entropy, jnp.asarray(CODES), jnp.array([0, 1, 0])

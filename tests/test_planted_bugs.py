@@ -32,6 +32,7 @@ def test_there_are_enough():
     assert len(PLANTED) + len(UPDATE_BUGS) >= 60
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
 def test_the_code_without_a_bug_passes(setting):
     f = setting.value_and_grad(Steps())
@@ -41,6 +42,7 @@ def test_the_code_without_a_bug_passes(setting):
         report.raise_for_verdict()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("setting", "bug"), PLANTED, ids=[f"{bug.kind}-{s.name}" for s, bug in PLANTED]
 )

@@ -70,6 +70,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", VARIANTS)
 def test_going_on_is_bit_for_bit_never_having_stopped(tmp_path, name):
     whole, _ = finished(tmp_path / "a", *VARIANTS[name])
@@ -374,6 +375,7 @@ def test_values_come_back_in_their_own_units(tmp_path):
 TRAIN = (sys.executable, "-um", "fnn", "train", "iris", "--epochs", "40", "--hidden", "8")
 
 
+@pytest.mark.long
 def test_kills_at_any_instant_lose_nothing(tmp_path):
     """SIGKILL in the middle, then --resume, again and again: the same bytes in the end."""
     rng = random.Random(3)

@@ -112,6 +112,7 @@ def test_what_is_found_is_shrunk_and_can_be_pasted():
     assert np.array_equal(pasted, found)
 
 
+@pytest.mark.long
 def test_other_sizes_are_tried():
     """A kernel in blocks of 4 that forgets the rows behind the last full block."""
 

@@ -83,6 +83,7 @@ def test_at_a_key_everything_sees_three_pure_functions():
     np.testing.assert_allclose(norms, expected, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_wrong_backward_at_a_key_is_seen():
     def at(key, statistics):
         layer = fnn.dropout(0.5).varying.at(key, statistics)
@@ -195,6 +196,7 @@ def test_each_layer_is_measured_on_what_the_layers_before_it_give():
     np.testing.assert_allclose(layer.forward(params, X)[0], y, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_batch_norm_mixes_examples_in_training_and_not_in_evaluation():
     params, y = NORMED.init(KEY), jnp.zeros((8, 2))
     with pytest.raises(TypeError, match=r"batch_norm\(6\): its gradient exists for the whole"):

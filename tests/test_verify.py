@@ -14,7 +14,7 @@ NETWORK = fnn.mlp((3, 4, 2), activation=fnn.tanh)
 PARAMS = NETWORK.init(jax.random.key(0))
 X = jax.random.normal(jax.random.key(1), (6, 3))
 Y = jnp.array([0, 1, 1, 0, 1, 0])
-SEEDS = pytest.mark.parametrize("seeds", [5, pytest.param(100, marks=pytest.mark.long)])
+SEEDS = pytest.mark.parametrize("seeds", [1, pytest.param(100, marks=pytest.mark.long)])
 
 
 def test_right_gradients_pass():
@@ -385,6 +385,7 @@ def per_example(report):
     return next((leaf for leaf in report.leaves if leaf.name == "per-example"), None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", LAYERS, ids=lambda c: c.name)
 def test_each_example_is_checked_where_there_are_parameters(case):
     params = jax.tree.map(lambda p: p + 0.1, case.layer.init(jax.random.key(0)))
@@ -633,6 +634,7 @@ def test_a_network_with_two_heads(scale):
     assert ("loss" in report.place) == (scale == 2)
 
 
+@pytest.mark.long
 def test_a_layer_that_varies_is_checked_at_a_key():
     network = fnn.serial(
         fnn.repeat(fnn.serial(fnn.dense(3, 3), fnn.tanh, fnn.dropout(0.25)), 3), fnn.dense(3, 2)
@@ -651,6 +653,7 @@ def test_a_layer_that_varies_is_checked_at_a_key():
     assert jnp.allclose(norms.sum(), jnp.square(wide).sum(), rtol=1e-4)
 
 
+@pytest.mark.long
 def test_a_wrong_layer_that_varies_is_refused_and_named():
     right = fnn.dropout(0.25)
     wrong = right._replace(

@@ -139,6 +139,7 @@ def test_wrappers_train_in_one_program_and_donate():
 # Optax.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "transformation",
     [
