@@ -204,6 +204,24 @@ def measured(layer: Layer, params: Params, x: Any, key: Array | None) -> tuple[A
     return layer.forward(params, x)[0], ()
 
 
+def varying_with(
+    layer: Layer,
+    combine: Callable[[Layer], Layer],
+    measure: Callable[[Params, Any, Array | None], tuple[Any, Any]],
+) -> Varying | None:
+    """How combine(layer) varies: at a key and statistics it is combine of the layer at them.
+
+    None where the layer does not vary.
+
+    >>> import fnn
+    >>> varying_with(fnn.tanh, fnn.skip, lambda params, x, key: (x, ())) is None
+    True
+    """
+    if layer.varying is None:
+        return None
+    return Varying(lambda key, statistics: combine(at(layer, key, statistics)), measure)
+
+
 def split(key: Array, n: int) -> Array:
     """n keys from one, as `jax.random.split`.
 

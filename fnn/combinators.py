@@ -26,6 +26,7 @@ from fnn.base import (
     check_layer,
     measured,
     split,
+    varying_with,
 )
 from fnn.reductions import Factor, Masked, Reduce, Zero, total
 
@@ -238,17 +239,9 @@ def masked(layer: Layer, mask: Params) -> Layer:
 
         return jax.tree.map(one, params, mask, factors), dx
 
-    return Layer(
-        layer.init,
-        forward,
-        backward,
-        layer.varying
-        and Varying(
-            lambda key, statistics: masked(at(layer, key, statistics), mask),
-            lambda params, x, key: measured(layer, kept(params), x, key),
-        ),
-        lambda params: [(layer, kept(params))],
-    )
+    measure = lambda params, x, key: measured(layer, kept(params), x, key)  # noqa: E731
+    varying = varying_with(layer, lambda layer: masked(layer, mask), measure)
+    return Layer(layer.init, forward, backward, varying, lambda params: [(layer, kept(params))])
 
 
 def frozen(layer: Layer) -> Layer:
@@ -389,12 +382,8 @@ def _varying(combine: Callable[..., Layer], layers: tuple[Layer, ...]) -> Varyin
 
 def _varying_alone(combine: Callable[[Layer], Layer], layer: Layer) -> Varying | None:
     """For a combinator of one layer whose residuals are that layer's."""
-    if layer.varying is None:
-        return None
-    return Varying(
-        lambda key, statistics: combine(at(layer, key, statistics)),
-        lambda params, x, key: combine(_measuring(layer, key)).forward(params, x),
-    )
+    measure = lambda params, x, key: combine(_measuring(layer, key)).forward(params, x)  # noqa: E731
+    return varying_with(layer, combine, measure)
 
 
 def _measuring(layer: Layer, key: Array | None) -> Layer:

@@ -8,6 +8,7 @@ repeat(remat(repeat(l, a)), b)
 reversible(f, g, n)           keeps its output alone, at any depth (Gomez et al. 2017)
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from fnn.base import (
     check_layer,
     measured,
     split,
+    varying_with,
 )
 from fnn.reductions import Reduce, total
 
@@ -58,10 +60,7 @@ def remat(layer: Layer) -> Layer:
         _, residuals = layer.forward(params, x)
         return layer.backward(params, residuals, dy, reduce)
 
-    varying = layer.varying and Varying(
-        lambda key, statistics: remat(at(layer, key, statistics)),
-        lambda params, x, key: measured(layer, params, x, key),
-    )
+    varying = varying_with(layer, remat, partial(measured, layer))
     return Layer(layer.init, forward, backward, varying, lambda params: [(layer, params)])
 
 

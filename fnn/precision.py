@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.base import Array, Grads, Layer, Params, Residuals, Varying, at, check_layer, measured
+from fnn.base import Array, Grads, Layer, Params, Residuals, check_layer, measured, varying_with
 from fnn.reductions import Factor, Reduce, Widened, total
 
 
@@ -50,9 +50,7 @@ def compute_in(layer: Layer, dtype: Any) -> Layer:
         y, statistics = measured(layer, _cast(params, dtype), _cast(x, dtype), key)
         return _cast(y, _dtype_of(x, params)), statistics
 
-    varying = layer.varying and Varying(
-        lambda key, statistics: compute_in(at(layer, key, statistics), dtype), measure
-    )
+    varying = varying_with(layer, lambda layer: compute_in(layer, dtype), measure)
     return Layer(layer.init, forward, backward, varying)
 
 

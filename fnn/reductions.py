@@ -133,18 +133,10 @@ class Rows(Factor):
         return self.index.shape
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["factor", "mask"], meta_fields=[])
-@dataclass(frozen=True)
-class Masked(Factor):
-    """The gradients of a factor, each multiplied by one array of the parameter's shape.
-
-    >>> mask = jnp.array([[1.0, 0.0]])
-    >>> total(Masked(Outer(jnp.ones((5, 1)), jnp.ones((5, 2))), mask))
-    Array([[5., 0.]], dtype=float32)
-    """
+class _Changed(Factor):
+    """What is done to a `factor` leaves its batch and its parameter's rank as they are."""
 
     factor: Factor
-    mask: Array
 
     @property
     def batch(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -155,6 +147,20 @@ class Masked(Factor):
     def ndim(self) -> int:  # type: ignore[override]
         """The factor's."""
         return self.factor.ndim
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["factor", "mask"], meta_fields=[])
+@dataclass(frozen=True)
+class Masked(_Changed):
+    """The gradients of a factor, each multiplied by one array of the parameter's shape.
+
+    >>> mask = jnp.array([[1.0, 0.0]])
+    >>> total(Masked(Outer(jnp.ones((5, 1)), jnp.ones((5, 2))), mask))
+    Array([[5., 0.]], dtype=float32)
+    """
+
+    factor: Factor
+    mask: Array
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["a", "b"], meta_fields=[])
@@ -212,7 +218,7 @@ class Zero(Factor):
 
 @partial(jax.tree_util.register_dataclass, data_fields=["factor"], meta_fields=["dtype"])
 @dataclass(frozen=True)
-class Widened(Factor):
+class Widened(_Changed):
     """The gradients of a factor that was computed in a narrow dtype: products run in that dtype,
     sums over the batch and the result are in `dtype`.
 
@@ -223,16 +229,6 @@ class Widened(Factor):
 
     factor: Factor
     dtype: Any
-
-    @property
-    def batch(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The factor's."""
-        return self.factor.batch
-
-    @property
-    def ndim(self) -> int:  # type: ignore[override]
-        """The factor's."""
-        return self.factor.ndim
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["name"])
