@@ -11,6 +11,7 @@ from fnn.cli.metrics import Classified
 @click.command()
 @click.argument("run", type=options.FOLDER)
 @click.argument("source", nargs=-1, required=True)
+@options.device
 def evaluate(run: Path, source: tuple[str, ...]) -> None:
     """Measure the network in folder RUN on SOURCE.
 

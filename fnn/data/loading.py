@@ -297,8 +297,9 @@ def _columns(
         column, x[:, i], note = columns.understood(table, place)
         found.append(column)
         notes |= {note: None} if note else {}
-        if reading.missing == "error" and (blank := np.isnan(x[:, i])).any():
-            raise DataError(f"{table.where(place, int(blank.argmax()))}: no value")
+    if reading.missing == "error" and (blank := np.isnan(x)).any():
+        row, i = np.argwhere(blank)[0]
+        raise DataError(f"{table.where(places[i], int(row))}: no value; --missing fill fills it in")
     return x, tuple(found), tuple(notes)
 
 
