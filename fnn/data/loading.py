@@ -214,7 +214,7 @@ def _examples(
         raise DataError(f"{table.name}: {what}")
     at = targets.index(table, target, called)
     notes = list(table.notes)
-    blank = columns.stripped(table.frame.to_series(at)).is_null()
+    blank = targets.text(table, at).is_null()
     if blank.any():
         if reading.missing == "error" or blank.all():
             raise DataError(f"{table.where(at, int(blank.arg_max() or 0))}: no value")
