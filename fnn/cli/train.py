@@ -134,6 +134,10 @@ def train(
     if resume and earlier is not None:
         settings = _continued(ctx, given, earlier.settings, out)
     run, examples = runs.prepare(source, settings)
+    is_default = ctx.get_parameter_source("batch_size") is ParameterSource.DEFAULT
+    if is_default and settings.batch_size > len(examples.train.x):
+        settings = settings._replace(batch_size=len(examples.train.x))
+        run = run._replace(settings=settings)
     if settings.batch_size > len(examples.train.x):
         raise click.UsageError(
             f"--batch-size {settings.batch_size} is larger than the {len(examples.train.x)} "
