@@ -99,12 +99,13 @@ def train(
 ) -> None:
     """Train a multi-layer perceptron on SOURCE and measure it on held-out examples.
 
-    SOURCE is a bundled data set (digits, iris, wine, breast_cancer, diabetes), a CSV file, a
-    .npz file with x and y, two files x.npy y.npy, or a folder of IDX files such as MNIST's.
+    SOURCE is a bundled data set (digits, iris, wine, breast_cancer, diabetes), a table (CSV and its
+    kin, gzipped or not, Parquet, Arrow), a .npz file with x and y, two files x.npy y.npy, or a
+    folder of IDX files such as MNIST's.
 
     Classes are learned with softmax cross-entropy, values with the mean squared error. A fifth
-    of the examples is held out, stratified by class, unless the source has a test part. Inputs,
-    and values to predict, are standardised by the training part. The run is saved as it goes;
+    of the examples is held out, stratified by class, unless the source has a test part. Numbers are
+    standardised by the training part; `fnn describe` shows what becomes of a table's other columns. The run is saved as it goes;
     Ctrl-C ends it after the current epoch, and --resume continues it as if it had never stopped.
     A run of other data or other settings that the folder holds is replaced by --overwrite alone.
     """

@@ -120,7 +120,7 @@ class Encoding(NamedTuple):
 
         A column is left out if it has no values, if it is a category of one value, if it looks
         like row numbers or like names or ids of rows, and if it is text of more than `MOST`
-        values most of which come once.
+        values, and of more than half as many as there are rows.
 
         Raises DataError for a name in keep that no column has, and where no column is left.
 
