@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from fnn import data
 from fnn.cli import options, runs
 from fnn.cli.metrics import Classified
 
@@ -20,12 +19,10 @@ def evaluate(run: Path, source: tuple[str, ...]) -> None:
     was trained on. The target of a CSV file with a header is found by its name.
     """
     trained = runs.load(run)
-    task = data.TASKS[trained.outputs is not None]
-    target = trained.settings.target if data.is_csv(source[0]) else None
-    called = trained.targets[0] if len(trained.targets) == 1 else None
-    everything = data.load(source, target=target, task=task, called=called)
-    examples, which = runs.held_out(trained, everything)
+    examples, which = runs.held_out(trained, runs.read(trained, source))
     click.echo(f"data      {' '.join(source)}: {which}")
+    for line in trained.inputs.unseen(examples.x):
+        click.echo(f"Warning: {line}", err=True)
     metrics = runs.evaluate(trained, examples)
     for line in metrics.lines():
         click.echo(line)
