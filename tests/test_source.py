@@ -22,7 +22,7 @@ ALLOWED = {"backprop": {"custom_vjp"}, "curvature": {"linear_transpose"}}
 MATHEMATICS = {
     "base", "reductions", "backprop", "activations", "losses", "initializers", "optimizers",
     "schedules", "models", "layers", "combinators", "memory", "precision", "per_example",
-    "curvature", "training", "shuffle", "fitting", "wrappers", "adapters", "numbers",
+    "curvature", "parallel", "training", "shuffle", "fitting", "wrappers", "adapters", "numbers",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn.base import Array, Layer, Loss, Optimizer, Params
 from fnn.parallel.data import fully_sharded, replicated
@@ -61,15 +61,19 @@ class Devices(NamedTuple):
         """The number of devices over which examples are split."""
         return self.mesh.shape["data"]
 
-    def take(self, network: Layer, optimizer: Optimizer) -> tuple[Layer, Optimizer]:
-        """Both on these devices, each of which holds of the params and of the optimizer's state
-        its part. With shard_params the network is `fully_sharded`, unless parts of it are cut
-        over "data" already."""
+    def network(self, network: Layer) -> Layer:
+        """The network on these devices. With shard_params it is `fully_sharded`, unless parts of
+        it are cut over "data" already."""
         if self.shard_params:
             parts = jax.tree.leaves(specs(network.init, self.mesh))
             if not any("data" in jax.tree.leaves(tuple(part)) for part in parts):
                 network = fully_sharded(network, "data")
-        network = replicated(network, "data")
+        return replicated(network, "data")
+
+    def take(self, network: Layer, optimizer: Optimizer) -> tuple[Layer, Optimizer]:
+        """Both on these devices, each of which holds its part of the params and of the
+        optimizer's state."""
+        network = self.network(network)
         parts = shardings(lambda key: optimizer.init(network.init(key)), self.mesh)
         pin = lambda state: jax.lax.with_sharding_constraint(state, parts)  # noqa: E731
         return network, Optimizer(
@@ -110,6 +114,20 @@ class Devices(NamedTuple):
 
         return spread
 
+    def forward(
+        self, network: Layer, predicted: Callable[[Params, Any, Any], Any]
+    ) -> Callable[[Params, Any, Any], Any]:
+        """predicted(params, statistics, x) with the network on these devices, each of which
+        takes its part of x."""
+        parts = specs(network.init, self.mesh)
+        return jax.shard_map(
+            predicted, mesh=self.mesh, in_specs=(parts, WHOLE, SPLIT), out_specs=SPLIT
+        )
+
+    def whole(self, tree: Any) -> Any:
+        """The arrays, whole on each device."""
+        return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, WHOLE))
+
     def shuffled(self, key: Array, data: Shares, batch_size: int) -> tuple[Array, Array]:
         """An epoch's batches, as rows of each device's own share in an order of its own:
         (n // batch_size, rows of a batch), and the rest. Repeated examples come last."""
@@ -129,9 +147,7 @@ class Devices(NamedTuple):
     def batch(self, data: Shares, rows: Array, n: int) -> Shares:
         """The batch of n examples in these rows of each device's share."""
         take = lambda arrays, rows: jax.tree.map(lambda a: a[rows], arrays)  # noqa: E731
-        spread = jax.shard_map(
-            take, mesh=self.mesh, in_specs=(SPLIT, SPLIT), out_specs=SPLIT
-        )
+        spread = jax.shard_map(take, mesh=self.mesh, in_specs=(SPLIT, SPLIT), out_specs=SPLIT)
         return Shares(spread(data.arrays, rows), n, self.count)
 
 

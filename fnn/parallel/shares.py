@@ -13,9 +13,7 @@ from fnn.base import Array
 from fnn.parallel.specs import automatic
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["n", "devices"]
-)
+@partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["n", "devices"])
 @dataclass(frozen=True)
 class Shares:
     """n examples, split over the devices: arrays is (x, y), or any tree of arrays whose first
