@@ -28,7 +28,8 @@ with it; `autodiff`, which puts a layer's own backward into what JAX differentia
 MATHEMATICS = {
     "base", "reductions", "backprop", "autodiff", "activations", "losses", "initializers",
     "optimizers", "schedules", "models", "layers", "combinators", "memory", "precision",
-    "per_example", "curvature", "training", "shuffle", "fitting", "wrappers", "adapters", "numbers",
+    "per_example", "curvature", "parallel", "training", "shuffle", "fitting", "wrappers",
+    "adapters", "numbers",
 }  # fmt: skip
 
 
