@@ -2,6 +2,7 @@ from fnn import (
     checkpoint as checkpoint,
     curvature as curvature,
     data as data,
+    initializers as initializers,
     per_example as per_example,
     schedules as schedules,
     verify as verify,
