@@ -39,7 +39,7 @@ def objective(network: Layer, loss: Loss) -> Callable[..., Array]:
     def f(params: Params, x: Any, y: Any, weight: Array | None = None) -> Array:
         prediction, _ = network.forward(params, x)
         losses = loss.value(prediction, y)
-        return (losses if weight is None else losses * _weight_of(losses, weight)).mean()
+        return (losses if weight is None else losses * weight_of(losses, weight)).mean()
 
     return f
 
@@ -83,13 +83,18 @@ def _value_and_grad(
     losses = loss.value(prediction, y)
     dy = jax.tree.map(lambda g: g / losses.size, loss.gradient(prediction, y))
     if weight is not None:
-        weight = _weight_of(losses, weight)
+        weight = weight_of(losses, weight)
         losses, dy = losses * weight, _weighted(dy, weight)
     grads, _ = network.backward(params, residuals, dy, reduce)
     return losses.mean(), grads
 
 
-def _weight_of(losses: Array, weight: Array) -> Array:
+def weight_of(losses: Array, weight: Array) -> Array:
+    """The weights in the losses' dtype. Raises ValueError where their shapes differ.
+
+    >>> weight_of(jnp.ones(2), jnp.array([0, 1]))
+    Array([0., 1.], dtype=float32)
+    """
     weight = jnp.asarray(weight)
     if weight.shape != losses.shape:
         raise ValueError(
