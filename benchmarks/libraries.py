@@ -3,7 +3,7 @@
     jax-privacy   `clipped_grad`, whole and in microbatches of 8
     Opacus        ghost clipping: the clipped gradient in two backward passes, no gradient held
     BackPACK      per-example norms, sum of squared gradients, diagonal of the Gauss-Newton matrix
-    kfac-jax      Kronecker factors of the Gauss-Newton matrix, exact over the Hessian root's columns
+    kfac-jax      Kronecker factors of the Gauss-Newton matrix, over all columns of the Hessian root
 
 Every library computes on the same parameters, and its result is compared with ours before it is
 timed. Times are medians of the rounds' ratios to ours, in alternating calls. A library that is not
