@@ -1,4 +1,4 @@
-"""To and from other libraries, none of which is imported here."""
+"""Optimizers: from optax, and to it."""
 
 from typing import Any, NamedTuple
 
