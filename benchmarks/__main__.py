@@ -97,7 +97,7 @@ def main(context: click.Context, quick: bool, out: Path) -> None:
     """Run the benchmarks that are named, or all of them; or compare what two runs have left."""
     # For `sweep`, which shards. A program of one device still has all the cores.
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    context.default_map = dict.fromkeys(PARTS, {"quick": quick, "out": out})
+    context.default_map = {name: {"quick": quick, "out": out} for name in PARTS}
     if context.invoked_subcommand is None:
         for name in PARTS:
             measure(name, quick, out)
@@ -118,20 +118,6 @@ def measure(name: str, quick: bool, out: Path, **sizes: Any) -> None:
     click.echo(f"{time.perf_counter() - start:.0f} s; kept in {path}")
 
 
-def command(name: str) -> click.Command:
-    """The command that runs this part."""
-
-    @settings
-    def run(quick: bool, out: Path) -> None:
-        measure(name, quick, out)
-
-    return click.command(name)(run)
-
-
-for part in PARTS:
-    main.add_command(command(part))
-
-
 @main.command("throughput")
 @settings
 @click.option("--widths", type=Sizes(), default=WIDTHS, help="Of the layers.")
@@ -146,6 +132,21 @@ def throughput(
 ) -> None:
     """Train on this device, at these sizes."""
     measure("throughput", quick, out, widths=widths, batches=batches, dtypes=dtypes)
+
+
+def command(name: str) -> click.Command:
+    """The command that runs this part, which has no options of its own."""
+
+    @settings
+    def run(quick: bool, out: Path) -> None:
+        measure(name, quick, out)
+
+    return click.command(name)(run)
+
+
+for part in PARTS:
+    if part not in main.commands:
+        main.add_command(command(part))
 
 
 @main.command("compare")

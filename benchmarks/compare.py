@@ -30,26 +30,21 @@ def compare(first: Path, second: Path) -> str:
     both = [size for size in cells_a if size in cells_b]
     if not both:
         raise ValueError(f"expected sizes that both measured, got {[*cells_a]} and {[*cells_b]}")
-    rows = []
-    for dtype, width, batch in both:
-        x, y = cells_a[dtype, width, batch], cells_b[dtype, width, batch]
+    rates, shares = [], []
+    for size in both:
+        x, y = cells_a[size], cells_b[size]
+        name = "{}, {} wide, batch {}".format(*size)
         # Examples per second are the inverse of a step's time: A's over B's.
-        speed = interval(y["step"]["values"], x["step"]["values"])
-        share = interval(*(c["share_of_products"]["values"] for c in (x, y)))
-        rates = [c["examples_per_second"] for c in (x, y)]
-        rows.append(
-            [
-                f"{dtype}, {width} wide, batch {batch}",
-                *rates,
-                f"{speed[0]:.3f} ({speed[1]:.3f} to {speed[2]:.3f})",
-                *(c["share_of_products"]["median"] for c in (x, y)),
-                f"{share[0]:.3f} ({share[1]:.3f} to {share[2]:.3f})",
-                *(c["joules_per_example"] or "" for c in (x, y)),
-            ]
-        )
-    headings = ["", "A, examples/s", "B, examples/s", "B / A (95%)"]
-    headings += ["A, share of products", "B, share", "B / A (95%)", "A, J/example", "B, J/example"]
-    lines += ["", table(headings, rows)]
+        speed = _shown(interval(y["step"]["values"], x["step"]["values"]))
+        share = _shown(interval(*(c["share_of_products"]["values"] for c in (x, y))))
+        rates.append([name, *_of("examples_per_second", x, y), speed])
+        rates[-1] += ["-" if j is None else j for j in _of("joules_per_example", x, y)]
+        shares.append([name, *_medians("peak_tflops", x, y), *_medians("share_of_products", x, y)])
+        shares[-1] += [share]
+    headings = ["", "A, examples/s", "B, examples/s", "B / A (95%)", "A, J/example", "B, J/example"]
+    lines += ["", table(headings, rates), ""]
+    headings = ["", "A, products' TFLOP/s", "B", "A, share of it", "B", "B / A (95%)"]
+    lines += [table(headings, shares)]
     for name, mine, others in (("A", cells_a, cells_b), ("B", cells_b, cells_a)):
         alone = [", ".join(map(str, size)) for size in mine if size not in others]
         lines += [f"only in {name}: {'; '.join(alone)}"] if alone else []
@@ -74,6 +69,18 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, An
         elif x != y:
             found.append((name, x, y))
     return found
+
+
+def _of(entry: str, *cells: dict[str, Any]) -> list[Any]:
+    return [cell[entry] for cell in cells]
+
+
+def _medians(entry: str, *cells: dict[str, Any]) -> list[float]:
+    return [cell[entry]["median"] for cell in cells]
+
+
+def _shown(found: tuple[float, float, float]) -> str:
+    return "{:.3f} ({:.3f} to {:.3f})".format(*found)
 
 
 def _read(path: Path) -> dict[str, Any]:

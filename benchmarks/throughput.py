@@ -18,6 +18,7 @@ ones stay in the caches, as the optimizer's arrays do, and a pass is then faster
 """
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,8 @@ WEIGHTS = {"forward, dX": 1, "dW, forward": 2, "dW, dX": 1}
 """How often each chain of two counts, for three Z, three dW and two dX."""
 PROGRAM = 20e-3
 """Seconds that a program takes or more, so that starting it costs little of its time."""
+NUMBERS = 2**25
+"""The most that x and y have of each; more steps are further epochs."""
 CALLS = 2000
 """A chain runs no more often: in bfloat16 its constant is not quite orthonormal."""
 METERED = 1.0
@@ -78,18 +81,21 @@ def run(
     print(table(headings, rows))
     if meter is None:
         print("power: neither nvidia-smi nor readable RAPL counters on this machine")
-    return {"cells": cells, "power": meter is not None}
+    return {"cells": cells, "threads": len(os.sched_getaffinity(0)), "power": meter is not None}
 
 
 def measured(
     width: int, batch: int, dtype: np.dtype, rounds: int, meter: power.Meter | None
 ) -> dict[str, Any]:
     """One network's rates, the device's peaks beside them, and the samples of both."""
-    rate = _rate(width, batch, dtype)
+    x, w = orthonormal(batch, width, dtype), orthonormal(width, width, dtype)
     flops = PRODUCTS * 2 * batch * width**2
-    steps = int(np.clip(PROGRAM * rate / flops, 1, 2**25 // (batch * width) + 1))
-    calls = int(np.clip(PROGRAM * rate / (flops / PRODUCTS * 2), 2, CALLS))
-    train, step = training(width, batch, dtype, steps)
+    two = _seconds(x, w)
+    needed = max(1, round(PROGRAM / (PRODUCTS / 2 * two)))
+    steps = min(needed, NUMBERS // (batch * width) + 1)
+    epochs = -(-needed // steps)
+    train, step = training(width, batch, dtype, steps, epochs)
+    calls = int(np.clip(PROGRAM / two, 2, CALLS))
     kept = kept_in(dtype)
     array = LAYERS * (width + 1) * width * kept.itemsize
     passes = int(np.clip(PROGRAM * 50e9 / (6 * array), 2, CALLS))
@@ -99,10 +105,13 @@ def measured(
             lambda a: 0.999 * a + 0.001, passes, jnp.ones(3 * array // kept.itemsize, kept)
         ),
     }
-    contestants |= _chains(width, batch, dtype, calls)
+    operands = {"forward, dX": (x, w), "dW, forward": (x, x), "dW, dX": (x, x)}
+    for name, layouts in CHAINS.items():
+        for layout, chain in enumerate(layouts):
+            contestants[name, layout] = repeated(chain, calls, *operands[name])
     samples = alternate(contestants, rounds=rounds)
 
-    seconds = np.array(samples["train"].values) / steps
+    seconds = np.array(samples["train"].values) / (steps * epochs)
     # The better layout of each chain.
     chains = [
         weight * np.array(min(samples[name, 0], samples[name, 1], key=lambda s: s.median).values)
@@ -136,9 +145,9 @@ def measured(
 
 
 def training(
-    width: int, batch: int, dtype: np.dtype, steps: int
+    width: int, batch: int, dtype: np.dtype, steps: int, epochs: int
 ) -> tuple[Callable[[], Any], jax.stages.Compiled]:
-    """A run of so many steps, from where the last one ended; and one step, compiled."""
+    """A run of epochs of so many steps, from where the last one ended; and one step, compiled."""
     network, kept = fnn.mlp((width,) * (LAYERS + 1)), kept_in(dtype)
     if kept != dtype:
         network = fnn.compute_in(network, dtype)
@@ -151,8 +160,9 @@ def training(
 
     @partial(jax.jit, donate_argnums=0)
     def advance(state: Any, key: jax.Array, x: jax.Array, y: jax.Array) -> tuple:
-        order_key, key = jax.random.split(key)
-        return *epoch(state, (x, y), order_key), key
+        keys = jax.random.split(key, epochs + 1)
+        state, losses = jax.lax.scan(lambda s, k: epoch(s, (x, y), k), state, keys[1:])
+        return state, losses[-1], keys[0]
 
     def train() -> jax.Array:
         nonlocal state, key
@@ -167,22 +177,11 @@ def kept_in(dtype: np.dtype) -> np.dtype:
     return dtype if dtype.itemsize >= 4 else jnp.dtype("float32")
 
 
-def _chains(width: int, batch: int, dtype: np.dtype, calls: int) -> dict[Any, Callable]:
-    """(name, layout) -> a program that runs that chain of two products so often."""
-    x, w = orthonormal(batch, width, dtype), orthonormal(width, width, dtype)
-    operands = {"forward, dX": (x, w), "dW, forward": (x, x), "dW, dX": (x, x)}
-    return {
-        (name, layout): repeated(chain, calls, *operands[name])
-        for name, layouts in CHAINS.items()
-        for layout, chain in enumerate(layouts)
-    }
-
-
-def _rate(width: int, batch: int, dtype: np.dtype) -> float:
-    """Flops per second of a product, roughly: how often programs must repeat theirs."""
-    x, w = orthonormal(batch, width, dtype), orthonormal(width, width, dtype)
-    program = repeated(CHAINS["forward, dX"][0], 4, x, w)
-    return 16 * batch * width**2 / alternate({"": program}, rounds=3)[""].median
+def _seconds(x: jax.Array, w: jax.Array) -> float:
+    """Of a chain of two products, roughly: how often programs must repeat theirs."""
+    calls = 4
+    program = repeated(CHAINS["forward, dX"][0], calls, x, w)
+    return alternate({"": program}, rounds=3)[""].median / calls
 
 
 def _summary(values: np.ndarray) -> dict[str, Any]:
