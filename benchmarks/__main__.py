@@ -76,6 +76,11 @@ class Floats(click.ParamType):
         return names
 
 
+def shown(sizes: tuple[int, ...]) -> str:
+    """As they are given on the command line."""
+    return ",".join(map(str, sizes))
+
+
 def settings(command: Callable) -> Callable:
     """The options of all parts."""
     command = click.option(
@@ -120,14 +125,14 @@ def measure(name: str, quick: bool, out: Path, **sizes: Any) -> None:
 
 @main.command("throughput")
 @settings
-@click.option("--widths", type=Sizes(), default=WIDTHS, help="Of the layers.")
-@click.option("--batches", type=Sizes(), default=BATCHES, help="Examples per step.")
+@click.option("--widths", type=Sizes(), help=f"Of the layers; {shown(WIDTHS)} if not given.")
+@click.option("--batches", type=Sizes(), help=f"Examples per step; {shown(BATCHES)} if not given.")
 @click.option("--dtypes", type=Floats(), default=DTYPES, help="That the network computes in.")
 def throughput(
     quick: bool,
     out: Path,
-    widths: tuple[int, ...],
-    batches: tuple[int, ...],
+    widths: tuple[int, ...] | None,
+    batches: tuple[int, ...] | None,
     dtypes: tuple[str, ...],
 ) -> None:
     """Train on this device, at these sizes."""
