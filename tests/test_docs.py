@@ -123,11 +123,11 @@ def output_after(page, line):
     return match[1] if match else None
 
 
-def agree(got, shown):
+def agree(got, shown, rtol=0.1):
     """Whether the words are the same, and the numbers to a tenth, or tiny: rounding errors."""
     words = [NUMBER.sub("#", text).split() for text in (got, shown)]
     numbers = [[float(n) for n in NUMBER.findall(text)] for text in (got, shown)]
-    return words[0] == words[1] and np.allclose(*numbers, rtol=0.1, atol=1e-5)
+    return words[0] == words[1] and np.allclose(*numbers, rtol=rtol, atol=1e-5)
 
 
 def programs():
