@@ -133,3 +133,28 @@ def test_the_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     with pytest.raises(ModuleNotFoundError, match=r"flatbuffers is missing: .*'fnn\[export\]'"):
         export.lowered(lambda x: x, jnp.ones((1, 1)))
+
+
+@pytest.mark.long
+def test_networks_become_onnx_by_jax2onnx(tmp_path):
+    """With a free batch, where jax2onnx and onnxruntime are installed: see docs/ecosystem.md."""
+    to_onnx = pytest.importorskip("jax2onnx").to_onnx
+    runtime = pytest.importorskip("onnxruntime")
+    images = fnn.serial(
+        fnn.conv2d(1, 4), fnn.batch_norm(4), fnn.relu, fnn.max_pool((2, 2)), fnn.flatten(3),
+        fnn.dense(36, 3),
+    )  # fmt: skip
+    deep = fnn.serial(fnn.layer_norm(4), fnn.repeat(fnn.skip(fnn.dense(4, 4)), 3), fnn.softmax)
+    for network, shape in [
+        *[(fnn.mlp((4, 8, 3), activation), (4,)) for activation in (fnn.relu, fnn.gelu)],
+        (deep, (4,)),
+        (images, (6, 6, 1)),
+    ]:
+        params, x = network.init(KEYS[0]), jax.random.normal(KEYS[1], (5, *shape))
+        network = fnn.at(network, statistics=fnn.statistics(network, params, x))
+        expected, _ = network.forward(params, x)
+        to_onnx(lambda x, f=network.forward, p=params: f(p, x)[0], inputs=[("B", *shape)],
+                return_mode="file", output_path=str(tmp_path / "n.onnx"))  # fmt: skip
+        session = runtime.InferenceSession(tmp_path / "n.onnx")
+        (y,) = session.run(None, {session.get_inputs()[0].name: np.asarray(x)})
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
