@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import EXACT, LAYERS, LOSSES, OPTIMIZERS, layer_inputs
+from click.testing import CliRunner
 from jax import export
 
 import fnn
+from fnn import cli
 
 BACKENDS = ("cuda", "rocm", "tpu")
 KEY = jax.random.key(5)
@@ -55,6 +57,21 @@ def test_what_a_backend_lacks_is_seen():
     """XLA's call to LAPACK for a Schur decomposition exists on the CPU alone."""
     with pytest.raises(NotImplementedError, match="tpu"):
         lowers("tpu", lambda a: jax.scipy.linalg.schur(a), jnp.ones((2, 2)))
+
+
+def test_verify_takes_the_cpu_where_there_is_no_float64(monkeypatch, tmp_path):
+    (tmp_path / "mine.py").write_text("""
+import fnn, jax, jax.numpy as jnp
+def forward(params, x):
+    assert jax.config.jax_default_device.platform == "cpu"
+    return fnn.tanh.forward(params, x)
+layer, layer_inputs = fnn.tanh._replace(forward=forward), ((), jnp.ones((2, 2)))
+""")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    result = CliRunner().invoke(cli.fnn, ["verify", "mine:layer"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("on the CPU: a TPU has no float64\nmine:layer\n")
 
 
 @pytest.mark.long
