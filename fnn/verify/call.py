@@ -195,8 +195,8 @@ def _holds_numpy_arrays(function: Callable[..., Any], *inputs: Any) -> bool:
 
 
 def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
-    """The largest unit roundoff of a floating-point value that the call computes from floats;
-    0 if unknown.
+    """The largest unit roundoff of a floating-point value that the call computes from floats and
+    that reaches its result; 0 if unknown.
 
     >>> call, inputs = split(lambda f, theta: f(theta), jnp.sin, jnp.array(0.0), ())
     >>> coarsest_roundoff(call, inputs) == unit_roundoff(jnp.float32)
@@ -206,15 +206,19 @@ def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
         program = jax.make_jaxpr(call.__call__)(inputs)
     except Exception:  # it can't be traced
         return 0.0
-    return _coarsest(program, [differentiable(v.aval) for v in program.jaxpr.invars])
+    used = [differentiable(v.aval) for v in program.jaxpr.invars]
+    return _coarsest(program, used, [True] * len(program.jaxpr.outvars))
 
 
-def _coarsest(program: Any, used: list[bool]) -> float:
-    """The same of a jaxpr; `used` says which of its inputs count."""
+def _coarsest(program: Any, used: list[bool], wanted: list[bool]) -> float:
+    """The same of a jaxpr; `used` says which of its inputs count, `wanted` which results."""
     inner = getattr(program, "jaxpr", program)
     counted = {v for v, counts in zip(inner.invars, used, strict=True) if counts}
     found = 0.0
+    needed = _needed(inner, wanted)
     for equation in inner.eqns:
+        if not needed.intersection(equation.outvars):
+            continue
         used = [not hasattr(v, "val") and v in counted for v in equation.invars]
         if not any(used):
             continue
@@ -225,8 +229,23 @@ def _coarsest(program: Any, used: list[bool]) -> float:
             n = len(getattr(part, "jaxpr", part).invars)
             # The operands of most loops and calls are the inputs of what is inside, the last n.
             inputs = used[len(used) - n :] if n <= len(used) else [True] * n
-            found = max(found, _coarsest(part, inputs))
+            outputs = getattr(part, "jaxpr", part).outvars
+            wanted = [v in needed for v in equation.outvars]
+            # What a loop carries feeds its other results.
+            if equation.primitive.name in ("scan", "while") or len(outputs) != len(wanted):
+                wanted = [True] * len(outputs)
+            found = max(found, _coarsest(part, inputs, wanted))
     return found
+
+
+def _needed(inner: Any, wanted: list[bool]) -> set[Any]:
+    """The variables of a jaxpr that its wanted results are computed from, and these."""
+    pairs = zip(inner.outvars, wanted, strict=True)
+    needed = {v for v, counts in pairs if counts and not hasattr(v, "val")}
+    for equation in reversed(inner.eqns):
+        if needed.intersection(equation.outvars):
+            needed.update(v for v in equation.invars if not hasattr(v, "val"))
+    return needed
 
 
 def custom_rules(call: Call, inputs: Inputs) -> list[str]:

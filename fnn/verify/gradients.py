@@ -13,7 +13,7 @@ values or are NumPy's, run as they are.
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -36,13 +36,15 @@ from fnn.verify.call import (
 )
 from fnn.verify.causes import likely_cause, misshapen_cause, swapped
 from fnn.verify.checks import (
+    CANCELS,
     ENTRY,
     Tested,
     differences_checks,
     entry_check,
+    entry_slope,
     float64_check,
     native_check,
-    worst_entry_slope,
+    relative,
 )
 from fnn.verify.float64 import (
     ROUNDOFF,
@@ -50,12 +52,13 @@ from fnn.verify.float64 import (
     unit_roundoff,
     widened,
 )
-from fnn.verify.leaf import FLOOR, Check, Leaf, compared, measure, unfit
+from fnn.verify.leaf import FLOOR, TOLERANCE, Check, Leaf, compared, measure, unfit
 from fnn.verify.linearity import nonlinear_leaves
 from fnn.verify.localisation import first_wrong_layer, first_wrong_part
 from fnn.verify.per_example import per_example_leaf
-from fnn.verify.reference import MOVES, Reference, moved
+from fnn.verify.reference import Reference
 from fnn.verify.report import Report
+from fnn.verify.rounding import rounding_of
 from fnn.verify.trees import as_arrays, differentiable, named_leaves, random_cotangent
 from fnn.verify.verdict import decide
 
@@ -141,7 +144,7 @@ def check_vjp(
         objective, gradient = (_product, forward), (_by_backward, functions)
     else:
         objective, gradient = (_reference_product, reference), (_y_and_by_backward, functions)
-    report = _check("check_vjp", objective, gradient, theta, dy)
+    report = _at_both_cotangents("check_vjp", objective, gradient, theta, dy)
     if report.verdict != "fail":
         return report
 
@@ -198,7 +201,27 @@ def check_custom(
             f"check_custom: the reference runs the rule under test, that of "
             f"{', '.join(same) or 'f'}; expected the same function in plain operations"
         )
-    return _check("check_custom", objective, (_by_own_rule, f), theta, dy)
+    return _at_both_cotangents("check_custom", objective, (_by_own_rule, f), theta, dy)
+
+
+def _at_both_cotangents(
+    name: str,
+    objective: tuple[Callable[..., Any], Any],
+    gradient: tuple[Callable[..., Any], Any],
+    theta: Any,
+    dy: Any,
+) -> Report:
+    """`_check` with the cotangent dy; in half precision also with |dy|, for a sum that overflows,
+    or stops growing, shows only where its terms are of one sign."""
+    report = _check(name, objective, gradient, theta, dy)
+    if report.verdict == "fail" or report.dtype not in ("float16", "bfloat16"):
+        return report
+    again = _check(name, objective, gradient, theta, jax.tree.map(_magnitude, dy))
+    return again if again.verdict == "fail" else report
+
+
+def _magnitude(leaf: Any) -> Any:
+    return abs(leaf) if differentiable(leaf) else leaf
 
 
 def _shapes_of(f: Callable[..., Any], *inputs: Any) -> Any:
@@ -385,15 +408,20 @@ def _check(
                 repeated = _checks(narrow, reference, autodiff)
                 tested, checks = narrow, repeated
         rounded: set[str] = set()
-        if any({a.verdict, b.verdict} == {"fail", "pass"} for a, b, _ in checks):
-            checks, rounded = _beside_rounding(tested, checks, tested_call, reference, inputs)
+        if any("fail" in (a.verdict, b.verdict) for a, b, _ in checks):
+            checks, rounded = _beside_rounding(
+                tested, checks, tested_call, reference, inputs, autodiff
+            )
         leaves = []
         for leaf, found in zip(tested, checks, strict=True):
             failed = found[0].verdict == "fail"
             in_theta = 0 < leaf.position <= len(inputs.theta)
-            slope = worst_entry_slope(leaf, reference) if failed and in_theta else None
             expected = reference.stacks[leaf.position][0]
-            verdict, note, index = decide(leaf, expected, found, slope, custom)
+            entries = found[0].entries or (measure(leaf.best, expected, FLOOR)[1],)
+            slopes = (
+                (at, entry_slope(leaf, reference, at) if in_theta else None) for at in entries
+            )
+            verdict, note, index = decide(leaf, expected, found, slopes, custom)
             if leaf.name in rounded:
                 verdict = "inconclusive"
                 note += "; right in float64, but it loses digits in this dtype that autodiff keeps"
@@ -431,36 +459,51 @@ def _beside_rounding(
     call: Call,
     reference: Reference,
     inputs: Inputs,
+    autodiff: list[np.ndarray] | None,
 ) -> tuple[list[tuple[Check, Check, Check]], set[str]]:
-    """The checks, where one of float64 and the native dtype refused a leaf and the other did not;
-    and the leaves that are right but for their rounding in the native dtype.
+    """The checks, where the float64 or the native check refused a leaf, beside what rounding inside
+    the computation explains; and the leaves that are right but for their rounding in the native
+    dtype.
 
-    A right rule may cancel where autodiff does not, far out in a function's tail. How much it
-    does shows in what the gradient under test moves when its inputs move by a roundoff: the
-    float64 check allows for that.
+    Where float64 alone refuses, autodiff may cancel, far out in a function's tail, or the rule may
+    where autodiff does not. How much each does shows when every step of it is moved by a roundoff.
     """
 
-    def own_moves(leaf: Tested, at: Inputs, u: float) -> np.ndarray:
-        """How far the leaf's entries move when the inputs move by u."""
-        centre = np.asarray(named_leaves(run(evaluate, call, at))[leaf.name], np.float64)
-        random = np.random.default_rng(0)
-        runs = [named_leaves(run(evaluate, call, moved(at, u, random))) for _ in range(MOVES)]
-        return np.max([np.abs(np.asarray(r[leaf.name], np.float64) - centre) for r in runs], 0)
+    @cache
+    def by_autodiff() -> list[np.ndarray]:
+        autodiff = rounding_of(differentiate, reference.call, reference.inputs, ROUNDOFF)
+        return [*autodiff.values()]
 
     found, rounded = [], set()
     for leaf, (float64, native, differences) in zip(tested, checks, strict=True):
         expected = reference.stacks[leaf.position][0]
-        if float64.verdict == "fail" and native.verdict == "pass" and leaf.wide is not None:
-            away = own_moves(leaf, reference.inputs, reference.unit)
-            bound, _ = measure(expected + away, expected, FLOOR)
-            if 64 * bound < 0.1:
-                float64 = compared(float64.error, max(float64.bound, 64 * bound))
-        elif native.verdict == "fail" and float64.verdict == "pass":
+        cancels = (
+            autodiff is not None and not measure(autodiff[leaf.position], expected, 1)[0] < 0.01
+        )
+        unsure = native.verdict == "pass" or cancels or not expected.any()
+        if float64.verdict == "fail" and unsure and leaf.wide is not None:
+            away = np.zeros(expected.shape)
+            away += rounding_of(evaluate, call, reference.inputs, ROUNDOFF).get(leaf.name, 0.0)
+            away += by_autodiff()[leaf.position] if by_autodiff() else 0.0
+            error, bound = (relative(d, expected) for d in (leaf.wide - expected, 64 * away))
+            least = TOLERANCE if expected.any() else 0.0
+            if (error <= np.maximum(least, bound)).all():
+                needed = float(bound[error > least].max(initial=0.0))
+                float64 = compared(float(error.max()), max(float64.bound, needed))
+                if needed > 0.1 or not expected.any():
+                    float64 = Check("skipped", reason=CANCELS)
+        if native.verdict == "fail" and leaf.wide is not None and float64.verdict != "fail":
             with jax.enable_x64(False), at_highest_precision():
-                away = own_moves(leaf, inputs, reference.roundoff)
-            bound, _ = measure(expected + away, expected, FLOOR if native.reason == ENTRY else 1)
-            if native.error <= 64 * bound < np.inf:
+                of_leaf = rounding_of(evaluate, call, inputs, reference.roundoff).get(
+                    leaf.name, 0.0
+                )
+            error, away = np.abs(leaf.native - expected), of_leaf + np.zeros(expected.shape)
+            wrong = native.entries or np.ndindex(error.shape)
+            bound = away if native.reason == ENTRY else np.full(away.shape, away.max())
+            if all(error[i] <= 64 * bound[i] < np.inf for i in wrong):
                 rounded.add(leaf.name)
+            elif float64.reason == CANCELS:
+                native = Check("skipped", reason=CANCELS)
         found.append((float64, native, differences))
     return found, rounded
 

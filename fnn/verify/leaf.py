@@ -24,6 +24,9 @@ _EMPTY = partial(np.zeros, 0)
 class Check(NamedTuple):
     """One comparison of one leaf: its verdict is "pass", "fail", or "skipped" for `reason`.
 
+    `entries` are the indices out of bounds, worst first and a few at most; of a skipped check
+    those that it can't judge.
+
     >>> print(Check("pass", 2e-16, 1e-9), Check("skipped", reason="kink"))
     2.0e-16 < 1e-09 (kink)
     """
@@ -32,6 +35,7 @@ class Check(NamedTuple):
     error: float = 0.0
     bound: float = 0.0
     reason: str = ""
+    entries: tuple[tuple[int, ...], ...] = ()
 
     def __str__(self) -> str:
         """As a cell of the report's table."""

@@ -22,6 +22,8 @@ from fnn.verify.leaf import measure
 
 MOVES = 8
 """How often the inputs are moved by a roundoff before a check fails. To pass, once will do."""
+FAR = 2.0**-40
+"""The least roundoff of the third row: far enough from float64's to tell a jump from rounding."""
 LEVELS = 3
 """The number of steps h, h/2, h/4, ... of an extrapolation."""
 
@@ -46,9 +48,9 @@ class Reference:
 
     `stacks` has an array for the value of f and one for each array of theta, each with three
     rows: at the inputs themselves; at inputs moved by float64's roundoff; at inputs moved by
-    `roundoff`, that of the dtype that the user runs. After these come the arrays that f returns
-    beside its value. `unit` is the roundoff of f itself: more than float64's where f computes in
-    less, whatever it is given.
+    `roundoff`, that of the dtype that the user runs, or by `FAR`. After these come the arrays that
+    f returns beside its value. `unit` is the roundoff of f itself: more than float64's where f
+    computes in less, whatever it is given.
 
     >>> import jax.numpy as jnp
     >>> from fnn.verify.call import split
@@ -75,7 +77,7 @@ class Reference:
         """The stacks, with every float moved up or down by signs drawn from the seed."""
         random = np.random.default_rng(seed)
         runs = []
-        for u in (0.0, self.unit, self.roundoff):
+        for u in (0.0, self.unit, max(self.roundoff, FAR)):
             value, grads, outputs = gradient_of(self.call, moved(self.inputs, u, random))
             runs.append([np.asarray(a, np.float64) for a in (value, *grads, *outputs)])
         return [np.stack(leaves) for leaves in zip(*runs, strict=True)]
@@ -125,8 +127,8 @@ class Reference:
 
 
 def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
-    """The inputs, every float moved up or down by the roundoff u. Equal values move alike, so
-    that no tie is broken.
+    """The inputs, every float moved up or down by the roundoff u. Values of equal size move alike,
+    so that no tie is broken.
 
     >>> inputs = Inputs([np.array([3.0, 3.0])], [], [])
     >>> a, b = moved(inputs, 0.5, np.random.default_rng(0)).theta[0]
@@ -139,7 +141,7 @@ def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
 
     def move(a: Any) -> np.ndarray:
         a = np.asarray(a)
-        mixed = np.atleast_1d(a.astype(np.float64)).view(np.uint64).reshape(a.shape) * odd
+        mixed = np.atleast_1d(np.abs(a.astype(np.float64))).view(np.uint64).reshape(a.shape) * odd
         up = (mixed >> np.uint64(60)) & np.uint64(1)
         return (np.where(up, 1 + u, 1 - u) * a).astype(a.dtype)
 
