@@ -26,7 +26,7 @@ import numpy as np
 
 from fnn.verify.float64 import ROUNDOFF
 from fnn.verify.leaf import FLOOR, NONE, TOLERANCE, Check, compared, measure
-from fnn.verify.reference import Reference, Slope, norm
+from fnn.verify.reference import Reference, Slope
 
 ENTRY = "entry"
 """The reason of a native check that failed at an entry by its own conditioning."""
@@ -247,8 +247,7 @@ def entry_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> C
 
 
 def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[Check]:
-    """Each leaf along a unit direction of its own: half along the gradient under test, where a
-    wrong factor shows most, half at random, where everything else does.
+    """Each leaf along a direction of its own, `Reference.directions`.
 
     First all leaves move at once, and the slope must be the sum of what each predicts: an error
     of one would have to be undone by another's. A leaf that this leaves open moves alone.
@@ -262,47 +261,38 @@ def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[C
     ...     differences_checks([tested], Reference(call, inputs, 2.0**-24))[0].verdict
     'pass'
     """
-    random = np.random.default_rng(1)
-    directions = [np.zeros(p.shape) for p in reference.inputs.theta]
-    shares, gradients = {}, {}
+    grads = {
+        leaf.position: leaf.best
+        for leaf in leaves
+        if 0 < leaf.position <= len(reference.inputs.theta)
+    }
     for leaf in leaves:
-        if 0 < leaf.position <= len(directions):
-            gradient = reference.stacks[leaf.position][0] if leaf.wide is None else leaf.wide
-            gradients[leaf.position] = gradient
-            j, size, v = leaf.position - 1, norm(gradient), random.standard_normal(gradient.shape)
-            along = gradient / size if 0 < size < np.inf else np.zeros(v.shape)
-            v *= 1 if (v * along).sum() >= 0 else -1  # they must not cancel
-            v = v / norm(v) + along
-            directions[j] = reference.norms[j] * v / norm(v)
-            shares[leaf.position] = float((directions[j] * gradient).sum())
+        if leaf.wide is None and leaf.position in grads:
+            grads[leaf.position] = reference.stacks[leaf.position][0]
     found: dict[int, Check] = {}
     # A slope of which less than four digits hold confirms nothing; fewer, where f has few.
     firm = min(max(1e-4, 20 * reference.unit ** (1 / 3)), 0.1)
 
-    def move(positions: list[int], first: float) -> dict[int, Check]:
-        moved = [v if j in positions else np.zeros(v.shape) for j, v in enumerate(directions, 1)]
-        slope = reference.slope(moved, first)
-        rest = slope.value - sum(shares[j] for j in positions)
+    def move(positions: tuple[int, ...], first: float, *, tied: bool = False) -> dict[int, Check]:
+        slope, directions = reference.along(positions, first, tied), reference.directions(tied)
+        shares = {j: float((directions[j - 1] * grads[j]).sum()) for j in positions}
+        rest = slope.value - sum(shares.values())
         return {j: _differences_check(slope, rest, shares[j], firm) for j in positions}
 
-    if shares:
-        together = move(list(shares), steps(reference.unit)[0])
+    if grads:
+        together = move(tuple(grads), steps(reference.unit)[0])
         found = {j: check for j, check in together.items() if check.verdict == "pass"}
-    for j in shares.keys() - found.keys():
+    for j in grads.keys() - found.keys():
         found[j] = NONE
         for first in steps(reference.unit):
-            alone = move([j], first)[j]
+            alone = move((j,), first)[j]
             if found[j].verdict == "skipped" or alone.verdict == "pass":
                 found[j] = alone
             if alone.verdict == "pass" or alone.reason == KINK:
                 break
-        if found[j].reason == KINK:
-            tied = together_where_tied(directions[j - 1], np.asarray(reference.inputs.theta[j - 1]))
-            if tied.any():
-                directions[j - 1] = tied * (reference.norms[j - 1] / norm(tied))
-                shares[j] = float((directions[j - 1] * gradients[j]).sum())
-                alone = move([j], steps(reference.unit)[0])[j]
-                found[j] = alone if alone.reason != KINK else found[j]
+        if found[j].reason == KINK and reference.directions(True)[j - 1].any():
+            alone = move((j,), steps(reference.unit)[0], tied=True)[j]
+            found[j] = alone if alone.reason != KINK else found[j]
     return [found.get(leaf.position, NONE) for leaf in leaves]
 
 
@@ -317,19 +307,6 @@ def _differences_check(slope: Slope, difference: float, share: float, firm: floa
     if error <= bound and bound > firm:
         return Check("skipped", reason=reason)
     return compared(error, bound)._replace(reason=KINK if slope.kink else "")
-
-
-def together_where_tied(direction: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """The direction, changed so that entries of theta that are of equal size stay so: each gets
-    their mean. Zeros stay where they are.
-
-    >>> together_where_tied(np.array([1.0, 3.0, 5.0, 7.0]), np.array([2.0, -2.0, 0.0, 4.0]))
-    array([-1.,  1.,  0.,  7.])
-    """
-    sign = np.sign(theta).ravel()
-    _, group, count = np.unique(np.abs(theta), return_inverse=True, return_counts=True)
-    sums = np.bincount(group.ravel(), sign * direction.ravel(), len(count))
-    return (sign * (sums / count)[group.ravel()]).reshape(theta.shape)
 
 
 def entry_slope(tested: Tested, reference: Reference, index: tuple[int, ...]) -> Slope:

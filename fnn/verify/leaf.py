@@ -116,6 +116,16 @@ def measure(got: np.ndarray, expected: np.ndarray, floor: float) -> tuple[float,
     return float(error[index]), tuple(int(i) for i in index)
 
 
+def side_by_side(expected: Any, got: Any) -> str:
+    """Two different numbers as a note shows them: with as many digits as tell them apart.
+
+    >>> side_by_side(1.0, 1.00000001)
+    'expected 1, got 1.00000001'
+    """
+    digits = next((n for n in (6, 12) if f"{expected:.{n}g}" != f"{got:.{n}g}"), 17)
+    return f"expected {expected:.{digits}g}, got {got:.{digits}g}"
+
+
 def plainly(value: Any) -> str:
     """A number as a note shows it.
 

@@ -64,6 +64,7 @@ class Reference:
         self.call, self.inputs, self.roundoff, self.unit = call, inputs, roundoff, unit
         self.norms = [norm(p) or 1.0 for p in inputs.theta]
         self._moved = lru_cache(self._at_moved_inputs)
+        self.directions, self.along = lru_cache(self._directions), lru_cache(self._along)
         self.stacks = self._moved(0)
         values, *grads = self.stacks[: len(inputs.theta) + 1]
         # The rounding of f: u sum |df/dtheta||theta|, and what rounding its inputs did to it.
@@ -108,6 +109,28 @@ class Reference:
         for seed in range(MOVES):
             yield self._moved(seed)[position]
 
+    def _directions(self, tied: bool) -> list[np.ndarray]:
+        """For each array of theta a direction of its length: half along the gradient, where a wrong
+        factor shows most, half at random, where everything else does. `tied`: one that keeps
+        entries of equal size so; zero where there are none."""
+        random, directions = np.random.default_rng(1), []
+        for p, stack, length in zip(self.inputs.theta, self.stacks[1:], self.norms, strict=False):
+            gradient, v = stack[0], random.standard_normal(stack[0].shape)
+            size = norm(gradient)
+            along = gradient / size if 0 < size < np.inf else np.zeros(v.shape)
+            v *= 1 if (v * along).sum() >= 0 else -1  # they must not cancel
+            v = v / (norm(v) or 1.0) + along
+            v = together_where_tied(v, np.asarray(p)) if tied else v
+            directions.append(length * v / (norm(v) or 1.0))
+        return directions
+
+    def _along(self, positions: tuple[int, ...], first: float, tied: bool) -> Slope:
+        """The slope where the arrays at these positions move along their directions."""
+        directions = enumerate(self.directions(tied), 1)
+        return self.slope(
+            [v if j in positions else np.zeros(v.shape) for j, v in directions], first
+        )
+
     def slope(self, directions: list[np.ndarray], first: float) -> Slope:
         """The slope of f along the directions, one per array of theta, from a step of `first`.
 
@@ -121,7 +144,7 @@ class Reference:
         6.0
         """
         h = first * 0.5 ** np.arange(LEVELS)
-        f = [run(evaluate_moved, self.call, self.inputs, directions, step) for step in (*h, *-h)]
+        f = run(evaluate_moved, self.call, self.inputs, directions, np.concatenate([h, -h]))
         plus, minus = np.array(f, np.float64).reshape(2, LEVELS)
         return _slope(float(self.stacks[0][0]), plus, minus, h, 8 * self.noise / h[-1])
 
@@ -184,6 +207,22 @@ def _entry_slopes(call: Call, inputs: Inputs, j: int) -> np.ndarray:
         plus, minus = np.array(f).reshape(2, LEVELS)
         slopes[index], _ = _extrapolate((plus - minus) / (2 * h), 2)
     return slopes
+
+
+def together_where_tied(direction: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """The direction, changed so that entries of theta that are of equal size stay so: each gets
+    their mean. Zeros stay where they are. Zero where no entries are tied.
+
+    >>> together_where_tied(np.array([1.0, 3.0, 5.0, 7.0]), np.array([2.0, -2.0, 0.0, 4.0]))
+    array([-1.,  1.,  0.,  7.])
+    """
+    ordered = np.sort(np.abs(theta), axis=None)
+    if not ((ordered[:1] == 0).any() or (ordered[1:] == ordered[:-1]).any()):
+        return np.zeros(theta.shape)
+    sign = np.sign(theta).ravel()
+    _, group, count = np.unique(np.abs(theta), return_inverse=True, return_counts=True)
+    sums = np.bincount(group.ravel(), sign * direction.ravel(), len(count))
+    return (sign * (sums / count)[group.ravel()]).reshape(theta.shape)
 
 
 def norm(a: Any) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from fnn.verify.checks import CANCELS, KINK, TIE, Tested
-from fnn.verify.leaf import FLOOR, Check, measure, plainly
+from fnn.verify.leaf import FLOOR, Check, measure, plainly, side_by_side
 from fnn.verify.reference import Slope
 
 
@@ -61,7 +61,7 @@ def decide(
 
 def _values(got: np.ndarray, expected: np.ndarray, index: tuple[int, ...]) -> str:
     where = f"at {list(index)} " if index else ""
-    return f"{where}expected {plainly(expected[index])}, got {plainly(got[index])}"
+    return where + side_by_side(expected[index], got[index])
 
 
 def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str, str]:
