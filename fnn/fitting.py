@@ -276,11 +276,10 @@ def _make_numbers(
 
     placed = network if devices is None else devices.network(network)
 
-    def evaluated(params: Params, statistics: Any, x: Any) -> Any:
+    def here(params: Params, statistics: Any, x: Any) -> Any:
         return predicted(at(placed, None, statistics), params, x)
 
-    if devices is not None:
-        evaluated = devices.forward(placed, evaluated)
+    evaluated = here if devices is None else devices.forward(placed, here)
 
     def numbers(state: State, value: Array, data: Data, validation: Data | None) -> Array:
         found = [all_finite((state, value)), value]
