@@ -99,8 +99,8 @@ def test_six_steps_are_those_of_one_device(alone, method):
     assert difference(state.params, expected.params) < 2e-5
     of = lambda tree: [a.sharding.spec for a in jax.tree.leaves(tree)]
     assert of(state.m) == of(state.v) == of(state.params)
-    whole = method == "replicated"
-    assert (max(parts(state)) == 1) and (min(parts(state)) == (1 if whole else 1 / mesh.size))
+    smallest = {"replicated": 1, "tensor": 1 / 2}.get(method, 1 / 8)
+    assert min(parts(state)) == smallest and max(parts(state)) == 1
 
 
 def shard_mapped(f, mesh, in_specs, out_specs):
