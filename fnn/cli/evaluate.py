@@ -1,18 +1,22 @@
 """`fnn evaluate`: a trained network, measured on examples with known targets."""
 
+import json
 from pathlib import Path
 
 import click
 
 from fnn import data
-from fnn.cli import options, runs
-from fnn.cli.metrics import Classified
+from fnn.cli import metrics, options, runs
+from fnn.cli.metrics import SHOWN, Classified
 
 
 @click.command()
 @click.argument("run", type=options.FOLDER)
 @click.argument("source", nargs=-1, required=True)
-def evaluate(run: Path, source: tuple[str, ...]) -> None:
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead, for programs."
+)
+def evaluate(run: Path, source: tuple[str, ...], as_json: bool) -> None:
     """Measure the network in folder RUN on SOURCE.
 
     If SOURCE is the data that it was trained on, only the held-out examples are used; if SOURCE
@@ -25,9 +29,11 @@ def evaluate(run: Path, source: tuple[str, ...]) -> None:
     called = trained.targets[0] if len(trained.targets) == 1 else None
     everything = data.load(source, target=target, task=task, called=called)
     examples, which = runs.held_out(trained, everything)
+    found = runs.evaluate(trained, examples)
+    if as_json:
+        click.echo(json.dumps({"measured_on": which, **found.numbers()}, allow_nan=False))
+        return
     click.echo(f"data      {' '.join(source)}: {which}")
-    metrics = runs.evaluate(trained, examples)
-    for line in metrics.lines():
-        click.echo(line)
-    if isinstance(metrics, Classified):
-        click.echo(metrics.table())
+    metrics.show(found)
+    if isinstance(found, Classified) and len(found.classes) <= SHOWN:
+        click.echo(found.table())

@@ -301,7 +301,7 @@ def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
     examples = _aligned(run, examples)
     prediction = predict(run, examples.x)
     if run.outputs is None:
-        return Classified.of(run.classes, examples.y, prediction.argmax(-1))
+        return Classified.of(run.classes, examples.y, prediction)
     if examples.y.shape != prediction.shape:
         k = prediction.shape[-1]
         raise DataError(f"{examples.name}: expected y (n, {k}), got {examples.y.shape}")

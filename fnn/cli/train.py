@@ -13,7 +13,7 @@ from fnn import atomic, data, verify
 from fnn.backprop import objective, value_and_grad
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
-from fnn.cli import options, report, runs, signals
+from fnn.cli import metrics, options, report, runs, signals
 from fnn.cli.runs import Examples, Run, Settings
 from fnn.fitting import DivergedError
 
@@ -155,8 +155,7 @@ def train(
     if len(times) > 1:
         rate = len(examples.train.x) * (len(times) - 1) / (times[-1] - times[0])
         click.echo(f"speed     {rate:.0f} examples per second, from the second epoch on")
-    for line in runs.evaluate(run, examples.test).lines():
-        click.echo(f"test {line}")
+    metrics.show(runs.evaluate(run, examples.test), "test ")
     if stopped:
         raise SystemExit(128 + stopped)
 

@@ -1,0 +1,97 @@
+"""What the commands say about a trained network: metrics, for people and for programs."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from sklearn import metrics
+
+from fnn import cli
+from fnn.cli.metrics import SHOWN, Classified, Predicted
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+RNG = np.random.default_rng(0)
+
+
+def command(*args):
+    return CliRunner().invoke(cli.fnn, [str(a) for a in args])
+
+
+def softmax(logits):
+    p = np.exp(logits.astype(np.float32))
+    return p / p.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_classes_are_measured_as_scikit_learn_does(k):
+    labels, p = RNG.integers(0, k, 200), softmax(RNG.normal(size=(200, k)))
+    p[np.arange(200), labels] += 0.3
+    p /= p.sum(-1, keepdims=True)
+    names = tuple("abcde"[:k])
+    found, guesses = Classified.of(names, labels, p).numbers(), p.argmax(-1)
+    assert found["accuracy"] == metrics.accuracy_score(labels, guesses)
+    assert found["largest_class"] == np.bincount(labels).max() / 200
+    assert found["balanced_accuracy"] == pytest.approx(
+        metrics.balanced_accuracy_score(labels, guesses)
+    )
+    assert found["log_loss"] == pytest.approx(metrics.log_loss(labels, p), rel=1e-5)
+    recall = metrics.recall_score(labels, guesses, average=None)
+    precision = metrics.precision_score(labels, guesses, average=None)
+    each = [found["classes"][name] for name in names]
+    assert [c["recall"] for c in each] == pytest.approx(list(recall))
+    assert [c["precision"] for c in each] == pytest.approx(list(precision))
+    if k == 2:
+        assert found["roc_auc"] == metrics.roc_auc_score(labels, p[:, 1])
+    else:
+        assert "roc_auc" not in found
+
+
+def test_what_is_not_defined_is_null():
+    """One class only, another never predicted, a probability of 0: no warning, and valid JSON."""
+    one_class = Classified.of(("a", "b"), np.array([0, 0]), np.array([[1.0, 0], [1, 0]]))
+    found = json.loads(json.dumps(one_class.numbers(), allow_nan=False))
+    assert found["roc_auc"] is None
+    assert found["classes"]["b"] == {"examples": 0, "precision": None, "recall": None}
+    assert found["balanced_accuracy"] == 1
+    assert "nan" not in " ".join(one_class.lines()) + one_class.per_class()
+    wrong = Classified.of(("a", "b"), np.array([0, 1]), np.array([[0.0, 1], [1, 0]]))
+    assert np.isfinite(wrong.log_loss)
+    same = Predicted.of(("v",), np.ones((1, 1)), np.ones((1, 1)), np.zeros(1)).numbers()
+    assert json.loads(json.dumps(same, allow_nan=False))["r2"] is None
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1.0, 1e200])
+def test_values_of_any_size_are_measured_as_scikit_learn_does(unit):
+    y = RNG.normal(size=(50, 2)) * [1, 1000] + [5, 0]
+    guess = y + RNG.normal(size=(50, 2))
+    found = Predicted.of(("a", "b"), y * unit, guess * unit, np.array([4.0, 1]) * unit)
+    for ours, theirs in (
+        (found.rmse / unit, metrics.root_mean_squared_error),
+        (found.mae / unit, metrics.mean_absolute_error),
+        (found.r2, metrics.r2_score),
+    ):
+        np.testing.assert_allclose(ours, theirs(y, guess, multioutput="raw_values"))
+    always = np.broadcast_to([4.0, 1], y.shape)
+    expected = metrics.mean_absolute_error(y, always, multioutput="raw_values")
+    np.testing.assert_allclose(found.mae_of_mean / unit, expected)
+
+
+def test_a_class_that_is_hardly_ever_found_is_said():
+    labels = np.repeat([0, 1], [90, 11])
+    for found, warned in ((1, True), (2, False)):
+        guesses = np.where(np.arange(101) >= 101 - found, 1, 0)
+        measured = Classified.of(("no", "yes"), labels, np.eye(2)[guesses])
+        assert (measured.warning() is not None) == warned
+    never = Classified.of(tuple("abcdef"), np.arange(6), np.eye(6)[[0] * 6]).warning()
+    assert never.endswith("class 'd', 0 of its 1 examples; and 2 more classes")
+
+
+def test_of_many_classes_the_worst_found_are_shown():
+    k = SHOWN + 5
+    guesses = np.arange(k)
+    guesses[-1] = 0  # the last class is the one that is not found
+    rows = Classified.of(tuple(f"c{i}" for i in range(k)), np.arange(k), np.eye(k)[guesses])
+    lines = rows.per_class().splitlines()
+    assert len(lines) == 1 + SHOWN + 1
+    assert lines[1].split()[0] == f"c{k - 1}"
