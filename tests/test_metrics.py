@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import polars
 import pytest
 from click.testing import CliRunner
 from sklearn import metrics
@@ -95,3 +96,52 @@ def test_of_many_classes_the_worst_found_are_shown():
     lines = rows.per_class().splitlines()
     assert len(lines) == 1 + SHOWN + 1
     assert lines[1].split()[0] == f"c{k - 1}"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a table of two classes, one rare and without a pattern, and a run on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(400, 3))
+    rows = [f"{a},{b},{c},{'yes' if i % 10 == 0 else 'no'}" for i, (a, b, c) in enumerate(x)]
+    (folder / "rare.csv").write_text("\n".join(["a,b,c,bought", *rows]) + "\n")
+    args = ("--epochs", 9, "--learning-rate", 0.01, "--hidden", 4, "--out", folder / "run")
+    result = command("train", folder / "rare.csv", *args)
+    assert result.exit_code == 0, result.output
+    return folder, result
+
+
+def test_train_and_evaluate_say_the_same_and_warn(trained):
+    folder, trained_result = trained
+    result = command("evaluate", folder / "run", folder / "rare.csv")
+    assert result.exit_code == 0, result.output
+    said = [line for line in trained_result.stdout.splitlines() if line.startswith("test ")]
+    assert {line.removeprefix("test ") for line in said} <= set(result.stdout.splitlines())
+    assert "(the largest class alone: 0.9000)" in said[0]
+    assert [line.split()[1] for line in said] == ["accuracy", "balanced", "log", "ROC"]
+    for said_by in (result, trained_result):
+        assert "Warning: hardly ever found: class 'yes', 0 of its 8 examples" in said_by.stderr
+
+
+def test_evaluate_prints_one_json_object(trained):
+    folder, _ = trained
+    result = command("evaluate", folder / "run", folder / "rare.csv", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["examples"] == 80
+    assert found["measured_on"] == "the held-out 80 examples"
+    assert found["confusion"] == [[72, 0], [8, 0]]
+    assert found["accuracy"] == found["largest_class"] == 0.9
+    assert found["balanced_accuracy"] == 0.5
+    assert 0 < found["roc_auc"] < 1
+
+
+def test_predictions_as_parquet_are_those_of_csv(trained):
+    folder, _ = trained
+    printed = command("predict", folder / "run", folder / "rare.csv").stdout
+    table = folder / "predicted.PARQUET"
+    assert command("predict", folder / "run", folder / "rare.csv", "--out", table).exit_code == 0
+    frame = polars.read_parquet(table)
+    assert frame.columns == ["class", "probability no", "probability yes"]
+    assert frame.equals(polars.read_csv(printed.encode(), schema=frame.schema))
