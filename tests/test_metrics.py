@@ -145,3 +145,27 @@ def test_predictions_as_parquet_are_those_of_csv(trained):
     frame = polars.read_parquet(table)
     assert frame.columns == ["class", "probability no", "probability yes"]
     assert frame.equals(polars.read_csv(printed.encode(), schema=frame.schema))
+
+
+def test_explain_ranks_the_columns_and_draws_them(tmp_path):
+    """The class is the sign of b; a is noise, and c hardly matters."""
+    x = np.random.default_rng(2).normal(size=(200, 3))
+    labels = np.where(x[:, 1] + 0.2 * x[:, 2] > 0, "up", "down")
+    rows = [",".join(map(str, [*row, label])) for row, label in zip(x, labels, strict=True)]
+    (tmp_path / "signs.csv").write_text("\n".join(["a,b,c,sign", *rows]) + "\n")
+    run, source = tmp_path / "run", tmp_path / "signs.csv"
+    args = ("--epochs", 20, "--hidden", "", "--learning-rate", 0.05, "--optimizer", "adam")
+    assert command("train", source, *args, "--out", run).exit_code == 0
+    result = command("explain", run, source)
+    assert result.exit_code == 0, result.output
+    assert (run / "importance.png").read_bytes().startswith(b"\x89PNG")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    table = lines[lines.index(["column", "log", "loss", "accuracy"]) + 1 :][:3]
+    assert [row[0] for row in table] == ["b", "c", "a"]
+    # Half of the shuffled examples get the other sign, which costs half of them.
+    assert 0.3 < float(table[0][4]) < 0.6
+    assert abs(float(table[2][4])) < 0.1
+    again = command("explain", run, source, "--out", tmp_path / "other.png").stdout
+    assert again.splitlines()[:-1] == result.stdout.splitlines()[:-1]
+    result = command("explain", run, "wine")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)

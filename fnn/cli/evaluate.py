@@ -24,11 +24,7 @@ def evaluate(run: Path, source: tuple[str, ...], as_json: bool) -> None:
     was trained on. The target of a CSV file with a header is found by its name.
     """
     trained = runs.load(run)
-    task = data.TASKS[trained.outputs is not None]
-    target = trained.settings.target if data.is_csv(source[0]) else None
-    called = trained.targets[0] if len(trained.targets) == 1 else None
-    everything = data.load(source, target=target, task=task, called=called)
-    examples, which = runs.held_out(trained, everything)
+    examples, which = measured_on(trained, source)
     found = runs.evaluate(trained, examples)
     if as_json:
         click.echo(json.dumps({"measured_on": which, **found.numbers()}, allow_nan=False))
@@ -37,3 +33,18 @@ def evaluate(run: Path, source: tuple[str, ...], as_json: bool) -> None:
     metrics.show(found)
     if isinstance(found, Classified) and len(found.classes) <= SHOWN:
         click.echo(found.table())
+
+
+def measured_on(run: runs.Run, source: tuple[str, ...]) -> tuple[data.Dataset, str]:
+    """The examples of the source that may measure the run, and a word which they are.
+
+    Raises DataError as `fnn.data.load` and `runs.held_out` do.
+
+    >>> run, _ = runs.prepare("iris", runs.Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> measured_on(run, ("iris",))[1]
+    'the held-out 30 examples'
+    """
+    task = data.TASKS[run.outputs is not None]
+    target = run.settings.target if data.is_csv(source[0]) else None
+    called = run.targets[0] if len(run.targets) == 1 else None
+    return runs.held_out(run, data.load(source, target=target, task=task, called=called))

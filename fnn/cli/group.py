@@ -15,8 +15,9 @@ from fnn import __version__, extras
 
 COMMANDS = {
     "train": "Train a multi-layer perceptron on SOURCE and measure it on held-out examples.",
-    "predict": "Predict with the network in folder RUN and write one CSV row per example.",
+    "predict": "Predict with the network in folder RUN and write one row per example.",
     "evaluate": "Measure the network in folder RUN on SOURCE.",
+    "explain": "Measure what each column of SOURCE is worth to the network in folder RUN.",
     "noise-scale": "Draw the gradient noise scale along a training run on SOURCE.",
     "hardest": "Draw the images of SOURCE whose gradients are largest after training.",
     "verify": "Check derivatives and update rules against independent references.",

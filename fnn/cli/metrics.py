@@ -199,7 +199,7 @@ class Predicted(NamedTuple):
     mae: np.ndarray
     mae_of_mean: np.ndarray
     r2: np.ndarray
-    count: int
+    examples: int
 
     @classmethod
     def of(
@@ -240,7 +240,7 @@ class Predicted(NamedTuple):
         >>> found["rmse"], found["rmse_of_mean"], found["r2"]
         (0.0, 1.0, 1.0)
         """
-        found: dict[str, Any] = {"examples": self.count}
+        found: dict[str, Any] = {"examples": self.examples}
         for metric in ("rmse", "rmse_of_mean", "mae", "mae_of_mean", "r2"):
             each = [_finite(number) for number in getattr(self, metric)]
             named = dict(zip(self.names, each, strict=True))

@@ -298,7 +298,7 @@ def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
     >>> int(evaluate(run, examples.test).confusion.sum())
     30
     """
-    examples = _aligned(run, examples)
+    examples = aligned(run, examples)
     prediction = predict(run, examples.x)
     if run.outputs is None:
         return Classified.of(run.classes, examples.y, prediction)
@@ -325,7 +325,7 @@ def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
     if examples.test is not None or _digest(examples) == run.digest:
         test = data.split(examples, HELD_OUT, run.settings.seed)[1]
         return test, f"the held-out {len(test.x)} examples"
-    examples, n = _aligned(run, examples), len(examples.x)
+    examples, n = aligned(run, examples), len(examples.x)
     if not len(run.seen):
         return examples, f"all {n} examples, some of which may have been trained on"
     unseen = ~np.isin(digests(examples), run.seen)
@@ -337,8 +337,15 @@ def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
     return left, f"the {unseen.sum()} of {n} examples that were not trained on"
 
 
-def _aligned(run: Run, examples: Dataset) -> Dataset:
-    """The examples with the run's order of features and its labels."""
+def aligned(run: Run, examples: Dataset) -> Dataset:
+    """The examples with the run's order of features and its labels.
+
+    Raises DataError for examples of other features or classes than the run's.
+
+    >>> run, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> aligned(run, examples.test).features == run.features
+    True
+    """
     return data.relabelled(data.reordered(examples, run.features), run.classes)
 
 
