@@ -5,7 +5,6 @@ from pathlib import Path
 
 import click
 
-from fnn import data
 from fnn.cli import metrics, options, runs
 from fnn.cli.metrics import SHOWN, Classified
 
@@ -24,7 +23,9 @@ def evaluate(run: Path, source: tuple[str, ...], as_json: bool) -> None:
     was trained on. The target of a CSV file with a header is found by its name.
     """
     trained = runs.load(run)
-    examples, which = measured_on(trained, source)
+    examples, which = runs.held_out(trained, runs.read(trained, source))
+    for line in trained.inputs.unseen(examples.x):
+        click.echo(f"Warning: {line}", err=True)
     found = runs.evaluate(trained, examples)
     if as_json:
         click.echo(json.dumps({"measured_on": which, **found.numbers()}, allow_nan=False))
@@ -33,18 +34,3 @@ def evaluate(run: Path, source: tuple[str, ...], as_json: bool) -> None:
     metrics.show(found)
     if isinstance(found, Classified) and len(found.classes) <= SHOWN:
         click.echo(found.table())
-
-
-def measured_on(run: runs.Run, source: tuple[str, ...]) -> tuple[data.Dataset, str]:
-    """The examples of the source that may measure the run, and a word which they are.
-
-    Raises DataError as `fnn.data.load` and `runs.held_out` do.
-
-    >>> run, _ = runs.prepare("iris", runs.Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
-    >>> measured_on(run, ("iris",))[1]
-    'the held-out 30 examples'
-    """
-    task = data.TASKS[run.outputs is not None]
-    target = run.settings.target if data.is_csv(source[0]) else None
-    called = run.targets[0] if len(run.targets) == 1 else None
-    return runs.held_out(run, data.load(source, target=target, task=task, called=called))

@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from fnn.cli import importance, options, plots, runs
-from fnn.cli.evaluate import measured_on
 
 PICTURE = "importance.png"
 SHOWN = 20
@@ -34,7 +33,7 @@ def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Pa
     trained = runs.load(run)
     picture = out or run / PICTURE
     plots.make_room(picture)
-    examples, which = measured_on(trained, source)
+    examples, which = runs.held_out(trained, runs.read(trained, source))
     click.echo(f"data      {' '.join(source)}: {which}")
     for line in runs.evaluate(trained, examples).lines():
         click.echo(line)

@@ -14,6 +14,7 @@ import click
 from fnn import __version__, extras
 
 COMMANDS = {
+    "describe": "Show how each column of SOURCE would be used, without training.",
     "train": "Train a multi-layer perceptron on SOURCE and measure it on held-out examples.",
     "predict": "Predict with the network in folder RUN and write one row per example.",
     "evaluate": "Measure the network in folder RUN on SOURCE.",

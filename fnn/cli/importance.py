@@ -51,13 +51,13 @@ class Importance(NamedTuple):
 
 
 def of(run: runs.Run, examples: Dataset, repeats: int, seed: int) -> Importance:
-    """The permutation importance of each column that the run uses, on examples with targets.
+    """The permutation importance of each column that the run uses, on aligned examples.
 
     For classes it is measured in log loss and in accuracy; for a value in RMSE and in R2; for
     several values in the mean of their R2. Of more than `CHUNK` examples, so many are drawn.
     Breiman 2001, section 10; Fisher, Rudin & Dominici 2019.
 
-    Raises DataError for examples of other features, classes or values than the run's.
+    Raises DataError as `runs.evaluate` does.
 
     >>> from fnn.cli.runs import Settings, prepare
     >>> run, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
@@ -69,7 +69,6 @@ def of(run: runs.Run, examples: Dataset, repeats: int, seed: int) -> Importance:
     if len(examples.x) > CHUNK:
         rows = rng.permutation(len(examples.x))[:CHUNK]
         examples = examples._replace(x=examples.x[rows], y=examples.y[rows])
-    examples = runs.aligned(run, examples)
 
     def cost(x: np.ndarray) -> dict[str, float]:
         return _cost(runs.evaluate(run, examples._replace(x=x)))

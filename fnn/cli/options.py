@@ -1,5 +1,6 @@
 """Types of the commands' parameters: what a word on the command line may be."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,99 @@ class Widths(click.ParamType):
         if not digits or not all(map(int, parts)):
             self.fail(f"{value!r} is not a list of widths such as 64,32", param, ctx)
         return tuple(int(part) for part in parts)
+
+
+class Names(click.ParamType):
+    """Names of columns, separated by commas.
+
+    >>> Names()("name, age")
+    ('name', 'age')
+    """
+
+    name = "names"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """The names, each once.
+
+        >>> Names().convert("age,,age", None, None)
+        ('age',)
+        """
+        parts = value if isinstance(value, tuple) else str(value).split(",")
+        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+class Separator(click.ParamType):
+    """What stands between the cells of a table, as a character or by its name.
+
+    >>> Separator()("tab"), Separator()(";")
+    ('\\t', ';')
+    >>> Separator()("x")
+    Traceback (most recent call last):
+    click.exceptions.BadParameter: 'x' is none of , ; | comma semicolon tab pipe
+    """
+
+    name = "separator"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The character.
+
+        >>> Separator().convert("pipe", None, None)
+        '|'
+        """
+        named = {name.removesuffix("s"): mark for mark, name in data.SEPARATORS.items()}
+        mark = named.get(value, value.replace("\\t", "\t"))
+        if mark not in data.SEPARATORS:
+            self.fail(f"{value!r} is none of , ; | {' '.join(named)}", param, ctx)
+        return str(mark)
+
+
+def of_table(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with the options that say how a table is read.
+
+    >>> show = click.command("show")(of_table(lambda missing, **others: click.echo(missing)))
+    >>> show.main(["--missing", "error"], standalone_mode=False)
+    error
+    """
+    for option in reversed(
+        (
+            click.option(
+                "--target",
+                help="Target column of a table, by name or index from 0.  [default: the last]",
+            ),
+            click.option(
+                "--task",
+                type=Name(data.TASKS),
+                help="Learn classes or values.  [default: by the target]",
+            ),
+            click.option("--drop", type=Names(), default=(), help="Columns to leave out: A,B."),
+            click.option(
+                "--keep",
+                type=Names(),
+                default=(),
+                help="Columns to use though they look like row numbers, names or free text: A,B.",
+            ),
+            click.option(
+                "--missing",
+                type=Name(data.MISSING),
+                default="fill",
+                help="Blank cells: fill them in, beside an input that says so, or refuse them.",
+            ),
+            click.option(
+                "--separator",
+                type=Separator(),
+                help="Between a table's cells: comma, semicolon, tab or pipe.  [default: guessed]",
+            ),
+            click.option(
+                "--header/--no-header",
+                default=None,
+                help="Whether a table's first line names its columns.  [default: guessed]",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 class Number(click.ParamType):

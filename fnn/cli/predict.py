@@ -8,7 +8,7 @@ import click
 import numpy as np
 import polars
 
-from fnn import atomic, data
+from fnn import atomic
 from fnn.cli import options, runs
 
 
@@ -29,7 +29,9 @@ def predict(run: Path, source: str, out: Path | None) -> None:
     with a header, the columns that the network was trained on are used.
     """
     trained = runs.load(run)
-    x = data.inputs(source, len(trained.inputs.mean), trained.features)
+    x = runs.inputs(trained, source)
+    for line in trained.inputs.unseen(x):
+        click.echo(f"Warning: {line}", err=True)
     frames = (_frame(trained, piece) for piece in runs.predictions(trained, x))
     if out is None:
         for text in _csv(frames):

@@ -25,7 +25,8 @@ from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
 from fnn.cli import environment
 from fnn.cli.metrics import Classified, Predicted
-from fnn.data import DataError, Dataset, Scaling
+from fnn.data import DataError, Dataset, Encoding, Reading, Scaling
+from fnn.data.encoding import features_of
 from fnn.fitting import CHUNK, Progress, epochs_since_best, fit, predicted
 from fnn.models import mlp
 
@@ -58,6 +59,20 @@ class Settings(NamedTuple):
     patience: int | None = None
     target: str | None = None
     task: str | None = None
+    separator: str | None = None
+    header: bool | None = None
+    missing: str = "fill"
+    drop: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+
+    @property
+    def reading(self) -> Reading:
+        """How a table is read.
+
+        >>> Settings((), "relu", "sgd", 0.1, 32, 1, seed=0, drop=("name",)).reading.drop
+        ('name',)
+        """
+        return Reading(self.separator, self.header, self.missing, self.drop)
 
 
 class Examples(NamedTuple):
@@ -78,8 +93,10 @@ class Run(NamedTuple):
 
     digest identifies the data it was trained on, and seen each example of it that was not held
     out: (n,) uint64, as `digests` gives them, empty above `SEEN` examples. features, classes and
-    targets are their names, () where there are none. outputs is the scaling of the values to
-    predict, None for classes.
+    targets are their names, () where there are none; features are those of the columns that are
+    used. inputs makes the columns the network's inputs, and outputs is the scaling of the values
+    to predict, None for classes. The examples that a run takes are aligned: their columns are
+    those that inputs takes.
 
     >>> run, _ = prepare("iris", Settings((8,), "relu", "sgd", 0.1, 32, 1, seed=0))
     >>> run.classes
@@ -92,7 +109,7 @@ class Run(NamedTuple):
     features: tuple[str, ...]
     classes: tuple[str, ...]
     targets: tuple[str, ...]
-    inputs: Scaling
+    inputs: Encoding
     outputs: Scaling | None
     progress: Progress
 
@@ -104,7 +121,7 @@ class Run(NamedTuple):
         (4, 8, 3)
         """
         k = len(self.classes) if self.outputs is None else len(self.outputs.mean)
-        return (len(self.inputs.mean), *self.settings.hidden, k)
+        return (self.inputs.width, *self.settings.hidden, k)
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -167,11 +184,16 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
     >>> run.progress.history, int(run.progress.state.step)
     ([], 0)
     """
-    everything = data.load(source, target=settings.target, task=settings.task)
+    everything = data.load(
+        source, target=settings.target, task=settings.task, reading=settings.reading
+    )
     train, test = data.split(everything, HELD_OUT, settings.seed)
     validation = None
     if settings.patience is not None:
         train, validation = data.split(train, HELD_OUT, settings.seed)
+    inputs = Encoding.of(train, settings.keep)
+    train, test = inputs.aligned(train), inputs.aligned(test)
+    validation = validation and inputs.aligned(validation)
     learned = (train,) if validation is None else (train, validation)
     few = sum(len(part.x) for part in learned) <= SEEN
     run = Run(
@@ -181,7 +203,7 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
         train.features,
         train.classes,
         train.targets,
-        Scaling.of(train.x),
+        inputs,
         None if train.classes else Scaling.of(train.y),
         Progress(None, [], None),
     )
@@ -261,7 +283,7 @@ def train(run: Run, examples: Examples, on_epoch: Callable[[Run], bool | None]) 
 
 
 def predict(run: Run, x: np.ndarray) -> np.ndarray:
-    """x (n, d_in) in its own units -> probabilities (n, classes), or values (n, k) in theirs.
+    """Aligned x (n, d_in) -> probabilities (n, classes), or values (n, k) in their own units.
 
     Raises DataError for another number of features.
 
@@ -280,8 +302,8 @@ def predictions(run: Run, x: np.ndarray) -> Iterator[np.ndarray]:
     >>> [piece.shape for piece in predictions(run, examples.test.x)]
     [(30, 3)]
     """
-    if x.shape[-1] != len(run.inputs.mean):
-        raise DataError(f"expected {len(run.inputs.mean)} features, got {x.shape[-1]}")
+    if x.shape[-1] != run.inputs.d_in:
+        raise DataError(f"expected {run.inputs.d_in} features, got {x.shape[-1]}")
     finish = jax.nn.softmax if run.outputs is None else lambda values: values
     forward = jax.jit(lambda params, x: finish(run.network.forward(params, x)[0]))
     for rows in _chunks(len(x)):
@@ -290,15 +312,14 @@ def predictions(run: Run, x: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
-    """Measure the run's predictions for examples with known targets.
+    """Measure the run's predictions for aligned examples with known targets.
 
-    Raises DataError for examples of other features, classes or values than the run's.
+    Raises DataError for examples of other features or values than the run's.
 
     >>> run, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
     >>> int(evaluate(run, examples.test).confusion.sum())
     30
     """
-    examples = aligned(run, examples)
     prediction = predict(run, examples.x)
     if run.outputs is None:
         return Classified.of(run.classes, examples.y, prediction)
@@ -309,7 +330,8 @@ def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
 
 
 def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
-    """The examples that may measure the run, of the data in `examples`, and a word which they are.
+    """The examples that may measure the run, aligned, of `examples` as they were read, and a word
+    which they are.
 
     If the run was trained on this data, or if the data has a test part, that is the test part.
     Otherwise it is the examples that are equal to none that the run was trained on; all of them
@@ -323,7 +345,7 @@ def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
     ('the held-out 30 examples', 'all 150 examples')
     """
     if examples.test is not None or _digest(examples) == run.digest:
-        test = data.split(examples, HELD_OUT, run.settings.seed)[1]
+        test = aligned(run, data.split(examples, HELD_OUT, run.settings.seed)[1])
         return test, f"the held-out {len(test.x)} examples"
     examples, n = aligned(run, examples), len(examples.x)
     if not len(run.seen):
@@ -338,15 +360,46 @@ def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
 
 
 def aligned(run: Run, examples: Dataset) -> Dataset:
-    """The examples with the run's order of features and its labels.
+    """Examples as they were read with the run's columns and its labels.
 
-    Raises DataError for examples of other features or classes than the run's.
+    Raises DataError for other features or classes than the run's.
 
-    >>> run, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
-    >>> aligned(run, examples.test).features == run.features
-    True
+    >>> run, _ = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> aligned(run, data.load("iris")).x.shape
+    (150, 4)
     """
-    return data.relabelled(data.reordered(examples, run.features), run.classes)
+    part = run.inputs.aligned(data.reordered(examples, () if run.inputs.features else run.features))
+    return data.relabelled(part, run.classes)
+
+
+def read(run: Run, source: data.Source) -> Dataset:
+    """The examples of a source, with their targets, as they are written there: see `held_out`.
+
+    The target of a table whose columns have names is found by its name. Raises as `data.load`.
+
+    >>> run, _ = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> read(run, "iris").x.shape
+    (150, 4)
+    """
+    first = source[0] if isinstance(source, tuple | list) else source
+    table = data.is_table(first)
+    return data.load(
+        source,
+        target=run.settings.target if table else None,
+        task=data.TASKS[run.outputs is not None],
+        called=run.targets[0] if len(run.targets) == 1 else None,
+        reading=run.settings.reading if table else Reading(),
+    )
+
+
+def inputs(run: Run, source: data.Source) -> np.ndarray:
+    """The aligned x (n, d_in) of a source without targets. Raises as `data.inputs`.
+
+    >>> run, _ = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> inputs(run, "iris").shape
+    (150, 4)
+    """
+    return data.inputs(source, run.inputs, run.features, run.settings.reading)
 
 
 def save(folder: Path, run: Run) -> None:
@@ -369,6 +422,7 @@ def save(folder: Path, run: Run) -> None:
         "targets": run.targets,
         "sizes": run.sizes,
         "seen": len(run.seen),
+        "columns": run.inputs.as_metadata(),
         "history": run.progress.history,
     }
     checkpoint.save(folder / FILE, _tree(run), metadata)
@@ -426,6 +480,9 @@ def load(folder: Path) -> Run:
         features, classes, targets = (tuple(held[n]) for n in ("features", "classes", "targets"))
         d_in, *_, k = held["sizes"]
         inputs, outputs = (Scaling(_empty(d), _empty(d)) for d in (d_in, k))
+        encoding = Encoding(features_of(held.get("columns", [])), inputs)
+        if encoding.features and sum(f.width for f in encoding.used) != d_in:
+            raise ValueError("its columns are not those of its inputs")
         run = Run(
             settings,
             held["digest"],
@@ -433,7 +490,7 @@ def load(folder: Path) -> Run:
             features,
             classes,
             targets,
-            inputs,
+            encoding,
             None if classes else outputs,
             Progress(None, held["history"], None),
         )
@@ -453,7 +510,7 @@ def load(folder: Path) -> Run:
             raise CheckpointError(f"{path}: {where} is not finite")
     return run._replace(
         seen=tree.get("seen", run.seen),
-        inputs=tree["inputs"],
+        inputs=run.inputs._replace(scaling=tree["inputs"]),
         outputs=tree["outputs"],
         progress=Progress(tree["state"], held["history"], tree.get("best", tree["state"])),
     )
@@ -473,7 +530,8 @@ def _settings(saved: dict[str, Any]) -> Settings:
     if unknown:
         raise ValueError(f"unknown settings {', '.join(unknown)}")
     every = Settings._field_defaults | saved
-    every["hidden"] = tuple(every["hidden"])
+    for name in ("hidden", "drop", "keep"):
+        every[name] = tuple(every[name])
     settings = Settings(*(every[name] for name in Settings._fields))
     for width in settings.hidden:
         numbers.count("settings", hidden=width)
@@ -485,9 +543,14 @@ def _settings(saved: dict[str, Any]) -> Settings:
         ("activation", ACTIVATIONS),
         ("optimizer", OPTIMIZERS),
         ("task", (None, *data.TASKS)),
+        ("separator", (None, *data.SEPARATORS)),
+        ("header", (None, False, True)),
+        ("missing", data.MISSING),
     ):
         if every[name] not in known:
             raise ValueError(f"unknown {name} {every[name]!r}")
+    if not all(isinstance(name, str) for name in (*settings.drop, *settings.keep)):
+        raise ValueError(f"the columns {settings.drop} and {settings.keep}")
     if settings.seed >= 2**32 or not isinstance(settings.target, str | None):
         raise ValueError(f"the seed {settings.seed}, the target {settings.target!r}")
     return settings
@@ -521,7 +584,7 @@ def _tree(run: Run) -> dict[str, Any]:
     seen = {"seen": run.seen} if len(run.seen) else {}
     return {
         "state": run.progress.state,
-        "inputs": run.inputs,
+        "inputs": run.inputs.scaling,
         "outputs": run.outputs,
         **best,
         **seen,
@@ -554,7 +617,9 @@ def _measure(run: Run) -> Callable[..., tuple[float, float]]:
 
 def _digest(examples: Dataset) -> str:
     """SHA-256 of everything that training reads of the data."""
-    content = hashlib.sha256(repr((examples.classes, examples.features)).encode())
+    names = (examples.classes, examples.features)
+    coded = [column for column in examples.columns if column.kind != "number"]
+    content = hashlib.sha256(repr((*names, examples.columns) if coded else names).encode())
     for part in (examples, examples.test):
         for a in () if part is None else (part.x, part.y):
             content.update(f"{a.dtype}{a.shape}".encode())

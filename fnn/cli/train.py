@@ -9,7 +9,7 @@ import jax
 from click.core import ParameterSource
 from tqdm import tqdm
 
-from fnn import atomic, data, verify
+from fnn import atomic, verify
 from fnn.backprop import objective, value_and_grad
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
@@ -52,14 +52,7 @@ from fnn.fitting import DivergedError
     help="Use a fifth of the training part for validation, stop after this many epochs in a row "
     "that did not lower its loss, and keep the network of the best epoch.",
 )
-@click.option(
-    "--target", help="Target column of a CSV file, by name or index from 0.  [default: the last]"
-)
-@click.option(
-    "--task",
-    type=options.Name(data.TASKS),
-    help="Learn classes or values.  [default: by the target]",
-)
+@options.of_table
 @click.option(
     "--out",
     type=options.FOLDER,
@@ -94,6 +87,11 @@ def train(
     patience: int | None,
     target: str | None,
     task: str | None,
+    separator: str | None,
+    header: bool | None,
+    missing: str,
+    drop: tuple[str, ...],
+    keep: tuple[str, ...],
 ) -> None:
     """Train a multi-layer perceptron on SOURCE and measure it on held-out examples.
 
@@ -119,6 +117,11 @@ def train(
         patience,
         target,
         task,
+        separator,
+        header,
+        missing,
+        drop,
+        keep,
     )
     name = Path(source[0]).resolve().name.removesuffix(".gz")
     out = out or Path("runs") / Path(name).stem
@@ -219,10 +222,16 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
     k = run.sizes[-1]
     outputs = f"{k} {kind}" + ("" if k == 1 else "es" if run.classes else "s")
     size = sum(leaf.size for leaf in jax.tree.leaves(run.progress.state.params))
+    columns = run.inputs.d_in
+    features = f"{columns} feature{'s' * (columns != 1)}"
+    if run.sizes[0] != columns:
+        features += f" as {run.sizes[0]} inputs"
+    notes = [*examples.train.notes, *run.inputs.left_out()]
     click.echo(
-        f"data      {source}: {sum(counts.values())} examples, {run.sizes[0]} features, {outputs}; "
+        f"data      {source}: {sum(counts.values())} examples, {features}, {outputs}; "
         f"{', '.join(f'{count} {name}' for name, count in counts.items())}\n"
-        f"network   {'-'.join(map(str, run.sizes))}, {settings.activation}, {size} parameters\n"
+        + "".join(f"          {note}\n" for note in notes)
+        + f"network   {'-'.join(map(str, run.sizes))}, {settings.activation}, {size} parameters\n"
         f"training  {settings.optimizer}({settings.learning_rate:g}), "
         f"batches of {settings.batch_size}, {settings.epochs} epochs"
     )

@@ -7,11 +7,21 @@ from fnn.data.bundled import (
 )
 from fnn.data.dataset import (
     TASKS as TASKS,
+    Column as Column,
     Dataset as Dataset,
     relabelled as relabelled,
     reordered as reordered,
 )
+from fnn.data.dialect import SEPARATORS as SEPARATORS
+from fnn.data.encoding import Encoding as Encoding, Feature as Feature
 from fnn.data.errors import DataError as DataError, nearest as nearest
-from fnn.data.loading import Source as Source, inputs as inputs, is_csv as is_csv, load as load
+from fnn.data.loading import (
+    MISSING as MISSING,
+    Reading as Reading,
+    Source as Source,
+    inputs as inputs,
+    is_table as is_table,
+    load as load,
+)
 from fnn.data.scaling import Scaling as Scaling
 from fnn.data.splitting import split as split

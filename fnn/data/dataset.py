@@ -7,6 +7,22 @@ import numpy as np
 from fnn.data.errors import DataError, nearest, not_finite
 
 TASKS = ("classification", "regression")
+NUMBER, CATEGORY, DATE, TIME = KINDS = ("number", "category", "date", "time")
+
+
+class Column(NamedTuple):
+    """What a column of a table holds: the cells as float64, NaN for a blank.
+
+    kind is one of `KINDS`: of a number the number; of a category the index into `values`, or -1
+    for a value that is not in them; of a date the days since 1970-01-01, with the time of day as
+    a fraction; of a time of day the fraction of a day.
+
+    >>> Column("category", ("cat", "dog")).values[1]
+    'dog'
+    """
+
+    kind: str
+    values: tuple[str, ...] = ()
 
 
 class Dataset(NamedTuple):
@@ -16,6 +32,9 @@ class Dataset(NamedTuple):
     (n,) int32 from 0 to len(classes) - 1, or, where classes is (), values (n, k) in their own
     units. All are finite. features and targets name the columns of x and y, or are ().
     Where the source has a test part of its own, `test` holds it; otherwise `test` is None.
+
+    Of a table, `columns` says what each column of x holds, and x may have blanks: NaN. Of arrays
+    it is (). notes say what reading the source has guessed.
 
     >>> data = Dataset("pets", np.ones((2, 3)), np.array([1, 0], np.int32), ("cat", "dog"))
     >>> [data.classes[label] for label in data.y]
@@ -29,6 +48,8 @@ class Dataset(NamedTuple):
     features: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     test: "Dataset | None" = None
+    columns: tuple[Column, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def from_arrays(name: str, x: np.ndarray, y: np.ndarray, task: str | None = None) -> Dataset:

@@ -1,16 +1,41 @@
-"""Which source is read how: bundled sets, CSV files, NumPy's files, folders of IDX files."""
+"""Which source is read how: bundled sets, tables, NumPy's files, folders of IDX files."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fnn.data import readers, tables
+from fnn.data import columns, readers, tables, targets
 from fnn.data.bundled import BUNDLED, bundled
 from fnn.data.dataset import TASKS, Dataset, as_inputs, from_arrays, relabelled
+from fnn.data.encoding import Encoding
 from fnn.data.errors import DataError, nearest
+from fnn.data.tables import Table
 
-Source = str | Path | Sequence[str | Path]
+Source = Any
+"""A name, a path, two paths x.npy and y.npy, or a data frame."""
+MISSING = ("fill", "error")
+
+
+class Reading(NamedTuple):
+    """How a table is read, where that is not guessed.
+
+    separator stands between the cells of a text file, and header says whether it has one; None
+    guesses. With missing "error" a blank cell is an error, with "fill" NaN. drop names columns
+    that are not read.
+
+    >>> Reading(drop=("name",)).missing
+    'fill'
+    """
+
+    separator: str | None = None
+    header: bool | None = None
+    missing: str = "fill"
+    drop: tuple[str, ...] = ()
+
+
+GUESS = Reading()
 
 
 def load(
@@ -19,27 +44,32 @@ def load(
     target: str | int | None = None,
     task: str | None = None,
     called: str | None = None,
+    reading: Reading = GUESS,
 ) -> Dataset:
     """Read examples and their targets. `source` is one of
 
         a name          of one of scikit-learn's bundled sets: see `BUNDLED`
-        a CSV file      with a header or none, gzipped or not; `target` is the target column's
-                        name or its index from 0 (negative from the end), by default the last;
-                        where there is a header and `called` is given, the column of that name
+        a table         a CSV file or its kin, gzipped or not, a Parquet or an Arrow file, or a
+                        data frame of Polars, pandas or another library that Arrow knows;
+                        `target` is the target column's name or its index from 0 (negative from
+                        the end), by default the last; where the columns have names and `called`
+                        is given, the column of that name. `reading` says how it is read
         a `.npz` file   with arrays x and y
         two files       x.npy and y.npy
         a folder        of IDX files named as MNIST's: train-images..., train-labels... and, for
                         a test part, t10k-images..., t10k-labels..., gzipped or not
 
     x of more than two axes is flattened to (n, d_in). Text and integers become classes, which
-    keep their names; other numbers are values to predict. In a CSV file whole numbers are
-    classes if there are at most `tables.FEW` different ones. `task`, "classification" or
-    "regression", overrides this. A pipe is read as the file that it stands for, except for
-    `.npz`. An array or a table may take at most `readers.LIMIT` bytes of memory.
+    keep their names; other numbers are values to predict. In a table whole numbers are classes
+    if there are at most `columns.FEW` different ones. `task`, "classification" or "regression",
+    overrides this. Of a table, x holds numbers for text and dates, and NaN for a blank, as
+    `columns` and `Encoding` say; rows without a target are left out, and `notes` says so. A pipe
+    is read as the file that it stands for, except for `.npz`. An array or a table may take at
+    most `readers.LIMIT` bytes of memory.
 
     Raises DataError for an unknown name and for any fault of a file, and says where it is;
-    OSError for a file that can't be opened; ModuleNotFoundError for a bundled set where
-    scikit-learn is not installed.
+    OSError for a file that can't be opened; ModuleNotFoundError for a bundled set or a table
+    where scikit-learn or Polars is not installed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -51,73 +81,89 @@ def load(
     """
     if task is not None and task not in TASKS:
         raise DataError(f"expected a task of {' or '.join(TASKS)}, got {task!r}")
+    if tables.is_frame(source):
+        return _examples(source, target, task, called, reading)
     if isinstance(source, str | Path):
-        return _load_one(source, target, task, called)
+        return _load_one(source, target, task, called, reading)
     if len(source) == 1:
-        return _load_one(source[0], target, task, called)
+        return load(source[0], target=target, task=task, called=called, reading=reading)
     if len(source) != 2 or not all(str(path).endswith(".npy") for path in source):
         raise DataError(
             f"expected one source, or x.npy and y.npy, got {' '.join(map(str, source))}"
         )
-    _refuse_target(target, source[0])
+    _refuse_options(target, reading, source[0])
     x, y = (readers.read_npy(_path(path)) for path in source)
     return from_arrays(f"{source[0]}, {source[1]}", x, y, task)
 
 
-def inputs(source: str | Path, d_in: int, features: tuple[str, ...] = ()) -> np.ndarray:
-    """Read examples without their targets: x (n, d_in).
+def inputs(
+    source: Source, encoding: Encoding, features: tuple[str, ...] = (), reading: Reading = GUESS
+) -> np.ndarray:
+    """Read examples without their targets: x (n, d_in), as `encoding.apply` takes it.
 
     `source` is as for `load`, except that a folder needs no labels, a `.npz` file no y, and
-    one `.npy` or IDX file is enough. Where a CSV file has a header and `features` are given,
-    those columns are taken by name, whatever their order and whatever other columns there
-    are; otherwise it must have d_in columns. Raises as `load` does.
+    one `.npy` or IDX file is enough. Of a table whose columns have names, those that the encoding
+    uses are taken by name, or those of `features` where it has none, whatever their order and
+    whatever other columns there are; otherwise it must have the columns that were learned from.
+    Raises as `load` does.
 
     >>> import tempfile
+    >>> from fnn.data.scaling import Scaling
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "x.npy")
     ...     np.save(path, np.ones((3, 2)))
-    ...     inputs(path, 2).shape
+    ...     inputs(path, Encoding((), Scaling(np.zeros(2), np.ones(2)))).shape
     (3, 2)
     """
+    if is_table(source):
+        if not tables.is_frame(source) and not _path(source).exists():
+            raise _unknown(source)
+        return _inputs(source, encoding, features, reading)
     path = _path(source)
     if str(source) in BUNDLED:
-        x = bundled(str(source)).x
-    elif not path.exists():
-        raise _unknown(source)
+        data = bundled(str(source))
+        if encoding.features:
+            return encoding.aligned(data).x
+        x = data.x
     elif path.is_dir():
         x = readers.read_idx(_idx_file(path, "t10k", "images") or _train_file(path, "images"))
     elif path.suffix == ".npy":
         x = readers.read_npy(path)
     elif path.suffix == ".npz":
         (x,) = readers.read_npz(path, "x")
-    elif "ubyte" in path.name:
-        x = readers.read_idx(path)
     else:
-        x = tables.read_features(path, d_in, features)
+        x = readers.read_idx(path)
     x = as_inputs(str(source), x)
-    if x.shape[1] != d_in:
-        raise DataError(f"{source}: expected {d_in} features, got {x.shape[1]}")
-    return x
+    if x.shape[1] != encoding.d_in:
+        raise DataError(f"{source}: expected {encoding.d_in} features, got {x.shape[1]}")
+    return encoding.aligned(Dataset(str(source), x, np.empty(0), ())).x
 
 
-def is_csv(source: str | Path) -> bool:
-    """Whether `load` reads this source as a CSV file.
+def is_table(source: Source) -> bool:
+    """Whether this source is read as a table: a data frame or a file of one.
 
-    It does so with everything but bundled sets, `.npy` and `.npz` files, and folders.
+    Everything is but bundled sets, `.npy` and `.npz` files, IDX files and folders.
 
-    >>> is_csv("a.txt"), is_csv("iris"), is_csv("a.npz")
+    >>> is_table("a.txt"), is_table("iris"), is_table("a.npz")
     (True, False, False)
     """
+    if tables.is_frame(source):
+        return True
     path = Path(source)
-    return not (str(source) in BUNDLED or path.suffix in (".npy", ".npz") or path.is_dir())
+    other = path.suffix in (".npy", ".npz") or "ubyte" in path.name or path.is_dir()
+    return not (str(source) in BUNDLED or other)
 
 
 def _load_one(
-    source: str | Path, target: str | int | None, task: str | None, called: str | None
+    source: str | Path,
+    target: str | int | None,
+    task: str | None,
+    called: str | None,
+    reading: Reading,
 ) -> Dataset:
     path = _path(source)
-    if not is_csv(source):
-        _refuse_target(target, source)
+    if not is_table(source):
+        _refuse_options(target, reading, source)
     if str(source) in BUNDLED:
         data = bundled(str(source))
         if task not in (None, TASKS[not data.classes]):
@@ -132,7 +178,7 @@ def _load_one(
     if path.suffix == ".npz":
         x, y = readers.read_npz(path, "x", "y")
         return from_arrays(str(path), x, y, task)
-    return tables.read_examples(path, target, task, called)
+    return _examples(path, target, task, called, reading)
 
 
 def _path(source: str | Path) -> Path:
@@ -147,9 +193,113 @@ def _unknown(source: str | Path) -> DataError:
     return DataError(f"{source}: no such file, and no bundled set of that name; {hint}")
 
 
-def _refuse_target(target: str | int | None, source: str | Path) -> None:
+def _refuse_options(target: str | int | None, reading: Reading, source: str | Path) -> None:
     if target is not None:
-        raise DataError(f"{source}: a target column can be chosen of a CSV file only")
+        raise DataError(f"{source}: a target column can be chosen of a table only")
+    if reading != GUESS:
+        raise DataError(f"{source}: how a table is read can be said of a table only")
+
+
+def _examples(
+    source: Source,
+    target: str | int | None,
+    task: str | None,
+    called: str | None,
+    reading: Reading,
+) -> Dataset:
+    """The examples of a table."""
+    table = _table(source, reading, "-1" if target is None else str(target))
+    if table.frame.width < 2:
+        what = "expected at least one feature and the target, got one column"
+        raise DataError(f"{table.name}: {what}")
+    at = targets.index(table, target, called)
+    notes = list(table.notes)
+    blank = columns.stripped(table.frame.to_series(at)).is_null()
+    if blank.any():
+        if reading.missing == "error" or blank.all():
+            raise DataError(f"{table.where(at, int(blank.arg_max() or 0))}: no value")
+        table = table.only(~blank)
+        notes.append(f"{blank.sum()} rows without a target left out")
+    y, classes = targets.targets(table, at, task)
+    learned = [i for i in range(table.frame.width) if i != at]
+    x, found, more = _columns(table, learned, reading)
+    names = tuple(table.names[i] for i in learned if table.names)
+    called_so = (table.names[at],) if table.names else ()
+    return Dataset(table.name, x, y, classes, names, called_so, None, found, (*notes, *more))
+
+
+def _inputs(
+    source: Source, encoding: Encoding, features: tuple[str, ...], reading: Reading
+) -> np.ndarray:
+    """The columns of a table that an encoding uses, or that have the names of features."""
+    wanted = tuple(feature.name for feature in encoding.used) or features
+    table = _table(source, reading, "", wanted)
+    every = len(encoding.features) or encoding.d_in
+    names = table.names if any(wanted) else ()
+    if names:
+        for name in sorted(set(wanted) - set(names)):
+            hint = nearest(name, names)
+            raise DataError(f"{table.name}: the column {name!r} is missing; {hint}")
+        where = {name: i for i, name in enumerate(names)}
+        places = [where[name] for name in wanted]
+    elif table.frame.width != every:
+        raise DataError(
+            f"{table.name}: expected {every} columns, the features, got {table.frame.width}"
+        )
+    else:
+        places = list(range(every))
+    x, found, _ = _columns(table, places, reading)
+    part = Dataset(table.name, x, np.empty(0), (), wanted if names else (), columns=found)
+    if encoding.features:
+        return encoding.aligned(part).x
+    for column, place in zip(found, places, strict=True):
+        if column.kind != columns.NUMBER:
+            raise DataError(f"{table.where(place)}: expected numbers, got a {column.kind}")
+    if (blank := np.isnan(x)).any():
+        row, i = np.argwhere(blank)[0]
+        raise DataError(f"{table.where(places[i], int(row))}: no value")
+    return x
+
+
+def _table(source: Source, reading: Reading, text: str, only: Collection[str] = ()) -> Table:
+    """The table without the columns that are dropped, and without empty ones that lack a name."""
+    table = tables.read(
+        source if tables.is_frame(source) else _path(source),
+        separator=reading.separator,
+        header=reading.header,
+        text=text,
+    )
+    names = table.names
+    for name in reading.drop if not only else ():
+        if name not in names:
+            hint = nearest(name, names) if names else "it has no header"
+            raise DataError(f"{table.name}: no column is called {name!r}; {hint}")
+    n = len(table.frame)
+    nameless = [i for i, name in enumerate(names) if not name]
+    empty = {i for i in nameless if table.frame[:, i].null_count() == n}
+    table = table.without(empty | {i for i, name in enumerate(names) if name in reading.drop})
+    seen: set[str] = set()
+    for name in table.names:
+        if name in seen:
+            raise DataError(f"{table.name}: two columns are called {name!r}")
+        seen.add(name)
+    return table
+
+
+def _columns(
+    table: Table, places: Sequence[int], reading: Reading
+) -> tuple[np.ndarray, tuple[columns.Column, ...], tuple[str, ...]]:
+    """x (n, d) of the columns at these places, what they hold, and what was guessed."""
+    x = np.empty((len(table.frame), len(places)))
+    found: list[columns.Column] = []
+    notes: dict[str, None] = {}
+    for i, place in enumerate(places):
+        column, x[:, i], note = columns.understood(table, place)
+        found.append(column)
+        notes |= {note: None} if note else {}
+        if reading.missing == "error" and (blank := np.isnan(x[:, i])).any():
+            raise DataError(f"{table.where(place, int(blank.argmax()))}: no value")
+    return x, tuple(found), tuple(notes)
 
 
 def _idx_folder(folder: Path, task: str | None) -> Dataset:

@@ -1,292 +1,300 @@
-"""CSV files, gzipped or not: tables with commas, semicolons or tabs, with a header or none.
+"""Tables in files and in memory, read by Polars: CSV and its kin, Parquet, Arrow, data frames.
 
-Rows are read by Python's csv module, because it knows the line of every fault. A table of 50
-million cells takes under half a minute.
+Polars is fast but says little about a fault. Where it fails, and wherever a message needs a line,
+a second, slower look by Python's csv module finds it.
 """
 
 import csv
 import io
-import itertools
-import re
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+from fnn import extras
+from fnn.data import dialect, readers
+from fnn.data.dialect import BLANKS, SEPARATORS, Dialect
+from fnn.data.errors import DataError, explained
 
-from fnn.data import readers
-from fnn.data.dataset import Dataset
-from fnn.data.errors import DataError, explained, nearest, not_finite
-
-FEW = 20
-"""At most this many different whole numbers in the target column are taken as classes."""
+if TYPE_CHECKING:
+    import polars
 
 LINE_LIMIT = 1 << 24
 """The most characters of one line."""
-DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+PIECE = 1 << 22
+"""Bytes that are read at a time."""
 
 
 class Table(NamedTuple):
-    """The chosen columns of a CSV file.
+    """The columns of a table, as they are written.
 
-    names: the names of all columns, () without a header. numbers (n, d) float64: the columns
-    chosen as features. texts: the n cells of the column chosen as target, [] where none was.
-    lines: the n lines on which the examples end.
+    name is the file's. names are the columns', () without a header. frame holds the cells, text
+    that is still to be understood or of a type that the source gives them; its columns are called
+    by their places in the source, "0", "1", .... place(row) says where a row stands, such as
+    "line 3". notes say what was guessed.
 
-    >>> Table(("a", "b"), np.array([[1.5]]), ["x"], array("q", [2])).texts
-    ['x']
+    >>> import polars
+    >>> Table("a", ("b",), polars.DataFrame({"0": [1]}), "row {}".format, ()).place(3)
+    'row 3'
     """
 
+    name: str
     names: tuple[str, ...]
-    numbers: np.ndarray
-    texts: list[str]
-    lines: array
+    frame: "polars.DataFrame"
+    place: Callable[[int], str]
+    notes: tuple[str, ...]
+    separator: str = ","
+
+    def only(self, rows: "polars.Series") -> "Table":
+        """The table of these rows, given as booleans.
+
+        >>> import polars
+        >>> table = Table("a", (), polars.DataFrame({"0": [7, 8]}), "row {}".format, ())
+        >>> table.only(polars.Series([False, True])).place(0)
+        'row 1'
+        """
+        kept = rows.arg_true()
+        return self._replace(frame=self.frame.filter(rows), place=lambda i: self.place(kept[i]))
+
+    def without(self, columns: Collection[int]) -> "Table":
+        """The table without the columns of these indices.
+
+        >>> import polars
+        >>> frame = polars.DataFrame({"0": [7], "1": [8]})
+        >>> Table("a", ("b", "c"), frame, "row {}".format, ()).without([0]).names
+        ('c',)
+        """
+        if not columns:
+            return self
+        kept = [i for i in range(self.frame.width) if i not in columns]
+        names = tuple(self.names[i] for i in kept) if self.names else ()
+        return self._replace(frame=self.frame[:, kept], names=names)
+
+    def where(self, column: int, row: int | None = None) -> str:
+        """The words for a cell, or for a column.
+
+        >>> import polars
+        >>> frame = polars.DataFrame({"0": [1]})
+        >>> Table("a.csv", ("b",), frame, "row {}".format, ()).where(0, 3)
+        "a.csv: row 3, column 1 'b'"
+        """
+        line = "" if row is None else f"{self.place(row)}, "
+        name = f" {self.names[column]!r}" if self.names else ""
+        return f"{self.name}: {line}column {int(self.frame.columns[column]) + 1}{name}"
 
 
-Choice = Callable[[tuple[str, ...], int], tuple[list[int], int | None]]
-"""choose(names, number of columns) -> (indices of the features, index of the target)."""
+def is_frame(source: object) -> bool:
+    """Whether this is a data frame: Polars', pandas', or another that Arrow can read.
+
+    >>> import polars
+    >>> is_frame(polars.DataFrame({"a": [1]})), is_frame("a.csv")
+    (True, False)
+    """
+    return hasattr(source, "__arrow_c_stream__") or hasattr(source, "__dataframe__")
 
 
-def read_table(path: Path, choose: Choice) -> Table:
-    """Read the columns that `choose` picks.
+def read(
+    source: Any, *, separator: str | None = None, header: bool | None = None, text: str = ""
+) -> Table:
+    """The table of a file, or of a data frame.
 
-    The first line is a header if none of its cells is a number, or if three or more are and
-    each is the index of its own column: 0, 1, 2, as pandas names columns without names. The
-    features must be finite numbers; the target column stays text. A missing cell is an error,
-    blank lines are skipped. A line may have at most `LINE_LIMIT` characters, and the table may
-    take at most `readers.LIMIT` bytes of memory.
+    Parquet and Arrow files are known by their first bytes; whatever else is text, gzipped or
+    not. `separator` and `header` decide what is guessed otherwise: see `dialect.guess`. A line
+    may have at most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT` bytes
+    of memory. The column of the name or index `text` stays text.
 
-    Raises DataError with the line and the column, OSError where the file can't be opened.
+    Raises DataError with the line, OSError where the file can't be opened, ModuleNotFoundError
+    where Polars is not installed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "a.csv")
     ...     size = path.write_text("width,kind\\n1.5,x\\n")
-    ...     table = read_table(path, lambda names, width: ([0], 1))
-    >>> table.names, table.numbers, table.texts
-    (('width', 'kind'), array([[1.5]]), ['x'])
+    ...     table = read(path)
+    >>> table.names, table.frame.rows(), table.notes
+    (('width', 'kind'), [(1.5, 'x')], ())
     """
+    with extras.needs("data"):
+        pass
+    if is_frame(source):
+        return _of_frame("the table", _frame(source))
+    path = Path(source)
     with readers.opened(path) as file, explained(path):
-        rows = _rows(path, file)
-        first_line, first = next(rows, (0, []))
-        if not first:
-            raise DataError(f"{path}: empty")
-        has_header = _is_header(first)
-        names = tuple(cell.strip() for cell in first) if has_header else ()
-        for name in names:
-            if names.count(name) > 1:
-                raise DataError(f"{path}: two columns are called {name!r}")
-        features, target = choose(names, len(first))
-        most = readers.LIMIT // (8 * len(features) + 72)  # a cell of text takes about 64 bytes
-        numbers, texts, lines = array("d"), list[str](), array("q")
-        for line, cells in rows if has_header else itertools.chain([(first_line, first)], rows):
-            if len(cells) != len(first):
-                raise DataError(
-                    f"{path}: line {line}: expected {len(first)} columns, got {len(cells)}"
-                )
-            try:
-                if "_" in "".join(cells):  # Python's float takes 1_000
-                    raise ValueError
-                numbers.extend([float(cells[i]) for i in features])
-            except ValueError:
-                for i in features:
-                    if _number(cells[i]) is None:
-                        what = _not_a_number(cells[i]) if cells[i].strip() else "no value"
-                        raise DataError(
-                            f"{path}: line {line}, {_column(i, names)}: {what}"
-                        ) from None
-                numbers.extend([float(cells[i]) for i in features])
-            if len(lines) >= most:
-                what = f"the table is too large: at most {readers.LIMIT} bytes are read"
-                raise DataError(f"{path}: line {line}: {what}")
-            if target is not None:
-                if not cells[target].strip():
-                    raise DataError(f"{path}: line {line}, {_column(target, names)}: no value")
-                texts.append(cells[target].strip())
-            lines.append(line)
-    if not lines:
+        start = file.read(PIECE)
+        if start.startswith((b"PAR1", b"ARROW1")):
+            return _of_frame(str(path), _stored(path, file, start))
+        return _of_text(path, file, start, separator, header, text)
+
+
+def _of_frame(name: str, frame: "polars.DataFrame") -> Table:
+    names = tuple(frame.columns)
+    if not names or not len(frame):
+        raise DataError(f"{name}: no examples")
+    frame = frame.rename({old: str(i) for i, old in enumerate(names)})
+    return Table(name, names, frame, lambda row: f"row {row + 1}", ())
+
+
+def _frame(source: Any) -> "polars.DataFrame":
+    """Any data frame as Polars'."""
+    import polars
+
+    if isinstance(source, polars.DataFrame):
+        return source
+    try:
+        return polars.DataFrame(source)
+    except Exception as error:  # whatever the frame's own library raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"the table can't be read: {reason}") from error
+
+
+def _stored(path: Path, file: IO[bytes], start: bytes) -> "polars.DataFrame":
+    """The frame of a Parquet or Arrow file, whose size is read before its content."""
+    import polars
+
+    content = b"".join(_pieces(path, file, start))
+    parquet = content.startswith(b"PAR1")
+    lazy = polars.scan_parquet(content) if parquet else polars.scan_ipc(content)
+    rows, width = lazy.select(polars.len()).collect().item(), len(lazy.collect_schema())
+    if 8 * rows * width > readers.LIMIT:
+        raise _too_large(path)
+    return polars.read_parquet(content) if parquet else polars.read_ipc(content)
+
+
+def _of_text(
+    path: Path,
+    file: IO[bytes],
+    start: bytes,
+    separator: str | None,
+    header: bool | None,
+    text: str,
+) -> Table:
+    """The table of a text file that begins with these bytes."""
+    while b"\n" not in start and len(start) <= LINE_LIMIT and (piece := file.read(PIECE)):
+        start += piece
+    whole = start[: start.rfind(b"\n") + 1 or None]
+    if len(whole) > LINE_LIMIT and b"\n" not in start and b"\r" not in start:
+        raise _too_long(path, 1)
+    try:
+        found = dialect.guess(whole, separator, header)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    content, end, between = io.BytesIO(), found.end.encode(), found.separator.encode()
+    lines, cells, since = found.lines, 0, 0
+    for piece in _pieces(path, file, start[found.skip :]):
+        first, last = piece.find(end), piece.rfind(end)
+        if since + (first if first >= 0 else len(piece)) > LINE_LIMIT:
+            raise _too_long(path, lines + 1)
+        since = len(piece) - last - 1 if first >= 0 else since + len(piece)
+        lines += piece.count(end)
+        cells += piece.count(end) + piece.count(between)
+        if content.tell() + 24 * cells > readers.LIMIT:
+            raise _too_large(path, lines)
+        content.write(piece)
+    frame, place = _parsed(path, content.getvalue(), found, text)
+    if not len(frame):
         raise DataError(f"{path}: a header, but no examples")
-    x = np.frombuffer(numbers, np.float64).reshape(len(lines), len(features))
-    for row, i in not_finite(x):
-        place = f"line {lines[row]}, {_column(features[i], names)}"
-        raise DataError(f"{path}: {place}: expected a finite number, got {x[row, i]}")
-    return Table(names, x, texts, lines)
+    notes = tuple(_notes(found, separator, header))
+    return Table(str(path), found.names, frame, place, notes, found.separator)
 
 
-def read_examples(
-    path: Path, target: str | int | None, task: str | None, called: str | None = None
-) -> Dataset:
-    """Read a table whose columns are features, but for the target column.
-
-    `target` is the target column's name, or its index from 0 (negative from the end); None is
-    the last column. Where the file has a header and `called` is given, it is the column of that
-    name instead. With task None, the target column holds classes if it is all text, or all
-    whole numbers of which at most `FEW` differ; otherwise values. Numbers that are equal are
-    one class, however they are written.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder, "a.csv")
-    ...     size = path.write_text("kind,width\\nx,1.5\\ny,2.5\\n")
-    ...     data = read_examples(path, "kind", None)
-    >>> data.features, data.classes, data.y
-    (('width',), ('x', 'y'), array([0, 1], dtype=int32))
-    """
-    at = -1
-
-    def choose(names: tuple[str, ...], width: int) -> tuple[list[int], int]:
-        nonlocal at
-        if width < 2:
-            raise DataError(f"{path}: expected at least one feature and the target, got one column")
-        at = _target_index(path, called if names and called else target, names, width)
-        return [i for i in range(width) if i != at], at
-
-    names, x, texts, lines = read_table(path, choose)
-
-    def fault(row: int, what: str) -> DataError:
-        return DataError(f"{path}: line {lines[row]}, {_column(at, names)}: {what}")
-
-    features = tuple(name for i, name in enumerate(names) if i != at)
-    data = Dataset(str(path), x, np.empty(0), (), features, (names[at],) if names else ())
-    numbers = [number for text in texts if (number := _number(text)) is not None]
-    if len(numbers) < len(texts):
-        some_numbers = numbers or all(map(DECIMAL_COMMA.fullmatch, texts))
-        if task == "regression" or (task is None and some_numbers):
-            row = next(row for row, text in enumerate(texts) if _number(text) is None)
-            hint = "; if these are classes, say that the task is classification"
-            raise fault(row, _not_a_number(texts[row]) + hint)
-        return _labelled(data, texts)
-    for (row,) in not_finite(np.array(numbers)):
-        raise fault(row, "expected a finite number")
-    exact = [int(t) if _is_whole(t) else n for t, n in zip(texts, numbers, strict=True)]
-    different = len(set(exact))
-    if task is None:
-        few = different <= FEW and all(map(_is_whole, texts))
-        task = "classification" if few else "regression"
-    if task == "classification":
-        return _labelled(data, exact)
-    if different > len(set(numbers)):
-        first: dict[float, float] = {}
-        row = next(i for i, n in enumerate(numbers) if first.setdefault(n, exact[i]) != exact[i])
-        same = f"{first[numbers[row]]} and {texts[row]}"
-        raise fault(row, f"{same} are two whole numbers, but one float64")
-    return data._replace(y=np.array(numbers)[:, None])
+def _pieces(path: Path, file: IO[bytes], start: bytes) -> Iterator[bytes]:
+    """The bytes of a file of which `start` is read already; at most `readers.LIMIT`."""
+    size = 0
+    piece = start
+    while piece:
+        size += len(piece)
+        if size > readers.LIMIT:
+            raise _too_large(path)
+        yield piece
+        piece = file.read(PIECE)
 
 
-def read_features(path: Path, d_in: int, features: tuple[str, ...] = ()) -> np.ndarray:
-    """Read a table without targets: x (n, d_in).
+def _parsed(
+    path: Path, content: bytes, found: Dialect, text: str
+) -> tuple["polars.DataFrame", Callable[[int], str]]:
+    """The frame of the lines after the header, and the place of each of its rows."""
+    import polars
 
-    Where the file has a header and `features` are given, those columns are taken by name,
-    whatever their order and whatever other columns there are. Otherwise the table must have
-    d_in columns.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder, "a.csv")
-    ...     size = path.write_text("b,note,a\\n1.5,x,2.5\\n")
-    ...     read_features(path, 2, ("a", "b"))
-    array([[2.5, 1.5]])
-    """
-
-    def choose(names: tuple[str, ...], width: int) -> tuple[list[int], None]:
-        if names and features:
-            for feature in features:
-                if feature not in names:
-                    hint = nearest(feature, names)
-                    raise DataError(f"{path}: the column {feature!r} is missing; {hint}")
-            return [names.index(feature) for feature in features], None
-        if width != d_in:
-            raise DataError(f"{path}: expected {d_in} columns, the features, got {width}")
-        return list(range(width)), None
-
-    return read_table(path, choose).numbers
-
-
-def _rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of each line that is not blank."""
-    with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        bounded = _bounded(path, text)
-        start = next(bounded, "")
-        lines = csv.reader(
-            itertools.chain([start], bounded), delimiter=_delimiter(start), strict=True
+    def frame_of(numbers: set[int]) -> polars.DataFrame:
+        columns = range(found.width)
+        return polars.read_csv(
+            content,
+            has_header=False,
+            separator=found.separator,
+            eol_char=found.end,
+            null_values=BLANKS,
+            schema={str(i): polars.Float64 if i in numbers else polars.String for i in columns},
+            raise_if_empty=False,
         )
+
+    def look() -> list[int]:
+        if not looked:
+            looked.extend(_lines(path, content, found))
+        return looked
+
+    looked: list[int] = []
+    if b"\0" in content or any("\0" in name for name in found.names):
+        look()
+        raise DataError(f"{path}: line {found.lines}: binary, not text")
+    columns = enumerate(zip(*(r for r in found.sample if len(r) == found.width), strict=True))
+    numbers = {i for i, cells in columns if all(c in BLANKS or dialect.is_number(c) for c in cells)}
+    try:
         try:
-            for cells in lines:
-                content = "".join(cells)
-                if "\0" in content:
-                    raise DataError(f"{path}: line {lines.line_num}: binary, not text")
-                if content.strip() or len(cells) > 1:
-                    yield lines.line_num, cells
+            frame = frame_of(numbers - {_index(text, found)})
+        except polars.exceptions.ComputeError:  # not all numbers further on
+            frame = frame_of(set())
+    except Exception:
+        look()
+        raise
+    if len(frame) and frame[:, -1].null_count():  # a short or a blank line, or just a blank cell
+        rows = look()
+        if 0 in rows and len(rows) == len(frame):
+            frame = frame.filter(polars.Series(rows) > 0)
+            looked[:] = [line for line in rows if line]
+    return frame, lambda row: f"line {look()[row]}"
+
+
+def _lines(path: Path, content: bytes, found: Dialect) -> Iterator[int]:
+    """The line on which each row ends, 0 for a blank line. Raises DataError for a fault."""
+    with io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="") as text:
+        reader = csv.reader(text, delimiter=found.separator, strict=True)
+        try:
+            for cells in reader:
+                line = found.lines + reader.line_num
+                if "\0" in "".join(cells):
+                    raise DataError(f"{path}: line {line}: binary, not text")
+                blank = len(cells) <= 1 and not "".join(cells).strip()
+                if not blank and len(cells) != found.width:
+                    raise DataError(
+                        f"{path}: line {line}: expected {found.width} columns, got {len(cells)}"
+                    )
+                yield 0 if blank else line
         except csv.Error as error:
-            raise DataError(f"{path}: line {lines.line_num}: {error}") from error
+            line = found.lines + reader.line_num
+            raise DataError(f"{path}: line {line}: {error}") from error
 
 
-def _labelled(data: Dataset, y: Sequence[Any]) -> Dataset:
-    """The data with a class for each different value of y, in ascending order."""
-    values = sorted(set(y))
-    label = {value: i for i, value in enumerate(values)}
-    classes = tuple(map(_class_name, values))
-    return data._replace(y=np.array([label[v] for v in y], np.int32), classes=classes)
+def _index(text: str, found: Dialect) -> int:
+    """The index of the column called, or numbered, `text`; -1 if there is none."""
+    if text in found.names:
+        return found.names.index(text)
+    digits = text.lstrip("-").isdecimal()
+    return int(text) % found.width if digits and -found.width <= int(text) < found.width else -1
 
 
-def _class_name(value: int | float | str) -> str:
-    """One name for equal numbers: 1 for 1.0, 0 for -0.0."""
-    return str(value if isinstance(value, str) or value != int(value) else int(value))
+def _notes(found: Dialect, separator: str | None, header: bool | None) -> Iterator[str]:
+    """What was guessed and is not what most files are: commas and a header."""
+    if separator is None and found.separator != ",":
+        yield f"separated by {SEPARATORS[found.separator]}"
+    if header is None and not found.names:
+        yield "no header"
 
 
-def _target_index(path: Path, target: str | int | None, names: tuple[str, ...], width: int) -> int:
-    """The index of the target column, given by its name or its index; by default the last."""
-    if target in names:
-        return names.index(str(target))
-    try:
-        at = -1 if target is None else int(target)
-    except ValueError:
-        hint = nearest(str(target), names) if names else "it has no header"
-        raise DataError(f"{path}: no column is called {target!r}; {hint}") from None
-    if not -width <= at < width:
-        raise DataError(f"{path}: expected a target column from 0 to {width - 1}, got {at}")
-    return at % width
+def _too_long(path: Path, line: int) -> DataError:
+    return DataError(f"{path}: line {line}: longer than {LINE_LIMIT} characters")
 
 
-def _bounded(path: Path, text: IO[str]) -> Iterator[str]:
-    """The lines of a text, none of them longer than `LINE_LIMIT`."""
-    for number, line in enumerate(iter(lambda: text.readline(LINE_LIMIT + 1), ""), 1):
-        if len(line) > LINE_LIMIT:
-            raise DataError(f"{path}: line {number}: longer than {LINE_LIMIT} characters")
-        yield line
-
-
-def _delimiter(line: str) -> str:
-    """The most frequent of comma, semicolon and tab.
-
-    Beside a semicolon or a tab, a comma between two digits is a decimal comma, which is not
-    counted.
-    """
-    separated = re.sub(r"(?<=\d),(?=\d)", "", line) if re.search("[;\t]", line) else line
-    return max(",;\t", key=separated.count)
-
-
-def _is_header(cells: list[str]) -> bool:
-    numbers = [i for i, cell in enumerate(cells) if _number(cell.replace(",", ".")) is not None]
-    return len(numbers) not in (1, 2) and all(cells[i].strip() == str(i) for i in numbers)
-
-
-def _is_whole(text: str) -> bool:
-    return text.lstrip("+-").isdecimal()
-
-
-def _not_a_number(cell: str) -> str:
-    comma = DECIMAL_COMMA.fullmatch(cell.strip())
-    return f"{cell!r} is not a number" + ("; write a decimal point" if comma else "")
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell) if "_" not in cell else None
-    except ValueError:
-        return None
-
-
-def _column(index: int, names: tuple[str, ...]) -> str:
-    return f"column {index + 1}" + (f" {names[index]!r}" if names else "")
+def _too_large(path: Path, line: int | None = None) -> DataError:
+    where = "" if line is None else f" line {line}:"
+    return DataError(
+        f"{path}:{where} the table is too large: at most {readers.LIMIT} bytes are read"
+    )

@@ -1,0 +1,53 @@
+"""`fnn describe`: how each column of a table would be used."""
+
+import click
+import numpy as np
+
+from fnn import data
+from fnn.cli import options
+from fnn.cli.runs import HELD_OUT
+
+
+@click.command()
+@click.argument("source")
+@options.of_table
+@click.option("--seed", type=options.SEED, default=0, help="As for train.")
+def describe(
+    source: str,
+    target: str | None,
+    task: str | None,
+    drop: tuple[str, ...],
+    keep: tuple[str, ...],
+    missing: str,
+    separator: str | None,
+    header: bool | None,
+    seed: int,
+) -> None:
+    """Show how each column of SOURCE would be used, without training.
+
+    SOURCE and the options are as for train. Values and blanks are counted in all rows; what
+    becomes of a column is decided by the part of them that train would learn from.
+    """
+    reading = data.Reading(separator, header, missing, drop)
+    examples = data.load(source, target=target, task=task, reading=reading)
+    train, _ = data.split(examples, HELD_OUT, seed)
+    features = data.Encoding.of(train, keep).features
+    click.echo(f"{examples.name}: {len(examples.x)} examples")
+    for note in examples.notes:
+        click.echo(note)
+    rows = [("column", "kind", "values", "blanks", "use")]
+    names = examples.features or tuple(f"column {i + 1}" for i in range(examples.x.shape[1]))
+    for i, name in enumerate(names):
+        there = examples.x[~np.isnan(examples.x[:, i]), i]
+        kind = features[i].kind if features else "number"
+        use = features[i].describe() if features else "standardised"
+        blanks = len(examples.x) - len(there)
+        rows.append((name, kind, str(len(np.unique(there))), str(blanks), use))
+    for j, name in enumerate(examples.targets or ("target",) * examples.y[:1].size):
+        y = examples.y.reshape(len(examples.y), -1)[:, j]
+        kind = "classes" if examples.classes else "values"
+        rows.append((name, kind, str(len(np.unique(y))), "0", "to predict"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for name, kind, count, empty, use in rows:
+        counts = f"{count:>{widths[2]}}  {empty:>{widths[3]}}"
+        click.echo(f"{name:{widths[0]}}  {kind:{widths[1]}}  {counts}  {use}")

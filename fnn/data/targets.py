@@ -1,0 +1,130 @@
+"""The column of a table that is learned: classes, or values to predict."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fnn.data import columns
+from fnn.data.columns import FEW
+from fnn.data.errors import DataError, nearest
+from fnn.data.tables import Table
+
+if TYPE_CHECKING:
+    import polars
+
+WHOLE = r"^[+-]?\d+$"
+OTHER = "another column may be the target: --target NAME"
+
+
+def index(table: Table, target: str | int | None, called: str | None = None) -> int:
+    """The index of the target column, given by its name or its index; by default the last.
+
+    Where the table has names and `called` is given, it is the column of that name instead.
+    Raises DataError for a column that is not there.
+
+    >>> import polars
+    >>> table = Table("a", ("b", "c"), polars.DataFrame({"0": [1], "1": [2]}), str, ())
+    >>> index(table, "b"), index(table, None), index(table, -2)
+    (0, 1, 0)
+    """
+    names, width = table.names, table.frame.width
+    target = called if names and called else target
+    if target in names:
+        return names.index(str(target))
+    try:
+        at = -1 if target is None else int(target)
+    except ValueError:
+        hint = nearest(str(target), names) if names else "it has no header"
+        raise DataError(f"{table.name}: no column is called {target!r}; {hint}") from None
+    if not -width <= at < width:
+        raise DataError(f"{table.name}: expected a target column from 0 to {width - 1}, got {at}")
+    return at % width
+
+
+def targets(table: Table, at: int, task: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(y, classes) of the column at an index, in which no cell is blank.
+
+    y is labels (n,) int32, or, with classes (), values (n, 1) float64. With task None, the
+    column holds classes if it is all text, or all whole numbers of which at most `FEW` differ;
+    otherwise values. Numbers that are equal are one class, however they are written.
+
+    >>> import polars
+    >>> table = Table("a", ("b",), polars.DataFrame({"0": ["x", "y", "x"]}), str, ())
+    >>> targets(table, 0, None)
+    (array([0, 1, 0], dtype=int32), ('x', 'y'))
+    """
+    import polars
+
+    cells = table.frame.to_series(at)
+    if cells.dtype == polars.Boolean:
+        cells = cells.cast(polars.Int8).replace_strict([0, 1], ["False", "True"])
+    if cells.dtype.is_nested() or cells.dtype == polars.Binary:
+        raise DataError(f"{table.where(at)}: expected numbers or text, got {cells.dtype}; {OTHER}")
+    text = columns.stripped(cells)
+    numbers, _ = columns.as_numbers(text, table.separator)
+    strays = numbers.is_null()
+    if strays.any():
+        if task == "regression" or (task is None and not strays.all()):
+            row = int(strays.arg_max() or 0)
+            hint = "" if task else "; if these are classes, say --task classification"
+            raise DataError(f"{table.where(at, row)}: {text[row]!r} is not a number{hint}; {OTHER}")
+        return _labelled(table, at, task, text, text.unique().to_list())
+    infinite = numbers.is_infinite() | numbers.is_nan()
+    if infinite.any():
+        row = int(infinite.arg_max() or 0)
+        raise DataError(f"{table.where(at, row)}: expected a finite number, got {text[row]}")
+    whole = text.str.contains(WHOLE)
+    if task is None:
+        few = bool(whole.all()) and text.n_unique() <= 2 * FEW  # 1 and +1 are one number
+        few = few and len({int(value) for value in text.unique()}) <= FEW
+        task = "classification" if few else "regression"
+    if task == "regression":
+        _check_apart(table, at, text, numbers, whole)
+        return numbers.to_numpy()[:, None].copy(), ()
+    pairs = polars.DataFrame({"text": text, "number": numbers}).unique("text")
+    exact = [_exact(word, number) for word, number in pairs.rows()]
+    return _labelled(table, at, task, text, pairs["text"].to_list(), exact)
+
+
+def _labelled(
+    table: Table,
+    at: int,
+    task: str | None,
+    text: "polars.Series",
+    words: list[str],
+    values: Sequence[Any] = (),
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels and classes in ascending order of the values that the words stand for."""
+    import polars
+
+    values = values or words
+    ascending = sorted(set(values))
+    if task is None and len(ascending) > max(FEW, len(text) / 2):
+        what = f"{len(ascending)} classes in {len(text)} examples"
+        raise DataError(f"{table.where(at)}: {what}; {OTHER}")
+    place = {value: i for i, value in enumerate(ascending)}
+    labels = text.replace_strict(words, [place[v] for v in values], return_dtype=polars.Int32)
+    return labels.to_numpy().copy(), tuple(map(str, ascending))
+
+
+def _exact(word: str, number: float) -> int | float:
+    """The number as it is written, whole where it is whole: 1 for 1.0, 0 for -0.0."""
+    if word.lstrip("+-").isdecimal():
+        return int(word)
+    return int(number) if number == int(number) else number
+
+
+def _check_apart(
+    table: Table, at: int, text: "polars.Series", numbers: "polars.Series", whole: "polars.Series"
+) -> None:
+    """Raise DataError where two whole numbers are one float64."""
+    large = whole & (numbers.abs() >= 2.0**53)
+    first: dict[float, int] = {}
+    for row in large.arg_true() if large.any() else ():
+        value = int(text[row])
+        if first.setdefault(numbers[row], value) != value:
+            same = f"{first[numbers[row]]} and {text[row]}"
+            raise DataError(
+                f"{table.where(at, row)}: {same} are two whole numbers, but one float64"
+            )
