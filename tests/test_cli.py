@@ -102,11 +102,12 @@ def test_help_gives_every_default():
         "learning-rate",
         "batch-size",
         "epochs",
+        "weight-decay",
         "seed",
         "out",
     ):
         assert f"--{option}" in text
-    for default in ("256", "relu", "adam", "0.001", "32", "40", "0", "runs/SOURCE"):
+    for default in ("256", "relu", "adamw", "0.001", "0.01", "32", "100", "runs/SOURCE"):
         assert f"default: {default}" in text or f"({default})" in text, default
 
 

@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import polars
 import pytest
@@ -9,6 +11,7 @@ from click.testing import CliRunner
 from sklearn import metrics
 
 from fnn import cli
+from fnn.cli import runs
 from fnn.cli.metrics import SHOWN, Classified, Predicted
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -169,3 +172,22 @@ def test_explain_ranks_the_columns_and_draws_them(tmp_path):
     assert again.splitlines()[:-1] == result.stdout.splitlines()[:-1]
     result = command("explain", run, "wine")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+
+
+def test_the_weight_decay_is_that_of_an_epoch(tmp_path):
+    """Without a gradient, an epoch takes its share of each parameter, whatever its steps."""
+    settings = runs.Settings((), "relu", "adamw", 0.1, 32, 5, seed=0, weight_decay=0.25)
+    run, _ = runs.prepare("iris", settings)
+    assert run.learned == 120
+    runs.save(tmp_path, run)
+    for batch_size, steps in ((32, 4), (120, 1)):
+        read = runs.load(tmp_path)
+        read = read._replace(settings=settings._replace(batch_size=batch_size))
+        state = read.progress.state
+        for _ in range(steps):
+            state = read.optimizer.update(state, jax.tree.map(jnp.zeros_like, state.params))
+        before, after = read.progress.state.params[0]["W"], state.params[0]["W"]
+        np.testing.assert_allclose(after, before * (1 - 0.25 / steps) ** steps, rtol=1e-5)
+    result = command("train", "iris", "--optimizer", "sgd", "--weight-decay", 0.1)
+    assert result.exit_code == 2
+    assert "--weight-decay is of --optimizer adamw alone, not of sgd" in result.stderr
