@@ -21,7 +21,7 @@ from fnn.fitting import DivergedError
 # five seeds each (see `benchmarks.tables`); all others that were tried are worse on one of them:
 #   hidden 256       two layers of 64 overfit small tables, one of 128 is slower to learn
 #   epochs 100       tables of 10,000 rows still learn after 60; small ones no longer overfit
-#   weight decay     0 overfits noise (diabetes, wages), 0.03 keeps 7,000 examples from being learned
+#   weight decay     0 overfits noise (diabetes, wages), with 0.03 bike hires are learned too little
 #   no patience      a validation part takes too many examples from tables of 200 rows
 
 
