@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -40,6 +41,33 @@ def test_other_classes(source, tmp_path):
     result = run("train", source, "--epochs", 25, "--learning-rate", 0.005, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert float(result.stdout.split("test accuracy ")[-1].split()[0]) >= 0.85
+
+
+@pytest.mark.parametrize(("epochs", "lines"), [(3, 3), (31, 5 + 14), (400, 5 + 19)])
+def test_a_history_that_people_can_follow(tmp_path, epochs, lines):
+    args = ("--hidden", 2, "--batch-size", 120, "--save-every", 1000, "--out", tmp_path)
+    result = run("train", "iris", "--epochs", epochs, *args)
+    shown = [int(row.split()[1]) for row in result.stdout.splitlines() if row.startswith("epoch ")]
+    assert len(shown) == lines <= 25
+    assert shown[-1] == epochs
+    assert shown[:3] == [1, 2, 3]
+    with open(tmp_path / "history.csv") as file:
+        assert len(list(csv.DictReader(file))) == epochs
+    losses = [row.split()[3] for row in result.stdout.splitlines() if row.startswith("epoch ")]
+    assert {len(loss.replace(".", "").lstrip("0")) for loss in losses} == {4}
+
+
+def test_a_device_that_is_there(tmp_path):
+    args = ("train", "iris", "--epochs", 1, "--hidden", 2, "--out", tmp_path)
+    before = jax.config.jax_default_device
+    try:
+        assert run(*args, "--device", "cpu:1").exit_code == 0
+        assert jax.config.jax_default_device == jax.devices()[1]
+        result = run(*args, "--device", "abacus")
+    finally:
+        jax.config.update("jax_default_device", before)
+    assert result.exit_code == 2
+    assert "'abacus' is no device; there are cpu:0, cpu:1" in result.stderr
 
 
 def test_values_in_their_own_units(tmp_path):
@@ -167,6 +195,20 @@ def test_noise_scale_is_measured_after_each_epoch_and_drawn(tmp_path):
     scales = [float(row[-1]) for row in rows]
     assert 20 < scales[0] < scales[1] < scales[2] < 2000
     assert (tmp_path / "new" / "scale.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_hardest_rows_of_a_table_are_printed(tmp_path):
+    rows = [f"{i % 7},{i % 7 + i % 2}\n" for i in range(60)]
+    rows[41] = "3,90.5\n"
+    (tmp_path / "a.csv").write_text("x,y\n" + "".join(rows))
+    args = ("--target", "y", "--count", 3, "--epochs", 2, "--out", tmp_path / "h.png")
+    result = run("hardest", tmp_path / "a.csv", *args)
+    assert result.exit_code == 0, result.output
+    shown = [row for row in result.stdout.splitlines() if row.startswith("example")]
+    assert len(shown) == 3
+    assert shown[0].split()[1] == "42"
+    assert "90.5, predicted" in shown[0]
+    assert not (tmp_path / "h.png").exists()
 
 
 def test_the_hardest_digits_are_misclassified_more_often_than_others(tmp_path):

@@ -14,6 +14,7 @@ from fnn.cli import fnn, runs
 from fnn.cli.group import COMMANDS, Group
 
 HEAVY = {"jax", "jaxlib", "numpy", "scipy", "sklearn", "matplotlib", "safetensors", "tqdm"}
+HEAVY |= {"polars", "pandas", "pyarrow"}
 IMPORTED = f"""
 import atexit, sys
 atexit.register(lambda: print("imported", *sorted({HEAVY} & set(sys.modules))))
@@ -43,7 +44,6 @@ def imported(*args):
     ("word", "code", "printed"),
     [
         ("--help", 0, "Usage: "),
-        ("--version", 0, f"fnn, version {__version__}"),
         ("tran", 2, "No such command 'tran'"),
     ],
 )
@@ -52,6 +52,13 @@ def test_nothing_heavy_is_imported_to_print_a_page(word, code, printed):
     assert done.returncode == code, done.stderr
     assert printed in done.stdout + done.stderr
     assert heavy == set()
+
+
+def test_the_versions_and_the_devices():
+    result = CliRunner().invoke(fnn, ["--version"])
+    assert result.exit_code == 0, result.output
+    versions = f"fnn, version {__version__}\nJAX, version {jax.__version__}, on cpu:0"
+    assert result.output.startswith(versions)
 
 
 def test_predict_imports_no_plots(tmp_path):

@@ -594,7 +594,7 @@ def test_resume_with_nothing_there_starts_and_done_changes_nothing(tmp_path):
     assert "resumed" not in command(*args).stdout
     first = contents(tmp_path / "r")
     again = command(*args)
-    assert "resumed   after epoch 2" in again.stdout
+    assert "resumed   after epoch 2: nothing to do, these are all" in again.stdout
     assert contents(tmp_path / "r") == first
 
 

@@ -2,7 +2,7 @@
 
 One file per command: train, predict, evaluate, noise_scale, hardest, verify. Beside them, what
 they share: group (the command group), options (parameter types), signals, runs, metrics, report,
-plots and classifier.
+and plots.
 """
 
 from fnn.cli.group import fnn as fnn

@@ -23,6 +23,20 @@ def settle() -> None:
         jax.config.update(name, value)
 
 
+def described() -> str:
+    """JAX's version, and its devices or why there are none.
+
+    >>> described().startswith(f"JAX, version {jax.__version__}, on ")
+    True
+    """
+    try:
+        check_device()
+    except ValueError as error:
+        return f"JAX, version {jax.__version__}; {error}"
+    devices = ", ".join(f"{device.platform}:{i}" for i, device in enumerate(jax.devices()))
+    return f"JAX, version {jax.__version__}, on {devices} ({jax.devices()[0].device_kind})"
+
+
 def check_device() -> None:
     """Raise ValueError, naming JAX_PLATFORMS, where JAX finds no device to compute on.
 

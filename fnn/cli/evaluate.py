@@ -15,6 +15,7 @@ from fnn.cli.metrics import SHOWN, Classified
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead, for programs."
 )
+@options.device
 def evaluate(run: Path, source: tuple[str, ...], as_json: bool) -> None:
     """Measure the network in folder RUN on SOURCE.
 

@@ -22,6 +22,7 @@ SHOWN = 20
     show_default=f"RUN/{PICTURE}",
     help="PNG file for the picture.",
 )
+@options.device
 def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Path | None) -> None:
     """Measure what each column of SOURCE is worth to the network in folder RUN.
 

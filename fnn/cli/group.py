@@ -20,7 +20,7 @@ COMMANDS = {
     "evaluate": "Measure the network in folder RUN on SOURCE.",
     "explain": "Measure what each column of SOURCE is worth to the network in folder RUN.",
     "noise-scale": "Draw the gradient noise scale along a training run on SOURCE.",
-    "hardest": "Draw the images of SOURCE whose gradients are largest after training.",
+    "hardest": "Show the examples of SOURCE whose gradients are largest after training.",
     "verify": "Check derivatives and update rules against independent references.",
 }
 """Each command's name and summary. `noise-scale` is `noise_scale` in the module `noise_scale`."""
@@ -110,11 +110,26 @@ class Group(click.Group):
             raise click.ClickException(str(error).splitlines()[0]) from error
 
 
+def _show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    """Print the versions and the devices, and end the command."""
+    if wanted:
+        click.echo(f"fnn, version {__version__}")
+        click.echo(import_module("fnn.cli.environment").described())
+        ctx.exit()
+
+
 @click.group(
     cls=Group,
     commands=Imported(list(COMMANDS)),
     context_settings={"show_default": True, "max_content_width": 100},
 )
-@click.version_option(__version__, prog_name="fnn")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the versions of fnn and JAX, and JAX's devices.",
+)
 def fnn() -> None:
     """Feed-forward neural networks in JAX, with hand-written backpropagation."""

@@ -1,55 +1,70 @@
 """`fnn hardest`: the examples with the largest gradients."""
 
+import math
 from pathlib import Path
 
 import click
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fnn import data, per_example
-from fnn.cli import classifier, options, plots
+from fnn import per_example
+from fnn.cli import options, plots, runs
+from fnn.cli.runs import Run
+from fnn.data import Dataset
 
 
 @click.command()
-@click.argument("source", type=click.Choice(["digits"]))
-@click.option("--count", type=options.COUNT, default=30, help="Number of images to draw.")
+@click.argument("source")
+@options.target
+@click.option("--count", type=options.COUNT, default=30, help="Number of examples to show.")
 @click.option("--epochs", type=options.COUNT, default=10, help="Number of epochs to train.")
 @click.option("--seed", type=options.SEED, default=0, help="As for train.")
 @click.option(
     "--out",
     type=options.FILE,
     show_default="runs/SOURCE/hardest.png",
-    help="File for the picture.",
+    help="File for the picture, where the examples are square images.",
 )
-def hardest(source: str, count: int, epochs: int, seed: int, out: Path | None) -> None:
-    """Draw the images of SOURCE whose gradients are largest after training.
+def hardest(
+    source: str, target: str | None, count: int, epochs: int, seed: int, out: Path | None
+) -> None:
+    """Show the examples of SOURCE whose gradients are largest after training.
 
     The norm of an example's gradient says how far that example alone would move the network.
-    It is large for mislabelled, damaged and ambiguous images, and for those with ink where
-    hardly any other has it. The network is trained on four fifths of SOURCE; all are ranked.
+    It is large for mislabelled, damaged and ambiguous examples, and for those unlike any other.
+    The network is trained on four fifths of SOURCE; all are ranked, and numbered from 1 in the
+    order of SOURCE. Square images are drawn, other examples are printed.
     """
-    out = out or Path("runs") / source / "hardest.png"
+    out = out or runs.folder(source) / "hardest.png"
     plots.make_room(out)
-    everything = data.load(source)
-    learn, _ = data.split(everything, 0.2, seed)
-    network, inputs = classifier.network(learn), data.Scaling.of(learn.x)
-    params = classifier.train(network, (inputs.apply(learn.x), learn.y), epochs, seed, None)
-    x, y = jnp.asarray(inputs.apply(everything.x)), jnp.asarray(everything.y)
-    squared_norms = jax.jit(per_example.squared_norms(network, classifier.LOSS))
-    norms = np.sqrt(squared_norms(params, x, y))
-    predicted = np.asarray(network.forward(params, x)[0]).argmax(-1)
+    settings = runs.Settings((128,), "relu", "adam", 1e-3, 32, epochs, seed, target=target)
+    run, examples = runs.prepare(source, settings)
+    run = runs.train(run, examples, lambda newest: None)
+    every = runs.aligned(run, runs.read(run, source))
+    x, y = run.standardised(every)
+    squared_norms = jax.jit(per_example.squared_norms(run.network, run.loss))
+    norms = np.sqrt(squared_norms(run.progress.best.params, x, y))
+    prediction = runs.predict(run, every.x)
     largest = np.argsort(-norms)[:count]
-    names = everything.classes
-    captions = [
-        f"{names[everything.y[i]]}, predicted {names[predicted[i]]}\n{norms[i]:.3g}"
-        for i in largest
-    ]
+    captions = [_caption(run, every, prediction, i) for i in largest]
+    click.echo(f"gradient norms: median {np.median(norms):.3g}, largest {norms.max():.3g}")
+    if run.classes:
+        wrong = np.sum(prediction.argmax(-1)[largest] != every.y[largest])
+        click.echo(f"misclassified: {wrong} of the {len(largest)} with the largest")
+    side = math.isqrt(every.x.shape[1])
+    if every.columns or side < 8 or side * side != every.x.shape[1]:
+        for i, caption in zip(largest, captions, strict=True):
+            click.echo(f"example {i + 1:{len(str(len(norms)))}}  {norms[i]:#.3g}  {caption}")
+        return
     title = f"the largest gradients of {source}: label, prediction, gradient norm"
-    plots.images(everything.x[largest].reshape(-1, 8, 8), captions, out, title)
-    wrong = np.sum(predicted[largest] != everything.y[largest])
-    click.echo(
-        f"gradient norms: median {np.median(norms):.3g}, largest {norms.max():.3g}\n"
-        f"misclassified: {wrong} of the {len(largest)} with the largest\n"
-        f"saved {out}"
-    )
+    named = [f"{caption}\n{norms[i]:.3g}" for i, caption in zip(largest, captions, strict=True)]
+    plots.images(every.x[largest].reshape(-1, side, side), named, out, title)
+    click.echo(f"saved {out}")
+
+
+def _caption(run: Run, examples: Dataset, prediction: np.ndarray, i: int) -> str:
+    """The target of example i beside its prediction."""
+    if run.classes:
+        return f"{run.classes[examples.y[i]]}, predicted {run.classes[prediction[i].argmax()]}"
+    values = [", ".join(f"{value:.4g}" for value in row) for row in (examples.y[i], prediction[i])]
+    return f"{values[0]}, predicted {values[1]}"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jax
 
 from fnn import data
 
@@ -153,6 +154,11 @@ class Separator(click.ParamType):
         return str(mark)
 
 
+target = click.option(
+    "--target", help="Target column of a table, by name or index from 0.  [default: the last]"
+)
+
+
 def of_table(command: Callable[..., Any]) -> Callable[..., Any]:
     """The command with the options that say how a table is read.
 
@@ -162,10 +168,7 @@ def of_table(command: Callable[..., Any]) -> Callable[..., Any]:
     """
     for option in reversed(
         (
-            click.option(
-                "--target",
-                help="Target column of a table, by name or index from 0.  [default: the last]",
-            ),
+            target,
             click.option(
                 "--task",
                 type=Name(data.TASKS),
@@ -198,6 +201,42 @@ def of_table(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+class Device(click.ParamType):
+    """A device that JAX has, such as cpu, gpu or gpu:1, on which it then computes.
+
+    >>> str(Device()("cpu")).lower().startswith(("cpu", "tfrt"))
+    True
+    """
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The device, which becomes JAX's default.
+
+        >>> Device().convert("abacus", None, None)
+        Traceback (most recent call last):
+        click.exceptions.BadParameter: 'abacus' is no device; there are cpu:0
+        """
+        kind, _, number = str(value).partition(":")
+        try:
+            found = jax.devices(kind)
+        except RuntimeError:
+            found = []
+        if number not in ("", *(str(i) for i in range(len(found)))) or not found:
+            there = (f"{device.platform}:{i}" for i, device in enumerate(jax.devices()))
+            self.fail(f"{value!r} is no device; there are {', '.join(there)}", param, ctx)
+        jax.config.update("jax_default_device", found[int(number or 0)])
+        return found[int(number or 0)]
+
+
+device = click.option(
+    "--device",
+    type=Device(),
+    expose_value=False,
+    help="Where to compute: cpu, gpu, gpu:1, ...  [default: JAX's choice]",
+)
 
 
 class Number(click.ParamType):

@@ -15,6 +15,7 @@ from fnn.cli import options, runs
 @click.command()
 @click.argument("run", type=options.FOLDER)
 @click.argument("source")
+@options.device
 @click.option(
     "--out",
     type=options.FILE,

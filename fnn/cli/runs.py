@@ -223,6 +223,15 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
     return run._replace(progress=Progress(state, [], state)), Examples(train, validation, test)
 
 
+def folder(source: str | Path) -> Path:
+    """Where a source's run is kept unless told otherwise.
+
+    >>> folder("data/iris.csv.gz")
+    PosixPath('runs/iris')
+    """
+    return Path("runs") / Path(Path(source).resolve().name.removesuffix(".gz")).stem
+
+
 def digests(examples: Dataset) -> np.ndarray:
     """A number for each example, from its features and its target: (n,) uint64.
 

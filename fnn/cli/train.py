@@ -15,7 +15,10 @@ from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
 from fnn.cli import metrics, options, report, runs, signals
 from fnn.cli.runs import Examples, Run, Settings
-from fnn.fitting import DivergedError
+from fnn.fitting import DivergedError, epochs_since_best
+
+LINES, FIRST = 25, 5
+"""The most epochs that are printed, of which the first ones without a gap."""
 
 # The defaults of --hidden to --weight-decay did best over 24 public tables of 178 to 10,000 rows,
 # five seeds each (see `benchmarks.tables`); all others that were tried are worse on one of them:
@@ -66,6 +69,7 @@ from fnn.fitting import DivergedError
     "that did not lower its loss, and keep the network of the best epoch.",
 )
 @options.of_table
+@options.device
 @click.option(
     "--out",
     type=options.FOLDER,
@@ -138,8 +142,7 @@ def train(
         keep,
         _weight_decay(ctx, optimizer, weight_decay),
     )
-    name = Path(source[0]).resolve().name.removesuffix(".gz")
-    out = out or Path("runs") / Path(name).stem
+    out = out or runs.folder(source[0])
     version = runs.version(out)
     earlier = None if version is None or overwrite else _earlier(out)
     settings = given
@@ -262,8 +265,14 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
         f"training  {settings.optimizer}({settings.learning_rate:g}), "
         f"{slowed}batches of {settings.batch_size}, {settings.epochs} epochs"
     )
-    if run.progress.history:
-        click.echo(f"resumed   after epoch {len(run.progress.history)}")
+    history, patience = run.progress.history, settings.patience
+    if history:
+        end = ""
+        if len(history) >= settings.epochs:
+            end = ": nothing to do, these are all; a larger --epochs goes on"
+        elif patience is not None and epochs_since_best(history) >= patience:
+            end = f": nothing to do, its patience of {patience} epochs has ended"
+        click.echo(f"resumed   after epoch {len(history)}{end}")
 
 
 def _check_gradient(run: Run, examples: Examples) -> None:
@@ -285,7 +294,7 @@ def _check_gradient(run: Run, examples: Examples) -> None:
 def _train(
     run: Run, examples: Examples, out: Path, save_every: float
 ) -> tuple[Run, list[float], int]:
-    """Train, print each epoch, and save at intervals of save_every seconds.
+    """Train, print at most `LINES` epochs, and save at intervals of save_every seconds.
 
     Returns the run, the time at the end of each epoch, and the number of the signal that ended
     the training, or 0. A run that diverges is saved as it was after the last finite epoch, and
@@ -294,14 +303,22 @@ def _train(
     times: list[float] = []
     saved = time.perf_counter()
     epochs = run.settings.epochs
+    every = -(-epochs // (LINES - FIRST - 1))
+    shown = 0
+
+    def show(history: list[dict[str, float]]) -> None:
+        nonlocal shown
+        shown = len(history)
+        numbers = "  ".join(f"{k.replace('_', ' ')} {v:#.4g}" for k, v in history[-1].items())
+        bar.write(f"epoch {shown:{len(str(epochs))}}  {numbers}")
 
     def on_epoch(newest: Run) -> bool:
         nonlocal run, saved
         run = newest
         times.append(time.perf_counter())
         history = run.progress.history
-        shown = "  ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in history[-1].items())
-        bar.write(f"epoch {len(history):{len(str(epochs))}}  {shown}")
+        if len(history) <= FIRST or len(history) % every == 0 or len(history) == epochs:
+            show(history)
         bar.update()
         if times[-1] - saved >= save_every:
             runs.save(out, run)
@@ -321,6 +338,8 @@ def _train(
                 runs.save(out, run)
                 kept = f"{out} has the network after epoch {len(run.progress.history)}"
             raise click.ClickException(f"{error}; {kept}") from error
+        if shown < len(run.progress.history) > done:
+            show(run.progress.history)
         if received:
             bar.write(f"interrupted after {len(run.progress.history)} of {epochs} epochs")
     return run, times, received[0] if received else 0

@@ -130,7 +130,7 @@ def _finite(table: Table, at: int, numbers: "polars.Series") -> np.ndarray:
 
 def _floats(cells: "polars.Series") -> np.ndarray:
     """Float64 cells as an array, NaN for a null."""
-    return cells.fill_null(float("nan")).to_numpy()
+    return cells.to_numpy()
 
 
 def _dates(text: "polars.Series") -> tuple[Column, "polars.Series | None"]:

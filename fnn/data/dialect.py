@@ -47,7 +47,7 @@ class Dialect(NamedTuple):
         return len(self.names or self.sample[0])
 
 
-def guess(start: bytes, separator: str | None = None, header: bool | None = None) -> Dialect:
+def guess(content: bytes, separator: str | None = None, header: bool | None = None) -> Dialect:
     """The dialect of a file that starts with these bytes, text in UTF-8.
 
     The separator is the one of `SEPARATORS` that cuts the first lines into the most columns, the
@@ -64,8 +64,8 @@ def guess(start: bytes, separator: str | None = None, header: bool | None = None
     >>> guess(b"p,x\\ne,x\\np,y\\n").names
     ()
     """
-    mark = 3 if start.startswith(b"\xef\xbb\xbf") else 0
-    text = start[mark:].decode()
+    mark = 3 if content.startswith(b"\xef\xbb\xbf") else 0
+    text = content[mark:].decode()
     lines = list(io.StringIO(text, newline=""))
     lines, remarks = lines[(before := _remarks(lines)) :], "".join(lines[:before])
     separator = separator or _separator(lines)
@@ -74,12 +74,16 @@ def guess(start: bytes, separator: str | None = None, header: bool | None = None
         raise DataError("empty")
     end = "\r" if "\r" in text and "\n" not in text else "\n"
     first, sample = rows[0], tuple(rows[1:])
-    if not (_is_header(first, sample) if header is None else header):
-        return Dialect(separator, end, (), mark + len(remarks.encode()), before, tuple(rows))
-    skip = mark + len((remarks + "".join(lines[: ends[0]])).encode())
+    named = _is_header(first, sample) if header is None else header
+    start = ends[0] if named else 0
+    while start < len(lines) and not lines[start].strip("\r\n "):
+        start += 1
+    skip = mark + len((remarks + "".join(lines[:start])).encode())
+    if not named:
+        return Dialect(separator, end, (), skip, before + start, tuple(rows))
     if sample and all(len(row) == len(first) + 1 for row in sample):
         first = ("", *first)
-    return Dialect(separator, end, first, skip, before + ends[0], sample)
+    return Dialect(separator, end, first, skip, before + start, sample)
 
 
 def is_number(cell: str) -> bool:

@@ -198,7 +198,8 @@ class Encoding(NamedTuple):
         columns = part.columns or (Column(NUMBER),) * part.x.shape[1]
         x = part.x[:, places]
         for i, (feature, place) in enumerate(zip(self.used, places, strict=True)):
-            x[:, i] = _recoded(part, feature, columns[place], part.x[:, place])
+            if (feature.kind, columns[place].kind) != (NUMBER, NUMBER):
+                x[:, i] = _recoded(part, feature, columns[place], part.x[:, place])
         kept = tuple(Column(f.kind, f.values) for f in self.used)
         return part._replace(x=x, features=names if part.features else (), columns=kept)
 
@@ -264,11 +265,11 @@ class Encoding(NamedTuple):
     def _places(self, part: Dataset) -> list[int]:
         """The columns of the part that hold the features that are used."""
         if part.features and any(feature.name for feature in self.features):
+            where = {name: i for i, name in enumerate(part.features)}
             for feature in self.used:
-                if feature.name not in part.features:
+                if feature.name not in where:
                     hint = nearest(feature.name, part.features)
                     raise DataError(f"{part.name}: the feature {feature.name!r} is missing; {hint}")
-            where = {name: i for i, name in enumerate(part.features)}
             return [where[feature.name] for feature in self.used]
         if part.x.shape[1] != len(self.features):
             raise DataError(
@@ -332,7 +333,9 @@ def _features(train: Dataset, kept: Collection[int]) -> list[Feature]:
     full = there.all(0)
     numbers = np.array([column.kind != CATEGORY for column in train.columns])
     medians = np.zeros(len(names))
-    medians[numbers & full] = np.median(train.x[:, numbers & full], axis=0)
+    # A copy by columns: along the rows the median takes ten times as long.
+    by_column = train.x[:, numbers & full].T.copy()
+    medians[numbers & full] = np.median(by_column, axis=1, overwrite_input=True)
     features = []
     for i, (name, column) in enumerate(zip(names, train.columns, strict=True)):
         cells = train.x[:, i] if full[i] else train.x[there[:, i], i]

@@ -214,7 +214,7 @@ def _examples(
         raise DataError(f"{table.name}: {what}")
     at = targets.index(table, target, called)
     notes = list(table.notes)
-    blank = columns.stripped(table.frame.to_series(at)).is_null()
+    blank = targets.text(table, at).is_null()
     if blank.any():
         if reading.missing == "error" or blank.all():
             raise DataError(f"{table.where(at, int(blank.arg_max() or 0))}: no value")
@@ -297,8 +297,9 @@ def _columns(
         column, x[:, i], note = columns.understood(table, place)
         found.append(column)
         notes |= {note: None} if note else {}
-        if reading.missing == "error" and (blank := np.isnan(x[:, i])).any():
-            raise DataError(f"{table.where(place, int(blank.argmax()))}: no value")
+    if reading.missing == "error" and (blank := np.isnan(x)).any():
+        row, i = np.argwhere(blank)[0]
+        raise DataError(f"{table.where(places[i], int(row))}: no value; --missing fill fills it in")
     return x, tuple(found), tuple(notes)
 
 

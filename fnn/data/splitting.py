@@ -33,9 +33,10 @@ def split(data: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Data
     n, k = len(data.x), len(data.classes)
     for label, count in enumerate(np.bincount(data.y, minlength=k) if k else []):
         if count < 2:
+            hint = "; another column may be the target: --target NAME" if data.columns else ""
             raise DataError(
                 f"{data.name}: class {data.classes[label]!r} has {count} example: "
-                "2 are needed, to train on and to hold out"
+                f"2 are needed, to train on and to hold out{hint}"
             )
     if n < 2:
         raise DataError(f"{data.name}: {n} example: 2 are needed, to train on and to hold out")

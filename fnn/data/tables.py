@@ -177,18 +177,17 @@ def _of_text(
         found = dialect.guess(whole, separator, header)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    content, end, between = io.BytesIO(), found.end.encode(), found.separator.encode()
-    lines, cells, since = found.lines, 0, 0
+    content, end = io.BytesIO(), found.end.encode()
+    lines, since = found.lines, 0
     for piece in _pieces(path, file, start[found.skip :]):
         first, last = piece.find(end), piece.rfind(end)
         if since + (first if first >= 0 else len(piece)) > LINE_LIMIT:
             raise _too_long(path, lines + 1)
         since = len(piece) - last - 1 if first >= 0 else since + len(piece)
         lines += piece.count(end)
-        cells += piece.count(end) + piece.count(between)
-        if content.tell() + 24 * cells > readers.LIMIT:
-            raise _too_large(path, lines)
         content.write(piece)
+        if content.tell() + 24 * found.width * (lines - found.lines) > readers.LIMIT:
+            raise _too_large(path, lines)
     frame, place = _parsed(path, content.getvalue(), found, text)
     if not len(frame):
         raise DataError(f"{path}: a header, but no examples")
@@ -221,7 +220,7 @@ def _parsed(
             has_header=False,
             separator=found.separator,
             eol_char=found.end,
-            null_values=BLANKS,
+            null_values=blanks if numbers else None,
             schema={str(i): polars.Float64 if i in numbers else polars.String for i in columns},
             raise_if_empty=False,
         )
@@ -235,8 +234,13 @@ def _parsed(
     if b"\0" in content or any("\0" in name for name in found.names):
         look()
         raise DataError(f"{path}: line {found.lines}: binary, not text")
-    columns = enumerate(zip(*(r for r in found.sample if len(r) == found.width), strict=True))
-    numbers = {i for i, cells in columns if all(c in BLANKS or dialect.is_number(c) for c in cells)}
+    columns = list(zip(*(row for row in found.sample if len(row) == found.width), strict=True))
+    blanks = sorted({cell for cells in columns for cell in cells}.intersection(BLANKS))
+    numbers = {
+        i
+        for i, cells in enumerate(columns)
+        if all(cell in BLANKS or dialect.is_number(cell) for cell in cells)
+    }
     try:
         try:
             frame = frame_of(numbers - {_index(text, found)})

@@ -42,6 +42,25 @@ def index(table: Table, target: str | int | None, called: str | None = None) -> 
     return at % width
 
 
+def text(table: Table, at: int) -> "polars.Series":
+    """The cells of the column at an index as text, null where there is none.
+
+    Raises DataError for cells that are lists or other structures.
+
+    >>> import polars
+    >>> text(Table("a", ("b",), polars.DataFrame({"0": [1, None]}), str, ()), 0).to_list()
+    ['1', None]
+    """
+    import polars
+
+    cells = table.frame.to_series(at)
+    if cells.dtype == polars.Boolean:
+        cells = cells.cast(polars.Int8).replace_strict([0, 1], ["False", "True"])
+    if cells.dtype.is_nested() or cells.dtype in (polars.Binary, polars.Object):
+        raise DataError(f"{table.where(at)}: expected numbers or text, got {cells.dtype}; {OTHER}")
+    return columns.stripped(cells)
+
+
 def targets(table: Table, at: int, task: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
     """(y, classes) of the column at an index, in which no cell is blank.
 
@@ -56,42 +75,39 @@ def targets(table: Table, at: int, task: str | None) -> tuple[np.ndarray, tuple[
     """
     import polars
 
-    cells = table.frame.to_series(at)
-    if cells.dtype == polars.Boolean:
-        cells = cells.cast(polars.Int8).replace_strict([0, 1], ["False", "True"])
-    if cells.dtype.is_nested() or cells.dtype == polars.Binary:
-        raise DataError(f"{table.where(at)}: expected numbers or text, got {cells.dtype}; {OTHER}")
-    text = columns.stripped(cells)
-    numbers, _ = columns.as_numbers(text, table.separator)
+    cells = text(table, at)
+    numbers, _ = columns.as_numbers(cells, table.separator)
     strays = numbers.is_null()
     if strays.any():
         if task == "regression" or (task is None and not strays.all()):
             row = int(strays.arg_max() or 0)
             hint = "" if task else "; if these are classes, say --task classification"
-            raise DataError(f"{table.where(at, row)}: {text[row]!r} is not a number{hint}; {OTHER}")
-        return _labelled(table, at, task, text, text.unique().to_list())
+            raise DataError(
+                f"{table.where(at, row)}: {cells[row]!r} is not a number{hint}; {OTHER}"
+            )
+        return _labelled(table, at, task, cells, cells.unique().to_list())
     infinite = numbers.is_infinite() | numbers.is_nan()
     if infinite.any():
         row = int(infinite.arg_max() or 0)
-        raise DataError(f"{table.where(at, row)}: expected a finite number, got {text[row]}")
-    whole = text.str.contains(WHOLE)
+        raise DataError(f"{table.where(at, row)}: expected a finite number, got {cells[row]}")
+    whole = cells.str.contains(WHOLE)
     if task is None:
-        few = bool(whole.all()) and text.n_unique() <= 2 * FEW  # 1 and +1 are one number
-        few = few and len({int(value) for value in text.unique()}) <= FEW
+        few = bool(whole.all()) and cells.n_unique() <= 2 * FEW  # 1 and +1 are one number
+        few = few and len({int(value) for value in cells.unique()}) <= FEW
         task = "classification" if few else "regression"
     if task == "regression":
-        _check_apart(table, at, text, numbers, whole)
+        _check_apart(table, at, cells, numbers, whole)
         return numbers.to_numpy()[:, None].copy(), ()
-    pairs = polars.DataFrame({"text": text, "number": numbers}).unique("text")
+    pairs = polars.DataFrame({"text": cells, "number": numbers}).unique("text")
     exact = [_exact(word, number) for word, number in pairs.rows()]
-    return _labelled(table, at, task, text, pairs["text"].to_list(), exact)
+    return _labelled(table, at, task, cells, pairs["text"].to_list(), exact)
 
 
 def _labelled(
     table: Table,
     at: int,
     task: str | None,
-    text: "polars.Series",
+    cells: "polars.Series",
     words: list[str],
     values: Sequence[Any] = (),
 ) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -100,11 +116,11 @@ def _labelled(
 
     values = values or words
     ascending = sorted(set(values))
-    if task is None and len(ascending) > max(FEW, len(text) / 2):
-        what = f"{len(ascending)} classes in {len(text)} examples"
+    if task is None and len(ascending) > max(FEW, len(cells) / 2):
+        what = f"{len(ascending)} classes in {len(cells)} examples"
         raise DataError(f"{table.where(at)}: {what}; {OTHER}")
     place = {value: i for i, value in enumerate(ascending)}
-    labels = text.replace_strict(words, [place[v] for v in values], return_dtype=polars.Int32)
+    labels = cells.replace_strict(words, [place[v] for v in values], return_dtype=polars.Int32)
     return labels.to_numpy().copy(), tuple(map(str, ascending))
 
 
@@ -116,15 +132,15 @@ def _exact(word: str, number: float) -> int | float:
 
 
 def _check_apart(
-    table: Table, at: int, text: "polars.Series", numbers: "polars.Series", whole: "polars.Series"
+    table: Table, at: int, cells: "polars.Series", numbers: "polars.Series", whole: "polars.Series"
 ) -> None:
     """Raise DataError where two whole numbers are one float64."""
     large = whole & (numbers.abs() >= 2.0**53)
     first: dict[float, int] = {}
     for row in large.arg_true() if large.any() else ():
-        value = int(text[row])
+        value = int(cells[row])
         if first.setdefault(numbers[row], value) != value:
-            same = f"{first[numbers[row]]} and {text[row]}"
+            same = f"{first[numbers[row]]} and {cells[row]}"
             raise DataError(
                 f"{table.where(at, row)}: {same} are two whole numbers, but one float64"
             )

@@ -1,0 +1,488 @@
+"""Tables as people have them: how they are read, and what becomes of each column."""
+
+import datetime as dt
+import gzip
+import json
+import os
+import threading
+
+import hypothesis.strategies as st
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import given, settings
+
+from fnn import data
+from fnn.data import DataError, Encoding, Reading, dialect, readers
+from fnn.data.dataset import Column
+
+
+def written(path, content):
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load(text) as `data.load` of a file with this text."""
+
+    def load(content, **options):
+        return data.load(written(tmp_path / "a.csv", content), **options)
+
+    return load
+
+
+# Dialects: what is guessed of a text file.
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("start", ["", "\ufeff", "# a remark; with, marks\n# another\n"])
+def test_separators_line_ends_and_remarks(load, mark, end, start):
+    rows = [["name", "size", "kind"], ["x y", "1.5", "a"], ["z", "2.5", "b"], ["z", "-1", "a"]]
+    read = load((start + "".join(mark.join(row) + "\n" for row in rows)).replace("\n", end))
+    assert read.features == ("name", "size")
+    assert read.columns[0] == Column("category", ("x y", "z"))
+    np.testing.assert_array_equal(read.x, [[0, 1.5], [1, 2.5], [1, -1]])
+    assert read.classes == ("a", "b")
+    noted = {",": (), ";": ("separated by semicolons",), "\t": ("separated by tabs",)}
+    assert read.notes == noted.get(mark, ("separated by pipes",))
+
+
+HEADERS = {
+    "names above numbers": ("a,b\n1,2\n3,4\n", ("a", "b")),
+    "numbers": ("1,2\n3,4\n", ()),
+    "names above text": ("cap,stalk\np,x\ne,x\np,y\n", ("cap", "stalk")),
+    "text alone": ("p,x\ne,x\np,y\ne,y\n", ()),
+    "counted columns": ("0,1,2\n5,6,7\n", ("0", "1", "2")),
+    "counted columns, an index": (",0,1,2\n0,5,6,7\n1,5,6,8\n", ("", "0", "1", "2")),
+    "a name less": ("a,b\nx,1,2\ny,3,4\n", ("", "a", "b")),
+    "quoted": ('"a, b","c\nd"\n1,2\n', ("a, b", "c\nd")),
+    "numpy's": ("# a,b\n1,2\n", ("# a", "b")),
+    "one example": ("1,2,x\n", ()),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_headers(name):
+    text, names = HEADERS[name]
+    assert dialect.guess(text.encode()).names == names
+
+
+def test_what_is_given_is_not_guessed(load):
+    text = "a,b;c\nd,e;f\n"
+    assert load(text, reading=Reading(separator=";", header=False)).x.shape == (2, 1)
+    assert load(text, reading=Reading(separator=",", header=True)).features == ("a",)
+    assert load("1,2\n3,4\n", reading=Reading(header=True)).features == ("1",)
+
+
+def test_blank_lines_and_lines_without_values_are_told_apart(tmp_path):
+    """A line of separators alone is an example whose cells are all blank."""
+    learned = data.load(written(tmp_path / "a.csv", "a,b,y\n1,2,0\n\n3,4,1\n\n\n5,7,0\n"))
+    assert len(learned.x) == 3
+    encoding = Encoding.of(learned)
+    new = written(tmp_path / "b.csv", "a,b\n\n1,2\n\n,\n3,4\n\n")
+    np.testing.assert_array_equal(data.inputs(new, encoding), [[1, 2], [np.nan, np.nan], [3, 4]])
+
+
+def test_columns_without_a_name_and_without_values_are_not_there(load):
+    read = load("a,b,,y,\n1,2,,x,\n3,4,,y,\n", target="y")
+    assert read.features == ("a", "b")
+    with pytest.raises(DataError, match="line 3, column 4 'y': expected a finite number, got inf"):
+        load("a,b,,y,\n1,2,,1.5,\n3,4,,inf,\n", target="y")
+
+
+# Kinds of columns.
+
+CELLS = {
+    "numbers": (["1", " 2.5", "-3e2"], "number", [1, 2.5, -300]),
+    "blanks": (["1", "NA", "3"], "number", [1, np.nan, 3]),
+    "question marks": (["?", "2", "."], "number", [np.nan, 2, np.nan]),
+    "thousands": (['"1,200"', "3", '"1,000,000"'], "number", [1200, 3, 1e6]),
+    "booleans": (["True", "False", "True"], "category", [1, 0, 1]),
+    "categories": (["b", "", "a"], "category", [1, np.nan, 0]),
+    "dates": (["1970-01-02", "", "1971-01-01"], "date", [1, np.nan, 365]),
+    "moments": (["1970-01-02 12:00", "1970-01-01 06:00"] * 2, "date", [1.5, 0.25] * 2),
+    "moments with a zone": (["1970-01-02T12:00:00Z"] * 3, "date", [1.5] * 3),
+    "days before months": (["31.01.1970", "01.02.1970", "02.02.1970"], "date", [30, 31, 32]),
+    "days first": (["31/01/1970", "01/02/1970", "02/02/1970"], "date", [30, 31, 32]),
+    "times": (["06:00", "18:00", ""], "time", [0.25, 0.75, np.nan]),
+    "nothing": (["", "NA", "null"], "number", [np.nan] * 3),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_kinds_of_columns(load, name):
+    cells, kind, values = CELLS[name]
+    read = load("a,y\n" + "".join(f"{cell},{i}.5\n" for i, cell in enumerate(cells)))
+    assert read.columns[0].kind == kind
+    np.testing.assert_allclose(read.x[:, 0], values)
+
+
+def test_a_stray_text_among_numbers_is_said_and_few_values_are_categories(load):
+    numbers = [f"{i}.25,{i}.5\n" for i in range(50)]
+    numbers[30] = "none today,30.5\n"
+    with pytest.raises(DataError, match=r"line 32, column 1 'a': 'none today' is not a number"):
+        load("a,y\n" + "".join(numbers))
+    steps = load(
+        "a,y\n" + "".join(f"{'012'[i % 3]}{'+' * (i % 17 == 2)},{i}.5\n" for i in range(50))
+    )
+    assert steps.columns[0].values == ("0", "0+", "1", "1+", "2", "2+")
+    tickets = load("a,y\n" + "".join(f"{'PC ' * (i % 5 == 0)}{i},{i}.5\n" for i in range(50)))
+    assert tickets.columns[0].kind == "category"
+
+
+FRAME = {
+    "number": [1, None, 3],
+    "price": [0.5, float("nan"), 2.5],
+    "flag": [True, None, False],
+    "day": [dt.date(1970, 1, 2), None, dt.date(1970, 1, 4)],
+    "at": [dt.datetime(1970, 1, 1, 12), None, dt.datetime(1970, 1, 2)],
+    "text": ["a", None, "b"],
+    "y": ["u", "v", "u"],
+}
+
+
+def frames(folder):
+    """A data frame, as each library has it and as each file holds it."""
+    frame = pl.DataFrame(FRAME)
+    frame.write_parquet(folder / "a.parquet")
+    frame.write_ipc(folder / "a.feather")
+    frame.write_csv(folder / "a.tsv", separator="\t")
+    written(folder / "a.csv.gz", gzip.compress((folder / "a.tsv").read_bytes()))
+    return {
+        "polars": frame,
+        "categorical": frame.with_columns(pl.col("text", "y").cast(pl.Categorical)),
+        "pandas": pd.DataFrame(FRAME, index=[7, 7, 9]),
+        "arrow": frame.to_arrow(),
+        **{name: folder / name for name in ("a.parquet", "a.feather", "a.tsv", "a.csv.gz")},
+    }
+
+
+def test_one_table_in_every_form(tmp_path):
+    nan = np.nan
+    x = [[1, 0.5, 1, 1, 0.5, 0], [nan] * 6, [3, 2.5, 0, 3, 1, 1]]
+    kinds = ["number", "number", "category", "date", "date", "category"]
+    for name, source in frames(tmp_path).items():
+        read = data.load(source)
+        np.testing.assert_array_equal(read.x, x, err_msg=name)
+        assert [column.kind for column in read.columns] == kinds, name
+        assert (read.classes, list(read.y)) == (("u", "v"), [0, 1, 0]), name
+        assert (read.features, read.targets) == (tuple(FRAME)[:-1], ("y",)), name
+        bare = source.drop(columns="y") if name == "pandas" else source
+        encoding = Encoding.of(read)
+        found = encoding.apply(data.inputs(bare, encoding))
+        np.testing.assert_array_equal(found, encoding.apply(encoding.aligned(read).x), name)
+
+
+def test_faults_of_frames_name_the_row(tmp_path):
+    frame = pl.DataFrame({"a": [1.0, float("inf")], "y": [0.5, 1.5]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: row 2, column 1 'a': .* got inf"):
+        data.load(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="column 1 'a': expected numbers, text or dates, got List"):
+        data.load(pl.DataFrame({"a": [[1], [2]], "y": [0.5, 1.5]}))
+    with pytest.raises(
+        DataError, match="column 2 'y': expected numbers or text, got List.*--target"
+    ):
+        data.load(pl.DataFrame({"a": [1, 2], "y": [[1], [2]]}))
+    with pytest.raises(DataError, match="no examples"):
+        data.load(pl.DataFrame({"a": [], "y": []}))
+
+
+@pytest.mark.parametrize("form", ["parquet", "feather"])
+def test_a_stored_frame_larger_than_the_memory_is_refused_by_its_size(tmp_path, monkeypatch, form):
+    frame = pl.DataFrame({"a": np.zeros(10**6), "y": np.zeros(10**6)})
+    path = tmp_path / f"a.{form}"
+    frame.write_parquet(path) if form == "parquet" else frame.write_ipc(path, compression="zstd")
+    assert path.stat().st_size < 10**6
+    monkeypatch.setattr(readers, "LIMIT", 10**6)
+    monkeypatch.setattr(pl, "read_parquet", None)
+    monkeypatch.setattr(pl, "read_ipc", None)
+    with pytest.raises(DataError, match="the table is too large: at most 1000000 bytes are read"):
+        data.load(path)
+
+
+@pytest.mark.parametrize("magic", [b"PAR1", b"ARROW1"])
+def test_damaged_frames_are_one_line(tmp_path, magic):
+    for rest in (b"", b"\0" * 100, magic, bytes(range(256)) + magic):
+        with pytest.raises(DataError, match=r"a\.bin: ") as caught:
+            data.load(written(tmp_path / "a.bin", magic + rest))
+        assert "\n" not in str(caught.value)
+
+
+# Targets.
+
+
+def test_a_text_target_is_classes_and_a_wrong_one_hints_at_target(load):
+    rows = "".join(f"{i},{i % 2}.5,{'no' if i % 3 else 'yes'},name {i}\n" for i in range(40))
+    text = "a,b,sold,who\n" + rows
+    assert load(text, target="sold").classes == ("no", "yes")
+    with pytest.raises(
+        DataError, match="column 4 'who': 40 classes in 40 examples; .*--target NAME"
+    ):
+        load(text)
+    assert len(load(text, task="classification").classes) == 40
+    with pytest.raises(
+        DataError, match="line 2, column 3 'sold': 'yes' is not a number; .*--target"
+    ):
+        load(text, target="sold", task="regression")
+
+
+def test_rows_without_a_target_are_left_out_and_counted(load):
+    text = "a,y\n1,x\n2,\n3,y\n4,NA\n"
+    read = load(text)
+    np.testing.assert_array_equal(read.x, [[1], [3]])
+    assert read.notes == ("2 rows without a target left out",)
+    with pytest.raises(DataError, match="line 3, column 2 'y': no value"):
+        load(text, reading=Reading(missing="error"))
+    later = "a,b,y\n1,1,x\n2,2,\n3,inf,y\n"
+    with pytest.raises(DataError, match="line 4, column 2 'b': expected a finite number"):
+        load(later)
+
+
+def test_columns_are_dropped_and_blanks_refused(load):
+    text = "a,b,c,y\n1,x,,u\n2,y,3,v\n"
+    assert load(text, reading=Reading(drop=("b", "c"))).features == ("a",)
+    with pytest.raises(DataError, match="no column is called 'd'; known are a, b, c, y"):
+        load(text, reading=Reading(drop=("d",)))
+    with pytest.raises(DataError, match="line 2, column 3 'c': no value; --missing fill"):
+        load(text, reading=Reading(missing="error"))
+
+
+# Encodings.
+
+
+def table(**columns):
+    """A dataset of these columns of cells: numbers, or text for categories."""
+    frame = pl.DataFrame({**columns, "y": np.arange(len(next(iter(columns.values())))) + 0.5})
+    return data.load(frame)
+
+
+def features(part, keep=()):
+    return {f.name: f for f in Encoding.of(part, keep).features}
+
+
+def test_blanks_are_the_training_parts_median_and_a_flag():
+    train = table(a=[1.0, None, 4.0, 7.0], b=[1.0, 2.0, 3.0, 6.0], c=["u", None, "v", "u"])
+    encoding = Encoding.of(train)
+    z = encoding.apply(encoding.aligned(train).x)
+    filled = np.array([1, 4, 4, 7])
+    np.testing.assert_allclose(z[:, 0], (filled - 4) / filled.std(), rtol=1e-6)
+    np.testing.assert_array_equal(z[:, 1], [0, 1, 0, 0])
+    np.testing.assert_allclose(z[:, 2].std(), 1, rtol=1e-6)
+    np.testing.assert_array_equal(z[:, 3:], [[1, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]])
+    other = encoding.aligned(table(a=[None, 9.0], b=[None, 2.5], c=["w", None]))
+    z = encoding.apply(other.x)
+    np.testing.assert_allclose(z[0, 2], 0.5 * (2.5 - 3) / 0.5 / np.std([1, 2, 3, 6]), rtol=1e-6)
+    np.testing.assert_array_equal(z[0, 3:], [0, 0, 0])
+    assert encoding.unseen(other.x) == [
+        "column 'b': 1 blank, where training saw none, filled with 2.5",
+        "column 'c': 1 of 2 values was never seen in training",
+    ]
+
+
+def test_nothing_but_the_training_part_decides():
+    rng = np.random.default_rng(0)
+    n = 200
+    part = table(
+        a=[None if rng.random() < 0.2 else rng.normal() for _ in range(n)],
+        b=[f"v{i}" for i in rng.integers(0, 80, n)],
+        c=["only"] * (n - 1) + ["other"],
+    )
+    rows = np.arange(n) < 100
+    train = part._replace(x=part.x[rows], y=part.y[rows])
+    changed = part.x.copy()
+    changed[~rows] = changed[~rows][::-1] * 0
+    again = part._replace(x=changed)
+    again = again._replace(x=again.x[rows], y=again.y[rows])
+    assert Encoding.of(train).features == Encoding.of(again).features
+    assert features(train)["c"].left_out == "always 'only'"
+    values = features(train)["b"].values
+    assert set(values) <= {part.columns[1].values[int(code)] for code in train.x[:, 1]}
+
+
+def test_what_looks_like_rows_is_left_out_and_kept_on_demand():
+    n = 40
+    rng = np.random.default_rng(1)
+    columns = {
+        "no": np.arange(1, n + 1),
+        "customer_id": rng.permutation(10**6)[:n],
+        "who": [f"person {i}" for i in range(n)],
+        "note": [f"text {i % 30}" for i in range(n)],
+        "year": 1950 + np.arange(n),
+        "size": rng.normal(size=n),
+        "empty": [None] * n,
+    }
+    columns["note"] = [f"text {min(i, 35)}" for i in range(n)]
+    left = {name: f.left_out for name, f in features(table(**columns)).items()}
+    assert left == {
+        "no": "row numbers",
+        "customer_id": "row numbers",
+        "who": "a name or id per row",
+        "note": "",
+        "year": "",
+        "size": "",
+        "empty": "no values",
+    }
+    kept = features(table(**columns), ("no", "who"))
+    assert (kept["no"].left_out, kept["who"].left_out) == ("", "")
+    with pytest.raises(DataError, match="no column is called 'nobody'"):
+        features(table(**columns), ("nobody",))
+    assert features(table(no=np.arange(n)))["no"].left_out == ""  # rather than nothing
+    with pytest.raises(DataError, match="no column can be used: no values"):
+        features(table(a=[None] * n))
+
+
+def test_many_categories_share_an_input_and_free_text_is_left_out():
+    n = 400
+    many = [f"v{i % 5 if i % 2 else i % 120}" for i in range(n)]
+    free = [f"text {i % 300}" for i in range(n)]
+    train = table(many=many, free=free, size=np.arange(n) * 0.5)
+    found = features(train)
+    assert found["many"].width == 51
+    assert found["many"].rest
+    assert {"v1", "v3"} <= set(found["many"].values)
+    assert found["free"].left_out == "300 different texts in 400 rows"
+    encoding = Encoding.of(train)
+    z = encoding.apply(encoding.aligned(train).x)
+    np.testing.assert_array_equal(z[:, :51].sum(1), np.ones(n))
+    new = encoding.aligned(table(many=["v1", "never"], free=["", ""], size=[1.0, 2.0]))
+    assert encoding.apply(new.x)[1, 50] == 1
+    assert encoding.unseen(new.x) == []
+
+
+def test_dates_become_days_and_places_in_cycles():
+    days = [dt.datetime(2024, 1, 1, 6) + dt.timedelta(hours=30 * i) for i in range(300)]
+    train = table(at=days, day=[d.date().replace(year=2020, month=1, day=6) for d in days])
+    encoding = Encoding.of(train)
+    at, day = encoding.features
+    assert (at.cycles, day.cycles) == (("year", "week", "day"), ())
+    z = encoding.apply(encoding.aligned(train).x)
+    np.testing.assert_allclose(
+        z[:, 0], (np.arange(300) - 149.5) / np.std(np.arange(300)), rtol=1e-4
+    )
+    turn = 2 * np.pi * np.array([[d.hour / 24, d.weekday() / 7] for d in days])
+    np.testing.assert_allclose(
+        z[:, [5, 6]], np.transpose([np.sin(turn[:, 0]), np.cos(turn[:, 0])]), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        z[:, [3, 4]], np.transpose([np.sin(turn[:, 1]), np.cos(turn[:, 1])]), atol=1e-4
+    )
+    year = [(d.timetuple().tm_yday - 1) / 366 for d in days]
+    np.testing.assert_allclose(z[:, 1], np.sin(2 * np.pi * np.array(year)), atol=1e-4)
+
+
+def test_columns_come_back_from_json_as_they_were():
+    train = table(a=[1.0, None, 4.0, 7.1], b=["u", None, "v", "u"], c=[0.1, 0.2, 0.3, 0.7])
+    encoding = Encoding.of(train)
+    metadata = encoding.as_metadata()
+    assert data.encoding.features_of(json.loads(json.dumps(metadata))) == encoding.features
+    for wrong in (
+        {"name": "a"},
+        {"name": "a", "kind": "colour"},
+        {"name": 5, "kind": "number"},
+        {"name": "a", "kind": "number", "fill": float("nan")},
+        {"name": "a", "kind": "date", "cycles": ["moon"]},
+        {"name": "a", "kind": "number", "more": 1},
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            data.encoding.features_of([wrong])
+
+
+def test_columns_are_found_by_name_and_by_place():
+    train = data.load(pl.DataFrame({"a": [1.0, 2.5], "b": ["u", "v"], "y": [0.5, 1.5]}))
+    encoding = Encoding.of(train)
+    turned = pl.DataFrame({"note": ["?", "!"], "b": ["v", "u"], "a": [2.5, 1.0]})
+    np.testing.assert_array_equal(data.inputs(turned, encoding), [[2.5, 1], [1, 0]])
+    with pytest.raises(DataError, match="the column 'b' is missing; known are a, c"):
+        data.inputs(pl.DataFrame({"a": [1.0], "c": ["u"]}), encoding)
+    with pytest.raises(DataError, match="column 'a': expected a number, got a category"):
+        data.inputs(pl.DataFrame({"a": ["x", "y"], "b": ["u", "v"]}), encoding)
+    numbers = data.inputs(pl.DataFrame({"a": [1.0], "b": [7]}), encoding)
+    assert encoding.unseen(numbers) == ["column 'b': 1 of 1 values was never seen in training"]
+
+
+def test_codes_that_are_numbers_in_a_later_file_are_still_codes():
+    encoding = Encoding.of(table(a=["1", "2", "2b", "1"] * 2, b=np.arange(8) * 0.5))
+    new = data.inputs(pl.DataFrame({"a": [2, 1], "b": [1.0, 1.0]}), encoding)
+    np.testing.assert_array_equal(new[:, 0], [1, 0])
+
+
+# Lines: where a fault is, whatever comes before it.
+
+
+@pytest.mark.parametrize("before", ["", "\n\n", "x,,0.5\n", '"two\nlines",1,0.5\n'])
+def test_the_line_of_a_fault(load, before):
+    text = "a,b,y\n" + before
+    good = "x,2,0.5\n" * 30
+    with pytest.raises(DataError) as caught:
+        load(text + good + "x,inf,1.5\n")
+    line = (text + good).count("\n") + 1
+    assert f"a.csv: line {line}, column 2 'b': expected a finite number, got inf" in str(
+        caught.value
+    )
+    with pytest.raises(DataError, match=f"line {line}: expected 3 columns, got 2"):
+        load(text + good + "x,5\n")
+    with pytest.raises(DataError, match=f"line {line}: expected 3 columns, got 4"):
+        load(text + good + "x,5,6,7\n")
+    with pytest.raises(DataError, match=f"line {line}: "):
+        load(text + good + 'x,"5"6,7\n')
+
+
+def test_a_table_in_a_pipe(tmp_path):
+    content = pl.DataFrame(FRAME).write_csv().encode()
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    threading.Thread(target=path.write_bytes, args=[gzip.compress(content)], daemon=True).start()
+    assert data.load(path).x.shape == (3, 6)
+
+
+# Fuzzing: whatever the table, the answer is a dataset that fits together, or one line.
+
+CELL = st.one_of(
+    st.sampled_from(["", "NA", "?", "x", "Yes", "no", "a b", "1", "-2.5", "1e3", "1,5", "1.234,5"]),
+    st.sampled_from(["2020-02-29", "29.02.2020", "12:30", "2020-01-01 10:00", "nan", "inf", "3+"]),
+    st.sampled_from(['"', "é", "\ud7ff", "#", "True", "FALSE", "$5", "5%", "\0", "０"]),
+    st.integers(-3, 9).map(str),
+    st.floats(-5, 5).map(str),
+    st.text(alphabet=st.characters(codec="utf-8"), max_size=3),
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    columns=st.lists(st.lists(CELL, min_size=8, max_size=8), min_size=1, max_size=5),
+    header=st.booleans(),
+    mark=st.sampled_from([",", ";", "\t", "|"]),
+    quoted=st.booleans(),
+    keep=st.integers(1, 8),
+)
+def test_fuzzed_columns(tmp_path_factory, columns, header, mark, quoted, keep):
+    """Trained on and applied to itself and to each other half: arrays that are finite."""
+    rows = [*zip(*columns, strict=True)][:keep] * (1 + (keep > 4))
+    if header:
+        rows = [tuple(f"c{i}" for i in range(len(columns))), *rows]
+    if quoted:
+        rows = [['"' + cell.replace('"', '""') + '"' for cell in row] for row in rows]
+    text = "".join(mark.join(row) + "\n" for row in rows)
+    path = tmp_path_factory.mktemp("fuzz") / "a.csv"
+    path.write_bytes(text.encode(errors="replace"))
+    try:
+        read = data.load(path)
+        train, test = data.split(read, 0.4, 0)
+        encoding = Encoding.of(train)
+        for part in (train, test):
+            aligned = encoding.aligned(part)
+            z = encoding.apply(aligned.x)
+            assert z.shape == (len(part.x), encoding.width)
+            assert np.isfinite(z).all()
+            encoding.unseen(aligned.x)
+        assert data.encoding.features_of(encoding.as_metadata()) == encoding.features
+        if read.features:
+            bare = data.inputs(path, encoding)
+            whole = encoding.aligned(read).x
+            assert bare.shape[1] == whole.shape[1]
+    except DataError as error:
+        assert "\n" not in str(error)  # noqa: PT017
