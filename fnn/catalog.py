@@ -70,11 +70,13 @@ LAYERS: dict[str, tuple[Layer, Any]] = {
     "max_pool": (fnn.max_pool((2, 2)), _x(4, 5, 2)),
     "mean_pool": (fnn.mean_pool((2, 2)), _x(5, 4, 2)),
     "flatten": (fnn.flatten(3), _x(2, 3, 2)),
+    "unflatten": (fnn.unflatten(2, 3), _x(6)),
     "softmax": (fnn.softmax, _x(4)),
     "elementwise": (fnn.elementwise(jnp.sin, lambda x, y: jnp.cos(x)), _x(4)),
     "add": (fnn.add, (_x(3), _x(3) ** 2)),
     "concatenate": (fnn.concatenate, (_x(3), _x(2))),
     "mlp": (fnn.mlp((5, 6, 4, 3), activation=fnn.gelu), _x(5)),
+    "cnn": (fnn.cnn((4, 4, 1), (2,), 3, fnn.gelu), _x(4, 4, 1)),
 }
 
 COMBINATORS: dict[str, tuple[Callable[[Layer], Layer], Any]] = {

@@ -15,7 +15,7 @@ from fnn import __version__, extras
 
 COMMANDS = {
     "describe": "Show how each column of SOURCE would be used, without training.",
-    "train": "Train a multi-layer perceptron on SOURCE and measure it on held-out examples.",
+    "train": "Train a network on SOURCE and measure it on held-out examples.",
     "predict": "Predict with the network in folder RUN and write one row per example.",
     "evaluate": "Measure the network in folder RUN on SOURCE.",
     "export": "Write the network in folder RUN to FILE, to run without fnn.",

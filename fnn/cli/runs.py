@@ -10,6 +10,7 @@ epoch. With the data, a run's settings decide every bit of its result.
 
 import errno
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,10 +26,12 @@ from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
 from fnn.cli import environment
 from fnn.cli.metrics import Classified, Predicted
+from fnn.combinators import serial
 from fnn.data import DataError, Dataset, Encoding, Reading, Scaling
 from fnn.data.encoding import features_of
 from fnn.fitting import CHUNK, Progress, epochs_since_best, fit, predicted
-from fnn.models import mlp
+from fnn.layers.flatten import unflatten
+from fnn.models import cnn, mlp
 from fnn.optimizers import adamw
 
 environment.settle()
@@ -38,6 +41,10 @@ SEEN = 2**20
 """The most examples whose digests are kept, at 8 bytes each."""
 HELD_OUT = 0.2
 """The share of the data that is held out, and of the training part that patience validates on."""
+
+
+NETWORKS = {"mlp": (256,), "cnn": (16, 32)}
+"""The kinds of networks, each with its hidden widths by default."""
 
 
 class Settings(NamedTuple):
@@ -66,6 +73,7 @@ class Settings(NamedTuple):
     drop: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     weight_decay: float | None = None
+    network: str = "mlp"
 
     @property
     def reading(self) -> Reading:
@@ -139,13 +147,24 @@ class Run(NamedTuple):
 
     @property
     def network(self) -> Layer:
-        """The multi-layer perceptron of these sizes; for classes its outputs are logits.
+        """The network of these sizes, a perceptron or a convolutional network, whose hidden sizes
+        are channels and whose input is a square image; for classes its outputs are logits.
 
         >>> run, _ = prepare("iris", Settings((8,), "relu", "sgd", 0.1, 32, 1, seed=0))
         >>> run.network.forward(run.progress.state.params, jnp.ones((2, 4)))[0].shape
         (2, 3)
         """
-        return mlp(self.sizes, ACTIVATIONS[self.settings.activation])
+        activation = ACTIVATIONS[self.settings.activation]
+        if self.settings.network == "mlp":
+            return mlp(self.sizes, activation)
+        d_in, *channels, k = self.sizes
+        side = math.isqrt(d_in)
+        if side**2 != d_in or side < 2 ** len(channels):
+            raise DataError(
+                f"network cnn: expected square images of at least {2 ** len(channels)} by "
+                f"{2 ** len(channels)} pixels, one column per pixel, got {d_in} columns"
+            )
+        return serial(unflatten(side, side, 1), cnn((side, side, 1), channels, k, activation))
 
     @property
     def loss(self) -> Loss:
@@ -575,6 +594,7 @@ def _settings(saved: dict[str, Any]) -> Settings:
         ("separator", (None, *data.SEPARATORS)),
         ("header", (None, False, True)),
         ("missing", data.MISSING),
+        ("network", NETWORKS),
     ):
         if every[name] not in known:
             raise ValueError(f"unknown {name} {every[name]!r}")

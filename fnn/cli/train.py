@@ -14,7 +14,7 @@ from fnn.backprop import objective, value_and_grad
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
 from fnn.cli import metrics, options, report, runs, signals
-from fnn.cli.runs import Examples, Run, Settings
+from fnn.cli.runs import NETWORKS, Examples, Run, Settings
 from fnn.fitting import DivergedError, epochs_since_best
 
 LINES, FIRST = 25, 5
@@ -30,7 +30,18 @@ LINES, FIRST = 25, 5
 
 @click.command()
 @click.argument("source", nargs=-1, required=True)
-@click.option("--hidden", type=options.Widths(), default="256", help="Widths of the hidden layers.")
+@click.option(
+    "--network",
+    type=options.Name(list(NETWORKS)),
+    default="mlp",
+    help="A multi-layer perceptron, or a convolutional network for square images.",
+)
+@click.option(
+    "--hidden",
+    type=options.Widths(),
+    show_default="256; 16,32 of cnn",
+    help="Widths of the hidden layers; of cnn the channels of its convolutions.",
+)
 @click.option(
     "--activation",
     type=options.Name(list(ACTIVATIONS)),
@@ -94,7 +105,8 @@ def train(
     resume: bool,
     overwrite: bool,
     save_every: float,
-    hidden: tuple[int, ...],
+    network: str,
+    hidden: tuple[int, ...] | None,
     activation: str,
     optimizer: str,
     learning_rate: float,
@@ -111,7 +123,7 @@ def train(
     drop: tuple[str, ...],
     keep: tuple[str, ...],
 ) -> None:
-    """Train a multi-layer perceptron on SOURCE and measure it on held-out examples.
+    """Train a network on SOURCE and measure it on held-out examples.
 
     SOURCE is a bundled data set (digits, iris, wine, breast_cancer, diabetes), a table (CSV and its
     kin, gzipped or not, Parquet, Arrow), a .npz file with x and y, two files x.npy y.npy, or a
@@ -119,14 +131,15 @@ def train(
 
     Classes are learned with softmax cross-entropy, values with the mean squared error. A fifth
     of the examples is held out, stratified by class, unless the source has a test part. Numbers are
-    standardised by the training part; `fnn describe` shows what becomes of a table's other columns. The run is saved as it goes;
-    Ctrl-C ends it after the current epoch, and --resume continues it as if it had never stopped.
+    standardised by the training part; `fnn describe` shows what becomes of a table's other columns.
+    The run is saved as it goes; Ctrl-C ends it after the current epoch, and --resume continues it
+    as if it had never stopped.
     A run of other data or other settings that the folder holds is replaced by --overwrite alone.
     """
     if resume and overwrite:
         raise click.UsageError("--resume continues the run in the folder, --overwrite replaces it")
     given = Settings(
-        hidden,
+        NETWORKS[network] if hidden is None else hidden,
         activation,
         optimizer,
         learning_rate,
@@ -142,6 +155,7 @@ def train(
         drop,
         keep,
         _weight_decay(ctx, optimizer, weight_decay),
+        network,
     )
     out = out or runs.folder(source[0])
     version = runs.version(out)
@@ -257,6 +271,7 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
     decay = settings.weight_decay
     slowed = "" if decay is None else f"weight decay {decay:g} per epoch, "
     size = sum(leaf.size for leaf in jax.tree.leaves(run.progress.state.params))
+    network = "" if settings.network == "mlp" else f"{settings.network} "
     columns = run.inputs.d_in
     features = f"{columns} feature{'s' * (columns != 1)}"
     if run.sizes[0] != columns:
@@ -266,8 +281,8 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
         f"data      {source}: {sum(counts.values())} examples, {features}, {outputs}; "
         f"{', '.join(f'{count} {name}' for name, count in counts.items())}\n"
         + "".join(f"          {note}\n" for note in notes)
-        + f"network   {'-'.join(map(str, run.sizes))}, {settings.activation}, {size} parameters\n"
-        f"training  {settings.optimizer}({settings.learning_rate:g}), "
+        + f"network   {network}{'-'.join(map(str, run.sizes))}, {settings.activation}, "
+        f"{size} parameters\ntraining  {settings.optimizer}({settings.learning_rate:g}), "
         f"{slowed}batches of {settings.batch_size}, {settings.epochs} epochs"
     )
     history, patience = run.progress.history, settings.patience
