@@ -129,6 +129,22 @@ def test_codes_have_no_tangent_and_wrong_gradients_are_refused():
         jax.grad(lambda x: fnn.differentiable(wrong)((), x).sum())(X)
 
 
+def test_differentiable_inside_a_shard_map():
+    """Parameters that are the same on all devices get the sum of all examples' gradients."""
+    layer = fnn.serial(fnn.dense(3, 4), fnn.frozen(fnn.dense(4, 4)), fnn.tanh)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    whole, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
+    params, x = layer.init(KEYS[2]), jnp.concatenate([X, X])
+    apply = fnn.differentiable(layer)
+
+    def both(params, x):
+        value = lambda params: (apply(params, x) ** 2).sum()
+        return jax.grad(value)(params), jax.jvp(apply, (params, x), (params, x))[1]
+
+    spread = jax.shard_map(both, mesh=mesh, in_specs=(whole, split), out_specs=(whole, split))
+    close(jax.jit(spread)(params, x), jax.jit(both)(params, x))
+
+
 # Functions as layers.
 
 
