@@ -164,7 +164,7 @@ FUNCTION, SINGLE = fnn.from_function(draw, mlp), fnn.from_single(draw, mlp)
 def test_a_function_is_a_layer(layer):
     params = layer.init(KEYS[2])
     assert check_layer(layer, params, X).verdict == "pass"
-    deep = fnn.serial(fnn.repeat(fnn.skip(fnn.serial(layer, fnn.dense(2, 3))), 2), layer)
+    deep = fnn.serial(fnn.repeat(fnn.skip(fnn.serial(layer, fnn.dense(2, 3))), 2), fnn.dense(3, 2))
     both = jax.jit(
         lambda params: (
             fnn.value_and_grad(deep, fnn.mse)(params, X, Y),
