@@ -222,7 +222,7 @@ def record(state, grads, value):
 
 def fits(data, batch_size, epochs, **options):
     """(state, history) of the same run on one device, and on eight."""
-    for where in ({}, {"mesh": BOTH, "shard_params": True}):
+    for where in ({}, {"mesh": jax.make_mesh((4, 2), ("data", "model")), "shard_params": True}):
         network = CUT if where else MLP
         yield fnn.fit(
             network, fnn.softmax_cross_entropy, fnn.adam(0.05), data, key=KEY, epochs=epochs,
@@ -277,6 +277,23 @@ def test_every_example_is_used_once_and_each_device_shuffles(sizes):
         assert abs(float(value - mean(state.params, x, y))) < 2e-6
         _, (_, other) = epoch(state, (x, y), jax.random.key(4))
         assert difference(noted, other) > 1e-4  # another order, other batches
+
+
+def test_arrays_split_by_their_types():
+    """Explicit axes, as `jax.make_mesh` makes them: gradients by these types, and `fit`."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    network = fnn.serial(fnn.repeat(DENSE, 2), fnn.layer_norm(16), fnn.dense(16, 10))
+    gradient = fnn.value_and_grad(network, fnn.softmax_cross_entropy)
+    params = network.init(KEY)
+    split = NamedSharding(mesh, P("data"))
+    x, y = (jax.device_put(a[:40], split) for a in (X, Y))
+    with jax.set_mesh(mesh):
+        got = jax.jit(gradient)(params, x, y)
+    assert difference(got, jax.jit(gradient)(params, X[:40], Y[:40])) < 1e-6
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"explicit axes \('data', 'model'\)"):
+        fnn.make_step(MLP, fnn.mse, fnn.sgd(0.1), mesh=mesh)
+    shares = Shares.of((x, y), mesh)
+    assert difference(shares.arrays, (X[:40], Y[:40])) == 0
 
 
 def test_shares_keep_the_order():
