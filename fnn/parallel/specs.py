@@ -77,10 +77,11 @@ def untyped(a: Any) -> Any:
     Array([1., 1.], dtype=float32)
     """
     split = getattr(a, "sharding", None)
-    mesh = split.mesh if isinstance(split, NamedSharding) else None
-    if not isinstance(mesh, Mesh) or not mesh.explicit_axes:
+    if not isinstance(split, NamedSharding) or not isinstance(split.mesh, Mesh):
         return a
-    return jax.device_put(a, NamedSharding(automatic(mesh), split.spec))
+    if not split.mesh.explicit_axes:
+        return a
+    return jax.device_put(a, NamedSharding(automatic(split.mesh), split.spec))
 
 
 def shardings(init: Callable[[Array], Any], mesh: Mesh) -> Any:
