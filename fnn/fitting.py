@@ -23,7 +23,7 @@ from fnn.base import Array, Layer, Loss, Optimizer, Params, at, at_least_float32
 from fnn.numbers import count as check_count
 from fnn.parallel.devices import Devices
 from fnn.parallel.shares import Shares
-from fnn.parallel.specs import create
+from fnn.parallel.specs import create, untyped
 from fnn.training import (
     Augment,
     Data,
@@ -488,7 +488,10 @@ def _placed(
     """Data, checked, on the device or as shares on the devices."""
     if isinstance(data, Shares):
         return data
-    data = _checked(name, data) if devices is not None else _on_device(name, data)
+    if devices is None:
+        data = _on_device(name, data)
+    else:
+        data = jax.tree.map(untyped, _checked(name, data))
     check_data(name, network, loss, state.params, *data)
     return data if devices is None else devices.shares(data)
 

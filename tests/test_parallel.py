@@ -61,11 +61,9 @@ def test_meshes_that_training_refuses(options, error, message):
         sizes = {fnn.make_step: (), fnn.make_epoch: (2,), fnn.make_train: (2, 1)}[make]
         with pytest.raises(error, match=message):
             make(fnn.dense(2, 1), fnn.mse, fnn.sgd(0.1), *sizes, **options)
+    data, options = (jnp.ones((4, 2)), jnp.ones((4, 1))), options | {"key": jax.random.key(0)}
     with pytest.raises(error, match=f"fit: .*{message}"):
-        data = jnp.ones((4, 2)), jnp.ones((4, 1))
-        key = jax.random.key(0)
-        fnn.fit(fnn.dense(2, 1), fnn.mse, fnn.sgd(0.1), data, key=key, epochs=1, batch_size=2,
-                **options)  # fmt: skip
+        fnn.fit(fnn.dense(2, 1), fnn.mse, fnn.sgd(0.1), data, epochs=1, batch_size=2, **options)
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused():

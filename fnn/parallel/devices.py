@@ -36,8 +36,8 @@ class Devices(NamedTuple):
     def of(cls, name: str, mesh: Mesh | None, shard_params: bool) -> "Devices | None":
         """The devices of the mesh; None without a mesh.
 
-        Raises TypeError for what is not a mesh; ValueError for other axes, and for shard_params
-        without a mesh.
+        Raises TypeError for what is not a mesh; ValueError for other axes, for shard_params
+        without a mesh, and inside of `jax.set_mesh` of a mesh with explicit axes.
 
         >>> Devices.of("fit", jax.make_mesh((1,), ("batch",)), shard_params=False)
         Traceback (most recent call last):
@@ -53,6 +53,11 @@ class Devices(NamedTuple):
             raise ValueError(
                 f"{name}: expected a mesh with the axes 'data' and, if any, 'model', "
                 f"got {mesh.axis_names}"
+            )
+        if explicit := jax.sharding.get_abstract_mesh().explicit_axes:
+            raise ValueError(
+                f"{name}: expected no jax.set_mesh with the explicit axes {explicit} beside mesh=, "
+                f"which splits the arrays itself"
             )
         return cls(automatic(mesh), shard_params)
 

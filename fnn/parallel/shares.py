@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn.base import Array
-from fnn.parallel.specs import automatic
+from fnn.parallel.specs import automatic, untyped
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["n", "devices"])
@@ -43,7 +43,7 @@ class Shares:
         places = _places(n, devices)
 
         def split(a: Any) -> Array:
-            a = a if places is None else a[places]
+            a = untyped(a) if places is None else untyped(a)[places]
             traced = isinstance(a, jax.core.Tracer)
             return (jax.lax.with_sharding_constraint if traced else jax.device_put)(a, sharding)
 
