@@ -308,7 +308,10 @@ def test_a_table_is_measured_on_what_was_held_out(passengers):
         (["--keep", "nme"], "no column is called 'nme'; did you mean 'name'?"),
         (["--missing", "error"], "no value; --missing fill fills it in"),
         (["--target", "name"], "120 classes in 120 examples; another column may be the target"),
-        (["--target", "survived", "--task", "regression"], "is not a number; another column may be"),
+        (
+            ["--target", "survived", "--task", "regression"],
+            "is not a number; another column may be",
+        ),
         (["--no-header"], "is not a number"),
         (["--separator", "comma"], "columns"),
     ],
