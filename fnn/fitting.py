@@ -276,11 +276,10 @@ def _make_numbers(
 
     placed = network if devices is None else devices.network(network)
 
-    def evaluated(params: Params, statistics: Any, x: Any) -> Any:
+    def here(params: Params, statistics: Any, x: Any) -> Any:
         return predicted(at(placed, None, statistics), params, x)
 
-    if devices is not None:
-        evaluated = devices.forward(placed, evaluated)
+    evaluated = here if devices is None else devices.forward(placed, here)
 
     def numbers(state: State, value: Array, data: Data, validation: Data | None) -> Array:
         found = [all_finite((state, value)), value]
@@ -455,10 +454,20 @@ def _groups(batches: Iterable[Data]) -> Iterator[list[Data]]:
 
 def _batches(data: Data, batch_size: int, key: Array, devices: Devices | None) -> Iterator[Data]:
     """The batches of the epoch whose order has this key, one after another."""
-    batches, rest, batch_of = in_batches(key, data, batch_size, devices)
-    yield from map(batch_of, batches)
+
+    @jax.jit
+    def ordered(data: Data, key: Array) -> tuple[Array, Array]:
+        return in_batches(key, data, batch_size, devices)[:2]
+
+    @partial(jax.jit, static_argnums=2)
+    def batch(data: Data, rows: Array, size: int) -> Data:
+        return in_batches(key, data, batch_size, devices)[2](rows, size)
+
+    batches, rest = ordered(data, key)
+    for rows in batches:
+        yield batch(data, rows, batch_size)
     if rest.size:
-        yield batch_of(rest, count(data) % batch_size)
+        yield batch(data, rest, count(data) % batch_size)
 
 
 def _of(devices: Devices | None) -> tuple[Mesh | None, bool]:

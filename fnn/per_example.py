@@ -30,7 +30,7 @@ deviation z C, and divides by m:
     state = optimizer.update(state, add_noise(grads, key, z * C / m))
 
 A privacy accountant turns z, m / n and the number of steps into (epsilon, delta).
-`docs/per-example.md` trains so on the digits.
+`docs/experiments.md` trains so on the digits.
 
 Weights. For examples drawn with other probabilities than the data's, `fnn.value_and_grad` takes
 a weight for each. The probabilities with the least gradient variance are proportional to

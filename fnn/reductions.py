@@ -250,6 +250,11 @@ class Whole(Factor):
         """None: raises TypeError."""
         return rows(self).batch
 
+    @property
+    def ndim(self) -> int:  # type: ignore[override]
+        """The parameter's."""
+        return self.value.ndim
+
 
 @singledispatch
 def total(factor: Factor) -> Array:

@@ -273,9 +273,11 @@ def _begin(
     everywhere = gradient if devices is None else devices.gradient(network, gradient)
 
     def begin(state: State, batch: Data, key: Array | None) -> tuple[Params, Any]:
-        if keyed and key is None:
-            raise TypeError("step: expected a key, for random layers or augment, got none")
-        keys = split(jax.random.fold_in(key, state.step), 2) if keyed else None
+        keys = None
+        if keyed:
+            if key is None:
+                raise TypeError("step: expected a key, for random layers or augment, got none")
+            keys = split(jax.random.fold_in(key, state.step), 2)
         scale = getattr(state, "loss_scale", None)
         value, grads = everywhere(state.params, batch, keys, scale, None)
         return grads, value if record is None else (value, record(state, grads, value))
@@ -356,9 +358,9 @@ def in_batches(
         arrays = jax.tree.map(jnp.asarray, data)
         take = lambda rows, size=0: jax.tree.map(lambda a: a[rows], arrays)  # noqa: E731
         return *shuffled(key, n, batch_size), take
-    if batch_size % devices.count and batch_size != n:
+    if batch_size % devices.number and batch_size != n:
         raise ValueError(
-            f"make_epoch: expected a batch_size that {devices.count} devices divide, or all {n} "
+            f"make_epoch: expected a batch_size that {devices.number} devices divide, or all {n} "
             f"examples, got {batch_size}"
         )
     shares = devices.shares(data)

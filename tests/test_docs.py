@@ -8,14 +8,18 @@ import io
 import itertools
 import pkgutil
 import re
+import shlex
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import fnn
+from fnn import cli
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -123,11 +127,23 @@ def output_after(page, line):
     return match[1] if match else None
 
 
-def agree(got, shown):
+def agree(got, shown, rtol=0.1, atol=1e-5):
     """Whether the words are the same, and the numbers to a tenth, or tiny: rounding errors."""
     words = [NUMBER.sub("#", text).split() for text in (got, shown)]
     numbers = [[float(n) for n in NUMBER.findall(text)] for text in (got, shown)]
-    return words[0] == words[1] and np.allclose(*numbers, rtol=0.1, atol=1e-5)
+    return words[0] == words[1] and np.allclose(*numbers, rtol=rtol, atol=atol)
+
+
+def without_times(text):
+    """The text of a session but for its lines that say how fast something was."""
+    return "\n".join(line for line in text.splitlines() if "per second" not in line)
+
+
+def commands(session):
+    """(command, what it printed) of a session: commands stand after "$ "."""
+    for part in re.split(r"^\$ ", session, flags=re.M)[1:]:
+        command, _, printed = part.partition("\n")
+        yield command, printed
 
 
 def programs():
@@ -138,6 +154,12 @@ def programs():
             yield pytest.param(page, marks=[pytest.mark.optimized] if slow else [])
 
 
+def lacks(program):
+    """Whether a program needs one of the peers, which the extra `test` does not install."""
+    words = set(re.findall(r"^(?:import|from) (\w+)", program, re.M))
+    return any(find_spec(name) is None for name in words & {"equinox", "flax", "torch"})
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("page", list(programs()))
 def test_programs(page, tmp_path, monkeypatch):
@@ -145,6 +167,8 @@ def test_programs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}
     for line, program in blocks(page, "python"):
+        if lacks(program):
+            continue
         printed = io.StringIO()
         code = compile("\n" * (line - 1) + program, page, "exec")
         with contextlib.redirect_stdout(printed):
@@ -153,6 +177,29 @@ def test_programs(page, tmp_path, monkeypatch):
         assert printed.getvalue() == "" or shown is not None, f"{page}:{line} shows no output"
         assert shown is None or agree(printed.getvalue(), shown), printed.getvalue()
     assert jax.config.jax_enable_x64 is False
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", [page for page in TEXT if list(blocks(page, "console"))])
+def test_sessions(page, tmp_path, monkeypatch):
+    """The sessions of a page print what they show, in the files that its programs write."""
+    monkeypatch.chdir(tmp_path)
+    for line, language, block in sessions(page):
+        if language == "python":
+            exec(compile("\n" * (line - 1) + block, page, "exec"), {"__name__": "page"})
+        for command, shown in commands(block):
+            name, *args = shlex.split(command)
+            assert name == "fnn", f"{page}:{line} {command}"
+            got = CliRunner().invoke(cli.fnn, args).output
+            # Training rounds in another order on another machine, which moves a count by one.
+            same = agree(without_times(got), without_times(shown), rtol=0.3, atol=2)
+            assert same, f"{page}:{line} {command}\n{got}"
+
+
+def sessions(page):
+    """(line, language, content) of the blocks of a page that a session needs, in their order."""
+    found = [(at, name, text) for name in ("python", "console") for at, text in blocks(page, name)]
+    return sorted(found)
 
 
 def test_what_agrees():

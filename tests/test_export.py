@@ -13,6 +13,7 @@ from click.testing import CliRunner
 import fnn
 from fnn import cli, export
 from fnn.cli import runs
+from fnn.cli.export import _place
 
 KEYS = jax.random.split(jax.random.key(3), 3)
 PROGRAM = """
@@ -55,7 +56,7 @@ def test_a_run_predicts_the_same_without_fnn(tmp_path):
     assert trained.progress.best.step < trained.progress.state.step
     result = run("export", tmp_path, tmp_path / "network.bin")
     assert result.exit_code == 0, result.output
-    assert "takes     (n, 4) float32: sepal length (cm)," in result.stdout
+    assert "takes     (n, 4) float32\n          x[:, 0] is sepal length (cm)\n" in result.stdout
     assert "returns   (n, 3) float32: setosa, versicolor, virginica" in result.stdout
     x = fnn.data.load("iris").x.astype(np.float32)
     y = called_without_fnn(tmp_path, tmp_path / "network.bin", x)
@@ -78,6 +79,39 @@ def test_values_have_their_units_and_columns_far_from_zero_their_digits(tmp_path
     assert program.platforms == ("cpu", "cuda", "rocm", "tpu")
     expected = [[float(row[0])] for row in predictions(tmp_path, source)]
     np.testing.assert_allclose(program.call(x.astype(np.float32)), expected, rtol=2e-5)
+
+
+def test_texts_dates_and_blanks_are_encoded_in_the_program(tmp_path):
+    rng = np.random.default_rng(0)
+    days = np.arange("1999-12-20", "2005-03-03", 37, dtype="datetime64[D]")
+    rows = [
+        f"{rng.choice(['', 1.5, 2, 7])},{rng.choice(['cat', 'dog', ''])},{day},"
+        f"{rng.integers(24):02}:30,{rng.normal()}"
+        for day in days
+    ]
+    source = tmp_path / "pets.csv"
+    source.write_text("\n".join(["age,pet,day,time,y", *rows]))
+    trained = run("train", source, "--epochs", 3, "--hidden", "8", "--out", tmp_path)
+    assert trained.exit_code == 0, trained.output
+    cycles = [feature.cycles for feature in runs.load(tmp_path).inputs.used]
+    assert cycles == [(), (), ("year", "week"), ("day",)]
+    result = run("export", tmp_path, tmp_path / "network.bin")
+    assert result.exit_code == 0, result.output
+    assert (
+        "x[:, 1] is pet: 0 for cat, 1 for dog, -1 for any other, nan for a blank" in result.stdout
+    )
+    assert "x[:, 2] is day: in days since 1970-01-01" in result.stdout
+    x = runs.inputs(runs.load(tmp_path), source).astype(np.float32)
+    call = jax.export.deserialize((tmp_path / "network.bin").read_bytes()).call
+    expected = [[float(row[0])] for row in predictions(tmp_path, source)]
+    np.testing.assert_allclose(call(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_places_in_the_year_are_the_calendars():
+    days = np.arange(-200_000, 200_000, 7)
+    dates = days.astype("datetime64[D]")
+    expected = (dates - dates.astype("datetime64[Y]")).astype(float) / 366
+    np.testing.assert_allclose(_place(jnp.float32(days), "year"), expected, atol=1e-6)
 
 
 def test_columns_that_float32_cannot_hold_are_refused(tmp_path):
@@ -133,3 +167,28 @@ def test_the_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     with pytest.raises(ModuleNotFoundError, match=r"flatbuffers is missing: .*'fnn\[export\]'"):
         export.lowered(lambda x: x, jnp.ones((1, 1)))
+
+
+@pytest.mark.long
+def test_networks_become_onnx_by_jax2onnx(tmp_path):
+    """With a free batch, where jax2onnx and onnxruntime are installed: see docs/ecosystem.md."""
+    to_onnx = pytest.importorskip("jax2onnx").to_onnx
+    runtime = pytest.importorskip("onnxruntime")
+    images = fnn.serial(
+        fnn.conv2d(1, 4), fnn.batch_norm(4), fnn.relu, fnn.max_pool((2, 2)), fnn.flatten(3),
+        fnn.dense(36, 3),
+    )  # fmt: skip
+    deep = fnn.serial(fnn.layer_norm(4), fnn.repeat(fnn.skip(fnn.dense(4, 4)), 3), fnn.softmax)
+    for network, shape in [
+        *[(fnn.mlp((4, 8, 3), activation), (4,)) for activation in (fnn.relu, fnn.gelu)],
+        (deep, (4,)),
+        (images, (6, 6, 1)),
+    ]:
+        params, x = network.init(KEYS[0]), jax.random.normal(KEYS[1], (5, *shape))
+        network = fnn.at(network, statistics=fnn.statistics(network, params, x))
+        expected, _ = network.forward(params, x)
+        to_onnx(lambda x, f=network.forward, p=params: f(p, x)[0], inputs=[("B", *shape)],
+                return_mode="file", output_path=str(tmp_path / "n.onnx"))  # fmt: skip
+        session = runtime.InferenceSession(tmp_path / "n.onnx")
+        (y,) = session.run(None, {session.get_inputs()[0].name: np.asarray(x)})
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)

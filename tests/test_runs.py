@@ -356,8 +356,8 @@ def test_values_come_back_in_their_own_units(tmp_path):
     x = rng.normal(size=(200, 3)) * [1, 100, 0.01] + [5, -300, 0]
     y = x @ np.array([[20.0, -1], [3, 2], [5000, 0]]) + [1e6, -50]
     np.savez(tmp_path / "a.npz", x=x, y=y)
-    args = ("--hidden", "", "--learning-rate", 0.05, "--epochs", 60, "--out", tmp_path / "run")
-    result = command("train", tmp_path / "a.npz", *args)
+    args = ("--hidden", "", "--learning-rate", 0.05, "--epochs", 60, "--optimizer", "adam")
+    result = command("train", tmp_path / "a.npz", *args, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert "test RMSE value 1" in result.stdout
     result = command("predict", tmp_path / "run", tmp_path / "a.npz")

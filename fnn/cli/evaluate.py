@@ -1,18 +1,22 @@
 """`fnn evaluate`: a trained network, measured on examples with known targets."""
 
+import json
 from pathlib import Path
 
 import click
 
-from fnn.cli import options, runs
-from fnn.cli.metrics import Classified
+from fnn.cli import metrics, options, runs
+from fnn.cli.metrics import SHOWN, Classified
 
 
 @click.command()
 @click.argument("run", type=options.FOLDER)
 @click.argument("source", nargs=-1, required=True)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead, for programs."
+)
 @options.device
-def evaluate(run: Path, source: tuple[str, ...]) -> None:
+def evaluate(run: Path, source: tuple[str, ...], as_json: bool) -> None:
     """Measure the network in folder RUN on SOURCE.
 
     If SOURCE is the data that it was trained on, only the held-out examples are used; if SOURCE
@@ -21,11 +25,13 @@ def evaluate(run: Path, source: tuple[str, ...]) -> None:
     """
     trained = runs.load(run)
     examples, which = runs.held_out(trained, runs.read(trained, source))
-    click.echo(f"data      {' '.join(source)}: {which}")
     for line in trained.inputs.unseen(examples.x):
         click.echo(f"Warning: {line}", err=True)
-    metrics = runs.evaluate(trained, examples)
-    for line in metrics.lines():
-        click.echo(line)
-    if isinstance(metrics, Classified):
-        click.echo(metrics.table())
+    found = runs.evaluate(trained, examples)
+    if as_json:
+        click.echo(json.dumps({"measured_on": which, **found.numbers()}, allow_nan=False))
+        return
+    click.echo(f"data      {' '.join(source)}: {which}")
+    metrics.show(found)
+    if isinstance(found, Classified) and len(found.classes) <= SHOWN:
+        click.echo(found.table())

@@ -1,80 +1,192 @@
-"""How good predictions are: of classes, and of values."""
+"""How good predictions are, by scikit-learn's metrics: of classes, and of values."""
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
+import click
 import numpy as np
+
+RARELY = 0.1
+"""A class of whose examples fewer than this share are found is worth a warning."""
+SHOWN = 20
+"""The most classes that a table shows."""
 
 
 class Classified(NamedTuple):
-    """How often examples of each class (rows) were predicted as each class (columns).
+    """How well n examples of k classes were predicted.
 
-    classes are the k names, confusion the counts (k, k).
+    classes are the k names; confusion (k, k) counts the examples of each class (rows) that were
+    predicted as each class (columns). precision and recall are per class, (k,): NaN for a class
+    that was never predicted, or has no example. balanced_accuracy is the mean recall of the
+    classes that have examples. roc_auc is NaN but for two classes that both have examples.
 
-    >>> found = Classified.of(("cat", "dog"), np.array([0, 1, 1]), np.array([0, 1, 0]))
-    >>> found.confusion.tolist()
-    [[1, 0], [1, 1]]
+    >>> chances = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]])
+    >>> found = Classified.of(("cat", "dog"), np.array([0, 0, 1]), chances)
+    >>> found.confusion.tolist(), found.recall.tolist(), found.roc_auc
+    ([[1, 1], [0, 1]], [0.5, 1.0], 1.0)
     """
 
     classes: tuple[str, ...]
     confusion: np.ndarray
+    accuracy: float
+    balanced_accuracy: float
+    precision: np.ndarray
+    recall: np.ndarray
+    log_loss: float
+    roc_auc: float
 
     @classmethod
     def of(
-        cls, classes: tuple[str, ...], labels: np.ndarray, predicted: np.ndarray
+        cls, classes: tuple[str, ...], labels: np.ndarray, probabilities: np.ndarray
     ) -> "Classified":
-        """Compare labels with predicted labels, both (n,) indices into classes.
+        """Compare labels (n,), indices into classes, with predicted probabilities (n, k).
 
-        >>> Classified.of(("cat", "dog"), np.array([0, 0]), np.array([0, 1])).accuracy
+        >>> chances = np.array([[0.75, 0.25], [0.25, 0.75]])
+        >>> Classified.of(("cat", "dog"), np.array([0, 0]), chances).accuracy
         0.5
         """
-        confusion = np.zeros((len(classes), len(classes)), int)
-        np.add.at(confusion, (labels, predicted), 1)
-        return cls(classes, confusion)
+        from sklearn import metrics
+
+        every = np.arange(len(classes))
+        guesses = probabilities.argmax(-1)
+        # In float64 the rounding of float32 keeps a row from adding up to one.
+        probabilities = probabilities.astype(np.float64)
+        probabilities /= probabilities.sum(-1, keepdims=True)
+        precision, recall, *_ = metrics.precision_recall_fscore_support(
+            labels, guesses, labels=every, zero_division=np.nan
+        )
+        ranked = len(classes) == 2 == len(np.unique(labels))
+        return cls(
+            classes,
+            metrics.confusion_matrix(labels, guesses, labels=every),
+            float(metrics.accuracy_score(labels, guesses)),
+            float(np.nanmean(recall)),
+            precision,
+            recall,
+            float(metrics.log_loss(labels, probabilities, labels=every)),
+            float(metrics.roc_auc_score(labels, probabilities[:, 1])) if ranked else math.nan,
+        )
 
     @property
-    def accuracy(self) -> float:
-        """The share of examples whose class was predicted.
+    def examples(self) -> np.ndarray:
+        """The number of examples of each class, (k,).
 
-        >>> Classified(("cat", "dog"), np.array([[3, 0], [1, 0]])).accuracy
-        0.75
+        >>> Classified.of(("cat", "dog"), np.array([0, 0]), np.eye(2)).examples.tolist()
+        [2, 0]
         """
-        return float(np.trace(self.confusion) / self.confusion.sum())
+        return self.confusion.sum(1)
+
+    @property
+    def largest(self) -> float:
+        """The share of the largest class: the accuracy of always predicting it.
+
+        >>> Classified.of(("cat", "dog"), np.array([0, 0, 1]), np.eye(2)[[0, 0, 0]]).largest
+        0.6666666666666666
+        """
+        return float(self.examples.max() / self.examples.sum())
+
+    def numbers(self) -> dict[str, Any]:
+        """The metrics for programs, as JSON has them: numbers are finite or None.
+
+        >>> found = Classified.of(("cat", "dog"), np.array([0, 0]), np.eye(2)).numbers()
+        >>> found["accuracy"], found["roc_auc"], found["classes"]["dog"]
+        (0.5, None, {'examples': 0, 'precision': 0.0, 'recall': None})
+        """
+        each = zip(self.classes, self.examples, self.precision, self.recall, strict=True)
+        return {
+            "examples": int(self.examples.sum()),
+            "accuracy": self.accuracy,
+            "largest_class": self.largest,
+            "balanced_accuracy": self.balanced_accuracy,
+            "log_loss": _finite(self.log_loss),
+            **({"roc_auc": _finite(self.roc_auc)} if len(self.classes) == 2 else {}),
+            "classes": {
+                name: {
+                    "examples": int(n),
+                    "precision": _finite(precision),
+                    "recall": _finite(recall),
+                }
+                for name, n, precision, recall in each
+            },
+            "confusion": self.confusion.tolist(),
+        }
 
     def lines(self) -> list[str]:
         """The metrics for people, one per line.
 
-        >>> Classified(("cat", "dog"), np.array([[3, 0], [1, 0]])).lines()
-        ['accuracy 0.7500']
+        >>> found = Classified.of(("cat", "dog"), np.array([0, 1, 1]), np.eye(2)[[0, 1, 0]])
+        >>> print("\\n".join(found.lines()))
+        accuracy 0.6667 (the largest class alone: 0.6667)
+        balanced accuracy 0.7500
+        log loss 12.0146
+        ROC AUC 0.7500
         """
-        return [f"accuracy {self.accuracy:.4f}"]
+        rest = {"balanced accuracy": self.balanced_accuracy, "log loss": self.log_loss}
+        if len(self.classes) == 2 and not math.isnan(self.roc_auc):
+            rest["ROC AUC"] = self.roc_auc
+        first = f"accuracy {self.accuracy:.4f} (the largest class alone: {self.largest:.4f})"
+        return [first, *(f"{name} {number:.4f}" for name, number in rest.items())]
+
+    def per_class(self) -> str:
+        """A row per class: its examples, its precision and its recall. Of more than `SHOWN`
+        classes, those with the lowest recall.
+
+        >>> found = Classified.of(("cat", "dog"), np.array([0, 1, 1]), np.eye(2)[[0, 0, 0]])
+        >>> print(found.per_class())
+        class  examples  precision  recall
+          cat         1     0.3333  1.0000
+          dog         2          -  0.0000
+        """
+        shown: Any = range(len(self.classes))
+        last = []
+        if len(self.classes) > SHOWN:
+            shown = np.argsort(np.nan_to_num(self.recall, nan=np.inf), kind="stable")[:SHOWN]
+            last = [f"the {SHOWN} of {len(self.classes)} classes with the lowest recall"]
+        rows = [["class", "examples", "precision", "recall"]]
+        for i in shown:
+            both = (self.precision[i], self.recall[i])
+            cells = ["-" if math.isnan(share) else f"{share:.4f}" for share in both]
+            rows.append([self.classes[i], str(self.examples[i]), *cells])
+        return "\n".join([*_aligned(rows), *last])
 
     def table(self) -> str:
         """The confusion matrix with its names.
 
-        >>> print(Classified(("cat", "dog"), np.array([[3, 0], [1, 0]])).table())
+        >>> print(Classified.of(("cat", "dog"), np.array([0, 1]), np.eye(2)).table())
         true class in rows, predicted class in columns
              cat  dog
-        cat    3    0
-        dog    1    0
+        cat    1    0
+        dog    0    1
         """
-        rows = [
-            ["", *self.classes],
-            *(
-                [name, *map(str, row)]
-                for name, row in zip(self.classes, self.confusion, strict=True)
-            ),
-        ]
+        counts = zip(self.classes, self.confusion, strict=True)
+        rows = [["", *self.classes], *([name, *map(str, row)] for name, row in counts)]
         width = max(len(cell) for row in rows for cell in row)
-        lines = ["  ".join(f"{cell:>{width}}" for cell in row) for row in rows]
-        return "\n".join(["true class in rows, predicted class in columns", *lines])
+        rows = [[cell.rjust(width) for cell in row] for row in rows]
+        return "\n".join(["true class in rows, predicted class in columns", *_aligned(rows)])
+
+    def warning(self) -> str | None:
+        """The classes that are hardly ever found, in one line; None where there is none.
+
+        >>> found = Classified.of(("cat", "dog"), np.array([0, 1, 1]), np.eye(2)[[0, 0, 0]])
+        >>> found.warning()
+        "hardly ever found: class 'dog', 0 of its 2 examples"
+        """
+        right = np.diag(self.confusion)
+        missed = [
+            f"class {name!r}, {found} of its {n} examples"
+            for name, found, n in zip(self.classes, right, self.examples, strict=True)
+            if n and found < RARELY * n
+        ]
+        more = [f"and {len(missed) - 3} more classes"] if len(missed) > 3 else []
+        return f"hardly ever found: {'; '.join([*missed[:3], *more])}" if missed else None
 
 
 class Predicted(NamedTuple):
     """How far predictions are from the true values, for each of k values, in its own units.
 
-    names are the values' names. rmse (k,) is the root of the mean squared error; rmse_of_mean
-    that of always predicting the training part's mean; r2 = 1 - mean squared error / variance,
-    NaN where the values do not vary.
+    names are the values' names. rmse (k,) is the root of the mean squared error, mae (k,) the
+    mean absolute error; rmse_of_mean and mae_of_mean are those of always predicting the training
+    part's mean. r2 = 1 - mean squared error / variance, NaN where the values do not vary.
 
     >>> y = np.array([[1.0], [3.0]])
     >>> Predicted.of(("price",), y, y + 1, np.array([4.0])).rmse
@@ -84,7 +196,10 @@ class Predicted(NamedTuple):
     names: tuple[str, ...]
     rmse: np.ndarray
     rmse_of_mean: np.ndarray
+    mae: np.ndarray
+    mae_of_mean: np.ndarray
     r2: np.ndarray
+    examples: int
 
     @classmethod
     def of(
@@ -96,27 +211,91 @@ class Predicted(NamedTuple):
         >>> Predicted.of(("price",), y, y, np.array([2.0])).r2
         array([1.])
         """
-        y = y.astype(np.float64)
-        square, of_mean, variance = (
-            np.square(y - guess).mean(0) for guess in (prediction, mean, y.mean(0))
+        from sklearn import metrics
+
+        # In units of its largest magnitude: the squares of values of any size are then finite.
+        unit = np.abs([y.max(0), y.min(0), prediction.max(0), prediction.min(0), mean]).max(0)
+        unit = np.where(unit > 0, unit, 1).astype(np.float64)
+        y, prediction = y / unit, prediction / unit
+        always = np.broadcast_to(mean / unit, y.shape)
+        rmse, rmse_of_mean, mae, mae_of_mean = (
+            unit * metric(y, guess, multioutput="raw_values")
+            for metric in (metrics.root_mean_squared_error, metrics.mean_absolute_error)
+            for guess in (prediction, always)
         )
-        share = np.divide(square, variance, out=np.full_like(square, np.nan), where=variance > 0)
-        return cls(names, np.sqrt(square), np.sqrt(of_mean), 1 - share)
+        r2 = np.full(len(names), math.nan)
+        varies = y.min(0) < y.max(0)
+        if varies.any():
+            r2[varies] = metrics.r2_score(
+                y[:, varies], prediction[:, varies], multioutput="raw_values"
+            )
+        return cls(names, rmse, rmse_of_mean, mae, mae_of_mean, r2, len(y))
+
+    def numbers(self) -> dict[str, Any]:
+        """The metrics for programs, as JSON has them: numbers are finite or None. Of several
+        values each metric has one number per name.
+
+        >>> y = np.array([[1.0], [3.0]])
+        >>> found = Predicted.of(("price",), y, y, np.array([2.0])).numbers()
+        >>> found["rmse"], found["rmse_of_mean"], found["r2"]
+        (0.0, 1.0, 1.0)
+        """
+        found: dict[str, Any] = {"examples": self.examples}
+        for metric in ("rmse", "rmse_of_mean", "mae", "mae_of_mean", "r2"):
+            each = [_finite(number) for number in getattr(self, metric)]
+            named = dict(zip(self.names, each, strict=True))
+            found[metric] = each[0] if len(each) == 1 else named
+        return found
 
     def lines(self) -> list[str]:
-        """The metrics for people, two lines per value.
+        """The metrics for people, three lines per value.
 
         >>> y = np.array([[1.0], [3.0]])
         >>> print("\\n".join(Predicted.of(("price",), y, y, np.array([2.0])).lines()))
         RMSE 0, compared with 1 for predicting the mean
+        MAE 0, compared with 1 for predicting the mean
         R2 1.0000
         """
         lines = []
         for i, name in enumerate(self.names):
             of = f" {name}" if len(self.names) > 1 else ""
             lines += [
-                f"RMSE{of} {self.rmse[i]:.4g}, "
-                f"compared with {self.rmse_of_mean[i]:.4g} for predicting the mean",
-                f"R2{of} {self.r2[i]:.4f}",
+                f"{metric}{of} {ours[i]:.4g}, compared with {always[i]:.4g} for predicting the mean"
+                for metric, ours, always in (
+                    ("RMSE", self.rmse, self.rmse_of_mean),
+                    ("MAE", self.mae, self.mae_of_mean),
+                )
             ]
+            lines.append(f"R2{of} {self.r2[i]:.4f}")
         return lines
+
+
+def show(found: Classified | Predicted, part: str = "") -> None:
+    """Print the metrics for people, each line after the part of the data that they are of; a
+    warning goes to stderr.
+
+    >>> y = np.array([[1.0], [3.0]])
+    >>> show(Predicted.of(("price",), y, y, np.array([2.0])), "test ")
+    test RMSE 0, compared with 1 for predicting the mean
+    test MAE 0, compared with 1 for predicting the mean
+    test R2 1.0000
+    """
+    for line in found.lines():
+        click.echo(f"{part}{line}")
+    if isinstance(found, Classified):
+        click.echo(found.per_class())
+        if warning := found.warning():
+            click.echo(f"Warning: {warning}", err=True)
+
+
+def _finite(number: float) -> float | None:
+    return float(number) if math.isfinite(number) else None
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """The rows as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]

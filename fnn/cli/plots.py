@@ -100,6 +100,41 @@ def noise_scale(
     _write(figure, path)
 
 
+def importances(
+    names: Sequence[str],
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    measure: str,
+    path: Path,
+    title: str,
+) -> None:
+    """Draw what each column is worth as a PNG: a bar per name, its deviation as a whisker.
+
+    names are n, in their order from the top; mean and deviation (n,) are in units of the measure.
+    Raises OSError where the file can't be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "importance.png"
+    ...     importances(("age",), np.ones(1), np.ones(1), "RMSE", path, "a table")
+    ...     path.read_bytes()[1:4]
+    b'PNG'
+    """
+    figure = _figure(1.2 + 0.28 * len(names), title)
+    axes = figure.subplots()
+    places = np.arange(len(names))[::-1]
+    axes.barh(places, mean, xerr=deviation, color="C0", ecolor="0.4", height=0.7)
+    axes.set_yticks(places, [_drawable(name) for name in names], parse_math=False)
+    axes.set_xlabel(f"how much worse the {measure} is when the column is shuffled")
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    _write(figure, path)
+
+
 def images(pictures: np.ndarray, captions: Sequence[str], path: Path, title: str) -> None:
     """Draw grey images (n, height, width) as a PNG, ten per row, each with its caption.
 
@@ -125,9 +160,13 @@ def _figure(height: float, title: str) -> Figure:
     """An empty figure. The title is drawn as it is: `$` and `^` of a file's name are no formula,
     and bytes of it that are no text become question marks."""
     figure = Figure(figsize=(9, height), layout="constrained", dpi=150)
-    text = title.encode(errors="replace").decode()
-    figure.suptitle(text, fontsize="medium", parse_math=False)
+    figure.suptitle(_drawable(title), fontsize="medium", parse_math=False)
     return figure
+
+
+def _drawable(text: str) -> str:
+    """The text with question marks for bytes of a file's name that are no text."""
+    return text.encode(errors="replace").decode()
 
 
 def _write(figure: Figure, path: Path) -> None:

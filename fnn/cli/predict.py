@@ -1,12 +1,12 @@
-"""`fnn predict`: a trained network's predictions as CSV."""
+"""`fnn predict`: a trained network's predictions as CSV or Parquet."""
 
-import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import numpy as np
+import polars
 
 from fnn import atomic
 from fnn.cli import options, runs
@@ -20,10 +20,10 @@ from fnn.cli import options, runs
     "--out",
     type=options.FILE,
     show_default="standard output",
-    help="CSV file for the predictions.",
+    help="File for the predictions: Parquet where its name ends in .parquet, else CSV.",
 )
 def predict(run: Path, source: str, out: Path | None) -> None:
-    """Predict with the network in folder RUN and write one CSV row per example.
+    """Predict with the network in folder RUN and write one row per example.
 
     For classes, a row holds the predicted class and each class's probability; for values, the
     values in their own units. SOURCE is as for training, without the targets. Of a CSV file
@@ -33,27 +33,28 @@ def predict(run: Path, source: str, out: Path | None) -> None:
     x = runs.inputs(trained, source)
     for line in trained.inputs.unseen(x):
         click.echo(f"Warning: {line}", err=True)
-    rows = _rows(trained, runs.predictions(trained, x))
+    frames = (_frame(trained, piece) for piece in runs.predictions(trained, x))
     if out is None:
-        for text in rows:
+        for text in _csv(frames):
             click.echo(text, nl=False)
+    elif out.suffix.lower() == ".parquet":
+        table = io.BytesIO()
+        polars.concat(frames).write_parquet(table)
+        atomic.write(out, table.getbuffer())
     else:
-        atomic.stream(out, (text.encode() for text in rows))
+        atomic.stream(out, (text.encode() for text in _csv(frames)))
 
 
-def _rows(trained: runs.Run, predictions: Iterator[np.ndarray]) -> Iterator[str]:
-    """The header and the rows as CSV, in pieces."""
+def _frame(trained: runs.Run, predictions: np.ndarray) -> polars.DataFrame:
+    """Predictions with the names of their columns, and of classes the predicted one."""
+    if not trained.classes:
+        return polars.DataFrame(predictions, schema=list(trained.values))
     names = [f"probability {name}" for name in trained.classes]
-    yield _csv([["class", *names] if trained.classes else trained.values])
-    for piece in predictions:
-        rows = [list(map(str, row)) for row in piece]
-        if trained.classes:
-            best = piece.argmax(-1)
-            rows = [[trained.classes[i], *row] for i, row in zip(best, rows, strict=True)]
-        yield _csv(rows)
+    best = polars.Series("class", np.array(trained.classes)[predictions.argmax(-1)])
+    return polars.DataFrame(predictions, schema=names).insert_column(0, best)
 
 
-def _csv(rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+def _csv(frames: Iterator[polars.DataFrame]) -> Iterator[str]:
+    """The header and the rows, in pieces."""
+    for i, frame in enumerate(frames):
+        yield frame.write_csv(include_header=i == 0)

@@ -29,6 +29,7 @@ from fnn.data import DataError, Dataset, Encoding, Reading, Scaling
 from fnn.data.encoding import features_of
 from fnn.fitting import CHUNK, Progress, epochs_since_best, fit, predicted
 from fnn.models import mlp
+from fnn.optimizers import adamw
 
 environment.settle()
 
@@ -64,6 +65,7 @@ class Settings(NamedTuple):
     missing: str = "fill"
     drop: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    weight_decay: float | None = None
 
     @property
     def reading(self) -> Reading:
@@ -92,7 +94,8 @@ class Run(NamedTuple):
     """A network, trained so far, and what is needed to continue its training or to use it.
 
     digest identifies the data it was trained on, and seen each example of it that was not held
-    out: (n,) uint64, as `digests` gives them, empty above `SEEN` examples. features, classes and
+    out: (n,) uint64, as `digests` gives them, empty above `SEEN` examples. learned is the number
+    of examples per epoch. features, classes and
     targets are their names, () where there are none; features are those of the columns that are
     used. inputs makes the columns the network's inputs, and outputs is the scaling of the values
     to predict, None for classes. The examples that a run takes are aligned: their columns are
@@ -106,6 +109,7 @@ class Run(NamedTuple):
     settings: Settings
     digest: str
     seen: np.ndarray
+    learned: int
     features: tuple[str, ...]
     classes: tuple[str, ...]
     targets: tuple[str, ...]
@@ -157,11 +161,18 @@ class Run(NamedTuple):
     def optimizer(self) -> Optimizer:
         """The update rule, at the run's learning rate.
 
+        The weight decay is the share of itself that a parameter loses per epoch, not per step:
+        the more examples there are, the less each of them has to be held back by.
+
         >>> run, _ = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
         >>> int(run.optimizer.init(run.progress.state.params).step)
         0
         """
-        return OPTIMIZERS[self.settings.optimizer].make(self.settings.learning_rate)
+        rate, decay = self.settings.learning_rate, self.settings.weight_decay
+        if decay is None:
+            return OPTIMIZERS[self.settings.optimizer].make(rate)
+        steps = -(-self.learned // self.settings.batch_size)
+        return adamw(rate, weight_decay=decay / (steps * rate))
 
     def standardised(self, part: Dataset) -> tuple[np.ndarray, np.ndarray]:
         """x and y as the network sees them: float32, and values to predict in standard units.
@@ -200,6 +211,7 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
         settings,
         _digest(everything),
         np.concatenate([digests(part) for part in learned if few] or [np.empty(0, np.uint64)]),
+        len(train.x),
         train.features,
         train.classes,
         train.targets,
@@ -331,7 +343,7 @@ def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
     """
     prediction = predict(run, examples.x)
     if run.outputs is None:
-        return Classified.of(run.classes, examples.y, prediction.argmax(-1))
+        return Classified.of(run.classes, examples.y, prediction)
     if examples.y.shape != prediction.shape:
         k = prediction.shape[-1]
         raise DataError(f"{examples.name}: expected y (n, {k}), got {examples.y.shape}")
@@ -426,6 +438,7 @@ def save(folder: Path, run: Run) -> None:
     metadata = {
         "settings": run.settings._asdict(),
         "digest": run.digest,
+        "learned": run.learned,
         "features": run.features,
         "classes": run.classes,
         "targets": run.targets,
@@ -496,6 +509,7 @@ def load(folder: Path) -> Run:
             settings,
             held["digest"],
             _empty(held.get("seen", 0), np.uint64),
+            held.get("learned", 0),
             features,
             classes,
             targets,
@@ -503,6 +517,8 @@ def load(folder: Path) -> Run:
             None if classes else outputs,
             Progress(None, held["history"], None),
         )
+        if settings.weight_decay is not None:
+            numbers.count("run", learned=run.learned)
         if len(set(classes)) < len(classes) or run.sizes != tuple(held["sizes"]):
             raise ValueError("its sizes are not those of its classes and layers")
         state = jax.eval_shape(lambda: _fresh(run))
@@ -548,6 +564,10 @@ def _settings(saved: dict[str, Any]) -> Settings:
     numbers.count("settings", patience=1 if settings.patience is None else settings.patience)
     numbers.nonnegative("settings", seed=settings.seed)
     numbers.positive("settings", learning_rate=settings.learning_rate)
+    if settings.weight_decay is not None:
+        numbers.nonnegative("settings", weight_decay=settings.weight_decay)
+        if settings.optimizer != "adamw":
+            raise ValueError(f"weight decay with {settings.optimizer}")
     for name, known in (
         ("activation", ACTIVATIONS),
         ("optimizer", OPTIMIZERS),

@@ -1,5 +1,7 @@
 """The axes of a mesh over which a program runs as one copy per device: inside `jax.shard_map`."""
 
+from collections.abc import Callable
+
 import jax
 
 from fnn.base import Array
@@ -27,3 +29,15 @@ def varying(a: Array) -> frozenset[str]:
     frozenset()
     """
     return jax.typeof(a).mat.varying
+
+
+def over_devices(collective: Callable[..., Array], a: Array) -> Array:
+    """What `jax.lax.psum`, or another collective, makes of the array over the axes along which
+    it varies: of a sum over a part of the params, the sum over all of them. The array itself
+    where no axis is mapped, or it is the same everywhere.
+
+    >>> over_devices(jax.lax.psum, jax.numpy.ones(2))
+    Array([1., 1.], dtype=float32)
+    """
+    axes = tuple(sorted(varying(a)))
+    return collective(a, axes) if axes else a

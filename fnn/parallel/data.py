@@ -107,7 +107,8 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
     def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
         if not is_mapped("fully_sharded", axis):
             return layer.backward(params, residuals, dy, reduce)
-        whole, dims = gathered(params)
+        # Without the barrier XLA would gather once and keep what it gathered since forward.
+        whole, dims = gathered(jax.tree.map(jax.lax.optimization_barrier, params))
         factors, dx = layer.backward(whole, residuals, dy, lambda factor: factor)
 
         def one(part: Array, dim: int, factor: Factor) -> Any:

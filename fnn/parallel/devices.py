@@ -25,7 +25,7 @@ class Devices(NamedTuple):
     """A mesh with an axis "data", over which examples are split and, with shard_params,
     parameters too, and at most one other axis, "model".
 
-    >>> Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=False).count
+    >>> Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=False).number
     1
     """
 
@@ -57,7 +57,7 @@ class Devices(NamedTuple):
         return cls(automatic(mesh), shard_params)
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         """The number of devices over which examples are split."""
         return self.mesh.shape["data"]
 
@@ -131,7 +131,7 @@ class Devices(NamedTuple):
     def shuffled(self, key: Array, data: Shares, batch_size: int) -> tuple[Array, Array]:
         """An epoch's batches, as rows of each device's own share in an order of its own:
         (n // batch_size, rows of a batch), and the rest. Repeated examples come last."""
-        rows, full = -(-batch_size // self.count), data.n // batch_size
+        rows, full = -(-batch_size // self.number), data.n // batch_size
 
         def on_device(key: Array) -> tuple[Array, Array]:
             device = jax.lax.axis_index("data")
@@ -148,7 +148,7 @@ class Devices(NamedTuple):
         """The batch of n examples in these rows of each device's share."""
         take = lambda arrays, rows: jax.tree.map(lambda a: a[rows], arrays)  # noqa: E731
         spread = jax.shard_map(take, mesh=self.mesh, in_specs=(SPLIT, SPLIT), out_specs=SPLIT)
-        return Shares(spread(data.arrays, rows), n, self.count)
+        return Shares(spread(data.arrays, rows), n, self.number)
 
 
 def weighted(loss: Loss, weights: Array) -> Loss:

@@ -23,7 +23,7 @@ from fnn.adapters.optax import from_optax
 from fnn.base import Array, Optimizer, Params, at_least_float32
 from fnn.verify.causes import likely_cause
 from fnn.verify.float64 import ROUNDOFF, unit_roundoff, widened
-from fnn.verify.leaf import NONE, TOLERANCE, Leaf, compared, measure, plainly, unfit
+from fnn.verify.leaf import NONE, TOLERANCE, Leaf, compared, measure, side_by_side, unfit
 from fnn.verify.report import Report
 from fnn.verify.trees import named_leaves
 
@@ -167,9 +167,10 @@ def _leaf(
     wrong = ~(np.abs(got - expected).max(1) <= bound * size)
     t = int(np.argmax(wrong)) if wrong.any() else index[0]
     i = measure(got[t], expected[t], 1)[1]
-    note = f"first wrong at update {t + 1}: entry {list(i)} moves by {plainly(got[t][i])}, "
-    note += f"by the rule {plainly(expected[t][i])}"
-    cause = likely_cause(got[t], expected[t], theta + expected[:t].sum(0), ())
+    values = side_by_side(expected[t][i], got[t][i])
+    note = f"first wrong at update {t + 1}: the move of entry {list(i)}, {values}"
+    # A step is along minus a gradient, which is what a cause is known of.
+    cause = likely_cause(-got[t], -expected[t], theta + expected[:t].sum(0), ())
     note = "; ".join(filter(None, (note, cause)))
     return Leaf(name, "fail", in_float64, as_run, NONE, (t, *i), note, wide, expected)
 

@@ -1,0 +1,46 @@
+"""`fnn explain`: what each column is worth to a trained network."""
+
+from pathlib import Path
+
+import click
+
+from fnn.cli import importance, options, plots, runs
+
+PICTURE = "importance.png"
+SHOWN = 20
+"""The most columns in the picture."""
+
+
+@click.command()
+@click.argument("run", type=options.FOLDER)
+@click.argument("source", nargs=-1, required=True)
+@click.option("--repeats", type=options.COUNT, default=5, help="Shuffles per column.")
+@click.option("--seed", type=options.SEED, default=0, help="Decides the shuffles.")
+@click.option(
+    "--out",
+    type=options.FILE,
+    show_default=f"RUN/{PICTURE}",
+    help="PNG file for the picture.",
+)
+@options.device
+def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Path | None) -> None:
+    """Measure what each column of SOURCE is worth to the network in folder RUN.
+
+    A column's importance is how much worse predictions are when its cells are shuffled among the
+    examples, the network as it is: for classes in log loss and accuracy, for values in R2 and
+    RMSE. Where two columns say the same, each can replace the other, and neither seems to matter.
+    The examples are those that `fnn evaluate` measures.
+    """
+    trained = runs.load(run)
+    picture = out or run / PICTURE
+    plots.make_room(picture)
+    examples, which = runs.held_out(trained, runs.read(trained, source))
+    click.echo(f"data      {' '.join(source)}: {which}")
+    for line in runs.evaluate(trained, examples).lines():
+        click.echo(line)
+    found = importance.of(trained, examples, repeats, seed)
+    click.echo(f"worse by, when a column is shuffled (mean ± deviation of {repeats} shuffles):")
+    click.echo(found.table())
+    drawn = found.columns[:SHOWN], found.mean[:SHOWN, 0], found.deviation[:SHOWN, 0]
+    plots.importances(*drawn, found.measures[0], picture, f"{' '.join(source)}: {which}")
+    click.echo(f"drawn     {picture}")
