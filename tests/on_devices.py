@@ -350,7 +350,9 @@ def test_every_layer_of_the_catalogue(wrap):
             continue
         x = jax.tree.map(lambda a: np.concatenate([np.roll(a, i, 0) for i in range(8)]), x)
         params, layer = plain.init(KEY), wrap(plain, "data")
-        dy = jax.tree.map(jnp.cos, jax.eval_shape(plain.forward, params, x)[0] and plain.forward(params, x)[0])
+        dy = jax.tree.map(
+            jnp.cos, jax.eval_shape(plain.forward, params, x)[0] and plain.forward(params, x)[0]
+        )
 
         def gradient(params, x, dy, layer):
             return layer.backward(params, layer.forward(params, x)[1], dy)
