@@ -130,11 +130,11 @@ def train(
     folder of IDX files such as MNIST's.
 
     Classes are learned with softmax cross-entropy, values with the mean squared error. A fifth
-    of the examples is held out, stratified by class, unless the source has a test part. Numbers are
-    standardised by the training part; `fnn describe` shows what becomes of a table's other columns.
+    of the examples is held out, stratified by class, unless the source has a test part. Numbers
+    are standardised by the training part; `fnn describe` shows what becomes of a table's columns.
     The run is saved as it goes; Ctrl-C ends it after the current epoch, and --resume continues it
-    as if it had never stopped.
-    A run of other data or other settings that the folder holds is replaced by --overwrite alone.
+    as if it had never stopped. A run of other data or other settings that the folder holds is
+    replaced by --overwrite alone.
     """
     if resume and overwrite:
         raise click.UsageError("--resume continues the run in the folder, --overwrite replaces it")
