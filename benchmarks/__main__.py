@@ -27,10 +27,11 @@ PARTS = [
     "per_example",
     "convolution",
     "verify",
+    "tables",
 ]
-"""Each is a module of this package with run(quick) -> result, which prints its table and
-returns what goes into its JSON file, and where there is something to see,
-plot(result, folder), which draws it into PNG files."""
+"""Each is a module of this package with run(quick) -> result, for `tables` run(quick, folder),
+which prints its table and returns what goes into its JSON file, and where there is something to
+see, plot(result, folder), which draws it into PNG files."""
 
 
 class Tee(io.StringIO):
@@ -53,7 +54,12 @@ class Tee(io.StringIO):
     show_default="benchmarks/results",
     help="Where the tables, the JSON files and the plots go.",
 )
-def main(parts: tuple[str, ...], quick: bool, out: Path) -> None:
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    help="Where the CSV files for `tables` are.",
+)
+def main(parts: tuple[str, ...], quick: bool, out: Path, folder: Path | None) -> None:
     """Run the benchmarks named by PARTS, or all of them."""
     # For `sweep`, which shards. A program of one device still has all the cores.
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
@@ -63,7 +69,7 @@ def main(parts: tuple[str, ...], quick: bool, out: Path) -> None:
         start = time.perf_counter()
         printed = Tee()
         with contextlib.redirect_stdout(printed):
-            result = part.run(quick)
+            result = part.run(quick, folder) if name == "tables" else part.run(quick)
         path = report.save(name, {"quick": quick, **result}, out)
         path.with_suffix(".txt").write_text(printed.getvalue().lstrip())
         if hasattr(part, "plot"):
