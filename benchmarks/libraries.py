@@ -3,10 +3,12 @@
     jax-privacy   `clipped_grad`, whole and in microbatches of 8
     Opacus        ghost clipping: the clipped gradient in two backward passes, no gradient held
     BackPACK      per-example norms, sum of squared gradients, diagonal of the Gauss-Newton matrix
+    kfac-jax      Kronecker factors of the Gauss-Newton matrix, over all columns of the Hessian root
 
 Every library computes on the same parameters, and its result is compared with ours before it is
 timed. Times are medians of the rounds' ratios to ours, in alternating calls. A library that is not
-installed is left out. Only what compiles with XLA states its memory.
+installed is left out. Only what compiles with XLA states its memory. kfac-jax 0.0.8 traces with
+jax up to 0.8: with a newer one it is left out too.
 """
 
 import importlib.util
@@ -58,18 +60,28 @@ def compare(network: fnn.Layer, shape: tuple[int, ...], rounds: int) -> dict[str
     x = jax.random.normal(jax.random.key(1), (BATCH, *shape))
     y = jax.random.randint(jax.random.key(2), (BATCH,), 0, 10)
     loss = fnn.softmax_cross_entropy
+    clipped = per_example.clipped_value_and_grad(network, loss, CLIP)
     ours = {
-        "clipped": lambda *a: per_example.clipped_value_and_grad(network, loss, CLIP)(*a)[1],
+        "clipped": lambda *a: clipped(*a)[1],
         "norms": per_example.squared_norms(network, loss),
         "second moment": per_example.second_moment(network, loss),
         "GGN diagonal": curvature.ggn_diagonal(network, loss),
     }
+    if x.ndim == 2:  # a convolution has no Kronecker factors
+        ours["Kronecker"] = lambda *a: dense_only(curvature.kronecker_factors(network, loss)(*a))
     programs = {name: jax.jit(f).lower(params, x, y).compile() for name, f in ours.items()}
     calls: dict[str, Callable] = {
         f"{name}, fnn": partial(program, params, x, y) for name, program in programs.items()
     }
     memory = {f"{name}, fnn": temporary(program) for name, program in programs.items()}
+    in_microbatches = jax.jit(partial(microbatches, clipped, 8)).lower(params, x, y).compile()
+    calls["clipped, fnn, 8 at a time"] = partial(in_microbatches, params, x, y)
+    memory["clipped, fnn, 8 at a time"] = temporary(in_microbatches)
     found = {name: call() for name, call in calls.items()}
+    if "Kronecker" in ours and importlib.util.find_spec("kfac_jax") and jax.__version__ < "0.9":
+        program = jax.jit(with_kfac_jax(params, x, y)).lower(params, x, y).compile()
+        calls["Kronecker, kfac-jax"] = partial(program, params, x, y)
+        memory["Kronecker, kfac-jax"] = temporary(program)
     if importlib.util.find_spec("jax_privacy"):
         for size in (None, 8):
             name = "clipped, jax-privacy" + (f", {size} at a time" if size else "")
@@ -107,6 +119,52 @@ def difference(what: str, got: Any, expected: Any) -> float:
 def temporary(program: Any) -> float:
     """Megabytes beside arguments and results."""
     return program.memory_analysis().temp_size_in_bytes / 1e6
+
+
+def microbatches(f: Callable, size: int, params: Any, x: Any, y: Any) -> Any:
+    """The mean of f's gradients over microbatches of `size`, one after another."""
+    parts = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), (x, y))
+    add = lambda sums, part: (jax.tree.map(jnp.add, sums, f(params, *part)[1]), None)  # noqa: E731
+    sums, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+    return jax.tree.map(lambda a: a * size / len(x), sums)
+
+
+def dense_only(blocks: Any) -> list[Any]:
+    """A and S of each dense layer."""
+    is_block = lambda node: isinstance(node, curvature.Kronecker)  # noqa: E731
+    return [b for b in jax.tree.leaves(blocks, is_leaf=is_block) if is_block(b)]
+
+
+def with_kfac_jax(params: Any, x: Any, y: Any) -> Callable[..., Any]:
+    """A and S by `BlockDiagonalCurvature`, every dense layer registered by hand."""
+    import kfac_jax
+
+    def as_theirs(params: Any) -> Any:
+        return [{"w": p["W"].T, "b": p["b"]} for p in params if p]
+
+    def objective(params: Any, batch: Any) -> Any:
+        a, labels = batch
+        for p in params:
+            z = kfac_jax.register_dense(a @ p["w"] + p["b"], a, p["w"], p["b"])
+            a = jax.nn.relu(z)
+        kfac_jax.register_softmax_cross_entropy_loss(z, targets=labels)
+        return -jnp.take_along_axis(jax.nn.log_softmax(z), labels[:, None], 1).mean()
+
+    estimator = kfac_jax.BlockDiagonalCurvature(objective, params_index=0)
+    key = jax.random.key(3)
+    state = estimator.init(
+        rng=key, func_args=(as_theirs(params), (x, y)), exact_powers_to_cache=None,
+        approx_powers_to_cache=None, cache_eigenvalues=False,
+    )  # fmt: skip
+
+    def factors(params: Any, x: Any, y: Any) -> Any:
+        new = estimator.update_curvature_matrix_estimate(
+            state=state, ema_old=0.0, ema_new=1.0, identity_weight=0.0, batch_size=BATCH, rng=key,
+            func_args=(as_theirs(params), (x, y)), estimation_mode="ggn_exact",
+        )  # fmt: skip
+        return [[moving.value for moving in block.factors] for block in new.blocks_states]
+
+    return factors
 
 
 def with_jax_privacy(network: fnn.Layer, size: int | None) -> Callable[..., Any]:

@@ -1,36 +1,73 @@
-"""The lines of docs/examples.md's programs beside those of the same in Equinox and optax.
+"""The lines of the pages' short programs beside those of the same in Equinox and optax.
 
 Counted are lines of code: neither blank ones nor comments nor imports. Both print what they found.
 """
 
 import ast
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.report import table
 
 ROOT = Path(__file__).parents[1]
-TWINS = ["dropout", "residual", "autoencoder", "lottery", "heads"]
-"""The twins of the page's programs, in their order."""
+TWINS = {
+    "examples": ["dropout", "residual", "autoencoder", "lottery", "heads"],
+    "experiments": [
+        "sweep",
+        "ensemble",
+        "maml",
+        "ntk",
+        "physics",
+        "noise",
+        "weights",
+        "rates",
+        "average",
+        "accumulate",
+        "private",
+    ],
+}
+"""By page in docs/, the twins of its programs, in their order."""
+
+
+class Pair(NamedTuple):
+    """A page's program, the same in Equinox and optax, and what the page says both print."""
+
+    ours: str
+    theirs: str
+    shown: str
+
+
+def pairs() -> dict[str, Pair]:
+    """By the name of the twin."""
+    found = {}
+    for page, names in TWINS.items():
+        text = (ROOT / "docs" / f"{page}.md").read_text()
+        programs = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
+        for name, (ours, shown) in zip(names, programs, strict=True):
+            theirs = (ROOT / "benchmarks" / "twins" / f"{name}.py").read_text()
+            found[name] = Pair(ours, theirs, shown)
+    return found
 
 
 def run(quick: bool) -> dict:
     """The lines of each, and what each printed."""
-    page = (ROOT / "docs" / "examples.md").read_text()
-    programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     result = {}
-    for name, ours in zip(TWINS, programs, strict=True):
-        theirs = (ROOT / "benchmarks" / "twins" / f"{name}.py").read_text()
+    for name, (ours, theirs, _) in pairs().items():
         result[name] = {
             "fnn": lines(ours),
             "Equinox + optax": lines(theirs),
             "printed": [] if quick else [output(ours), output(theirs)],
         }
-    rows = [[name, r["fnn"], r["Equinox + optax"], *r["printed"]] for name, r in result.items()]
-    printed = [] if quick else ["fnn prints", "Equinox prints"]
-    print(table(["program", "fnn, lines", "Equinox + optax, lines", *printed], rows))
+    rows = [[name, r["fnn"], r["Equinox + optax"]] for name, r in result.items()]
+    print(table(["program", "fnn, lines", "Equinox + optax, lines"], rows))
+    for name, r in result.items():
+        for who, printed in zip(("fnn", "Equinox"), r["printed"], strict=False):
+            print(f"{name}, {who}: {printed}")
     return {"programs": result}
 
 
@@ -49,8 +86,15 @@ def lines(program: str) -> int:
 
 
 def output(program: str) -> str:
-    """What the program prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    """What the program prints. The files that it writes are dropped."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=folder,
+            env=environment,
+        )
     return done.stdout.strip()

@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +65,9 @@ def share(case: Case, rounds: int) -> dict[str, float]:
     x, y = clusters(case)
     products = _products(case)
     weights = sum((d_in + 1) * d_out for d_in, d_out in itertools.pairwise(case.sizes))
-    updates = _repeated(lambda a: 0.999 * a + 0.001, jnp.ones(3 * weights), 24 * weights / 100e9)
-    contestants = {"run": with_fnn(case, x, y), "bytes": updates[0]}
+    passes = _calls(24 * weights / 100e9)
+    update = repeated(lambda a: 0.999 * a + 0.001, passes, jnp.ones(3 * weights))
+    contestants = {"run": with_fnn(case, x, y), "bytes": update}
     contestants |= {name: program for name, (program, _, _) in products.items()}
     samples = alternate(contestants, rounds=rounds, least=0.01)
 
@@ -75,7 +77,7 @@ def share(case: Case, rounds: int) -> dict[str, float]:
         _, calls, weight = products[best]
         seconds += weight * np.array(samples[best].values) / calls
     # Adam's 7 arrays against the 6 that are read and written here.
-    optimizer = np.array(samples["bytes"].values) / updates[1] * 7 / 6
+    optimizer = np.array(samples["bytes"].values) / passes * 7 / 6
     steps = case.epochs * case.examples / case.batch
     step = np.array(samples["run"].values) / steps
     flops = sum(
@@ -98,39 +100,41 @@ def _products(case: Case) -> dict[tuple, tuple[Callable, int, float]]:
     """(layer, chain, layout) -> its program, how often that runs it, its weight in a step."""
     programs = {}
     for layer, (d_in, d_out) in enumerate(itertools.pairwise(case.sizes)):
-        x, z = _orthonormal(case.batch, d_in), _orthonormal(case.batch, d_out)
-        w = _orthonormal(d_out, d_in)
+        x, z = orthonormal(case.batch, d_in), orthonormal(case.batch, d_out)
+        w = orthonormal(d_out, d_in)
         operands = {"forward, dX": (x, w), "dW, forward": (z, x), "dW, dX": (x, z)}
         for name in CHAINS if layer else ["dW, forward"]:
             for layout, chain in enumerate(CHAINS[name]):
                 carried, constant = operands[name]
                 if name == "forward, dX" and layout:
                     constant = constant.T.copy()
-                guess = 4 * case.batch * d_in * d_out / 100e9
-                program, calls = _repeated(chain, carried, guess, constant)
+                calls = _calls(4 * case.batch * d_in * d_out / 100e9)
+                program = repeated(chain, calls, carried, constant)
                 programs[layer, name, layout] = program, calls, 0.5 if layer else 1.0
     return programs
 
 
-def _repeated(chain: Callable, carried, guess: float, *constants) -> tuple[Callable, int]:
-    """A program that runs the chain over and over, for about 20 ms, and how often.
+def _calls(guess: float) -> int:
+    """How often to repeat what may take `guess` seconds, for about 20 ms: often enough for the
+    copy of what is carried, made when the program starts, not to count."""
+    return max(10, int(20e-3 / (guess + 1e-6)))
 
-    Often enough for the copy of what is carried, made when the program starts, not to count.
-    """
-    calls = max(10, int(20e-3 / (guess + 1e-6)))
+
+def repeated(chain: Callable, calls: int, carried: jax.Array, *constants: jax.Array) -> Callable:
+    """A program that runs chain(carried, *constants) -> carried so often."""
 
     @jax.jit
     def program(carried, *constants):
         return jax.lax.fori_loop(0, calls, lambda _, c: chain(c, *constants), carried)
 
-    return partial(program, carried, *constants), calls
+    return partial(program, carried, *constants)
 
 
-def _orthonormal(rows: int, columns: int) -> jax.Array:
+def orthonormal(rows: int, columns: int, dtype: Any = np.float32) -> jax.Array:
     """A random matrix with orthonormal rows or columns, whichever are fewer."""
     a = np.random.default_rng(0).normal(size=(max(rows, columns), min(rows, columns)))
-    q = np.linalg.qr(a)[0].astype(np.float32)
-    return jnp.asarray(q if rows >= columns else q.T)
+    q = np.linalg.qr(a)[0]
+    return jnp.asarray(q if rows >= columns else q.T, dtype)
 
 
 def plot(result: dict, folder: Path) -> None:

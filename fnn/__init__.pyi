@@ -2,6 +2,9 @@ from fnn import (
     checkpoint as checkpoint,
     curvature as curvature,
     data as data,
+    export as export,
+    initializers as initializers,
+    parallel as parallel,
     per_example as per_example,
     schedules as schedules,
     verify as verify,
@@ -20,12 +23,20 @@ from fnn.activations import (
     softplus as softplus,
     tanh as tanh,
 )
-from fnn.adapters import from_optax as from_optax, to_optax as to_optax
-from fnn.backprop import (
-    differentiable as differentiable,
-    objective as objective,
-    value_and_grad as value_and_grad,
+from fnn.adapters.functions import (
+    from_equinox as from_equinox,
+    from_flax as from_flax,
+    from_function as from_function,
+    from_single as from_single,
 )
+from fnn.adapters.optax import from_optax as from_optax, to_optax as to_optax
+from fnn.adapters.torch import (
+    from_torch as from_torch,
+    statistics_from_torch as statistics_from_torch,
+    to_torch as to_torch,
+)
+from fnn.autodiff import differentiable as differentiable
+from fnn.backprop import objective as objective, value_and_grad as value_and_grad
 from fnn.base import (
     Layer as Layer,
     Loss as Loss,

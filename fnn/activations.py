@@ -66,7 +66,7 @@ Array([0.], dtype=float32)
 
 # Comparing with <= lets NaN through, where x > 0 would turn a diverged network's NaN into
 # a plausible 0; jnp.maximum would give autodiff a derivative of 1/2 at 0.
-relu = elementwise(lambda x: jnp.where(x <= 0, 0, x), lambda x, y: y > 0)
+relu = elementwise(lambda x: jnp.where(x <= 0, jnp.zeros_like(x), x), lambda x, y: y > 0)
 """y = max(0, x); y' = 1 where x > 0, else 0: at x = 0 it is 0.
 
 >>> relu.forward((), jnp.array([-1.0, 2.0]))[0]

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
-from fnn.base import Array, Grads, Layer, Loss, Params, Residuals, check_layer, check_loss
+from fnn.base import Array, Layer, Loss, Params, Residuals, check_layer, check_loss
 from fnn.reductions import Factor, Reduce, total
 
 
@@ -39,7 +39,7 @@ def objective(network: Layer, loss: Loss) -> Callable[..., Array]:
     def f(params: Params, x: Any, y: Any, weight: Array | None = None) -> Array:
         prediction, _ = network.forward(params, x)
         losses = loss.value(prediction, y)
-        return (losses if weight is None else losses * _weight_of(losses, weight)).mean()
+        return (losses if weight is None else losses * weight_of(losses, weight)).mean()
 
     return f
 
@@ -83,13 +83,18 @@ def _value_and_grad(
     losses = loss.value(prediction, y)
     dy = jax.tree.map(lambda g: g / losses.size, loss.gradient(prediction, y))
     if weight is not None:
-        weight = _weight_of(losses, weight)
+        weight = weight_of(losses, weight)
         losses, dy = losses * weight, _weighted(dy, weight)
     grads, _ = network.backward(params, residuals, dy, reduce)
     return losses.mean(), grads
 
 
-def _weight_of(losses: Array, weight: Array) -> Array:
+def weight_of(losses: Array, weight: Array) -> Array:
+    """The weights in the losses' dtype. Raises ValueError where their shapes differ.
+
+    >>> weight_of(jnp.ones(2), jnp.array([0, 1]))
+    Array([0., 1.], dtype=float32)
+    """
     weight = jnp.asarray(weight)
     if weight.shape != losses.shape:
         raise ValueError(
@@ -201,29 +206,3 @@ def example_shape(losses: Array, example_axes: int | None) -> tuple[int, ...]:
             f"got {example_axes}"
         )
     return losses.shape if example_axes is None else losses.shape[:example_axes]
-
-
-def differentiable(layer: Layer) -> Callable[[Params, Any], Any]:
-    """apply(params, x) -> y, for use inside anything that autodiff differentiates: there
-    `jax.grad` and `jax.vjp` run the layer's own backward. (Forward mode, `jax.jvp`, takes
-    the layer's `forward` directly.)
-
-    >>> import fnn
-    >>> jax.grad(lambda x: differentiable(fnn.relu)((), x).sum())(jnp.array([-1.0, 2.0]))
-    Array([0., 1.], dtype=float32)
-    """
-    check_layer("differentiable", layer)
-
-    @jax.custom_vjp
-    def apply(params: Params, x: Any) -> Any:
-        return layer.forward(params, x)[0]
-
-    def forward(params: Params, x: Any) -> tuple[Any, Any]:
-        y, residuals = layer.forward(params, x)
-        return y, (params, residuals)
-
-    def backward(saved: tuple[Params, Residuals], dy: Any) -> Grads:
-        return layer.backward(*saved, dy)
-
-    apply.defvjp(forward, backward)
-    return apply

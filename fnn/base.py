@@ -297,7 +297,7 @@ def check_optimizer(name: str, optimizer: Any) -> None:
     if not isinstance(optimizer, Optimizer):
         hint = ""
         if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
-            hint = "; an optax transformation becomes one by fnn.from_optax"
+            hint = "; wrap it in fnn.from_optax"
         elif getattr(optimizer, "__module__", "") == "fnn.optimizers":
             hint = "; call it to make one"
         raise TypeError(f"{name}: expected an Optimizer(init, update), got {optimizer!r}{hint}")

@@ -53,7 +53,7 @@ from fnn.base import (
 )
 from fnn.losses import Root
 from fnn.optimizers import Rate, SGDState, sgd
-from fnn.reductions import Direct, Factor, Masked, Outer, rows, squared, total
+from fnn.reductions import Direct, Factor, Masked, Outer, Rows, rows, squared, total
 
 
 def ggn_diagonal(
@@ -324,6 +324,11 @@ def _(factor: Outer) -> Factor:
 @_over_columns.register
 def _(factor: Direct) -> Factor:
     return Direct(jax.lax.psum(factor.value, _AXIS), factor.ndim)
+
+
+@_over_columns.register
+def _(factor: Rows) -> Factor:
+    return Rows(factor.index, jax.lax.psum(factor.value, _AXIS), factor.size)
 
 
 @_over_columns.register

@@ -16,10 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fnn import losses
 from fnn.base import Array, Layer, Loss, Optimizer, Params, at, at_least_float32, split, statistics
 from fnn.numbers import count as check_count
+from fnn.parallel.devices import Devices
+from fnn.parallel.shares import Shares
+from fnn.parallel.specs import create
 from fnn.training import (
     Augment,
     Data,
@@ -27,11 +31,11 @@ from fnn.training import (
     State,
     count,
     epoch_keys,
+    in_batches,
     loss_of,
     make_epoch,
     make_step,
     make_steps,
-    shuffled,
 )
 
 AHEAD = 0.1
@@ -112,6 +116,8 @@ def fit(
     metrics: Mapping[str, Metric] | None = None,
     augment: Augment | None = None,
     record: Record | None = None,
+    mesh: Mesh | None = None,
+    shard_params: bool = False,
 ) -> tuple[State, list[dict[str, Any]]]:
     """Train an epoch at a time, from fresh parameters or from `start`, and keep a history.
 
@@ -134,6 +140,10 @@ def fit(
 
     `augment` and `record` are those of `fnn.training`; what record notes is in each entry, under
     `record`, the steps along its leading axis.
+
+    `mesh` and `shard_params` too are those of `fnn.training`: data and validation are split over
+    the devices of the mesh, each of which holds its part of the state. data and validation may
+    be `fnn.parallel.Shares`, whose entries are not checked.
 
     Raises as `make_epoch` does; ValueError for epochs or patience below 1, patience or metrics
     without validation, arrays that `check_data` refuses, a batch_size with batches or without
@@ -162,8 +172,10 @@ def fit(
         )
     if metrics and validation is None:
         raise ValueError("fit: expected validation=(x, y) to measure the metrics on, got none")
+    devices = Devices.of("fit", mesh, shard_params)
     arrays = isinstance(data, tuple) and all(hasattr(a, "shape") for a in data)
-    if arrays if batch_size is None else not _is_pair(data):
+    arrays = arrays or isinstance(data, Shares)
+    if arrays if batch_size is None else not (isinstance(data, Shares) or _is_pair(data)):
         raise ValueError(f"fit: expected a batch_size with arrays (x, y) alone, got {batch_size}")
     if start is not None and not isinstance(start, Progress):
         raise TypeError(f"fit: expected start=Progress(...), got {type(start).__name__}")
@@ -171,23 +183,20 @@ def fit(
     if patience is not None and not all("validation_loss" in entry for entry in earlier):
         raise ValueError("fit: expected a start with validation losses for patience, got none")
     make_step(network, loss, optimizer)  # refuses what is not a layer, a loss or an optimizer
-    if validation is not None:
-        validation = _on_device("fit: validation", validation)
     init_key, shuffle_key = split(key, 2)
     if start is None:
-        fresh = optimizer.init(network.init(init_key))
+        fresh = _fresh(network, optimizer, init_key, devices)
         start = Progress(fresh, [], fresh)
     state, history, best = start.state, list(start.history), start.best
     if validation is not None:
-        check_data("fit: validation", network, loss, state.params, *validation)
+        validation = _placed("fit: validation", network, loss, state, validation, devices)
     names = ["loss", *([] if validation is None else ["validation_loss", *(metrics or {})])]
-    numbers = _make_numbers(network, loss, metrics or {})
+    numbers = _make_numbers(network, loss, metrics or {}, devices)
     make: Callable[..., Any] = _make_streamed_epoch
     if batch_size is not None:
-        data = _on_device("fit", data)
-        check_data("fit", network, loss, state.params, *data)
+        data = _placed("fit", network, loss, state, data, devices)
         make = partial(_make_watched_epoch, batch_size=batch_size)
-    epoch = make(network, loss, optimizer, numbers, augment=augment, record=record)
+    epoch = make(network, loss, optimizer, numbers, devices, augment=augment, record=record)
 
     def begin(number: int, state: State) -> _Epoch:
         return _Epoch(number, *epoch(state, data, validation, shuffle_key, number))
@@ -201,11 +210,21 @@ def fit(
         if not finite:
             epoch_key = jax.random.fold_in(shuffle_key, now.number)
             order_key, step_key = epoch_keys(epoch_key, network, augment)
-            again: Any = data if batch_size is None else _batches(data, batch_size, order_key)
+            again: Any = data
+            if batch_size is not None:
+                again = _batches(data, batch_size, order_key, devices)
             for place, batch in enumerate(data if batch_size is None else [], 1):
                 check_data(f"fit: batch {place}", network, loss, state.params, *batch)
             step, value, leaf = first_fault(
-                network, loss, optimizer, state, again, key=step_key, augment=augment
+                network,
+                loss,
+                optimizer,
+                state,
+                again,
+                key=step_key,
+                augment=augment,
+                mesh=mesh,
+                shard_params=shard_params,
             )
             raise DivergedError(now.number, step, value, leaf, state, history)
         state = now.state
@@ -249,16 +268,28 @@ def epochs_since_best(history: list[dict[str, Any]]) -> int:
     return len(ranked) - 1 - ranked.index(min(ranked)) if ranked else 0
 
 
-def _make_numbers(network: Layer, loss: Loss, metrics: Mapping[str, Metric]) -> Callable:
-    """numbers(state, mean loss, x, validation) -> one array: whether loss and state are finite,
+def _make_numbers(
+    network: Layer, loss: Loss, metrics: Mapping[str, Metric], devices: Devices | None
+) -> Callable:
+    """numbers(state, mean loss, data, validation) -> one array: whether loss and state are finite,
     the loss, and on the validation data the loss and the metrics."""
 
-    def numbers(state: State, value: Array, x: Any, validation: Data | None) -> Array:
+    placed = network if devices is None else devices.network(network)
+
+    def here(params: Params, statistics: Any, x: Any) -> Any:
+        return predicted(at(placed, None, statistics), params, x)
+
+    evaluated = here if devices is None else devices.forward(placed, here)
+
+    def numbers(state: State, value: Array, data: Data, validation: Data | None) -> Array:
         found = [all_finite((state, value)), value]
         if validation is not None:
-            inputs, y = validation
-            layer = at(network, None, statistics(network, state.params, x))
-            prediction = predicted(layer, state.params, inputs)
+            measured = statistics(network, state.params, examples(data)[0])
+            inputs, _ = validation.arrays if isinstance(validation, Shares) else validation
+            prediction = evaluated(state.params, measured, inputs)
+            if isinstance(validation, Shares):
+                prediction = validation.examples(prediction)
+            _, y = examples(validation)
             found.append(loss.value(prediction, y).mean())
             found += [jnp.mean(metric(prediction, y)) for metric in metrics.values()]
         dtype = at_least_float32(value.dtype)
@@ -292,21 +323,33 @@ def _make_watched_epoch(
     loss: Loss,
     optimizer: Optimizer,
     numbers: Callable[..., Array],
+    devices: Devices | None,
     *,
     batch_size: int,
     augment: Augment | None,
     record: Record | None,
 ) -> Callable[..., tuple[State, Array, Any]]:
     """epoch(state, data, validation, key, number) -> (state, numbers, noted): one program."""
-    epoch = make_epoch(network, loss, optimizer, batch_size, augment=augment, record=record)
+    mesh, shard_params = _of(devices)
+    epoch = make_epoch(
+        network,
+        loss,
+        optimizer,
+        batch_size,
+        augment=augment,
+        record=record,
+        mesh=mesh,
+        shard_params=shard_params,
+    )
 
     @jax.jit
     def watched(
         state: State, data: Data, validation: Data | None, key: Array, number: Any
     ) -> tuple[State, Array, Any]:
         state, noted = epoch(state, data, jax.random.fold_in(key, number))
-        found = numbers(state, loss_of(noted, record), data[0], validation)
-        return state, found, None if record is None else noted[1]
+        found = numbers(state, loss_of(noted, record), data, validation)
+        noted = None if record is None else noted[1]
+        return state, *((found, noted) if devices is None else devices.whole((found, noted)))
 
     return watched
 
@@ -316,14 +359,26 @@ def _make_streamed_epoch(
     loss: Loss,
     optimizer: Optimizer,
     numbers: Callable[..., Array],
+    devices: Devices | None,
     *,
     augment: Augment | None,
     record: Record | None,
 ) -> Callable[..., tuple[State, Array, Any]]:
     """epoch(state, batches, validation, key, number) -> (state, numbers, noted): each batch a
     step, in their order."""
-    step = make_step(network, loss, optimizer, augment=augment, record=record)
-    steps = make_steps(network, loss, optimizer, augment=augment, record=record)
+    mesh, shard_params = _of(devices)
+    step, steps = (
+        make(
+            network,
+            loss,
+            optimizer,
+            augment=augment,
+            record=record,
+            mesh=mesh,
+            shard_params=shard_params,
+        )
+        for make in (make_step, make_steps)
+    )
     numbers = jax.jit(numbers)
 
     @partial(jax.jit, donate_argnums=0)
@@ -331,9 +386,11 @@ def _make_streamed_epoch(
         first, *later = group
         if not later:
             state, noted = step(state, first, key)
-            return state, jax.tree.map(lambda a: a[None], noted)
-        stacked = jax.tree.map(lambda *a: jnp.stack(a), *later)
-        return steps(state, first, stacked, lambda batch: batch, key)
+            noted = jax.tree.map(lambda a: a[None], noted)
+        else:
+            stacked = jax.tree.map(lambda *a: jnp.stack(a), *later)
+            state, noted = steps(state, first, stacked, lambda batch: batch, key)
+        return state, noted if devices is None else devices.whole(noted)
 
     def epoch(
         state: State, batches: Iterable[Data], validation: Data | None, key: Array, number: int
@@ -352,6 +409,7 @@ def _make_streamed_epoch(
             # may wait, so that the device never does; more of them would let a fast source
             # fill its memory with batches.
             jax.block_until_ready(noted[-2:-1])
+            group = group if devices is None else [devices.shares(batch) for batch in group]
             state, latest = advance(state, group, step_key)
             noted.append(latest)
         if not noted:
@@ -362,7 +420,7 @@ def _make_streamed_epoch(
         values = [loss_of(entry, record) for entry in noted]
         mean = sum(float(v.mean()) * n for v, n in zip(values, counts, strict=True)) / sum(counts)
         value = jnp.asarray(mean, at_least_float32(values[0].dtype))
-        found = numbers(state, value, group[-1][0], validation)
+        found = numbers(state, value, group[-1], validation)
         if record is None:
             return state, found, None
         return state, found, jax.tree.map(lambda *a: jnp.concatenate(a), *(n[1] for n in noted))
@@ -394,11 +452,54 @@ def _groups(batches: Iterable[Data]) -> Iterator[list[Data]]:
     yield from ([one] for one in group)
 
 
-def _batches(data: Data, batch_size: int, key: Array) -> Iterator[Data]:
+def _batches(data: Data, batch_size: int, key: Array, devices: Devices | None) -> Iterator[Data]:
     """The batches of the epoch whose order has this key, one after another."""
-    batches, rest = shuffled(key, count(data), batch_size)
-    for rows in (*batches, rest) if rest.size else batches:
-        yield jax.tree.map(lambda a, rows=rows: a[rows], data)
+
+    @jax.jit
+    def ordered(data: Data, key: Array) -> tuple[Array, Array]:
+        return in_batches(key, data, batch_size, devices)[:2]
+
+    @partial(jax.jit, static_argnums=2)
+    def batch(data: Data, rows: Array, size: int) -> Data:
+        return in_batches(key, data, batch_size, devices)[2](rows, size)
+
+    batches, rest = ordered(data, key)
+    for rows in batches:
+        yield batch(data, rows, batch_size)
+    if rest.size:
+        yield batch(data, rest, count(data) % batch_size)
+
+
+def _of(devices: Devices | None) -> tuple[Mesh | None, bool]:
+    return (None, False) if devices is None else devices
+
+
+def _fresh(network: Layer, optimizer: Optimizer, key: Array, devices: Devices | None) -> State:
+    """The state before training, each device making its part."""
+    if devices is None:
+        return optimizer.init(network.init(key))
+    network = devices.network(network)
+    return create(lambda key: optimizer.init(network.init(key)), devices.mesh, key)
+
+
+def _placed(
+    name: str, network: Layer, loss: Loss, state: State, data: Any, devices: Devices | None
+) -> Data:
+    """Data, checked, on the device or as shares on the devices."""
+    if isinstance(data, Shares):
+        return data
+    data = _checked(name, data) if devices is not None else _on_device(name, data)
+    check_data(name, network, loss, state.params, *data)
+    return data if devices is None else devices.shares(data)
+
+
+def examples(data: Data) -> Any:
+    """(x, y), of `Shares` too.
+
+    >>> examples((1, 2))
+    (1, 2)
+    """
+    return data.examples(data.arrays) if isinstance(data, Shares) else data
 
 
 def _is_pair(data: Any) -> bool:
@@ -413,13 +514,18 @@ def _is_pair(data: Any) -> bool:
 
 
 def _on_device(name: str, data: Any) -> Data:
-    """(x, y) as JAX's arrays. Raises TypeError for what is no such pair, ValueError for whole
-    numbers that JAX would wrap."""
+    """(x, y) as JAX's arrays. Raises as `_checked` does."""
+    x, y = jax.tree.map(jnp.asarray, _checked(name, data))
+    return x, y
+
+
+def _checked(name: str, data: Any) -> Data:
+    """(x, y). Raises TypeError for what is no such pair, ValueError for whole numbers that JAX
+    would wrap."""
     if not _is_pair(data):
         raise TypeError(f"{name}: expected (x, y), arrays or trees of arrays")
     jax.tree_util.tree_map_with_path(partial(_check_whole, name), tuple(data))
-    x, y = jax.tree.map(jnp.asarray, tuple(data))
-    return x, y
+    return tuple(data)
 
 
 def _check_whole(name: str, path: Any, a: Any) -> None:
@@ -465,6 +571,8 @@ def first_fault(
     *,
     key: Array | None = None,
     augment: Augment | None = None,
+    mesh: Mesh | None = None,
+    shard_params: bool = False,
 ) -> tuple[int, float, str]:
     """Train from `state` on these batches until something is not finite: (step, loss, leaf).
 
@@ -477,7 +585,17 @@ def first_fault(
     (2, inf, 'updated params.W')
     """
     gradient = lambda state, grads, value: grads  # noqa: E731
-    step = jax.jit(make_step(network, loss, optimizer, augment=augment, record=gradient))
+    step = jax.jit(
+        make_step(
+            network,
+            loss,
+            optimizer,
+            augment=augment,
+            record=gradient,
+            mesh=mesh,
+            shard_params=shard_params,
+        )
+    )
     for number, batch in enumerate(batches, 1):
         state, (value, grads) = step(state, batch, key)
         for kind, tree in (("gradient", grads), ("updated", state), ("loss", value)):
@@ -520,7 +638,8 @@ def check_data(name: str, network: Layer, loss: Loss, params: Params, x: Any, y:
         for path, a in jax.tree_util.tree_flatten_with_path(tree)[0]:
             if _is_floating(a):
                 place = side + jax.tree_util.keystr(path)
-                _refuse(name, place, a, ~jnp.isfinite(a), "finite numbers")
+                finite = (np if isinstance(a, np.ndarray) else jnp).isfinite(a)
+                _refuse(name, place, a, ~finite, "finite numbers")
 
 
 def _check_targets(name: str, loss: Loss, y: Any) -> None:

@@ -56,7 +56,7 @@ def remat(layer: Layer) -> Layer:
 
     def backward(params: Params, x: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
         # Without the barrier XLA would see the same computation twice and keep its results.
-        params, x = jax.lax.optimization_barrier((params, x))
+        params, x = _barrier((params, x))
         _, residuals = layer.forward(params, x)
         return layer.backward(params, residuals, dy, reduce)
 
@@ -151,6 +151,19 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
     if f.varying is None and g.varying is None:
         return plain
     return plain._replace(varying=Varying(lambda key, s: blocks(keys_of(key), s), measure))
+
+
+def _barrier(tree: Any) -> Any:
+    """`jax.lax.optimization_barrier`. Inside of `jax.shard_map` it would make all arrays vary over
+    the axes over which any does, so that those with the same axes go through one together."""
+    leaves, form = jax.tree.flatten(tree)
+    axes = [jax.typeof(leaf).mat.varying for leaf in leaves]
+    for same in dict.fromkeys(axes):
+        places = [i for i, one in enumerate(axes) if one == same]
+        behind = jax.lax.optimization_barrier([leaves[i] for i in places])
+        for i, leaf in zip(places, behind, strict=True):
+            leaves[i] = leaf
+    return jax.tree.unflatten(form, leaves)
 
 
 def _halves(x: Array) -> tuple[Array, Array]:

@@ -1,20 +1,27 @@
 """Networks by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from fnn import initializers
 from fnn.activations import identity, relu
-from fnn.base import Layer, check_layer
+from fnn.base import Array, Layer, check_layer
 from fnn.combinators import serial
 from fnn.layers.dense import dense
 
 
-def mlp(sizes: Sequence[int], activation: Layer = relu, output: Layer = identity) -> Layer:
+def mlp(
+    sizes: Sequence[int],
+    activation: Layer = relu,
+    output: Layer = identity,
+    *,
+    weight_init: Callable[..., Array] = initializers.glorot_uniform,
+) -> Layer:
     """The multi-layer perceptron: Z(l) = A(l-1) W(l)^T + b(l), A(l) = s(Z(l)), A(0) = X.
 
     sizes are the widths from input to output, such as (784, 128, 10). `activation`, by default
     relu, follows every hidden layer, and `output`, by default nothing, the last: params is a
-    tuple (dense, (), dense, (), ...).
+    tuple (dense, (), dense, (), ...). weight_init is each dense layer's, as in `fnn.initializers`.
 
     Raises ValueError for fewer than two sizes; TypeError for an activation that is not a layer.
 
@@ -29,5 +36,6 @@ def mlp(sizes: Sequence[int], activation: Layer = relu, output: Layer = identity
     if len(sizes) < 2:
         raise ValueError(f"mlp: expected at least an input and an output size, got {sizes}")
     steps = list(pairwise(sizes))
-    hidden = [part for step in steps[:-1] for part in (dense(*step), activation)]
-    return serial(*hidden, dense(*steps[-1]), output)
+    linear = [dense(*step, weight_init=weight_init) for step in steps]
+    hidden = [part for layer in linear[:-1] for part in (layer, activation)]
+    return serial(*hidden, linear[-1], output)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from fnn import numbers
 from fnn.base import Array, Optimizer, Params, at_least_float32, check_optimizer
+from fnn.parallel.axes import over_devices
 from fnn.schedules import Schedule
 
 Rate = float | Array | Schedule
@@ -335,8 +336,8 @@ def lion(
 
 
 def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
-    """The optimizer, fed g min(1, max_norm / ||g||), ||g|| over all leaves together.
-    Pascanu et al. 2013.
+    """The optimizer, fed g min(1, max_norm / ||g||), ||g|| over all leaves together, those parts
+    included that other devices hold. Pascanu et al. 2013.
 
     >>> optimizer = clip_by_global_norm(sgd(1.0), 0.5)
     >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([7.0]))
@@ -349,9 +350,11 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
     def update(state: Any, grads: Params) -> Any:
         wide = [g.astype(_wide(g)) for g in jax.tree.leaves(grads)]
         # Squares of what is divided by the largest entry neither overflow nor vanish.
-        largest = reduce(jnp.maximum, [jnp.abs(g).max(initial=0) for g in wide])
+        each = [over_devices(jax.lax.pmax, jnp.abs(g).max(initial=0)) for g in wide]
+        largest = reduce(jnp.maximum, each)
         unit = jnp.where(largest > 0, largest, 1)
-        norm = jnp.sqrt(jnp.maximum(sum(jnp.sum(jnp.square(g / unit)) for g in wide), 1))
+        squares = (over_devices(jax.lax.psum, jnp.sum(jnp.square(g / unit))) for g in wide)
+        norm = jnp.sqrt(jnp.maximum(sum(squares), 1))
         above = norm > max_norm / unit
         divisor, scale = jnp.where(above, unit, 1), jnp.where(above, max_norm / norm, 1)
         clip = lambda g: (g.astype(_wide(g)) / divisor * scale).astype(g.dtype)  # noqa: E731

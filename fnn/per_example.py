@@ -30,7 +30,7 @@ deviation z C, and divides by m:
     state = optimizer.update(state, add_noise(grads, key, z * C / m))
 
 A privacy accountant turns z, m / n and the number of steps into (epsilon, delta).
-`docs/per-example.md` trains so on the digits.
+`docs/experiments.md` trains so on the digits.
 
 Weights. For examples drawn with other probabilities than the data's, `fnn.value_and_grad` takes
 a weight for each. The probabilities with the least gradient variance are proportional to
@@ -45,7 +45,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import numbers
-from fnn.backprop import example_shape, per_example_backward
+from fnn.backprop import example_shape, per_example_backward, weight_of
 from fnn.base import Array, Layer, Loss, Params, at_least_float32, check_layer, check_loss
 from fnn.reductions import Factor, products, squared, squared_norm, total, weighted
 
@@ -121,17 +121,21 @@ def second_moment(
 
 def clipped_value_and_grad(
     network: Layer, loss: Loss, max_norm: float | Array, *, example_axes: int | None = None
-) -> Callable[[Params, Any, Any], tuple[Array, Params]]:
-    """f(params, x, y) -> (mean loss, (1/m) sum_n g_n min(1, max_norm / ||g_n||)).
+) -> Callable[..., tuple[Array, Params]]:
+    """f(params, x, y, weight=None) -> (mean loss, (1/m) sum_n g_n min(1, max_norm / ||g_n||)).
 
     The norms are over all parameters together, and the losses are not clipped. One backward
     pass: the factors are kept until all layers' norms are known, then summed with each
     example's scale.
 
+    With weight (...), one number per example, both are (1/m) sum_n weight_n (...): the weight
+    is applied after clipping. For Poisson sampling at rate q give all examples, those drawn with
+    the weight 1/q and the others with 0.
+
     Where an example's squared norm, or its ratio to max_norm^2, is above the largest number of
     its dtype, the gradient is NaN.
 
-    Raises ValueError for max_norm not above 0.
+    Raises ValueError for max_norm not above 0; f for a weight of another shape than the losses.
 
     >>> import fnn
     >>> network = fnn.dense(2, 1)
@@ -145,7 +149,7 @@ def clipped_value_and_grad(
     with_norm = lambda factor, examples: _Normed(squared_norm(factor, examples), factor)  # noqa: E731
     reduced = _reduced(network, loss, with_norm, example_axes)
 
-    def f(params: Params, x: Any, y: Any) -> tuple[Array, Params]:
+    def f(params: Params, x: Any, y: Any, weight: Array | None = None) -> tuple[Array, Params]:
         losses, normed = reduced(params, x, y)
         is_normed = lambda node: isinstance(node, _Normed)  # noqa: E731
         norms = [node.squared_norm for node in jax.tree.leaves(normed, is_leaf=is_normed)]
@@ -154,6 +158,9 @@ def clipped_value_and_grad(
         excess = jnp.maximum(norm / jnp.asarray(max_norm, norm.dtype) ** 2, 1)
         # 1/inf would leave the example out without a word.
         scale = 1 / jnp.sqrt(jnp.where(excess < jnp.inf, excess, jnp.nan)) / losses.size
+        if weight is not None:
+            weight = weight_of(losses, weight)
+            losses, scale = losses * weight, scale * weight.astype(scale.dtype)
 
         def clipped(node: _Normed) -> Array:
             sum_of = lambda factor: total(weighted(factor, scale))  # noqa: E731

@@ -133,7 +133,7 @@ class Rows(Factor):
         return self.index.shape
 
 
-class _Changed(Factor):
+class Changed(Factor):
     """What is done to a `factor` leaves its batch and its parameter's rank as they are."""
 
     factor: Factor
@@ -151,7 +151,7 @@ class _Changed(Factor):
 
 @partial(jax.tree_util.register_dataclass, data_fields=["factor", "mask"], meta_fields=[])
 @dataclass(frozen=True)
-class Masked(_Changed):
+class Masked(Changed):
     """The gradients of a factor, each multiplied by one array of the parameter's shape.
 
     >>> mask = jnp.array([[1.0, 0.0]])
@@ -218,7 +218,7 @@ class Zero(Factor):
 
 @partial(jax.tree_util.register_dataclass, data_fields=["factor"], meta_fields=["dtype"])
 @dataclass(frozen=True)
-class Widened(_Changed):
+class Widened(Changed):
     """The gradients of a factor that was computed in a narrow dtype: products run in that dtype,
     sums over the batch and the result are in `dtype`.
 
@@ -249,6 +249,11 @@ class Whole(Factor):
     def batch(self) -> tuple[int, ...]:  # type: ignore[override]
         """None: raises TypeError."""
         return rows(self).batch
+
+    @property
+    def ndim(self) -> int:  # type: ignore[override]
+        """The parameter's."""
+        return self.value.ndim
 
 
 @singledispatch

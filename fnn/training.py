@@ -17,6 +17,13 @@ Research. `augment(key, (x, y)) -> (x, y)` transforms each batch before its step
 `record(state, grads, value) -> tree` is what each step notes down: state holds the parameters
 at which the batch's mean loss `value` and its gradient `grads` were taken. What a step returns
 beside the state is then the pair (loss, noted) in the place of the loss.
+
+On a mesh of devices, `mesh` (see `fnn.parallel`), the same training: with axes "data", over
+which the examples of each batch are split, and perhaps "model", over which the network's own
+layers are cut. With shard_params the parameters and the optimizer's state are split over "data"
+too. batch_size stays that of the whole batch. Each device shuffles its own share of the data, and
+draws its own numbers for random layers and `augment`; normalisation over a batch is over the
+device's share. What `record` sees are whole arrays.
 """
 
 from collections.abc import Callable
@@ -24,14 +31,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from fnn import numbers
 from fnn.backprop import value_and_grad
 from fnn.base import Array, Layer, Loss, Optimizer, Params, at, check_optimizer, split
+from fnn.parallel.devices import Devices, weighted
+from fnn.parallel.shares import Shares
 from fnn.shuffle import permutation
 
-Data = tuple[Any, Any]
-"""x (n, d_in) and y, arrays or trees of arrays, with the examples along the first axis of all."""
+Data = Any
+"""(x, y), arrays or trees of arrays, with the examples along the first axis of all; on a mesh also
+`fnn.parallel.Shares` of such a pair."""
 State = Any
 """An optimizer's state."""
 Augment = Callable[[Array, Data], Data]
@@ -45,6 +56,8 @@ def make_step(
     *,
     augment: Augment | None = None,
     record: Record | None = None,
+    mesh: Mesh | None = None,
+    shard_params: bool = False,
 ) -> Callable[..., tuple[State, Any]]:
     """step(state, (x, y), key=None) -> (state, mean loss before the update).
 
@@ -62,8 +75,12 @@ def make_step(
     >>> float(value), float(state.params["W"][0, 0])
     (1.0, 0.5)
     """
-    begin = _begin(network, loss, augment, record)
+    value_and_grad(network, loss)  # refuses what is not a layer or a loss
     check_optimizer("make_step", optimizer)
+    devices = Devices.of("make_step", mesh, shard_params)
+    if devices is not None:
+        network, optimizer = devices.take(network, optimizer)
+    begin = _begin(network, loss, augment, record, devices)
 
     def step(state: State, batch: Data, key: Array | None = None) -> tuple[State, Any]:
         grads, noted = begin(state, batch, key)
@@ -79,6 +96,8 @@ def make_steps(
     *,
     augment: Augment | None = None,
     record: Record | None = None,
+    mesh: Mesh | None = None,
+    shard_params: bool = False,
 ) -> Callable[..., tuple[State, Any]]:
     """steps(state, first, later, batch_of, key=None) -> (state, losses): a step for each batch.
 
@@ -98,8 +117,12 @@ def make_steps(
     >>> steps(state, first, later, lambda batch: batch)[1]
     Array([1., 0., 0.], dtype=float32)
     """
-    begin = _begin(network, loss, augment, record)
+    value_and_grad(network, loss)  # refuses what is not a layer or a loss
     check_optimizer("make_steps", optimizer)
+    devices = Devices.of("make_steps", mesh, shard_params)
+    if devices is not None:
+        network, optimizer = devices.take(network, optimizer)
+    begin = _begin(network, loss, augment, record, devices)
 
     def steps(
         state: State,
@@ -128,6 +151,8 @@ def make_epoch(
     *,
     augment: Augment | None = None,
     record: Record | None = None,
+    mesh: Mesh | None = None,
+    shard_params: bool = False,
 ) -> Callable[[State, Data, Array], tuple[State, Any]]:
     """epoch(state, (x, y), key) -> (state, mean loss over the examples as each was met).
 
@@ -147,22 +172,24 @@ def make_epoch(
     4
     """
     numbers.count("make_epoch", batch_size=batch_size)
-    step = make_step(network, loss, optimizer, augment=augment, record=record)
-    steps = make_steps(network, loss, optimizer, augment=augment, record=record)
+    devices = Devices.of("make_epoch", mesh, shard_params)
+    make: tuple[Any, ...] = (network, loss, optimizer)
+    step, steps = (
+        f(*make, augment=augment, record=record, mesh=mesh, shard_params=shard_params)
+        for f in (make_step, make_steps)
+    )
 
     def epoch(state: State, data: Data, key: Array) -> tuple[State, Any]:
         n = count(data)
-        data = jax.tree.map(jnp.asarray, data)
         if batch_size > n:
             raise ValueError(f"make_epoch: batch_size {batch_size} is larger than the data: {n}")
         order_key, step_key = epoch_keys(key, network, augment)
-        batches, rest = shuffled(order_key, n, batch_size)
-        batch_of = lambda rows: jax.tree.map(lambda a: a[rows], data)  # noqa: E731
+        batches, rest, batch_of = in_batches(order_key, data, batch_size, devices)
         state, noted = steps(state, batches[0], batches[1:], batch_of, step_key)
         sum_of_losses = loss_of(noted, record).sum() * batch_size
         if rest.size:
-            state, last = step(state, batch_of(rest), step_key)
-            sum_of_losses += loss_of(last, record) * rest.size
+            state, last = step(state, batch_of(rest, n % batch_size), step_key)
+            sum_of_losses += loss_of(last, record) * (n % batch_size)
             noted = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), noted, last)
         mean = sum_of_losses / n
         return state, mean if record is None else (mean, noted[1])
@@ -179,6 +206,8 @@ def make_train(
     *,
     augment: Augment | None = None,
     record: Record | None = None,
+    mesh: Mesh | None = None,
+    shard_params: bool = False,
 ) -> Callable[[Params, Data, Array], tuple[State, Any]]:
     """train(params, (x, y), key) -> (state, losses), with losses of shape (epochs,).
 
@@ -197,32 +226,60 @@ def make_train(
     (5,)
     """
     numbers.count("make_train", epochs=epochs)
-    epoch = make_epoch(network, loss, optimizer, batch_size, augment=augment, record=record)
+    epoch = make_epoch(
+        network,
+        loss,
+        optimizer,
+        batch_size,
+        augment=augment,
+        record=record,
+        mesh=mesh,
+        shard_params=shard_params,
+    )
+    devices = Devices.of("make_train", mesh, shard_params)
+    if devices is not None:
+        network, optimizer = devices.take(network, optimizer)
 
     def train(params: Params, data: Data, key: Array) -> tuple[State, Any]:
         keys = split(key, epochs)
+        data = data if devices is None else devices.shares(data)
         return jax.lax.scan(lambda s, k: epoch(s, data, k), optimizer.init(params), keys)
 
     return train
 
 
 def _begin(
-    network: Layer, loss: Loss, augment: Augment | None, record: Record | None
+    network: Layer,
+    loss: Loss,
+    augment: Augment | None,
+    record: Record | None,
+    devices: Devices | None,
 ) -> Callable[[State, Data, Array | None], tuple[Params, Any]]:
     """begin(state, batch, key) -> (grads, noted): the first half of a step, of which
     optimizer.update(state, grads) is the second."""
     keyed = needs_key(network, augment)
-    value_and_grad(network, loss)  # refuses what is not a layer or a loss before a key is asked for
+
+    def gradient(
+        params: Params, batch: Data, keys: Array | None, scale: Array | None, weights: Array | None
+    ) -> tuple[Array, Params]:
+        layer = network
+        if keys is not None:
+            layer_key, augment_key = keys
+            layer = at(network, layer_key)
+            batch = batch if augment is None else _pair("augment", augment(augment_key, batch))
+        weighed = loss if weights is None else weighted(loss, weights)
+        return value_and_grad(layer, _scaled(weighed, scale))(params, *batch)
+
+    everywhere = gradient if devices is None else devices.gradient(network, gradient)
 
     def begin(state: State, batch: Data, key: Array | None) -> tuple[Params, Any]:
-        layer = network
+        keys = None
         if keyed:
             if key is None:
                 raise TypeError("step: expected a key, for random layers or augment, got none")
-            layer_key, augment_key = split(jax.random.fold_in(key, state.step), 2)
-            layer = at(network, layer_key)
-            batch = batch if augment is None else _pair("augment", augment(augment_key, batch))
-        value, grads = value_and_grad(layer, _scaled(loss, state))(state.params, *batch)
+            keys = split(jax.random.fold_in(key, state.step), 2)
+        scale = getattr(state, "loss_scale", None)
+        value, grads = everywhere(state.params, batch, keys, scale, None)
         return grads, value if record is None else (value, record(state, grads, value))
 
     return begin
@@ -234,11 +291,10 @@ def _pair(name: str, batch: Any) -> Data:
     return batch[0], batch[1]
 
 
-def _scaled(loss: Loss, state: State) -> Loss:
+def _scaled(loss: Loss, scale: Array | None) -> Loss:
     """The loss, its gradient multiplied by the scale that the state of `scale_loss` holds."""
-    if not hasattr(state, "loss_scale"):
+    if scale is None:
         return loss
-    scale = state.loss_scale
     scaled = lambda g: g * scale.astype(g.dtype)  # noqa: E731
     return loss._replace(gradient=lambda p, t: jax.tree.map(scaled, loss.gradient(p, t)))
 
@@ -285,6 +341,33 @@ def shuffled(key: Array, n: int, batch_size: int) -> tuple[Array, Array]:
     return order[:full].reshape(-1, batch_size), order[full:]
 
 
+def in_batches(
+    key: Array, data: Data, batch_size: int, devices: Devices | None
+) -> tuple[Array, Array, Callable[..., Data]]:
+    """An epoch's batches, and the rest, as rows; and batch_of(rows, size=batch_size), which makes
+    a batch of `size` examples of them.
+
+    Raises ValueError for a batch_size that the devices don't divide, unless it is n.
+
+    >>> batches, rest, batch_of = in_batches(jax.random.key(0), (jnp.ones(10),) * 2, 4, None)
+    >>> batch_of(rest, 2)
+    (Array([1., 1.], dtype=float32), Array([1., 1.], dtype=float32))
+    """
+    n = count(data)
+    if devices is None:
+        arrays = jax.tree.map(jnp.asarray, data)
+        take = lambda rows, size=0: jax.tree.map(lambda a: a[rows], arrays)  # noqa: E731
+        return *shuffled(key, n, batch_size), take
+    if batch_size % devices.number and batch_size != n:
+        raise ValueError(
+            f"make_epoch: expected a batch_size that {devices.number} devices divide, or all {n} "
+            f"examples, got {batch_size}"
+        )
+    shares = devices.shares(data)
+    share = lambda rows, size=batch_size: devices.batch(shares, rows, size)  # noqa: E731
+    return *devices.shuffled(key, shares, batch_size), share
+
+
 def count(data: Data) -> int:
     """The number of examples, along the first axis of every array of x and y.
 
@@ -293,6 +376,8 @@ def count(data: Data) -> int:
     >>> count((jnp.ones((5, 2)), {"class": jnp.ones(5), "value": jnp.ones((5, 1))}))
     5
     """
+    if isinstance(data, Shares):
+        return data.n
     x, y = _pair("data", data)
     if any(not getattr(a, "shape", ()) for a in jax.tree.leaves(data)):
         raise TypeError("data: expected arrays of examples, got single numbers; a list is no array")

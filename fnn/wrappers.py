@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from fnn import numbers
 from fnn.base import Array, Optimizer, Params, at_least_float32, check_optimizer
+from fnn.parallel.axes import over_devices
 
 
 class AccumulateState(NamedTuple):
@@ -273,7 +274,7 @@ def scale_loss(
             wide = at_least_float32(g.dtype)
             return (g.astype(wide) / state.loss_scale.astype(wide)).astype(g.dtype)
 
-        flags = [jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]
+        flags = [over_devices(jax.lax.pmin, jnp.isfinite(g).all()) for g in jax.tree.leaves(grads)]
         finite = jnp.stack(flags).all() if flags else jnp.array(True)
         inner = _where(
             finite, optimizer.update(state.inner, jax.tree.map(unscaled, grads)), state.inner

@@ -1,6 +1,7 @@
 """The command: what it prints, what it leaves on disk, and what it refuses."""
 
 import csv
+import re
 import signal
 import subprocess
 import sys
@@ -216,3 +217,120 @@ def test_the_hardest_digits_are_misclassified_more_often_than_others(tmp_path):
     assert result.exit_code == 0, result.output
     assert int(result.stdout.split("misclassified: ")[1].split()[0]) >= 10
     assert (tmp_path / "hardest.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def passengers(tmp_path_factory):
+    """A table of 120 passengers, and a network trained on it."""
+    folder = tmp_path_factory.mktemp("passengers")
+    rng = np.random.default_rng(0)
+    rows = ["id;name;class;age;joined;cabin;survived"]
+    for i in range(120):
+        kind, age = rng.choice(["first", "second", "third"]), rng.integers(1, 80)
+        shown = "" if rng.random() < 0.2 else f"{age},5"
+        cabin = rng.choice(["", "A", "B"])
+        day = f"{rng.integers(1, 29):02}.{rng.integers(1, 13):02}.2020"
+        lives = "yes" if (kind == "first") != (age < 16) else "no"
+        rows.append(f"{i + 1};Passenger {i};{kind};{shown};{day};{cabin};{lives}")
+    (folder / "a.csv").write_text("\n".join(rows) + "\n")
+    args = ("--epochs", 40, "--hidden", 16, "--learning-rate", 0.01, "--out", folder / "run")
+    result = run("train", folder / "a.csv", *args)
+    assert result.exit_code == 0, result.output
+    return folder, rows, result.stdout
+
+
+def test_a_table_is_described_as_it_is_then_trained_on(passengers):
+    folder, _, trained = passengers
+    result = run("describe", folder / "a.csv")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[:3] == [
+        f"{folder}/a.csv: 120 examples",
+        "separated by semicolons",
+        "decimal commas",
+    ]
+    table = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[4:]}
+    assert list(table) == ["id", "name", "class", "age", "joined", "cabin", "survived"]
+    assert table["id"] == "number 120 0 left out: row numbers"
+    assert table["name"] == "category 120 0 left out: a name or id per row"
+    assert table["class"] == "category 3 0 one-hot: 3 values"
+    assert re.fullmatch(
+        r"number \d+ \d+ standardised, blanks as the median [\d.]+ and a flag", table["age"]
+    )
+    assert "date" in table["joined"]
+    assert "place in the year and week" in table["joined"]
+    assert re.fullmatch(r"category 2 \d+ one-hot: 2 values and blank", table["cabin"])
+    assert table["survived"] == "classes 2 0 to predict"
+    said = " ".join(trained.split())
+    for note in ("separated by semicolons", "decimal commas", "left out: 'id' (row numbers)"):
+        assert note in said
+    assert "4 features as 13 inputs, 2 classes" in said
+    assert float(trained.split("test accuracy ")[-1].split()[0]) > 0.7
+
+
+def test_a_table_is_predicted_with_what_training_decided(passengers):
+    folder, rows, _ = passengers
+    header, *cells = [row.split(";") for row in rows]
+    turned = [[row[i] for i in (3, 5, 2, 4)] for row in [header, *cells]]
+    (folder / "b.csv").write_text("\n".join("\t".join(row) for row in turned) + "\n")
+    plain, other = (run("predict", folder / "run", folder / name) for name in ("a.csv", "b.csv"))
+    assert plain.exit_code == other.exit_code == 0, plain.output + other.output
+    assert plain.stdout == other.stdout
+    assert len(plain.stdout.splitlines()) == 121
+    assert plain.stderr == other.stderr == ""
+    turned[1][2] = "steerage"
+    turned[2][3] = ""
+    (folder / "b.csv").write_text("\n".join("\t".join(row) for row in turned) + "\n")
+    new = run("predict", folder / "run", folder / "b.csv")
+    assert new.exit_code == 0
+    assert "column 'class': 1 of 120 values was never seen in training" in new.stderr
+    assert "column 'joined': 1 blank, where training saw none, filled with" in new.stderr
+    assert new.stdout.splitlines()[3:] == plain.stdout.splitlines()[3:]
+
+
+def test_a_table_is_measured_on_what_was_held_out(passengers):
+    folder, rows, trained = passengers
+    result = run("evaluate", folder / "run", folder / "a.csv")
+    assert result.exit_code == 0, result.output
+    assert "the held-out 24 examples" in result.stdout
+    accuracy = trained.split("test accuracy ")[-1].split()[0]
+    assert f"accuracy {accuracy}" in result.stdout
+    (folder / "c.csv").write_text("\n".join([rows[0], *reversed(rows[1:])]) + "\n")
+    result = run("evaluate", folder / "run", folder / "c.csv")
+    assert "the 24 of 120 examples that were not trained on" in result.stdout
+    again = run("train", folder / "a.csv", "--resume", "--out", folder / "run")
+    assert "nothing to do" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--drop", "nme"], "no column is called 'nme'; did you mean 'name'?"),
+        (["--keep", "nme"], "no column is called 'nme'; did you mean 'name'?"),
+        (["--missing", "error"], "no value; --missing fill fills it in"),
+        (["--target", "name"], "120 classes in 120 examples; another column may be the target"),
+        (
+            ["--target", "survived", "--task", "regression"],
+            "is not a number; another column may be",
+        ),
+        (["--no-header"], "is not a number"),
+        (["--separator", "comma"], "columns"),
+    ],
+)
+def test_a_table_that_cannot_be_learned_is_one_line(passengers, args, message, tmp_path):
+    for command in (("train", "--out", tmp_path / "run"), ("describe",)):
+        result = run(*command, passengers[0] / "a.csv", *args)
+        assert result.exit_code in (1, 2), result.output
+        errors = [row for row in result.stderr.splitlines() if row.startswith("Error: ")]
+        assert len(errors) == 1
+        assert message in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_separator_by_name_and_a_header_are_taken(passengers, tmp_path):
+    (tmp_path / "a.csv").write_text("1;2|x\n3;4|y\n" * 30)
+    result = run("describe", tmp_path / "a.csv", "--separator", "pipe", "--header")
+    assert "1;2" in result.stdout
+    assert "59 examples" in result.stdout
+    wrong = run("describe", tmp_path / "a.csv", "--separator", "dot")
+    assert "'dot' is none of , ; | comma semicolon tab pipe" in wrong.stderr

@@ -67,6 +67,7 @@ def test_nothing_of_a_gradient_is_one_hot():
         per_example.gram(network, fnn.mse),
         per_example.second_moment(network, fnn.mse),
         per_example.clipped_value_and_grad(network, fnn.mse, 1.0),
+        fnn.curvature.ggn_diagonal(network, fnn.mse),
     ):
         memory = jax.jit(f).lower(shapes, x, y).compile().memory_analysis()
         assert memory.temp_size_in_bytes < 30e6  # the table itself is 8 MB
@@ -111,8 +112,12 @@ def test_statistics_are_exact_where_codes_repeat():
         np.testing.assert_allclose(gram, flat @ flat.T, rtol=1e-11, atol=1e-15)
         moment = per_example.second_moment(network, loss)(params, x, y)[0]["table"]
         np.testing.assert_allclose(moment, (each[0]["table"] ** 2).mean(0), rtol=1e-11)
+        prediction = lambda p, x: network.forward(p, x)[0]
+        J = jax.vmap(jax.jacobian(prediction), (None, 0))(params, x)[0]["table"]  # (n, k, 5, 3)
+        columns = loss.root(prediction(params, x), y)  # (c, n, k)
+        expected = (jnp.einsum("cnk,nkij->cnij", columns, J) ** 2).sum((0, 1)) / 3
         diagonal = fnn.curvature.ggn_diagonal(network, loss)(params, x, y)[0]["table"]
-        assert diagonal.shape == (5, 3)
+        np.testing.assert_allclose(diagonal, expected, rtol=1e-11)
 
 
 @pytest.mark.parametrize(

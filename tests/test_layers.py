@@ -217,6 +217,13 @@ def test_layer_norm_gives_mean_zero_and_variance_one():
     np.testing.assert_allclose(y.std(-1), np.ones(4), rtol=1e-4)
 
 
+def test_the_weights_of_an_mlp_are_drawn_as_it_is_told():
+    params = fnn.mlp((3, 4, 2), weight_init=fnn.initializers.ones).init(jax.random.key(0))
+    for i in (0, 2):
+        assert (params[i]["W"] == 1).all()
+        assert (params[i]["b"] == 0).all()
+
+
 def bad_calls():
     dense, x = fnn.dense(3, 2), jnp.ones((4, 3))
     params = dense.init(jax.random.key(0))

@@ -328,6 +328,18 @@ def test_weighted_gradient_is_the_twin_of_the_weighted_objective():
     assert_close(weighted(params, x, y, jnp.ones(6, "int32")), weighted(params, x, y), 1e-14)
 
 
+def test_weights_multiply_clipped_gradients_and_losses():
+    params, x, y = problem(REPEATED, fnn.mse)
+    weight = jnp.array([0, 4, 0, 4, 1, 0], "float32")
+    clip = jax.jit(per_example.clipped_value_and_grad(REPEATED, fnn.mse, 0.5))
+    each = [clip(params, x[n : n + 1], y[n : n + 1]) for n in range(6)]
+    wide = weight.astype("float64")
+    expected = jax.tree.map(lambda *g: jnp.tensordot(wide, jnp.stack(g), 1) / 6, *each)
+    assert_close(clip(params, x, y, weight), expected)
+    with pytest.raises(ValueError, match=r"weight: expected one number per example, \(6,\)"):
+        clip(params, x, y, weight[:5])
+
+
 WIDE = fnn.serial(
     fnn.dense(32, 48), fnn.relu, fnn.repeat(fnn.skip(fnn.dense(48, 48)), 3), fnn.dense(48, 5)
 )

@@ -449,13 +449,22 @@ def test_losses_on_logits_are_finite_at_every_finite_logit(name, dtype):
     assert (jnp.abs(gradient) <= 1).all()
 
 
-@pytest.mark.parametrize("make", [fnn.layer_norm, lambda d: fnn.at(fnn.batch_norm(d), KEY)])
-def test_a_variance_that_overflows_is_not_an_output_of_0(make):
-    layer = make(3)
-    params = layer.init(KEY)
+def test_a_variance_that_overflows_is_not_an_output_of_0():
     x = jnp.asarray(RNG.normal(size=(4, 3)), jnp.float32)
-    assert (layer.forward(params, x * 1e15)[0] != 0).any()
-    assert jnp.isnan(layer.forward(params, x * 1e20)[0]).all()
+    batch_norm = fnn.at(fnn.batch_norm(3), KEY)
+    params = batch_norm.init(KEY)
+    assert (batch_norm.forward(params, x * 1e15)[0] != 0).any()
+    assert jnp.isnan(batch_norm.forward(params, x * 1e20)[0]).all()
+    layer, scale = fnn.layer_norm(3), 2.0**66  # 7e19
+    (y, small), (same, large) = (layer.forward(params, x * s) for s in (2.0**20, scale))
+    np.testing.assert_allclose(same, y, rtol=1e-5)
+    dx, expected = (
+        layer.backward(params, residuals, x)[1] * s
+        for residuals, s in ((large, scale), (small, 2.0**20))
+    )
+    np.testing.assert_allclose(dx, expected, rtol=1e-4, atol=1e-6)
+    derivative = jax.jvp(lambda x: layer.forward(params, x)[0], (x,), (x,))[1]
+    assert fitting.all_finite(derivative)
 
 
 # Memory.

@@ -151,8 +151,8 @@ def test_wrappers_train_in_one_program_and_donate():
     ids=["adamw", "chain", "MultiSteps", "lamb"],
 )
 def test_from_optax_updates_as_optax_does(transformation):
+    found = states(fnn.from_optax(transformation))
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
-        found = states(fnn.from_optax(transformation))
         params, slots = PARAMS, transformation.init(PARAMS)
         for state, g in zip(found[1:], GRADS, strict=True):
             updates, slots = transformation.update(g, slots, params)

@@ -113,14 +113,16 @@ def train(
 ) -> None:
     """Train a multi-layer perceptron on SOURCE and measure it on held-out examples.
 
-    SOURCE is a bundled data set (digits, iris, wine, breast_cancer, diabetes), a CSV file, a
-    .npz file with x and y, two files x.npy y.npy, or a folder of IDX files such as MNIST's.
+    SOURCE is a bundled data set (digits, iris, wine, breast_cancer, diabetes), a table (CSV and its
+    kin, gzipped or not, Parquet, Arrow), a .npz file with x and y, two files x.npy y.npy, or a
+    folder of IDX files such as MNIST's.
 
     Classes are learned with softmax cross-entropy, values with the mean squared error. A fifth
-    of the examples is held out, stratified by class, unless the source has a test part. Inputs,
-    and values to predict, are standardised by the training part. The run is saved as it goes;
-    Ctrl-C ends it after the current epoch, and --resume continues it as if it had never stopped.
-    A run of other data or other settings that the folder holds is replaced by --overwrite alone.
+    of the examples is held out, stratified by class, unless the source has a test part. Numbers
+    are standardised by the training part; `fnn describe` shows what becomes of a table's columns.
+    The run is saved as it goes; Ctrl-C ends it after the current epoch, and --resume continues it
+    as if it had never stopped. A run of other data or other settings that the folder holds is
+    replaced by --overwrite alone.
     """
     if resume and overwrite:
         raise click.UsageError("--resume continues the run in the folder, --overwrite replaces it")
@@ -149,6 +151,10 @@ def train(
     if resume and earlier is not None:
         settings = _continued(ctx, given, earlier.settings, out)
     run, examples = runs.prepare(source, settings)
+    is_default = ctx.get_parameter_source("batch_size") is ParameterSource.DEFAULT
+    if is_default and settings.batch_size > len(examples.train.x):
+        settings = settings._replace(batch_size=len(examples.train.x))
+        run = run._replace(settings=settings)
     if settings.batch_size > len(examples.train.x):
         raise click.UsageError(
             f"--batch-size {settings.batch_size} is larger than the {len(examples.train.x)} "

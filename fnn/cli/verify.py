@@ -3,6 +3,7 @@
 import sys
 
 import click
+import jax
 
 from fnn.verify import shipped
 
@@ -16,9 +17,18 @@ def verify(path: str | None) -> None:
     the same rule in NumPy. Without an argument, everything that the library ships is checked.
     With one, it is a layer, a loss or an optimizer's constructor of yours, at the inputs that
     its module gives as NAME_inputs: (params, x), (prediction, target), or (rule, params). Exits
-    with 0 if all pass, otherwise with 1.
+    with 0 if all pass, otherwise with 1. On a machine with a TPU, which has no float64, all of it
+    runs on the CPU.
     """
     sys.path.insert(0, "")  # modules in the working directory
+    lacks_float64 = jax.default_backend() == "tpu"
+    if lacks_float64:
+        click.echo("on the CPU: a TPU has no float64")
+    with jax.default_device(jax.devices("cpu")[0] if lacks_float64 else None):
+        _verify(path)
+
+
+def _verify(path: str | None) -> None:
     if path is not None:
         try:
             report = shipped.named(path)

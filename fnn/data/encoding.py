@@ -120,7 +120,7 @@ class Encoding(NamedTuple):
 
         A column is left out if it has no values, if it is a category of one value, if it looks
         like row numbers or like names or ids of rows, and if it is text of more than `MOST`
-        values most of which come once.
+        values, and of more than half as many as there are rows.
 
         Raises DataError for a name in keep that no column has, and where no column is left.
 
@@ -284,11 +284,14 @@ class Encoding(NamedTuple):
         used = self.used
         widths = [feature.width for feature in used]
         ends = np.cumsum(widths)
-        found = np.empty((len(x), ends[-1]))
         plain = [i for i, f in enumerate(used) if f.width == 1 and f.kind != CATEGORY]
-        places = ends[plain] - 1
-        fill = np.array([used[i].fill for i in plain])
-        found[:, places] = np.where(np.isnan(x[:, plain]), fill, x[:, plain])
+        numbers = x if len(plain) == len(used) else x[:, plain]
+        if (blank := np.isnan(numbers)).any():
+            numbers = np.where(blank, [used[i].fill for i in plain], numbers)
+        if len(plain) == len(used):
+            return numbers
+        found = np.empty((len(x), ends[-1]))
+        found[:, ends[plain] - 1] = numbers
         for i in set(range(len(used))) - set(plain):
             found[:, ends[i] - widths[i] : ends[i]] = used[i].inputs(x[:, i])
         return found
@@ -375,9 +378,9 @@ def _feature(
 def _counts_rows(name: str, cells: np.ndarray, n: int, at: int) -> bool:
     """Whether the numbers look like row numbers, or like ids of rows: whole, all different, and
     in the first column close together from 0 or 1, or called as ids are."""
-    if n < ROWS or len(cells) < n or (cells != np.floor(cells)).any():
+    if n < ROWS or len(cells) < n or (cells[:ROWS] % 1).any():  # what most columns end with
         return False
-    if len(np.unique(cells)) < n:
+    if (cells % 1).any() or len(np.unique(cells)) < n:
         return False
     close = at == 0 and cells.min() >= 0 and cells.max() <= 2 * n
     return close or (ID.fullmatch(name) is not None)

@@ -47,12 +47,16 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is not None:
             raise
-        raise DataError(f"{path}: can't be read: {error}") from error
+        raise DataError(f"{path}: can't be read: {_first_line(error)}") from error
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _first_line(error)
         if "pickle" in reason:
             reason = "it holds Python objects, which are not loaded"
         raise DataError(f"{path}: can't be read: {reason}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def not_finite(a: np.ndarray) -> Iterator[tuple[int, ...]]:

@@ -33,7 +33,8 @@ def split(data: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Data
     n, k = len(data.x), len(data.classes)
     for label, count in enumerate(np.bincount(data.y, minlength=k) if k else []):
         if count < 2:
-            hint = "; another column may be the target: --target NAME" if data.columns else ""
+            hint = "; --task regression learns values" if data.classes[0].isdecimal() else ""
+            hint += "; another column may be the target: --target NAME" if data.columns else ""
             raise DataError(
                 f"{data.name}: class {data.classes[label]!r} has {count} example: "
                 f"2 are needed, to train on and to hold out{hint}"

@@ -140,7 +140,8 @@ def _frame(source: Any) -> "polars.DataFrame":
     if isinstance(source, polars.DataFrame):
         return source
     try:
-        return polars.DataFrame(source)
+        arrow = hasattr(source, "__arrow_c_stream__")
+        return polars.DataFrame(source) if arrow else polars.from_dataframe(source)
     except Exception as error:  # whatever the frame's own library raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"the table can't be read: {reason}") from error

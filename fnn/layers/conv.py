@@ -76,8 +76,10 @@ def conv2d(
         check_input(name, params, {"W": shape, "b": (c_out,)}, x, "height", "width", c_in)
         if padding == "VALID":
             check_fits(name, x.shape[-3:-1], window)
+        # HWIO is what XLA makes of the kernel on the CPU, and what converters to ONNX know.
+        kernel = params["W"].transpose(1, 2, 3, 0)
         z = _convolution(
-            _images(x), params["W"], "NHWC,OHWI,NHWC", zeros=_zeros_around(x), stride=stride
+            _images(x), kernel, "NHWC,HWIO,NHWC", zeros=_zeros_around(x), stride=stride
         )
         return z.reshape(*x.shape[:-3], *z.shape[1:]) + params["b"], x
 

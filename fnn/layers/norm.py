@@ -20,8 +20,8 @@ def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
         backward   dn = gain * dy,    dx = r (dn - mean dn - n mean(n dn)),
                    dgain = sum over the batch of n * dy,    dbias = sum of dy
 
-    var is the biased variance; statistics are taken in at least float32. Where var overflows,
-    above about 1e19 squared in float32, y is NaN.
+    var is the biased variance; statistics are taken in at least float32. Where var would
+    overflow, for x above about 1e19 in float32, it is taken of x / 2^64, with the same result.
 
     Raises ValueError for d below 1, eps not above 0, and x or params of another width;
     TypeError where x and the params differ in dtype.
@@ -42,7 +42,7 @@ def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
         check_input(name, params, {"gain": (d,), "bias": (d,)}, x, d)
         wide = x.astype(at_least_float32(x.dtype))
         centred = wide - wide.mean(-1, keepdims=True)
-        r = _inverse_root((centred * centred).mean(-1, keepdims=True), eps)
+        r = _inverse_deviation(centred, eps)
         n = centred * r
         return params["gain"] * n.astype(x.dtype) + params["bias"], (n, r)
 
@@ -150,6 +150,15 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
         return normalised(params, x, statistics)[0], statistics
 
     return evaluation(None)._replace(varying=Varying(at, measure))
+
+
+def _inverse_deviation(centred: Array, eps: float) -> Array:
+    """1 / sqrt(mean of centred^2 + eps) over the last axis, without overflow."""
+    small = 2.0 ** -(jnp.finfo(centred.dtype).maxexp // 2)
+    variance, of_small = (jnp.square(a).mean(-1, keepdims=True) for a in (centred, centred * small))
+    fits = variance < jnp.inf
+    r = jax.lax.rsqrt(jnp.where(fits, variance, 1) + eps)
+    return jnp.where(fits, r, jax.lax.rsqrt(jnp.where(fits, 1, of_small)) * small)
 
 
 def _inverse_root(variance: Array, eps: float) -> Array:

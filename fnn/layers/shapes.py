@@ -1,6 +1,5 @@
 """What layers with parameters check of their widths and inputs."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Params
@@ -24,7 +23,7 @@ def check_params(name: str, params: Params, shapes: dict[str, tuple[int, ...]]) 
     Traceback (most recent call last):
     ValueError: embedding(3, 1): expected params of shapes {'table': (3, 1)}, got ()
     """
-    got = {k: jnp.shape(v) for k, v in params.items()} if isinstance(params, dict) else params
+    got = {k: np.shape(v) for k, v in params.items()} if isinstance(params, dict) else params
     if got != shapes:
         raise ValueError(f"{name}: expected params of shapes {shapes}, got {got}")
 
@@ -33,7 +32,7 @@ def check_array(name: str, x: Array, *last: int | str) -> None:
     """Raise TypeError, naming the layer, for x that is not an array; ValueError where its last
     axes are not `last`, in which a word stands for any length.
 
-    >>> check_array("conv2d(3, 8)", jnp.ones((8, 8, 1)), "height", "width", 3)
+    >>> check_array("conv2d(3, 8)", np.ones((8, 8, 1)), "height", "width", 3)
     Traceback (most recent call last):
     ValueError: conv2d(3, 8): expected x of shape (..., height, width, 3), got (8, 8, 1)
     """
@@ -56,7 +55,7 @@ def check_input(
     Raises as `check_params` and `check_array` do, and TypeError where x and params differ in
     dtype.
 
-    >>> check_input("dense(3, 1)", {"b": jnp.ones(1)}, {"b": (1,)}, jnp.ones((5, 2)), 3)
+    >>> check_input("dense(3, 1)", {"b": np.ones(1)}, {"b": (1,)}, np.ones((5, 2)), 3)
     Traceback (most recent call last):
     ValueError: dense(3, 1): expected x of shape (..., 3), got (5, 2)
     """

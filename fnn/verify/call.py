@@ -124,16 +124,22 @@ def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array], list[
     return value, grads, outputs
 
 
-def evaluate_moved(call: Call, inputs: Inputs, directions: list[Any], step: Any) -> Any:
-    """The scalar of such a call where each array of theta is moved by `step` along its direction.
+def evaluate_moved(call: Call, inputs: Inputs, directions: list[Any], steps: Any) -> Any:
+    """The scalars of such a call where each array of theta is moved along its direction, for each
+    of the steps.
 
     >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
-    >>> float(evaluate_moved(call, inputs, [2.0], 0.5))
-    16.0
+    >>> [float(f) for f in evaluate_moved(call, inputs, [2.0], np.array([0.5, 1.0]))]
+    [16.0, 25.0]
     """
-    theta = [(p + step * v).astype(p.dtype) for p, v in zip(inputs.theta, directions, strict=True)]
-    value, _ = call(inputs._replace(theta=theta))
-    return value
+
+    def one(step: Any) -> Any:
+        pairs = zip(inputs.theta, directions, strict=True)
+        value, _ = call(inputs._replace(theta=[(p + step * v).astype(p.dtype) for p, v in pairs]))
+        return value
+
+    # One by one, for a function that can't be traced.
+    return jax.lax.map(one, steps) if isinstance(steps, jax.core.Tracer) else [*map(one, steps)]
 
 
 @lru_cache
@@ -157,24 +163,48 @@ def run(program: Callable[..., Any], call: Any, *arrays: Any) -> Any:
         return program(call, *arrays)
 
 
+COMPILED = 3
+"""How many functions of the same form and shapes are compiled before others run as they are."""
+_met: dict[Any, set[Call]] = {}
+
+
+def run_gradient(call: Call, inputs: Inputs) -> Any:
+    """call(inputs), compiled; where `COMPILED` other functions of the same form were, as it is:
+    its operations are known by then, and to compile the next one takes longer than to run it.
+
+    >>> call, inputs = split(lambda f, theta: f(theta), jnp.sin, jnp.array(0.0), ())
+    >>> float(run_gradient(call, inputs))
+    0.0
+    """
+    shapes = tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(inputs))
+    try:
+        compiled = _met.setdefault((call.rule, call.form, call.kinds, shapes), set())
+        if call not in compiled and len(compiled) >= COMPILED:
+            return call(inputs)
+        compiled.add(call)
+    except TypeError:  # a function that has no hash
+        pass
+    return run(evaluate, call, inputs)
+
+
 @contextmanager
-def float64_section(function: Callable[..., Any], *inputs: Any) -> Iterator[None]:
-    """`in_float64`, for a function that may close over NumPy arrays.
+def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
+    """`in_float64`, for functions of these inputs that may close over NumPy arrays.
 
     JAX keeps a closed-over NumPy array in the dtype of the first trace for as long as a compiled
-    program holds it, whether x64 is on or not. So where the function has such a constant, JAX's
+    program holds it, whether x64 is on or not. So where a function has such a constant, JAX's
     caches are cleared on both sides of the section.
 
     >>> c = np.array([1.0, 2.0])
     >>> f = jax.jit(lambda x: c * x)
     >>> y = f(jnp.ones(2))
-    >>> with float64_section(f, jnp.ones(2)):
+    >>> with float64_section([f], jnp.ones(2)):
     ...     str(f(jnp.ones(2, jnp.float64)).dtype)
     'float64'
     >>> str(f(jnp.ones(2)).dtype)
     'float32'
     """
-    held = _holds_numpy_arrays(function, *inputs)
+    held = any(_holds_numpy_arrays(f, *inputs) for f in functions)
     if held:
         jax.clear_caches()
     try:
@@ -185,18 +215,64 @@ def float64_section(function: Callable[..., Any], *inputs: Any) -> Iterator[None
             jax.clear_caches()
 
 
+def same_arrays(one: Inputs, other: Inputs) -> bool:
+    """Whether two inputs have the same arrays, by shape, dtype and every entry.
+
+    >>> one = Inputs([jnp.ones(2)], [], [jax.random.key(0)])
+    >>> same_arrays(one, one), same_arrays(one, Inputs([jnp.zeros(2)], [], [jax.random.key(0)]))
+    (True, False)
+    """
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=False)
+    same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())  # noqa: E731
+    same_form = [*map(len, one)] == [*map(len, other)]
+    return same_form and all(a is b or same(a, b) for a, b in pairs)
+
+
+def can_be_traced(call: Call, inputs: Inputs) -> bool:
+    """Whether the call is a JAX program: NumPy may read what has changed since.
+
+    >>> call, inputs = split(lambda f, theta: f(theta), float, jnp.array(3.0), ())
+    >>> can_be_traced(call, inputs)
+    False
+    """
+    try:
+        _holds_by_shape(call, *_shapes((inputs,)))
+    except Exception:
+        return False
+    return True
+
+
+def _shapes(inputs: Any) -> tuple[Any, tuple[Any, ...]]:
+    leaves, form = jax.tree.flatten(inputs)
+    return form, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+
+
 def _holds_numpy_arrays(function: Callable[..., Any], *inputs: Any) -> bool:
     try:
-        program = jax.make_jaxpr(function)(*inputs)
+        if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(inputs)):
+            return _has_numpy_constant(jax.make_jaxpr(function)(*inputs))
+        try:
+            return _holds_by_shape(function, *_shapes(inputs))
+        except TypeError:  # a function that has no hash
+            return _has_numpy_constant(jax.make_jaxpr(function)(*inputs))
     except Exception:  # it can't be traced
         return False
+
+
+@lru_cache(maxsize=256)
+def _holds_by_shape(function: Callable[..., Any], form: Any, shapes: tuple[Any, ...]) -> bool:
+    flat = lambda *leaves: function(*jax.tree.unflatten(form, leaves))  # noqa: E731
+    return _has_numpy_constant(jax.make_jaxpr(flat)(*shapes))
+
+
+def _has_numpy_constant(program: Any) -> bool:
     constants = [c for inner in _programs(program) for c in getattr(inner, "consts", ())]
     return any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
 
 
 def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
-    """The largest unit roundoff of a floating-point value that the call computes from floats;
-    0 if unknown.
+    """The largest unit roundoff of a floating-point value that the call computes from floats and
+    that reaches its result; 0 if unknown.
 
     >>> call, inputs = split(lambda f, theta: f(theta), jnp.sin, jnp.array(0.0), ())
     >>> coarsest_roundoff(call, inputs) == unit_roundoff(jnp.float32)
@@ -206,15 +282,19 @@ def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
         program = jax.make_jaxpr(call.__call__)(inputs)
     except Exception:  # it can't be traced
         return 0.0
-    return _coarsest(program, [differentiable(v.aval) for v in program.jaxpr.invars])
+    used = [differentiable(v.aval) for v in program.jaxpr.invars]
+    return _coarsest(program, used, [True] * len(program.jaxpr.outvars))
 
 
-def _coarsest(program: Any, used: list[bool]) -> float:
-    """The same of a jaxpr; `used` says which of its inputs count."""
+def _coarsest(program: Any, used: list[bool], wanted: list[bool]) -> float:
+    """The same of a jaxpr; `used` says which of its inputs count, `wanted` which results."""
     inner = getattr(program, "jaxpr", program)
     counted = {v for v, counts in zip(inner.invars, used, strict=True) if counts}
     found = 0.0
+    needed = _needed(inner, wanted)
     for equation in inner.eqns:
+        if not needed.intersection(equation.outvars):
+            continue
         used = [not hasattr(v, "val") and v in counted for v in equation.invars]
         if not any(used):
             continue
@@ -225,8 +305,23 @@ def _coarsest(program: Any, used: list[bool]) -> float:
             n = len(getattr(part, "jaxpr", part).invars)
             # The operands of most loops and calls are the inputs of what is inside, the last n.
             inputs = used[len(used) - n :] if n <= len(used) else [True] * n
-            found = max(found, _coarsest(part, inputs))
+            outputs = getattr(part, "jaxpr", part).outvars
+            wanted = [v in needed for v in equation.outvars]
+            # What a loop carries feeds its other results.
+            if equation.primitive.name in ("scan", "while") or len(outputs) != len(wanted):
+                wanted = [True] * len(outputs)
+            found = max(found, _coarsest(part, inputs, wanted))
     return found
+
+
+def _needed(inner: Any, wanted: list[bool]) -> set[Any]:
+    """The variables of a jaxpr that its wanted results are computed from, and these."""
+    pairs = zip(inner.outvars, wanted, strict=True)
+    needed = {v for v, counts in pairs if counts and not hasattr(v, "val")}
+    for equation in reversed(inner.eqns):
+        if needed.intersection(equation.outvars):
+            needed.update(v for v in equation.invars if not hasattr(v, "val"))
+    return needed
 
 
 def custom_rules(call: Call, inputs: Inputs) -> list[str]:

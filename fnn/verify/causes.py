@@ -1,6 +1,6 @@
 """Likely causes of a wrong leaf, in words: patterns in how it differs from the reference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -8,13 +8,20 @@ import numpy as np
 
 from fnn.verify.leaf import FLOOR, TOLERANCE, Leaf, measure, plainly
 
+UNKNOWN = "cause unknown"
+
 
 def likely_cause(
-    got: np.ndarray, expected: np.ndarray, theta: np.ndarray, lengths: Sequence[int]
+    got: np.ndarray,
+    expected: np.ndarray,
+    theta: np.ndarray,
+    lengths: Sequence[int],
+    integers: Sequence[np.ndarray] = (),
 ) -> str:
-    """The pattern in a wrong leaf, in words; "" where none is seen.
+    """The pattern in a wrong leaf, in words; `UNKNOWN` where none is seen.
 
-    theta is the parameter; lengths are those of the axes that a wrong factor may come from.
+    theta is the parameter; lengths are those of the axes that a wrong factor may come from;
+    integers are the arrays that may choose its rows.
 
     >>> likely_cause(np.array([2.0, 4.0]), np.array([1.0, 2.0]), np.ones(2), [])
     'every entry is 2 times the reference: a 2 too many'
@@ -26,16 +33,23 @@ def likely_cause(
         or _transposed(got, expected)
         or _penalty(got, expected, theta)
         or _rounded(got, expected)
+        or _repeated_rows(got, expected, integers)
+        or _where(got, expected, theta)
         or _few_entries(got, expected)
+        or UNKNOWN
     )
 
 
-def misshapen_cause(got: np.ndarray, expected: np.ndarray) -> str:
+def misshapen_cause(got: np.ndarray, expected: np.ndarray, others: Mapping[str, np.ndarray]) -> str:
     """Why a gradient may have another shape than its parameter; "" where no reason is seen.
+    `others` are the references of the other leaves by name.
 
-    >>> misshapen_cause(np.ones((2, 3)), np.ones((3, 2)))
+    >>> misshapen_cause(np.ones((2, 3)), np.ones((3, 2)), {})
     'its transpose matches'
     """
+    for name, other in others.items():
+        if got.shape == other.shape and _close(got, other):
+            return f"it is the reference of {name}: swapped"
     extra = got.ndim - expected.ndim
     if extra > 0 and got.shape[extra:] == expected.shape:
         summed = got.sum(tuple(range(extra)))
@@ -109,7 +123,7 @@ def _penalty(got: np.ndarray, expected: np.ndarray, theta: np.ndarray) -> str:
     # A parameter that is the same throughout would explain any constant difference.
     if theta.size < 2 or not np.ptp(theta) or not _close(alpha * theta, got - expected):
         return ""
-    what = "is in the gradient alone" if alpha > 0 else "is missing from the gradient"
+    what = "is in it alone" if alpha > 0 else "is missing from it"
     return f"the difference is {plainly(alpha)} times the parameter: an L2 term {what}"
 
 
@@ -128,15 +142,61 @@ def _rounded(got: np.ndarray, expected: np.ndarray) -> str:
     return ""
 
 
+def _wrong(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    return np.abs(got - expected) > TOLERANCE * (np.abs(expected) + FLOOR * np.abs(expected).max())
+
+
+def _repeated_rows(got: np.ndarray, expected: np.ndarray, integers: Sequence[np.ndarray]) -> str:
+    wrong = _wrong(got, expected)
+    rows = set(np.flatnonzero(wrong.any(tuple(range(1, wrong.ndim))))) if wrong.ndim else set()
+    for array in integers:
+        named, count = np.unique(array, return_counts=True)
+        if rows and rows == set(named[count > 1]) and len(rows) < len(wrong):
+            return "all wrong rows are those that the integers name more than once"
+    return ""
+
+
+def _where(got: np.ndarray, expected: np.ndarray, theta: np.ndarray) -> str:
+    """What the parameter's entries have in common where the gradient is wrong, and only there."""
+    wrong = _wrong(got, expected)
+    if theta.shape != wrong.shape or wrong.all() or not wrong.any():
+        return ""
+    size = np.abs(theta)
+    conditions = {"== 0": theta == 0, "== 1": theta == 1, "< 0": theta < 0, "> 0": theta > 0}
+    conditions |= {"<= 0": theta <= 0, ">= 0": theta >= 0}
+    for name, holds in conditions.items():
+        if (holds == wrong).all():
+            return f"all wrong entries are where x {name}, and no others"
+    if wrong.sum() > 1 or size[wrong].min() > 3:
+        if size[wrong].min() > (right := size[~wrong].max()):
+            limit = next(
+                (n for n in (30, 20, 10, 5, 3, 1) if right <= n < size[wrong].min()), right
+            )
+            return f"all wrong entries are where |x| > {plainly(limit)}, and no others"
+        if size[wrong].max() < (right := size[~wrong].min()):
+            limit = next((n for n in (1, 0.1, 1e-2) if size[wrong].max() < n <= right), right)
+            return f"all wrong entries are where |x| < {plainly(limit)}, and no others"
+    for name, holds in list(conditions.items())[:4]:
+        if holds[wrong].all() and 0 < holds.sum() <= 2 * wrong.sum() and not holds.all():
+            return f"all wrong entries are where x {name}"
+    return ""
+
+
 def _few_entries(got: np.ndarray, expected: np.ndarray) -> str:
-    wrong = np.abs(got - expected) > TOLERANCE * (np.abs(expected) + FLOOR * np.abs(expected).max())
+    wrong = _wrong(got, expected)
     if wrong.all() or got.ndim == 0:
         return ""
     for axis in range(got.ndim):
         others = tuple(a for a in range(got.ndim) if a != axis)
-        lines = np.flatnonzero(wrong.any(others))
-        if len(lines) == 1 and got.ndim > 1 and wrong.sum() > 1:
-            line = np.take(got, lines[0], axis)
-            zero = "" if line.any() else ", and zero there"
-            return f"wrong only at index {lines[0]} of axis {axis}{zero}"
+        length, lines = got.shape[axis], np.flatnonzero(wrong.any(others))
+        first, last, count = lines[0], lines[-1], len(lines)
+        if count == length or count <= last - first or (got.ndim > 1 and wrong.sum() == 1):
+            continue
+        zero = "" if np.take(got, lines, axis).any() else ", and zero there"
+        if count == 1 and got.ndim > 1:
+            return f"wrong only at index {first} of axis {axis}{zero}"
+        if count > 1 and last == length - 1:
+            return f"wrong from index {first} of axis {axis} on, the last {count} of {length}{zero}"
+        if count > 1 and count >= 4:
+            return f"wrong only at indices {first} to {last} of axis {axis}{zero}"
     return f"{wrong.sum()} of {got.size} entries differ"

@@ -13,7 +13,7 @@ values or are NumPy's, run as they are.
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -26,23 +26,28 @@ from fnn.verify.call import (
     Call,
     Inputs,
     axis_lengths,
+    can_be_traced,
     coarsest_roundoff,
     custom_rules,
     differentiate,
     evaluate,
     float64_section,
     run,
+    run_gradient,
+    same_arrays,
     split,
 )
-from fnn.verify.causes import likely_cause, misshapen_cause, swapped
+from fnn.verify.causes import UNKNOWN, likely_cause, misshapen_cause, swapped
 from fnn.verify.checks import (
+    CANCELS,
     ENTRY,
     Tested,
     differences_checks,
     entry_check,
+    entry_slope,
     float64_check,
     native_check,
-    worst_entry_slope,
+    relative,
 )
 from fnn.verify.float64 import (
     ROUNDOFF,
@@ -50,12 +55,13 @@ from fnn.verify.float64 import (
     unit_roundoff,
     widened,
 )
-from fnn.verify.leaf import FLOOR, Check, Leaf, compared, measure, unfit
+from fnn.verify.leaf import FLOOR, TOLERANCE, Check, Leaf, compared, measure, unfit
 from fnn.verify.linearity import nonlinear_leaves
 from fnn.verify.localisation import first_wrong_layer, first_wrong_part
 from fnn.verify.per_example import per_example_leaf
-from fnn.verify.reference import MOVES, Reference, moved
+from fnn.verify.reference import Reference
 from fnn.verify.report import Report
+from fnn.verify.rounding import rounding_of
 from fnn.verify.trees import as_arrays, differentiable, named_leaves, random_cotangent
 from fnn.verify.verdict import decide
 
@@ -91,7 +97,7 @@ def check_layer(layer: Layer, params: Params, x: Any, *, key: Array | None = Non
         check_vjp(layer.forward, layer.backward, params, x, key=key), name="check_layer"
     )
     if report.verdict == "fail":
-        with float64_section(both, *inputs):
+        with float64_section([both], *inputs):
             params, x = widened(inputs)
             y, _ = layer.forward(params, x)
             place = first_wrong_layer(layer, params, x, random_cotangent(key, y))
@@ -100,7 +106,7 @@ def check_layer(layer: Layer, params: Params, x: Any, *, key: Array | None = Non
     if of_params and all(leaf.verdict == "pass" for leaf in of_params):
         ran = [f.native if f.float64.verdict == "skipped" else f.float64 for f in of_params]
         bound = max(check.bound for check in ran)
-        with float64_section(both, *inputs):
+        with float64_section([both], *inputs):
             params, x = widened(inputs)
             leaf = per_example_leaf(layer, params, x, key, bound)
         report = replace(report, leaves=(*report.leaves, *([leaf] if leaf else [])))
@@ -141,18 +147,18 @@ def check_vjp(
         objective, gradient = (_product, forward), (_by_backward, functions)
     else:
         objective, gradient = (_reference_product, reference), (_y_and_by_backward, functions)
-    report = _check("check_vjp", objective, gradient, theta, dy)
+    report = _at_both_cotangents("check_vjp", objective, gradient, theta, dy)
     if report.verdict != "fail":
         return report
 
     def both(*inputs: Any) -> Any:
         return backward(inputs[0], forward(*inputs)[1], dy)
 
-    with float64_section(both, *inputs):
+    with float64_section([both], *inputs):
         nonlinear = nonlinear_leaves(*functions, *widened((*inputs, dy)))
     cause = "not linear in dy: something in it is not multiplied by the cotangent"
     leaves = [
-        replace(leaf, note="; ".join(filter(None, (leaf.note, cause))))
+        replace(leaf, note=f"{leaf.note.removesuffix(f'; {UNKNOWN}')}; {cause}")
         if leaf.verdict == "fail" and leaf.name in nonlinear
         else leaf
         for leaf in report.leaves
@@ -198,7 +204,27 @@ def check_custom(
             f"check_custom: the reference runs the rule under test, that of "
             f"{', '.join(same) or 'f'}; expected the same function in plain operations"
         )
-    return _check("check_custom", objective, (_by_own_rule, f), theta, dy)
+    return _at_both_cotangents("check_custom", objective, (_by_own_rule, f), theta, dy)
+
+
+def _at_both_cotangents(
+    name: str,
+    objective: tuple[Callable[..., Any], Any],
+    gradient: tuple[Callable[..., Any], Any],
+    theta: Any,
+    dy: Any,
+) -> Report:
+    """`_check` with the cotangent dy; in half precision also with |dy|, for a sum that overflows,
+    or stops growing, shows only where its terms are of one sign."""
+    report = _check(name, objective, gradient, theta, dy)
+    if report.verdict == "fail" or report.dtype not in ("float16", "bfloat16"):
+        return report
+    again = _check(name, objective, gradient, theta, jax.tree.map(_magnitude, dy))
+    return again if again.verdict == "fail" else report
+
+
+def _magnitude(leaf: Any) -> Any:
+    return abs(leaf) if differentiable(leaf) else leaf
 
 
 def _shapes_of(f: Callable[..., Any], *inputs: Any) -> Any:
@@ -259,7 +285,7 @@ def check_gradients(
     if report.verdict == "fail" and isinstance(inner, partial):
         match inner.args, args:
             case (Layer() as network, Loss() as loss, *_), (x, y, *_):
-                with float64_section(network.forward, *as_arrays((params, x))):
+                with float64_section([network.forward], *as_arrays((params, x))):
                     inputs = widened(as_arrays((params, x, y)))
                     return replace(report, place=first_wrong_part(network, loss, *inputs))
     return report
@@ -360,9 +386,9 @@ def _check(
     floats = (*inputs.theta, *inputs.floats)
     dtype = max((a.dtype for a in floats), key=unit_roundoff, default=np.dtype(float))
     with at_highest_precision():
-        native = run(evaluate, tested_call, inputs)
+        native = run_gradient(tested_call, inputs)
         autodiff = _by_autodiff(call, inputs)
-    with float64_section(lambda inputs: (call(inputs), tested_call(inputs)), inputs):
+    with float64_section([call, tested_call], inputs):
         reference = _reference(call, inputs, unit_roundoff(dtype))
         fitting, misfits = _fitting(native, call.arguments(inputs)[0], call.kinds, reference)
         tested = _with_float64(fitting, tested_call, reference)
@@ -385,15 +411,20 @@ def _check(
                 repeated = _checks(narrow, reference, autodiff)
                 tested, checks = narrow, repeated
         rounded: set[str] = set()
-        if any({a.verdict, b.verdict} == {"fail", "pass"} for a, b, _ in checks):
-            checks, rounded = _beside_rounding(tested, checks, tested_call, reference, inputs)
+        if any("fail" in (a.verdict, b.verdict) for a, b, _ in checks):
+            checks, rounded = _beside_rounding(
+                tested, checks, tested_call, reference, inputs, autodiff
+            )
         leaves = []
         for leaf, found in zip(tested, checks, strict=True):
             failed = found[0].verdict == "fail"
             in_theta = 0 < leaf.position <= len(inputs.theta)
-            slope = worst_entry_slope(leaf, reference) if failed and in_theta else None
             expected = reference.stacks[leaf.position][0]
-            verdict, note, index = decide(leaf, expected, found, slope, custom)
+            entries = found[0].entries or (measure(leaf.best, expected, FLOOR)[1],)
+            slopes = (
+                (at, entry_slope(leaf, reference, at) if in_theta else None) for at in entries
+            )
+            verdict, note, index = decide(leaf, expected, found, slopes, custom)
             if leaf.name in rounded:
                 verdict = "inconclusive"
                 note += "; right in float64, but it loses digits in this dtype that autodiff keeps"
@@ -401,11 +432,16 @@ def _check(
                 parameter = inputs.theta[leaf.position - 1] if in_theta else np.zeros(())
                 wrong = leaf.best if failed else leaf.native
                 parameter = np.asarray(parameter, np.float64)
-                cause = likely_cause(wrong, expected, parameter, axis_lengths(inputs))
+                integers = [np.asarray(a) for a in inputs.others if _are_integers(a)]
+                cause = likely_cause(wrong, expected, parameter, axis_lengths(inputs), integers)
                 note = "; ".join(filter(None, (note, cause)))
             leaves.append(Leaf(leaf.name, verdict, *found, index, note, leaf.best, expected))
     leaves = [swapped(leaf, leaves) for leaf in leaves]
     return Report(name, (*leaves, *misfits), str(dtype), blind=blind_spots(inputs))
+
+
+def _are_integers(a: Any) -> bool:
+    return bool(jnp.issubdtype(a.dtype, jnp.integer))
 
 
 def _checks(
@@ -431,36 +467,51 @@ def _beside_rounding(
     call: Call,
     reference: Reference,
     inputs: Inputs,
+    autodiff: list[np.ndarray] | None,
 ) -> tuple[list[tuple[Check, Check, Check]], set[str]]:
-    """The checks, where one of float64 and the native dtype refused a leaf and the other did not;
-    and the leaves that are right but for their rounding in the native dtype.
+    """The checks, where the float64 or the native check refused a leaf, beside what rounding inside
+    the computation explains; and the leaves that are right but for their rounding in the native
+    dtype.
 
-    A right rule may cancel where autodiff does not, far out in a function's tail. How much it
-    does shows in what the gradient under test moves when its inputs move by a roundoff: the
-    float64 check allows for that.
+    Where float64 alone refuses, autodiff may cancel, far out in a function's tail, or the rule may
+    where autodiff does not. How much each does shows when every step of it is moved by a roundoff.
     """
 
-    def own_moves(leaf: Tested, at: Inputs, u: float) -> np.ndarray:
-        """How far the leaf's entries move when the inputs move by u."""
-        centre = np.asarray(named_leaves(run(evaluate, call, at))[leaf.name], np.float64)
-        random = np.random.default_rng(0)
-        runs = [named_leaves(run(evaluate, call, moved(at, u, random))) for _ in range(MOVES)]
-        return np.max([np.abs(np.asarray(r[leaf.name], np.float64) - centre) for r in runs], 0)
+    @cache
+    def by_autodiff() -> list[np.ndarray]:
+        autodiff = rounding_of(differentiate, reference.call, reference.inputs, ROUNDOFF)
+        return [*autodiff.values()]
 
     found, rounded = [], set()
     for leaf, (float64, native, differences) in zip(tested, checks, strict=True):
         expected = reference.stacks[leaf.position][0]
-        if float64.verdict == "fail" and native.verdict == "pass" and leaf.wide is not None:
-            away = own_moves(leaf, reference.inputs, reference.unit)
-            bound, _ = measure(expected + away, expected, FLOOR)
-            if 64 * bound < 0.1:
-                float64 = compared(float64.error, max(float64.bound, 64 * bound))
-        elif native.verdict == "fail" and float64.verdict == "pass":
+        cancels = (
+            autodiff is not None and not measure(autodiff[leaf.position], expected, 1)[0] < 0.01
+        )
+        unsure = native.verdict == "pass" or cancels or not expected.any()
+        if float64.verdict == "fail" and unsure and leaf.wide is not None:
+            away = np.zeros(expected.shape)
+            away += rounding_of(evaluate, call, reference.inputs, ROUNDOFF).get(leaf.name, 0.0)
+            away += by_autodiff()[leaf.position] if by_autodiff() else 0.0
+            error, bound = (relative(d, expected) for d in (leaf.wide - expected, 64 * away))
+            least = TOLERANCE if expected.any() else 0.0
+            if (error <= np.maximum(least, bound)).all():
+                needed = float(bound[error > least].max(initial=0.0))
+                float64 = compared(float(error.max()), max(float64.bound, needed))
+                if needed > 0.1 or not expected.any():
+                    float64 = Check("skipped", reason=CANCELS)
+        if native.verdict == "fail" and leaf.wide is not None and float64.verdict != "fail":
             with jax.enable_x64(False), at_highest_precision():
-                away = own_moves(leaf, inputs, reference.roundoff)
-            bound, _ = measure(expected + away, expected, FLOOR if native.reason == ENTRY else 1)
-            if native.error <= 64 * bound < np.inf:
+                of_leaf = rounding_of(evaluate, call, inputs, reference.roundoff).get(
+                    leaf.name, 0.0
+                )
+            error, away = np.abs(leaf.native - expected), of_leaf + np.zeros(expected.shape)
+            wrong = native.entries or np.ndindex(error.shape)
+            bound = away if native.reason == ENTRY else np.full(away.shape, away.max())
+            if all(error[i] <= 64 * bound[i] < np.inf for i in wrong):
                 rounded.add(leaf.name)
+            elif float64.reason == CANCELS:
+                native = Check("skipped", reason=CANCELS)
         found.append((float64, native, differences))
     return found, rounded
 
@@ -475,11 +526,21 @@ def _by_autodiff(call: Call, inputs: Inputs) -> list[np.ndarray] | None:
     return [np.asarray(a, np.float64) for a in (value, *grads, *outputs)]
 
 
+_latest: list[Reference] = []
+"""The reference of the last check: the next one of the same function and inputs takes it again."""
+
+
 def _reference(call: Call, inputs: Inputs, roundoff: float) -> Reference:
     """The reference in float64; in the dtype of the inputs for a function that refuses float64,
     such as a loop that carries a float32 array."""
+    wide = widened(inputs)
+    for known in _latest:
+        same = (known.call, known.roundoff) == (call, roundoff) and same_arrays(known.inputs, wide)
+        if same and can_be_traced(call, inputs):
+            return known
     try:
-        return Reference(call, widened(inputs), roundoff)
+        _latest[:] = [Reference(call, wide, roundoff)]
+        return _latest[0]
     except Exception:
         with jax.enable_x64(False):
             return Reference(call, inputs, roundoff, unit=roundoff)
@@ -499,7 +560,7 @@ def _with_float64(
         if reference.unit > ROUNDOFF:
             refusal = "the reference raises"
         else:
-            got, refusal = named_leaves(run(evaluate, call, reference.inputs)), "absent"
+            got, refusal = named_leaves(run_gradient(call, reference.inputs)), "absent"
     except Exception as error:  # a kernel for float32 may raise anything
         refusal = f"raises {type(error).__name__}"
     tested = []
@@ -545,7 +606,8 @@ def _fitting(
         shape, dtype = forms.get(name, (expected.shape, leaf.dtype))
         if (leaf.shape, leaf.dtype) != (shape, dtype or leaf.dtype):
             note = f"expected {dtype}{shape}, got {leaf.dtype}{leaf.shape}"
-            cause = misshapen_cause(np.asarray(leaf, np.float64), expected)
+            others = {n: reference.stacks[i][0] for n, i in positions.items() if n != name}
+            cause = misshapen_cause(np.asarray(leaf, np.float64), expected, others)
             misfits.append(unfit(name, "; ".join(filter(None, (note, cause)))))
         elif leaf.size:
             fitting.append((name, position, np.asarray(leaf, np.float64)))

@@ -24,6 +24,9 @@ _EMPTY = partial(np.zeros, 0)
 class Check(NamedTuple):
     """One comparison of one leaf: its verdict is "pass", "fail", or "skipped" for `reason`.
 
+    `entries` are the indices out of bounds, worst first and a few at most; of a skipped check
+    those that it can't judge.
+
     >>> print(Check("pass", 2e-16, 1e-9), Check("skipped", reason="kink"))
     2.0e-16 < 1e-09 (kink)
     """
@@ -32,6 +35,7 @@ class Check(NamedTuple):
     error: float = 0.0
     bound: float = 0.0
     reason: str = ""
+    entries: tuple[tuple[int, ...], ...] = ()
 
     def __str__(self) -> str:
         """As a cell of the report's table."""
@@ -110,6 +114,16 @@ def measure(got: np.ndarray, expected: np.ndarray, floor: float) -> tuple[float,
         error = np.where(error == 0, 0.0, error / (scale if size.max() else 1.0))
     index = np.unravel_index(int(np.argmax(error)), error.shape)
     return float(error[index]), tuple(int(i) for i in index)
+
+
+def side_by_side(expected: Any, got: Any) -> str:
+    """Two different numbers as a note shows them: with as many digits as tell them apart.
+
+    >>> side_by_side(1.0, 1.00000001)
+    'expected 1, got 1.00000001'
+    """
+    digits = next((n for n in (6, 12) if f"{expected:.{n}g}" != f"{got:.{n}g}"), 17)
+    return f"expected {expected:.{digits}g}, got {got:.{digits}g}"
 
 
 def plainly(value: Any) -> str:

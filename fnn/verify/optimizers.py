@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fnn.adapters.optax import from_optax
 from fnn.base import Array, Optimizer, Params, at_least_float32
 from fnn.verify.causes import likely_cause
 from fnn.verify.float64 import ROUNDOFF, unit_roundoff, widened
-from fnn.verify.leaf import NONE, TOLERANCE, Leaf, compared, measure, plainly, unfit
+from fnn.verify.leaf import NONE, TOLERANCE, Leaf, compared, measure, side_by_side, unfit
 from fnn.verify.report import Report
 from fnn.verify.trees import named_leaves
 
@@ -39,7 +40,7 @@ SLOTS = 8
 
 
 def check_optimizer(
-    optimizer: Optimizer | Callable[[Any], Optimizer],
+    optimizer: Any,
     rule: Rule,
     params: Params,
     *,
@@ -47,7 +48,8 @@ def check_optimizer(
 ) -> Report:
     """An optimizer, or better its constructor, such as `fnn.adam`, against the rule in numpy.
 
-    A constructor learning_rate -> Optimizer is given the check's own falling schedule; other
+    An optax transformation, or a constructor of one such as `optax.adam`, is taken as well. A
+    constructor learning_rate -> Optimizer is given the check's own falling schedule; other
     settings go into a function: lambda rate: fnn.adam(rate, b1=0.5). One that is made already
     needs the learning_rate, a number or a schedule, that it was made with; a constant one can't
     show whether it stands inside a velocity or outside.
@@ -63,7 +65,7 @@ def check_optimizer(
     >>> check_optimizer(fnn.sgd, rule, jnp.ones(2)).verdict
     'pass'
     """
-    made = isinstance(optimizer, Optimizer)
+    made = hasattr(optimizer, "init") and hasattr(optimizer, "update")
     if made == (learning_rate is None) or not (made or callable(optimizer)):
         raise TypeError(
             "check_optimizer: expected a constructor learning_rate -> Optimizer, such as fnn.adam "
@@ -73,7 +75,9 @@ def check_optimizer(
     if made:
         schedule = learning_rate if callable(learning_rate) else lambda step: learning_rate
     else:
-        optimizer, schedule = optimizer(falling), falling  # type: ignore[operator]
+        optimizer, schedule = optimizer(falling), falling
+    if not isinstance(optimizer, Optimizer):
+        optimizer = from_optax(optimizer)
     params = jax.tree.map(jnp.asarray, params)
     dtype = _coarsest(params)
     scales = [scale for scale in SCALES if scale > float(jnp.finfo(dtype).smallest_subnormal)]
@@ -163,9 +167,10 @@ def _leaf(
     wrong = ~(np.abs(got - expected).max(1) <= bound * size)
     t = int(np.argmax(wrong)) if wrong.any() else index[0]
     i = measure(got[t], expected[t], 1)[1]
-    note = f"first wrong at update {t + 1}: entry {list(i)} moves by {plainly(got[t][i])}, "
-    note += f"by the rule {plainly(expected[t][i])}"
-    cause = likely_cause(got[t], expected[t], theta + expected[:t].sum(0), ())
+    values = side_by_side(expected[t][i], got[t][i])
+    note = f"first wrong at update {t + 1}: the move of entry {list(i)}, {values}"
+    # A step is along minus a gradient, which is what a cause is known of.
+    cause = likely_cause(-got[t], -expected[t], theta + expected[:t].sum(0), ())
     note = "; ".join(filter(None, (note, cause)))
     return Leaf(name, "fail", in_float64, as_run, NONE, (t, *i), note, wide, expected)
 

@@ -22,6 +22,8 @@ from fnn.verify.leaf import measure
 
 MOVES = 8
 """How often the inputs are moved by a roundoff before a check fails. To pass, once will do."""
+FAR = 2.0**-40
+"""The least roundoff of the third row: far enough from float64's to tell a jump from rounding."""
 LEVELS = 3
 """The number of steps h, h/2, h/4, ... of an extrapolation."""
 
@@ -46,9 +48,9 @@ class Reference:
 
     `stacks` has an array for the value of f and one for each array of theta, each with three
     rows: at the inputs themselves; at inputs moved by float64's roundoff; at inputs moved by
-    `roundoff`, that of the dtype that the user runs. After these come the arrays that f returns
-    beside its value. `unit` is the roundoff of f itself: more than float64's where f computes in
-    less, whatever it is given.
+    `roundoff`, that of the dtype that the user runs, or by `FAR`. After these come the arrays that
+    f returns beside its value. `unit` is the roundoff of f itself: more than float64's where f
+    computes in less, whatever it is given.
 
     >>> import jax.numpy as jnp
     >>> from fnn.verify.call import split
@@ -62,6 +64,7 @@ class Reference:
         self.call, self.inputs, self.roundoff, self.unit = call, inputs, roundoff, unit
         self.norms = [norm(p) or 1.0 for p in inputs.theta]
         self._moved = lru_cache(self._at_moved_inputs)
+        self.directions, self.along = lru_cache(self._directions), lru_cache(self._along)
         self.stacks = self._moved(0)
         values, *grads = self.stacks[: len(inputs.theta) + 1]
         # The rounding of f: u sum |df/dtheta||theta|, and what rounding its inputs did to it.
@@ -75,7 +78,7 @@ class Reference:
         """The stacks, with every float moved up or down by signs drawn from the seed."""
         random = np.random.default_rng(seed)
         runs = []
-        for u in (0.0, self.unit, self.roundoff):
+        for u in (0.0, self.unit, max(self.roundoff, FAR)):
             value, grads, outputs = gradient_of(self.call, moved(self.inputs, u, random))
             runs.append([np.asarray(a, np.float64) for a in (value, *grads, *outputs)])
         return [np.stack(leaves) for leaves in zip(*runs, strict=True)]
@@ -106,6 +109,28 @@ class Reference:
         for seed in range(MOVES):
             yield self._moved(seed)[position]
 
+    def _directions(self, tied: bool) -> list[np.ndarray]:
+        """For each array of theta a direction of its length: half along the gradient, where a wrong
+        factor shows most, half at random, where everything else does. `tied`: one that keeps
+        entries of equal size so; zero where there are none."""
+        random, directions = np.random.default_rng(1), []
+        for p, stack, length in zip(self.inputs.theta, self.stacks[1:], self.norms, strict=False):
+            gradient, v = stack[0], random.standard_normal(stack[0].shape)
+            size = norm(gradient)
+            along = gradient / size if 0 < size < np.inf else np.zeros(v.shape)
+            v *= 1 if (v * along).sum() >= 0 else -1  # they must not cancel
+            v = v / (norm(v) or 1.0) + along
+            v = together_where_tied(v, np.asarray(p)) if tied else v
+            directions.append(length * v / (norm(v) or 1.0))
+        return directions
+
+    def _along(self, positions: tuple[int, ...], first: float, tied: bool) -> Slope:
+        """The slope where the arrays at these positions move along their directions."""
+        directions = enumerate(self.directions(tied), 1)
+        return self.slope(
+            [v if j in positions else np.zeros(v.shape) for j, v in directions], first
+        )
+
     def slope(self, directions: list[np.ndarray], first: float) -> Slope:
         """The slope of f along the directions, one per array of theta, from a step of `first`.
 
@@ -119,14 +144,14 @@ class Reference:
         6.0
         """
         h = first * 0.5 ** np.arange(LEVELS)
-        f = [run(evaluate_moved, self.call, self.inputs, directions, step) for step in (*h, *-h)]
+        f = run(evaluate_moved, self.call, self.inputs, directions, np.concatenate([h, -h]))
         plus, minus = np.array(f, np.float64).reshape(2, LEVELS)
         return _slope(float(self.stacks[0][0]), plus, minus, h, 8 * self.noise / h[-1])
 
 
 def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
-    """The inputs, every float moved up or down by the roundoff u. Equal values move alike, so
-    that no tie is broken.
+    """The inputs, every float moved up or down by the roundoff u. Values of equal size move alike,
+    so that no tie is broken.
 
     >>> inputs = Inputs([np.array([3.0, 3.0])], [], [])
     >>> a, b = moved(inputs, 0.5, np.random.default_rng(0)).theta[0]
@@ -139,7 +164,7 @@ def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
 
     def move(a: Any) -> np.ndarray:
         a = np.asarray(a)
-        mixed = np.atleast_1d(a.astype(np.float64)).view(np.uint64).reshape(a.shape) * odd
+        mixed = np.atleast_1d(np.abs(a.astype(np.float64))).view(np.uint64).reshape(a.shape) * odd
         up = (mixed >> np.uint64(60)) & np.uint64(1)
         return (np.where(up, 1 + u, 1 - u) * a).astype(a.dtype)
 
@@ -182,6 +207,22 @@ def _entry_slopes(call: Call, inputs: Inputs, j: int) -> np.ndarray:
         plus, minus = np.array(f).reshape(2, LEVELS)
         slopes[index], _ = _extrapolate((plus - minus) / (2 * h), 2)
     return slopes
+
+
+def together_where_tied(direction: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """The direction, changed so that entries of theta that are of equal size stay so: each gets
+    their mean. Zeros stay where they are. Zero where no entries are tied.
+
+    >>> together_where_tied(np.array([1.0, 3.0, 5.0, 7.0]), np.array([2.0, -2.0, 0.0, 4.0]))
+    array([-1.,  1.,  0.,  7.])
+    """
+    ordered = np.sort(np.abs(theta), axis=None)
+    if not ((ordered[:1] == 0).any() or (ordered[1:] == ordered[:-1]).any()):
+        return np.zeros(theta.shape)
+    sign = np.sign(theta).ravel()
+    _, group, count = np.unique(np.abs(theta), return_inverse=True, return_counts=True)
+    sums = np.bincount(group.ravel(), sign * direction.ravel(), len(count))
+    return (sign * (sums / count)[group.ravel()]).reshape(theta.shape)
 
 
 def norm(a: Any) -> float:

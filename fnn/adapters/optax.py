@@ -1,4 +1,4 @@
-"""To and from other libraries, none of which is imported here."""
+"""Optimizers: from optax, and to it."""
 
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ class OptaxState(NamedTuple):
 def from_optax(transformation: Any) -> Optimizer:
     """An `Optimizer` of any optax transformation: theta <- theta + updates.
 
+    It computes under JAX's standard dtype promotion, for optax mixes dtypes.
+
     Raises TypeError for what has no init and update.
 
     >>> class Descent:  # as optax.sgd(0.5)
@@ -41,7 +43,8 @@ def from_optax(transformation: Any) -> Optimizer:
 
     def update(state: OptaxState, grads: Params) -> OptaxState:
         params, step, slots = state
-        updates, slots = transformation.update(grads, slots, params)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, slots = transformation.update(grads, slots, params)
         moved = lambda p, u: (p + u).astype(p.dtype)  # noqa: E731
         return OptaxState(jax.tree.map(moved, params, updates), step + 1, slots)
 

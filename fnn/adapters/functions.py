@@ -1,0 +1,251 @@
+"""Networks of other libraries, or any function of parameters and an input, as a `Layer`.
+
+Their derivative is autodiff's: `jax.vjp` of the function. It gives the gradient summed over the
+batch, which is all that training needs, sharded or not. Per-example statistics need more: a
+function of a whole batch refuses them by name, one of a single example (`from_single`) has them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fnn.base import Array, Grads, Layer, Params, Residuals
+from fnn.reductions import Direct, Factor, Reduce, Whole, rows, total
+
+Apply = Callable[[Params, Any], Any]
+"""apply(params, x) -> y."""
+
+
+def from_function(init: Callable[[Array], Params], apply: Apply) -> Layer:
+    """A `Layer` of any pure function apply(params, x) -> y, with autodiff's derivative.
+
+    init(key) -> params, a pytree of floating-point arrays; x and y have the examples' axes first.
+    Per-example statistics refuse it, since nothing says that the examples do not mix: for a
+    function of one example take `from_single`.
+
+    Raises TypeError for what is not callable, and for params that are not floating-point.
+
+    >>> double = from_function(lambda key: jnp.array([2.0]), lambda w, x: w * x)
+    >>> y, residuals = double.forward(double.init(jax.random.key(0)), jnp.array([[3.0]]))
+    >>> double.backward(jnp.array([2.0]), residuals, jnp.ones((1, 1)))
+    (Array([3.], dtype=float32), Array([[2.]], dtype=float32))
+    """
+    name = f"from_function({_name_of(apply)})"
+    _check_callable("from_function", init=init, apply=apply)
+
+    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+        _check_floating(name, params)
+        y, pull = jax.vjp(apply, params, x)
+        return y, _without(pull, params)
+
+    def backward(params: Params, residuals: Any, dy: Any, reduce: Reduce = total) -> Grads:
+        dparams, dx = residuals(params)(dy)
+        return jax.tree.map(lambda g: reduce(Whole(g, name)), dparams), _floats(dx)
+
+    return Layer(init, forward, backward)
+
+
+def from_single(init: Callable[[Array], Params], apply: Apply, ndim: int = 1) -> Layer:
+    """A `Layer` of a pure function apply(params, x) -> y of a single example, whose x has ndim
+    axes: it is mapped over all axes before those.
+
+    As `from_function`, and per-example statistics work: the gradient of each example is the
+    function's own.
+
+    Raises TypeError for what is not callable, and for params that are not floating-point;
+    ValueError for an ndim below 0 and for an x of fewer axes.
+
+    >>> scale = from_single(lambda key: jnp.array([2.0]), lambda w, x: w * x)
+    >>> x, y = jnp.array([[3.0], [5.0]]), jnp.zeros((2, 1))
+    >>> import fnn
+    >>> fnn.per_example.squared_norms(scale, fnn.mse)(jnp.array([2.0]), x, y)
+    Array([ 1296., 10000.], dtype=float32)
+    """
+    name = f"from_single({_name_of(apply)})"
+    _check_callable("from_single", init=init, apply=apply)
+    if ndim < 0:
+        raise ValueError(f"{name}: expected ndim of at least 0, got {ndim}")
+
+    def mapped(params: Params, x: Array) -> Any:
+        batch = x.shape[: x.ndim - ndim]
+        y = jax.vmap(apply, (None, 0))(params, x.reshape(prod(batch), *x.shape[x.ndim - ndim :]))
+        return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), y)
+
+    def forward(params: Params, x: Array) -> tuple[Any, Residuals]:
+        _check_floating(name, params)
+        if jnp.ndim(x) < ndim:
+            raise ValueError(f"{name}: expected x of at least {ndim} axes, got {jnp.shape(x)}")
+        y, pull = jax.vjp(mapped, params, x)
+        return y, (_without(pull, params), x)
+
+    def backward(params: Params, residuals: Any, dy: Any, reduce: Reduce = total) -> Grads:
+        pull, x = residuals
+        dparams, dx = pull(params)(dy)
+        sums, form = jax.tree.flatten(dparams)
+        own = _Own(apply, x.ndim - ndim)
+        factors = [_Single(g, params, x, dy, own, i) for i, g in enumerate(sums)]
+        return jax.tree.unflatten(form, [reduce(factor) for factor in factors]), _floats(dx)
+
+    return Layer(init, forward, backward)
+
+
+@dataclass(frozen=True)
+class _Own:
+    """The function of a single example, and the number of axes of the batch."""
+
+    apply: Apply
+    batch_axes: int
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["sum", "params", "x", "dy"],
+    meta_fields=["own", "index"],
+)
+@dataclass(frozen=True)
+class _Single(Factor):
+    """Gradients of the parameter of this index: their sum is known, each by itself is that of the
+    function of one example."""
+
+    sum: Array
+    params: Params
+    x: Array
+    dy: Any
+    own: _Own
+    index: int
+
+    @property
+    def batch(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.x.shape[: self.own.batch_axes]
+
+    @property
+    def ndim(self) -> int:  # type: ignore[override]
+        return self.sum.ndim
+
+
+@total.register
+def _(factor: _Single) -> Array:
+    return factor.sum
+
+
+@rows.register
+def _(factor: _Single, examples: int | None = None) -> Direct:
+    def gradient(x: Array, dy: Any) -> Array:
+        dparams = jax.vjp(lambda params: factor.own.apply(params, x), factor.params)[1](dy)[0]
+        return jax.tree.leaves(dparams)[factor.index]
+
+    for _ in range(factor.own.batch_axes):
+        gradient = jax.vmap(gradient)
+    return rows(Direct(gradient(factor.x, factor.dy), factor.ndim), examples)
+
+
+def from_equinox(module: Any, ndim: int = 1) -> Layer:
+    """A `Layer` of an Equinox module, or of any pytree that is a function of a single example,
+    whose x has ndim axes.
+
+    params is the module with None in place of all that is not a floating-point array, as
+    `equinox.partition(module, equinox.is_inexact_array)` gives it; `init` returns the module's
+    own, whatever the key. `equinox.combine(params, module)` is the module with these params.
+
+    Raises TypeError for what is not callable.
+
+    >>> scale = jax.tree_util.Partial(lambda w, x: w * x, jnp.full(1, 2.0))
+    >>> layer = from_equinox(scale)
+    >>> layer.forward(layer.init(jax.random.key(0)), jnp.array([[3.0]]))[0]
+    Array([[6.]], dtype=float32)
+    """
+    _check_callable("from_equinox", module=module)
+    leaves, form = jax.tree.flatten(module)
+    # Of the module's arrays only those that `init` returns are parameters.
+    taken = [i for i, a in enumerate(leaves) if _is_floating(a)]
+    params = jax.tree.unflatten(form, [a if i in taken else None for i, a in enumerate(leaves)])
+
+    def apply(params: Params, x: Array) -> Any:
+        merged = list(leaves)
+        for i, a in zip(taken, jax.tree.leaves(params), strict=True):
+            merged[i] = a
+        return jax.tree.unflatten(form, merged)(x)
+
+    apply.__qualname__ = type(module).__name__
+    return from_single(lambda key: params, apply, ndim)
+
+
+def from_flax(module: Any, example: Any) -> Layer:
+    """A `Layer` of a Flax (linen) module, or of anything with init(key, x) -> {"params": params}
+    and apply({"params": params}, x) -> y. example is an input of some examples, or its shapes.
+
+    Raises TypeError for what has no init and apply; ValueError for a module with other
+    collections than params, such as the running averages of its own batch normalisation.
+
+    >>> class Scale:  # as a linen module
+    ...     init = staticmethod(lambda key, x: {"params": {"w": jnp.full(1, 2.0)}})
+    ...     apply = staticmethod(lambda variables, x: variables["params"]["w"] * x)
+    >>> layer = from_flax(Scale, jnp.ones((1, 1)))
+    >>> layer.forward(layer.init(jax.random.key(0)), jnp.array([[3.0]]))[0]
+    Array([[6.]], dtype=float32)
+    """
+    if not (hasattr(module, "init") and hasattr(module, "apply")):
+        raise TypeError(f"from_flax: expected init and apply, got {type(module).__name__}")
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), example)
+    collections = set(jax.eval_shape(module.init, jax.random.key(0), shapes))
+    if not collections <= {"params"}:
+        raise ValueError(
+            f"from_flax: expected a module of params alone, got {sorted(collections)}; "
+            f"from_function(init, apply) takes a function that holds the others"
+        )
+
+    def init(key: Array) -> Params:
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        return module.init(key, zeros).get("params", ())
+
+    def apply(params: Params, x: Any) -> Any:
+        return module.apply({"params": params}, x)
+
+    apply.__qualname__ = type(module).__name__
+    return from_function(init, apply)
+
+
+def _without(pull: Any, params: Params) -> Any:
+    """f with f(params) = pull: a pytree of what pull holds, without the params themselves, which
+    whoever calls backward holds too."""
+    held, form = jax.tree.flatten(pull)
+    place = {id(p): i for i, p in enumerate(jax.tree.leaves(params))}
+    places = [place.get(id(a)) for a in held]
+    own = [a for a, i in zip(held, places, strict=True) if i is None]
+
+    def with_params(own: list[Any], params: Params) -> Any:
+        rest, ours = iter(own), jax.tree.leaves(params)
+        return jax.tree.unflatten(form, [next(rest) if i is None else ours[i] for i in places])
+
+    return jax.tree_util.Partial(with_params, own)
+
+
+def _floats(dx: Any) -> Any:
+    """None where x has no gradient, as codes have none."""
+    return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, dx)
+
+
+def _is_floating(a: Any) -> bool:
+    return hasattr(a, "dtype") and bool(jnp.issubdtype(a.dtype, jnp.floating))
+
+
+def _check_floating(name: str, params: Params) -> None:
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not _is_floating(leaf):
+            where = f"params{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{name}: expected floating-point arrays, {where} is {leaf!r}")
+
+
+def _check_callable(name: str, **functions: Any) -> None:
+    for argument, value in functions.items():
+        if not callable(value):
+            raise TypeError(f"{name}: expected {argument} to be a function, got {value!r}")
+
+
+def _name_of(f: Callable[..., Any]) -> str:
+    return str(getattr(f, "__qualname__", type(f).__name__)).split(".")[-1]

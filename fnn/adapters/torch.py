@@ -1,0 +1,255 @@
+"""Parameters from PyTorch, and to it, as arrays by the names of a state dict.
+
+A module of theirs and the dict of params that it becomes:
+
+    Linear               weight (d_out, d_in), bias         {"W", "b"}, as they are
+    Conv2d               weight (c_out, c_in, *window), bias {"W", "b"}, W (c_out, *window, c_in)
+    LayerNorm, BatchNorm weight, bias                       {"gain", "bias"}
+    Embedding            weight                             {"table"}
+
+Their images have channels first. So a Linear that reads a Conv2d's flattened images has columns
+in the order channel, row, column, and the W that it becomes in the order row, column, channel.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.base import Params
+
+NAMES = (
+    {"W": "weight", "b": "bias"},
+    {"gain": "weight", "bias": "bias"},
+    {"table": "weight"},
+)
+"""For each kind of layer, its params' names here and there."""
+MEASURED = ("running_mean", "running_var", "num_batches_tracked")
+"""What a BatchNorm keeps beside its parameters."""
+
+
+def from_torch(
+    state: Mapping[str, Any], like: Params, names: Sequence[str] | None = None
+) -> Params:
+    """Params of the structure, shapes and dtypes of `like`, with the values of a state dict.
+
+    state: `model.state_dict()`, or what `safetensors.numpy.load_file` reads: arrays or tensors by
+    name, such as "0.weight", or nested mappings of them. like: the params of the network, or
+    their shapes. Modules are matched with the layers that have parameters in their order: by the
+    numbers in their names, as in an `nn.Sequential`; names=["encoder", "head"] gives it where
+    they have others. A module without a bias gives zeros. A Linear after a Conv2d is taken to
+    read its flattened images.
+
+    What a BatchNorm has measured is not a parameter: see `statistics_from_torch`.
+
+    Raises ValueError for another number of modules, for names whose order is unknown, and for an
+    array that is missing, unknown or of another shape, with its name.
+
+    >>> state = {"0.weight": np.array([[1.0, 2.0]]), "0.bias": np.array([3.0])}
+    >>> import fnn
+    >>> from_torch(state, fnn.mlp((2, 1)).init(jax.random.key(0)))
+    ({'W': Array([[1., 2.]], dtype=float32), 'b': Array([3.], dtype=float32)}, ())
+    """
+    state = _flat(state)
+    found = {}
+    for link in _links("from_torch", state, like, names):
+        if link.key in state:
+            got = _array(state[link.key])
+            _check_shape("from_torch", link, got)
+            found[link.path] = jnp.asarray(link.ours(got), link.dtype)
+        elif link.key.endswith("bias"):
+            found[link.path] = jnp.zeros(link.shape, link.dtype)
+        else:
+            raise ValueError(f"from_torch: {link.key} is missing, for {_shown(link.path)}")
+    return _filled(like, found)
+
+
+def to_torch(
+    params: Params, like: Mapping[str, Any], names: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """The state dict of a model of theirs with the values of params: numpy arrays by name.
+
+    like: `model.state_dict()`; what it holds beside parameters is kept. The inverse of
+    `from_torch`, and modules are matched as there.
+    `model.load_state_dict({k: torch.tensor(a) for k, a in to_torch(params, like).items()})`
+
+    Raises ValueError as `from_torch` does, and for a bias that is not zero where like has none.
+
+    >>> like = {"0.weight": np.zeros((1, 2)), "0.bias": np.zeros(1)}
+    >>> params = ({"W": jnp.array([[1.0, 2.0]]), "b": jnp.array([3.0])}, ())
+    >>> to_torch(params, like)["0.weight"]
+    array([[1., 2.]])
+    """
+    like = _flat(like)
+    state = {name: _array(value) for name, value in like.items()}
+    values = dict(jax.tree.leaves_with_path(params))
+    for link in _links("to_torch", like, params, names):
+        value = np.asarray(values[link.path])
+        if link.key in state:
+            _check_shape("to_torch", link, state[link.key])
+            value = np.ascontiguousarray(link.theirs(value))
+            state[link.key] = value.astype(state[link.key].dtype)
+        elif np.any(value):
+            raise ValueError(f"to_torch: {link.key} is missing, and {_shown(link.path)} is not 0")
+    return state
+
+
+def statistics_from_torch(
+    state: Mapping[str, Any], like: Any, names: Sequence[str] | None = None
+) -> Any:
+    """What the BatchNorm modules of a state dict have measured, in the structure of `like`: that
+    of `fnn.statistics(network, params, x)`, its values or their shapes.
+
+    Their order is found as in `from_torch`. Raises ValueError as it does.
+
+    >>> state = {"0.running_mean": np.array([3.0]), "0.running_var": np.array([4.0])}
+    >>> statistics_from_torch(state, (jnp.zeros(1), jnp.ones(1)))
+    (Array([3.], dtype=float32), Array([4.], dtype=float32))
+    """
+    state = _flat(state)
+    measured = {key: value for key, value in state.items() if key.endswith(MEASURED[:2])}
+    keys = [f"{name}.{kept}" for name in _ordered(measured, names) for kept in MEASURED[:2]]
+    keys = [key for key in keys if key in measured]
+    leaves, form = jax.tree.flatten(like)
+    if len(keys) != len(leaves):
+        raise ValueError(
+            f"statistics_from_torch: expected {len(leaves)} arrays of means and variances, "
+            f"got {len(keys)}: {', '.join(keys)}"
+        )
+    found = []
+    for key, leaf in zip(keys, leaves, strict=True):
+        got = _array(state[key])
+        if got.shape != leaf.shape:
+            raise ValueError(
+                f"statistics_from_torch: expected shape {leaf.shape} for {key}, got {got.shape}"
+            )
+        found.append(jnp.asarray(got, leaf.dtype))
+    return jax.tree.unflatten(form, found)
+
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+class _Link(NamedTuple):
+    """A parameter and the array of a state dict that it is: how each becomes the other."""
+
+    path: tuple[Any, ...]
+    key: str
+    shape: tuple[int, ...]
+    dtype: Any
+    ours: Change
+    theirs: Change
+
+
+def _links(
+    name: str, state: Mapping[str, Any], params: Params, names: Sequence[str] | None
+) -> Iterable[_Link]:
+    """One link per parameter; every array of the state that is a parameter is in one."""
+    layers = jax.tree.leaves_with_path(params, is_leaf=_is_layer)
+    unknown = next((path for path, layer in layers if not _is_layer(layer)), None)
+    if unknown is not None:
+        raise ValueError(
+            f"{name}: expected params of dense, conv2d, layer_norm, batch_norm or embedding, "
+            f"got {_shown(unknown)}"
+        )
+    parameters = {key: value for key, value in state.items() if not key.endswith(MEASURED)}
+    modules = _ordered(parameters, names)
+    if len(modules) != len(layers):
+        places = ", ".join(_shown(path) for path, _ in layers)
+        raise ValueError(
+            f"{name}: expected {len(layers)} modules, for {places}, "
+            f"got {len(modules)}: {', '.join(modules)}"
+        )
+    links, channels = [], None
+    for module, (path, layer) in zip(modules, layers, strict=True):
+        there = next(kind for kind in NAMES if set(kind) == set(layer))
+        for ours, theirs in there.items():
+            leaf = layer[ours]
+            ways = _ways(leaf.shape, channels) if ours == "W" else (_same, _same)
+            key = f"{module}.{theirs}" if module else theirs
+            place = (*path, jax.tree_util.DictKey(ours))
+            links.append(_Link(place, key, leaf.shape, leaf.dtype, *ways))
+        if "W" in layer:
+            channels = layer["W"].shape[0] if layer["W"].ndim == 4 else None
+    foreign = sorted(set(parameters) - {link.key for link in links})
+    if foreign:
+        raise ValueError(f"{name}: there is no parameter for {foreign[0]}")
+    return links
+
+
+def _ways(shape: tuple[int, ...], channels: int | None) -> tuple[Change, Change]:
+    """How a weight of theirs becomes W of this shape, and back. channels: those of the images
+    that are flattened before it, if they are."""
+    if len(shape) == 4:
+        return (lambda a: a.transpose(0, 2, 3, 1)), (lambda a: a.transpose(0, 3, 1, 2))
+    if channels is None or len(shape) != 2 or shape[1] % channels:
+        return _same, _same
+    d_out, places = shape[0], shape[1] // channels
+    return (
+        lambda a: a.reshape(d_out, channels, places).swapaxes(1, 2).reshape(shape),
+        lambda a: a.reshape(d_out, places, channels).swapaxes(1, 2).reshape(shape),
+    )
+
+
+def _same(a: np.ndarray) -> np.ndarray:
+    return a
+
+
+def _is_layer(node: Any) -> bool:
+    """Whether these are the params of one layer that PyTorch has too."""
+    return isinstance(node, dict) and any(set(kind) == set(node) for kind in NAMES)
+
+
+def _ordered(state: Mapping[str, Any], names: Sequence[str] | None) -> list[str]:
+    """The modules of a state dict in the order of the network."""
+    modules = list(dict.fromkeys(key.rpartition(".")[0] for key in state))
+    if names is not None:
+        missing = [name for name in modules if name not in names]
+        if missing:
+            raise ValueError(f"names: expected all of the state's modules, {missing[0]!r} is not")
+        return [name for name in names if name in modules]
+    if len({re.sub(r"\d+", "", name) for name in modules}) > 1:
+        raise ValueError(
+            f"state: the order of the modules {', '.join(modules)} is not in their names; "
+            f"give it by names=[...]"
+        )
+    return sorted(modules, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+
+
+def _flat(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Arrays by their whole names."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"expected a state dict, arrays by name, got {type(state).__name__}")
+    found: dict[str, Any] = {}
+    for name, value in state.items():
+        inner = isinstance(value, Mapping)
+        found |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return found
+
+
+def _array(value: Any) -> np.ndarray:
+    """The numpy array of an array, or of a tensor on any device."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if "bfloat16" in str(value.dtype) else value
+    return np.asarray(value)
+
+
+def _check_shape(name: str, link: _Link, got: np.ndarray) -> None:
+    expected = link.theirs(np.broadcast_to(np.zeros(()), link.shape)).shape
+    if got.shape != expected:
+        raise ValueError(
+            f"{name}: expected shape {expected} for {link.key}, which is {_shown(link.path)} "
+            f"{tuple(link.shape)}, got {got.shape}"
+        )
+
+
+def _filled(like: Params, found: Mapping[tuple[Any, ...], Any]) -> Params:
+    return jax.tree.map_with_path(lambda path, leaf: found[path], like)
+
+
+def _shown(path: tuple[Any, ...]) -> str:
+    return f"params{jax.tree_util.keystr(path)}"

@@ -1,0 +1,215 @@
+"""A layer inside what JAX differentiates: `differentiable`.
+
+With J the layer's Jacobian at (params, x), the two modes of autodiff need
+
+    forward mode   dy = J (dparams, dx)
+    reverse mode   (dparams, dx) = J^T dy
+
+and the layer states the second. It is linear in dy, so the first is its transpose, which
+`jax.linear_transpose` reads off the same hand-written backward: there is no second rule.
+
+`jax.custom_vjp` would refuse forward mode, and `jax.custom_jvp` alone would transpose the
+transpose of backward where it can simply run it. So the rule's tangent is one operation of its
+own, `_tangent`, linear in the tangents, that knows its transpose: reverse mode runs `backward`
+itself, when the backward pass gets there.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from fnn.base import Array, Layer, Params, Residuals, check_layer
+
+Linear = Callable[[list[Any], list[Any]], list[Array]]
+"""f(residuals, arrays) -> arrays, linear in the second argument; all flat."""
+
+
+def differentiable(layer: Layer) -> Callable[[Params, Any], Any]:
+    """apply(params, x) -> y, for use inside anything that autodiff differentiates, such as a
+    model of Equinox or Flax: `jax.grad` and `jax.vjp` run the layer's own backward there, and
+    `jax.jvp` its transpose.
+
+    Raises TypeError for what is not a layer; the derivative raises ValueError for gradients of
+    other shapes than the parameters' and the input's.
+
+    >>> import fnn
+    >>> apply = differentiable(fnn.relu)
+    >>> jax.grad(lambda x: apply((), x).sum())(jnp.array([-1.0, 2.0]))
+    Array([0., 1.], dtype=float32)
+    >>> jax.jvp(lambda x: apply((), x), (jnp.array([-1.0, 2.0]),), (jnp.array([5.0, 5.0]),))[1]
+    Array([0., 5.], dtype=float32)
+    """
+    check_layer("differentiable", layer)
+
+    @jax.custom_jvp
+    def apply(params: Params, x: Any) -> Any:
+        return layer.forward(params, x)[0]
+
+    @apply.defjvp
+    def rule(primals: tuple[Params, Any], tangents: tuple[Params, Any]) -> tuple[Any, Any]:
+        params, x = primals
+        y, residuals = layer.forward(params, x)
+        return y, _pushed(layer, primals, residuals, y, tangents)
+
+    return apply
+
+
+def _pushed(
+    layer: Layer, primals: tuple[Params, Any], residuals: Residuals, y: Any, tangents: Any
+) -> Any:
+    """J (dparams, dx): a tangent of y. What is not floating-point, such as codes, has none."""
+    known, form = jax.tree.flatten((primals[0], residuals))
+    inputs = jax.tree.leaves_with_path(primals)
+    moving = [i for i, (_, a) in enumerate(inputs) if _is_floating(a)]
+    outputs, form_of_y = jax.tree.flatten(y)
+    smooth = [i for i, a in enumerate(outputs) if _is_floating(a)]
+    none = [np.zeros(a.shape, jax.dtypes.float0) for a in outputs]
+
+    def pull(known: list[Any], cotangents: list[Any]) -> list[Array]:
+        params, residuals = jax.tree.unflatten(form, known)
+        dy = list(none)
+        for i, cotangent in zip(smooth, cotangents, strict=True):
+            dy[i] = cotangent
+        grads = layer.backward(params, residuals, jax.tree.unflatten(form_of_y, dy))
+        grads = jax.tree.broadcast(tuple(grads), primals, is_leaf=_is_none)
+        found = jax.tree.leaves(grads, is_leaf=_is_none)
+        return [_checked(*inputs[i], found[i]) for i in moving]
+
+    def push(known: list[Any], tangents: list[Any]) -> list[Array]:
+        like = [jax.ShapeDtypeStruct(outputs[i].shape, outputs[i].dtype) for i in smooth]
+        (dy,) = jax.linear_transpose(lambda dy: pull(known, dy), like)(tangents)
+        return list(dy)
+
+    given = jax.tree.leaves(tangents)
+    pushed = _tangent.bind(
+        *known,
+        *(given[i] for i in moving),
+        push=push,
+        pull=pull,
+        n=len(known),
+        like=tuple(jax.typeof(outputs[i]) for i in smooth),
+    )
+    dy = list(none)
+    for i, tangent in zip(smooth, pushed, strict=True):
+        dy[i] = tangent
+    return jax.tree.unflatten(form_of_y, dy)
+
+
+def _is_floating(a: Any) -> bool:
+    return bool(jnp.issubdtype(a.dtype, jnp.inexact))
+
+
+def _is_none(a: Any) -> bool:
+    return a is None
+
+
+def _checked(path: Any, primal: Any, gradient: Any) -> Array:
+    """The gradient, if it has its parameter's or the input's shape and dtype."""
+    expected, got = (None if a is None else f"{a.dtype}{list(a.shape)}" for a in (primal, gradient))
+    if expected != got:
+        name = ("params", "x")[path[0].idx] + jax.tree_util.keystr(path[1:])
+        raise ValueError(f"backward: expected a gradient {expected} for {name}, got {got}")
+    return jnp.asarray(gradient)
+
+
+_tangent = Primitive("layer_tangent")
+"""push(known, tangents), whose transpose is pull(known, cotangents): operands are the n arrays
+of known, then the tangents; like holds the results' types."""
+_tangent.multiple_results = True
+
+
+@_tangent.def_impl
+def _of(*operands: Any, push: Linear, pull: Linear, n: int, like: tuple[Any, ...]) -> list[Array]:
+    return push(list(operands[:n]), list(operands[n:]))
+
+
+@_tangent.def_abstract_eval
+def _types(*operands: Any, push: Linear, pull: Linear, n: int, like: tuple[Any, ...]) -> list[Any]:
+    return list(like)
+
+
+def _jvp(
+    primals: Sequence[Any],
+    tangents: Sequence[Any],
+    *,
+    push: Linear,
+    pull: Linear,
+    n: int,
+    like: tuple[Any, ...],
+) -> tuple[list[Array], list[Array]]:
+    """Linear in the tangents, so its derivative by them is itself; that by what is known is
+    autodiff's, of push."""
+    same = partial(_tangent.bind, push=push, pull=pull, n=n, like=like)
+    known, arrays = list(primals[:n]), list(primals[n:])
+    out = same(*primals)
+    dout = same(*known, *map(ad.instantiate_zeros, tangents[n:]))
+    moving = [i for i in range(n) if not isinstance(tangents[i], ad.Zero)]
+    if moving:
+
+        def of_known(changed: list[Any]) -> list[Array]:
+            every = list(known)
+            for i, value in zip(moving, changed, strict=True):
+                every[i] = value
+            return push(every, arrays)
+
+        by_known = jax.jvp(
+            of_known, ([known[i] for i in moving],), ([tangents[i] for i in moving],)
+        )[1]
+        dout = [a + b for a, b in zip(dout, by_known, strict=True)]
+    return out, dout
+
+
+def _transpose(
+    cotangents: Sequence[Any],
+    *operands: Any,
+    push: Linear,
+    pull: Linear,
+    n: int,
+    like: tuple[Any, ...],
+) -> list[Any]:
+    """The layer's own backward."""
+    return [None] * n + pull(list(operands[:n]), list(map(ad.instantiate_zeros, cotangents)))
+
+
+def _batched(
+    operands: Sequence[Any],
+    axes: Sequence[Any],
+    *,
+    push: Linear,
+    pull: Linear,
+    n: int,
+    like: tuple[Any, ...],
+) -> tuple[list[Array], list[int]]:
+    """The operation of one more axis, in front. Each tangent gets it, so that the transpose of
+    what gave it to them sums the cotangents."""
+    (size,) = {a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None}
+    front = [
+        a if axis is None else jnp.moveaxis(a, axis, 0)
+        for a, axis in zip(operands, axes, strict=True)
+    ]
+    tangents = [
+        jnp.broadcast_to(a, (size, *a.shape)) if axis is None else a
+        for a, axis in zip(front[n:], axes[n:], strict=True)
+    ]
+    of_known = [None if axis is None else 0 for axis in axes[:n]]
+    out = _tangent.bind(
+        *front[:n],
+        *tangents,
+        push=jax.vmap(push, (of_known, 0), axis_size=size),
+        pull=jax.vmap(pull, (of_known, 0), axis_size=size),
+        n=n,
+        like=tuple(a.update(shape=(size, *a.shape)) for a in like),
+    )
+    return out, [0] * len(out)
+
+
+ad.primitive_jvps[_tangent] = _jvp
+ad.primitive_transposes[_tangent] = _transpose
+batching.primitive_batchers[_tangent] = _batched
+mlir.register_lowering(_tangent, mlir.lower_fun(_of, multiple_results=True))

@@ -1,0 +1,83 @@
+"""A trained network as a file that runs without fnn: StableHLO, by `jax.export`.
+
+One file serves CPU, CUDA, ROCm and TPU, and any number of examples. In another program
+
+    import jax
+    network = jax.export.deserialize(open("network.bin", "rb").read())
+    y = network.call(x)
+
+needs jax and flatbuffers alone. Files stay readable for six months of JAX's releases at least;
+see https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from fnn import atomic, extras
+from fnn.base import Layer, Params, at, check_layer, measured
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+"""What an exported program runs on."""
+
+
+def save(network: Layer, params: Params, example: Any, path: str | Path) -> None:
+    """Write f(x) = the network's output at these params, for any number of examples.
+
+    example is an input of some examples (n, ...), or a tree of them, or their shapes; its dtypes
+    are those that f takes. A network that varies is written as it evaluates: dropout as the
+    identity, and batch normalisation with its statistics, which
+    `fnn.at(network, statistics=fnn.statistics(network, params, x))` gives it.
+
+    Raises TypeError for what is not a layer; ValueError for a network that lacks its statistics
+    and for an example without an axis of examples; OSError where the file can't be written;
+    ModuleNotFoundError where flatbuffers, of `fnn[export]`, is not installed.
+
+    >>> import tempfile, fnn
+    >>> params = {"W": jnp.full((1, 1), 2.0), "b": jnp.ones(1)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "network.bin")
+    ...     save(fnn.dense(1, 1), params, jnp.ones((1, 1)), path)
+    ...     jax.export.deserialize(path.read_bytes()).call(jnp.array([[1.0], [2.0]]))
+    Array([[3.],
+           [5.]], dtype=float32)
+    """
+    check_layer("save", network)
+    measure = lambda params, x: measured(network, params, x, None)[1]  # noqa: E731
+    if jax.tree.leaves(jax.eval_shape(measure, params, example)):
+        raise ValueError(
+            "save: the network keeps statistics: expected "
+            "fnn.at(network, statistics=fnn.statistics(network, params, x))"
+        )
+    params = jax.tree.map(jnp.asarray, jax.device_get(params))
+    evaluated = at(network)
+    atomic.write(path, lowered(lambda x: evaluated.forward(params, x)[0], example))
+
+
+def lowered(f: Callable[[Any], Any], example: Any) -> bytes:
+    """f(x) as serialized StableHLO for all `PLATFORMS` and any number of examples: the content of
+    a file as `save` writes it. example is as there.
+
+    Raises ValueError and ModuleNotFoundError as `save` does.
+
+    >>> program = lowered(lambda x: 2 * x, jnp.ones((1, 3)))
+    >>> jax.export.deserialize(program).call(jnp.ones((2, 3))).shape
+    (2, 3)
+    """
+    with extras.needs("export"):
+        import_module("flatbuffers")
+
+    shapes = jax.tree.map(_shape, example)
+    if not all(a.ndim for a in jax.tree.leaves(shapes)):
+        raise ValueError("export: expected an example with an axis of examples, got a scalar")
+    free = export.symbolic_args_specs(shapes, "n, ...")
+    return bytes(export.export(jax.jit(f), platforms=PLATFORMS)(free).serialize())
+
+
+def _shape(a: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype))

@@ -1,0 +1,30 @@
+"""The same network on a mesh of devices, by `jax.shard_map` and XLA's collectives.
+
+    replicated      data parallelism: examples split, params whole on each device
+    fully_sharded   data parallelism: examples split, params and optimizer state cut
+    sharded         tensor parallelism: a layer cut, between `copy_to` and `sum_over`
+    mlp             `fnn.mlp` so cut, with its params
+    specs           which part of each array a device holds; `create` makes each its part
+
+`fnn.make_step`, `make_epoch`, `make_train` and `fit` take a mesh, and do all of this.
+"""
+
+from fnn.parallel.data import fully_sharded, replicated
+from fnn.parallel.shares import Shares
+from fnn.parallel.specs import create, shardings, specs
+from fnn.parallel.tensor import column_dense, copy_to, mlp, row_dense, sharded, sum_over
+
+__all__ = [
+    "Shares",
+    "column_dense",
+    "copy_to",
+    "create",
+    "fully_sharded",
+    "mlp",
+    "replicated",
+    "row_dense",
+    "sharded",
+    "shardings",
+    "specs",
+    "sum_over",
+]

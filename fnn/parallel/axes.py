@@ -1,0 +1,43 @@
+"""The axes of a mesh over which a program runs as one copy per device: inside `jax.shard_map`."""
+
+from collections.abc import Callable
+
+import jax
+
+from fnn.base import Array
+
+
+def is_mapped(name: str, axis: str) -> bool:
+    """Whether the program runs once per device of the axis. Outside of `jax.shard_map`, where
+    every array is whole, it does not.
+
+    Raises ValueError inside a `jax.shard_map` without this axis, naming the layer and the axis.
+
+    >>> is_mapped("copy_to", "data")
+    False
+    """
+    mapped = jax.sharding.get_abstract_mesh().manual_axes
+    if mapped and axis not in mapped:
+        raise ValueError(f"{name}: expected a mapped axis {axis!r}, got {sorted(mapped)}")
+    return bool(mapped)
+
+
+def varying(a: Array) -> frozenset[str]:
+    """The mapped axes along which devices may hold different values of the array.
+
+    >>> varying(jax.numpy.ones(2))
+    frozenset()
+    """
+    return jax.typeof(a).mat.varying
+
+
+def over_devices(collective: Callable[..., Array], a: Array) -> Array:
+    """What `jax.lax.psum`, or another collective, makes of the array over the axes along which
+    it varies: of a sum over a part of the params, the sum over all of them. The array itself
+    where no axis is mapped, or it is the same everywhere.
+
+    >>> over_devices(jax.lax.psum, jax.numpy.ones(2))
+    Array([1., 1.], dtype=float32)
+    """
+    axes = tuple(sorted(varying(a)))
+    return collective(a, axes) if axes else a

@@ -1,0 +1,91 @@
+"""Examples that are split over the devices of a mesh's axis "data"."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fnn.base import Array
+from fnn.parallel.specs import automatic
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["n", "devices"])
+@dataclass(frozen=True)
+class Shares:
+    """n examples, split over the devices: arrays is (x, y), or any tree of arrays whose first
+    axis has one part after another for each device, all of the same length `rows`.
+
+    Where the devices don't divide n, the first n % devices parts have one example more, and the
+    last row of the others repeats another device's example, so that it doesn't count.
+
+    >>> shares = Shares.of(jnp.arange(5), jax.make_mesh((1,), ("data",)))
+    >>> shares.n, shares.rows, shares.arrays
+    (5, 5, Array([0, 1, 2, 3, 4], dtype=int32))
+    """
+
+    arrays: Any
+    n: int
+    devices: int
+
+    @classmethod
+    def of(cls, data: Any, mesh: Mesh) -> "Shares":
+        """The examples in the arrays of `data` as shares; NumPy's move to the devices part by part.
+
+        >>> Shares.of(np.ones((4, 2)), jax.make_mesh((1,), ("data",))).arrays.shape
+        (4, 2)
+        """
+        n, devices = len(jax.tree.leaves(data)[0]), mesh.shape["data"]
+        sharding = NamedSharding(automatic(mesh), PartitionSpec("data"))
+        places = _places(n, devices)
+
+        def split(a: Any) -> Array:
+            a = a if places is None else a[places]
+            traced = isinstance(a, jax.core.Tracer)
+            return (jax.lax.with_sharding_constraint if traced else jax.device_put)(a, sharding)
+
+        return cls(jax.tree.map(split, data), n, devices)
+
+    @property
+    def rows(self) -> int:
+        """The number of examples on each device, the last of which may be a repeated one."""
+        return -(-self.n // self.devices)
+
+    def repeats(self, device: Array) -> Any:
+        """Whether the last row of the device's part repeats another's example."""
+        return device >= self.n % self.devices if self.n % self.devices else False
+
+    def weights(self, device: Array) -> Array:
+        """The weights (rows,) or () of the device's examples, with which the sum over the devices
+        of the weighted means is the mean over all n examples."""
+        if self.n % self.devices == 0:
+            return jnp.float32(1 / self.devices)
+        last = jnp.arange(self.rows) == self.rows - 1
+        return jnp.where(last & self.repeats(device), 0, self.rows / self.n).astype(jnp.float32)
+
+    def examples(self, tree: Any) -> Any:
+        """The n examples, in their order and without repeated ones, of arrays laid out as these.
+
+        >>> shares = Shares.of(jnp.arange(5), jax.make_mesh((1,), ("data",)))
+        >>> shares.examples(shares.arrays)
+        Array([0, 1, 2, 3, 4], dtype=int32)
+        """
+        places = _places(self.n, self.devices)
+        if places is None:
+            return tree
+        first = np.arange(len(places)) % self.rows < self.rows - 1
+        device = np.arange(len(places)) // self.rows
+        kept = np.flatnonzero(first | (device < self.n % self.devices))
+        return jax.tree.map(lambda a: a[kept], tree)
+
+
+def _places(n: int, devices: int) -> np.ndarray | None:
+    """Which example stands where, (devices * rows,); None where each has its own place."""
+    if n % devices == 0:
+        return None
+    rows, device = -(-n // devices), np.arange(devices)
+    starts = device * (n // devices) + np.minimum(device, n % devices)
+    return np.minimum(starts[:, None] + np.arange(rows), n - 1).ravel()

@@ -1,0 +1,90 @@
+"""Which part of each array a device of the mesh holds, as `jax.sharding.PartitionSpec`s."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fnn.base import Array
+from fnn.parallel.data import cut_dim
+
+
+def specs(init: Callable[[Array], Any], mesh: Mesh) -> Any:
+    """The partition of what init(key) makes: a tree of `PartitionSpec`s.
+
+    init is a network's, or lambda key: optimizer.init(network.init(key)) for an optimizer's
+    state, whose slots are cut as their parameters are. Nothing is computed: the shapes of what
+    init makes outside of `jax.shard_map` are compared with those inside, where it makes one
+    device's part. Where an array is cut over several axes, the mesh's last cuts first, so that
+    the first one's combinator, such as `fully_sharded` over "data", is the outermost.
+
+    Raises ValueError for shapes that are no equal parts.
+
+    >>> import fnn
+    >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
+    >>> specs(fully_sharded(fnn.dense(4, 2), "data").init, mesh)["W"]
+    PartitionSpec()
+    """
+    sizes = dict.fromkeys(mesh.axis_names, 1)
+    before, form = jax.tree.flatten(_shapes(init, sizes))
+    cut: list[list[list[str]]] = [[[] for _ in a.shape] for a in before]
+    for axis in reversed(mesh.axis_names):
+        sizes[axis] = mesh.shape[axis]
+        after = jax.tree.leaves(_shapes(init, sizes))
+        for axes, a, b in zip(cut, before, after, strict=True):
+            dim = cut_dim("specs", mesh.shape[axis], a.shape, b.shape)
+            if dim >= 0:
+                axes[dim].append(axis)
+        before = after
+    return jax.tree.unflatten(form, [_spec(axes) for axes in cut])
+
+
+def _spec(axes: list[list[str]]) -> PartitionSpec:
+    while axes and not axes[-1]:
+        axes = axes[:-1]
+    return PartitionSpec(*(tuple(names) if len(names) > 1 else (*names, None)[0] for names in axes))
+
+
+def _shapes(init: Callable[[Array], Any], sizes: dict[str, int]) -> Any:
+    """The shapes of what init makes on one device of a mesh with these sizes."""
+    made = []
+
+    def on_device() -> tuple[()]:
+        made.append(jax.tree.map(jax.typeof, init(jax.random.key(0))))
+        return ()
+
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    jax.eval_shape(jax.shard_map(on_device, mesh=mesh, in_specs=(), out_specs=()))
+    return made[0]
+
+
+def automatic(mesh: Mesh) -> Mesh:
+    """The same mesh with axes of the type Auto, along which XLA partitions what stands outside
+    of `jax.shard_map`.
+
+    >>> automatic(jax.make_mesh((1,), ("data",))).axis_types
+    (Auto,)
+    """
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def shardings(init: Callable[[Array], Any], mesh: Mesh) -> Any:
+    """`specs` as a tree of `NamedSharding`s, for `jax.device_put` and `jax.jit`.
+
+    >>> import fnn
+    >>> shardings(fnn.dense(4, 2).init, jax.make_mesh((1,), ("data",)))["W"].spec
+    PartitionSpec()
+    """
+    mesh = automatic(mesh)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(init, mesh))
+
+
+def create(init: Callable[[Array], Any], mesh: Mesh, key: Array) -> Any:
+    """What init(key) makes, each device making its own part: the whole is never in one place.
+
+    >>> import fnn
+    >>> create(fnn.dense(4, 2).init, jax.make_mesh((1,), ("data",)), jax.random.key(0))["W"].shape
+    (2, 4)
+    """
+    return jax.jit(init, out_shardings=shardings(init, mesh))(key)

@@ -1,0 +1,240 @@
+"""Layers that are cut over several devices, each of which has the same examples: tensor
+parallelism. Shoeybi et al. 2019, "Megatron-LM".
+
+`copy_to` stands before what is cut and `sum_over` behind it; each is the other's backward.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import cycle, pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fnn.activations import identity, relu
+from fnn.base import (
+    Array,
+    Grads,
+    Layer,
+    Params,
+    Residuals,
+    Varying,
+    at,
+    check_layer,
+    measured,
+)
+from fnn.combinators import serial
+from fnn.layers.dense import dense
+from fnn.parallel.axes import is_mapped, varying
+from fnn.parallel.data import cut_dim
+from fnn.parallel.factors import Shard
+from fnn.reductions import Factor, Reduce, total
+
+
+def copy_to(axis: str) -> Layer:
+    """The same x to every device of the axis, each of which goes on with a part of its own.
+
+        forward    y  = x
+        backward   dx = dy, summed over the axis
+
+    Outside of `jax.shard_map` it is the identity. Raises ValueError inside a `jax.shard_map`
+    that does not map the axis. It is f of Shoeybi et al. 2019.
+
+    >>> copy_to("model").forward((), jnp.ones(2))[0]
+    Array([1., 1.], dtype=float32)
+    """
+
+    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+        is_mapped("copy_to", axis)
+        return x, ()
+
+    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+        return (), jax.lax.psum(dy, axis) if is_mapped("copy_to", axis) else dy
+
+    return Layer(lambda key: (), forward, backward)
+
+
+def sum_over(axis: str) -> Layer:
+    """The sum of what the devices of the axis have, to each of them.
+
+        forward    y  = x, summed over the axis
+        backward   dx = dy
+
+    Outside of `jax.shard_map` it is the identity. Raises ValueError inside a `jax.shard_map`
+    that does not map the axis. It is g of Shoeybi et al. 2019.
+
+    >>> sum_over("model").forward((), jnp.ones(2))[0]
+    Array([1., 1.], dtype=float32)
+    """
+
+    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+        return jax.lax.psum(x, axis) if is_mapped("sum_over", axis) else x, ()
+
+    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+        is_mapped("sum_over", axis)
+        return (), dy
+
+    return Layer(lambda key: (), forward, backward)
+
+
+def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
+    """A layer of which each device of the axis has one of n equal parts: make(n), with make(1)
+    the whole.
+
+    make(n) is the same layer with one of its widths divided by n, lambda n: dense(64, 256 // n)
+    for example. A parameter that is smaller in make(n) than in make(1) is cut along that
+    dimension; one that is not must have the same gradient on all devices.
+
+    Outside of `jax.shard_map` it is make(1), and `init` gives the whole params; inside, `init`
+    gives this device's part.
+
+    Raises TypeError where make does not return layers; inside a `jax.shard_map` ValueError where
+    the axis is not mapped, for params that n does not divide, and for a whole parameter with
+    another gradient on each device.
+
+    >>> import fnn
+    >>> hidden = sharded(lambda n: fnn.dense(4, 8 // n), "model")
+    >>> block = fnn.serial(copy_to("model"), hidden, fnn.relu)
+    >>> block.forward(block.init(jax.random.key(0)), jnp.ones((3, 4)))[0].shape
+    (3, 8)
+    """
+    whole = make(1)
+    check_layer("sharded: make(1)", whole)
+
+    def here() -> Layer:
+        if not is_mapped("sharded", axis):
+            return whole
+        layer = make(jax.lax.axis_size(axis))
+        check_layer("sharded: make(n)", layer)
+        return layer
+
+    def dims(part: Layer) -> Any:
+        """The dimension along which each parameter is cut, -1 for none."""
+        sizes = [jax.eval_shape(layer.init, jax.random.key(0)) for layer in (whole, part)]
+        cut = partial(cut_dim, "sharded", jax.lax.axis_size(axis))
+        return jax.tree.map(lambda a, b: cut(a.shape, b.shape), *sizes)
+
+    def init(key: Array) -> Params:
+        params = whole.init(key)
+        if not is_mapped("sharded", axis):
+            return params
+        n, index = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+
+        def part(a: Array, dim: int) -> Array:
+            if dim < 0:
+                return a
+            size = a.shape[dim] // n
+            return jax.lax.dynamic_slice_in_dim(a, index * size, size, dim)
+
+        return jax.tree.map(part, params, dims(here()))
+
+    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+        return here().forward(params, x)
+
+    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+        layer = here()
+        if not is_mapped("sharded", axis):
+            return layer.backward(params, residuals, dy, reduce)
+        factors, dx = layer.backward(params, residuals, dy, lambda factor: factor)
+
+        def one(part: Array, dim: int, factor: Factor) -> Any:
+            if dim < 0 and any(axis in varying(a) for a in jax.tree.leaves(factor)):
+                raise ValueError(
+                    f"sharded: params {part.shape} are whole on every device of {axis!r}, but "
+                    f"have another gradient on each"
+                )
+            of = lambda factor: reduce(factor if dim < 0 else Shard(factor, axis))  # noqa: E731
+            for n in reversed(part.shape[: part.ndim - factor.ndim]):  # copies of a repeat
+                of = jax.vmap(of, axis_size=n)
+            return of(factor)
+
+        return jax.tree.map(one, params, dims(layer), factors), dx
+
+    def layer_at(key: Array | None, statistics: Any) -> Layer:
+        return sharded(lambda n: at(make(n), key, statistics), axis)
+
+    def measure(params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
+        return measured(here(), params, x, key)
+
+    varies = None if whole.varying is None else Varying(layer_at, measure)
+    return Layer(init, forward, backward, varies)
+
+
+def column_dense(d_in: int, d_out: int, axis: str) -> Layer:
+    """A dense layer whose neurons lie on the devices of the axis: each computes its part of y.
+
+    params are those of `dense`; W and b are cut along their first dimension. On device i:
+
+        forward    Z_i = X W_i^T + b_i
+        backward   dX = sum_i dZ_i W_i,    dW_i = dZ_i^T X,    db_i = sum over the batch of dZ_i
+
+    Raises ValueError as `dense`, and for a d_out that the devices don't divide.
+
+    >>> layer = column_dense(4, 8, "model")
+    >>> layer.forward(layer.init(jax.random.key(0)), jnp.ones((3, 4)))[0].shape
+    (3, 8)
+    """
+    copy, layer = copy_to(axis), sharded(lambda n: dense(d_in, d_out // n), axis)
+
+    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+        return layer.forward(params, copy.forward((), x)[0])
+
+    def backward(params: Params, x: Array, dy: Array, reduce: Reduce = total) -> Grads:
+        dparams, dx = layer.backward(params, x, dy, reduce)
+        return dparams, copy.backward((), (), dx)[1]
+
+    return Layer(layer.init, forward, backward)
+
+
+def row_dense(d_in: int, d_out: int, axis: str) -> Layer:
+    """A dense layer whose inputs lie on the devices of the axis: each has its part of x.
+
+    params are those of `dense`; W is cut along its second dimension, b is whole on each device
+    and added once. On device i:
+
+        forward    Z = sum_i X_i W_i^T + b
+        backward   dX_i = dZ W_i,    dW_i = dZ^T X_i,    db = sum over the batch of dZ
+
+    Raises ValueError as `dense`, and for a d_in that the devices don't divide.
+
+    >>> layer = row_dense(8, 4, "model")
+    >>> layer.forward(layer.init(jax.random.key(0)), jnp.ones((3, 8)))[0].shape
+    (3, 4)
+    """
+    layer, add = sharded(lambda n: dense(d_in // n, d_out), axis), sum_over(axis)
+
+    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+        part, residuals = layer.forward({**params, "b": jnp.zeros_like(params["b"])}, x)
+        return add.forward((), part)[0] + params["b"], residuals
+
+    return Layer(layer.init, forward, layer.backward)
+
+
+def mlp(
+    sizes: Sequence[int], axis: str, activation: Layer = relu, output: Layer = identity
+) -> Layer:
+    """`fnn.mlp`, its hidden layers cut over the devices of the axis: the same params.
+
+    Every two dense layers are a `column_dense` and a `row_dense`, so that they communicate twice:
+    once in forward, once in backward. A last one without a partner is whole on every device.
+    `activation` must act on each feature by itself.
+
+    Raises as `fnn.mlp` does; inside a `jax.shard_map`, ValueError for a width between two layers
+    of a pair that the devices don't divide.
+
+    >>> network = mlp((784, 512, 256, 10), "model")
+    >>> network.forward(network.init(jax.random.key(0)), jnp.ones((3, 784)))[0].shape
+    (3, 10)
+    """
+    check_layer("mlp: activation", activation)
+    check_layer("mlp: output", output)
+    if len(sizes) < 2:
+        raise ValueError(f"mlp: expected at least an input and an output size, got {sizes}")
+    steps = list(pairwise(sizes))
+    paired = len(steps) - len(steps) % 2
+    kinds = cycle((column_dense, row_dense))
+    cut = [kind(*step, axis) for kind, step in zip(kinds, steps[:paired], strict=False)]
+    layers = [*cut, *(dense(*step) for step in steps[paired:])]
+    hidden = [part for layer in layers[:-1] for part in (layer, activation)]
+    return serial(*hidden, layers[-1], output)

@@ -1,0 +1,194 @@
+"""Exported networks: written here, called by a program that has no fnn."""
+
+import csv
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import fnn
+from fnn import cli, export
+from fnn.cli import runs
+from fnn.cli.export import _place
+
+KEYS = jax.random.split(jax.random.key(3), 3)
+PROGRAM = """
+import sys
+sys.modules["fnn"] = None  # import fnn raises ImportError
+import numpy as np
+x = np.load(sys.argv[2])
+
+import jax
+network = jax.export.deserialize(open(sys.argv[1], "rb").read())
+y = network.call(x)
+
+np.save(sys.argv[3], y)
+assert not [name for name in sys.modules if name.startswith("fnn.")]
+"""
+
+
+def called_without_fnn(folder, path, x):
+    np.save(folder / "x.npy", x)
+    command = [sys.executable, "-c", PROGRAM, path, folder / "x.npy", folder / "y.npy"]
+    subprocess.run(command, check=True)
+    return np.load(folder / "y.npy")
+
+
+def run(*args):
+    return CliRunner().invoke(cli.fnn, [str(a) for a in args])
+
+
+def predictions(folder, source):
+    out = folder / "predictions.csv"
+    assert run("predict", folder, source, "--out", out).exit_code == 0
+    with open(out) as file:
+        _, *rows = csv.reader(file)
+    return rows
+
+
+def test_a_run_predicts_the_same_without_fnn(tmp_path):
+    run("train", "iris", "--epochs", 6, "--patience", 1, "--learning-rate", 0.1, "--out", tmp_path)
+    trained = runs.load(tmp_path)
+    assert trained.progress.best.step < trained.progress.state.step
+    result = run("export", tmp_path, tmp_path / "network.bin")
+    assert result.exit_code == 0, result.output
+    assert "takes     (n, 4) float32\n          x[:, 0] is sepal length (cm)\n" in result.stdout
+    assert "returns   (n, 3) float32: setosa, versicolor, virginica" in result.stdout
+    x = fnn.data.load("iris").x.astype(np.float32)
+    y = called_without_fnn(tmp_path, tmp_path / "network.bin", x)
+    rows = predictions(tmp_path, "iris")
+    np.testing.assert_allclose(y, [list(map(float, row[1:])) for row in rows], atol=1e-5)
+    names = np.array(["setosa", "versicolor", "virginica"])
+    assert (names[y.argmax(-1)] == [row[0] for row in rows]).mean() > 0.99
+
+
+def test_values_have_their_units_and_columns_far_from_zero_their_digits(tmp_path):
+    rng = np.random.default_rng(0)
+    x = np.round(rng.normal([2e6, 1e-9], [4.0, 3e-9], (64, 2)) * [8, 1]) / [8, 1]
+    x[:, 1] = rng.normal(1e-9, 3e-9, 64)
+    np.savez(tmp_path / "data.npz", x=x, y=1000 + 50 * (x[:, 0] - 2e6))
+    source = tmp_path / "data.npz"
+    run("train", source, "--epochs", 2, "--hidden", "8", "--out", tmp_path)
+    result = run("export", tmp_path, tmp_path / "network.bin")
+    assert result.exit_code == 0, result.output
+    program = jax.export.deserialize((tmp_path / "network.bin").read_bytes())
+    assert program.platforms == ("cpu", "cuda", "rocm", "tpu")
+    expected = [[float(row[0])] for row in predictions(tmp_path, source)]
+    np.testing.assert_allclose(program.call(x.astype(np.float32)), expected, rtol=2e-5)
+
+
+def test_texts_dates_and_blanks_are_encoded_in_the_program(tmp_path):
+    rng = np.random.default_rng(0)
+    days = np.arange("1999-12-20", "2005-03-03", 37, dtype="datetime64[D]")
+    rows = [
+        f"{rng.choice(['', 1.5, 2, 7])},{rng.choice(['cat', 'dog', ''])},{day},"
+        f"{rng.integers(24):02}:30,{rng.normal()}"
+        for day in days
+    ]
+    source = tmp_path / "pets.csv"
+    source.write_text("\n".join(["age,pet,day,time,y", *rows]))
+    trained = run("train", source, "--epochs", 3, "--hidden", "8", "--out", tmp_path)
+    assert trained.exit_code == 0, trained.output
+    cycles = [feature.cycles for feature in runs.load(tmp_path).inputs.used]
+    assert cycles == [(), (), ("year", "week"), ("day",)]
+    result = run("export", tmp_path, tmp_path / "network.bin")
+    assert result.exit_code == 0, result.output
+    assert (
+        "x[:, 1] is pet: 0 for cat, 1 for dog, -1 for any other, nan for a blank" in result.stdout
+    )
+    assert "x[:, 2] is day: in days since 1970-01-01" in result.stdout
+    x = runs.inputs(runs.load(tmp_path), source).astype(np.float32)
+    call = jax.export.deserialize((tmp_path / "network.bin").read_bytes()).call
+    expected = [[float(row[0])] for row in predictions(tmp_path, source)]
+    np.testing.assert_allclose(call(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_places_in_the_year_are_the_calendars():
+    days = np.arange(-200_000, 200_000, 7)
+    dates = days.astype("datetime64[D]")
+    expected = (dates - dates.astype("datetime64[Y]")).astype(float) / 366
+    np.testing.assert_allclose(_place(jnp.float32(days), "year"), expected, atol=1e-6)
+
+
+def test_columns_that_float32_cannot_hold_are_refused(tmp_path):
+    x = np.random.default_rng(0).normal(size=(64, 2)) * [1, 1e-60]
+    np.savez(tmp_path / "data.npz", x=x, y=x[:, 0])
+    run("train", tmp_path / "data.npz", "--epochs", 1, "--out", tmp_path)
+    result = run("export", tmp_path, tmp_path / "network.bin")
+    assert result.exit_code == 1
+    assert "float32 can't hold the mean or the scale of input 2, " in result.stderr
+    assert not (tmp_path / "network.bin").exists()
+
+
+def test_networks_that_vary_are_written_as_they_evaluate(tmp_path):
+    network = fnn.serial(
+        fnn.conv2d(1, 4), fnn.batch_norm(4), fnn.relu, fnn.max_pool((2, 2)), fnn.flatten(3),
+        fnn.dropout(0.5), fnn.repeat(fnn.skip(fnn.dense(36, 36)), 2), fnn.dense(36, 3),
+    )  # fmt: skip
+    params, x = network.init(KEYS[0]), jax.random.normal(KEYS[1], (5, 6, 6, 1))
+    path = tmp_path / "network.bin"
+    with pytest.raises(ValueError, match=r"expected fnn\.at\(network, statistics="):
+        export.save(network, params, x, path)
+    evaluated = fnn.at(network, statistics=fnn.statistics(network, params, x))
+    export.save(evaluated, params, jax.ShapeDtypeStruct((1, 6, 6, 1), jnp.float32), path)
+    call = jax.export.deserialize(path.read_bytes()).call
+    for n in (1, 5):
+        np.testing.assert_allclose(call(x[:n]), evaluated.forward(params, x[:n])[0], rtol=1e-5)
+    with pytest.raises(ValueError, match="Shape mismatch"):
+        call(x[:, :5])
+    export.save(fnn.dropout(0.5), (), x, path)
+    np.testing.assert_array_equal(jax.export.deserialize(path.read_bytes()).call(x), x)
+
+
+def test_functions_of_others_and_trees_are_written_too(tmp_path):
+    layer = fnn.serial(
+        fnn.fork(fnn.from_function(lambda key: jnp.ones(3), lambda w, x: w * x["a"]),
+                 fnn.from_function(lambda key: (), lambda _, x: x["b"].astype(jnp.float32))),
+        fnn.concatenate,
+    )  # fmt: skip
+    x = {"a": jnp.ones((2, 3)), "b": jnp.arange(4).reshape(2, 2)}
+    params = layer.init(KEYS[0])
+    export.save(layer, params, x, tmp_path / "n.bin")
+    call = jax.export.deserialize((tmp_path / "n.bin").read_bytes()).call
+    np.testing.assert_array_equal(call(x), layer.forward(params, x)[0])
+    with pytest.raises(ValueError, match="got a scalar"):
+        export.save(fnn.tanh, (), jnp.ones(()), tmp_path / "n.bin")
+    with pytest.raises(TypeError, match="save: expected a Layer"):
+        export.save(jnp.tanh, (), x, tmp_path / "n.bin")
+    with pytest.raises(OSError, match="no-such-folder"):
+        export.save(fnn.tanh, (), x["a"], tmp_path / "no-such-folder" / "n.bin")
+
+
+def test_the_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(ModuleNotFoundError, match=r"flatbuffers is missing: .*'fnn\[export\]'"):
+        export.lowered(lambda x: x, jnp.ones((1, 1)))
+
+
+@pytest.mark.long
+def test_networks_become_onnx_by_jax2onnx(tmp_path):
+    """With a free batch, where jax2onnx and onnxruntime are installed: see docs/ecosystem.md."""
+    to_onnx = pytest.importorskip("jax2onnx").to_onnx
+    runtime = pytest.importorskip("onnxruntime")
+    images = fnn.serial(
+        fnn.conv2d(1, 4), fnn.batch_norm(4), fnn.relu, fnn.max_pool((2, 2)), fnn.flatten(3),
+        fnn.dense(36, 3),
+    )  # fmt: skip
+    deep = fnn.serial(fnn.layer_norm(4), fnn.repeat(fnn.skip(fnn.dense(4, 4)), 3), fnn.softmax)
+    for network, shape in [
+        *[(fnn.mlp((4, 8, 3), activation), (4,)) for activation in (fnn.relu, fnn.gelu)],
+        (deep, (4,)),
+        (images, (6, 6, 1)),
+    ]:
+        params, x = network.init(KEYS[0]), jax.random.normal(KEYS[1], (5, *shape))
+        network = fnn.at(network, statistics=fnn.statistics(network, params, x))
+        expected, _ = network.forward(params, x)
+        to_onnx(lambda x, f=network.forward, p=params: f(p, x)[0], inputs=[("B", *shape)],
+                return_mode="file", output_path=str(tmp_path / "n.onnx"))  # fmt: skip
+        session = runtime.InferenceSession(tmp_path / "n.onnx")
+        (y,) = session.run(None, {session.get_inputs()[0].name: np.asarray(x)})
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)

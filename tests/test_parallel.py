@@ -1,0 +1,77 @@
+"""The same network on a mesh of devices: `on_devices.py`, run on 8 virtual ones."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import fnn
+from fnn.parallel.devices import Devices
+
+HERE = Path(__file__).parent
+
+
+def on_devices(selected):
+    """The tests that pytest selects in `on_devices.py`, in a process with 8 devices."""
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-m", selected, "on_devices.py"]
+    environment = os.environ | {"FNN_TEST_DEVICES": "8"}
+    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_on_eight_devices():
+    on_devices("not long")
+
+
+@pytest.mark.long
+def test_on_eight_devices_at_length():
+    on_devices("long")
+
+
+def test_no_mesh_adds_no_operation():
+    """What `replicated` and `fully_sharded` make is outside of a mesh the layer's own program."""
+    x, key = jnp.ones((3, 4)), jax.random.key(0)
+    layer = fnn.dense(4, 2)
+    programs = [
+        jax.jit(fnn.value_and_grad(network, fnn.mse)).lower(layer.init(key), x, x[:, :2]).as_text()
+        for network in (
+            layer,
+            fnn.parallel.replicated(layer, "data"),
+            fnn.parallel.fully_sharded(layer, "data"),
+        )
+    ]
+    assert programs[0] == programs[1] == programs[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"shard_params": True}, ValueError, "expected a mesh with shard_params=True"),
+        ({"mesh": ("data",)}, TypeError, "expected a jax.sharding.Mesh, got tuple"),
+        ({"mesh": jax.make_mesh((1,), ("x",))}, ValueError, "axes 'data' and, if any, 'model'"),
+        ({"mesh": jax.make_mesh((1, 1), ("data", "x"))}, ValueError, "axes 'data'"),
+    ],
+)
+def test_meshes_that_training_refuses(options, error, message):
+    for make in (fnn.make_step, fnn.make_epoch, fnn.make_train):
+        sizes = {fnn.make_step: (), fnn.make_epoch: (2,), fnn.make_train: (2, 1)}[make]
+        with pytest.raises(error, match=message):
+            make(fnn.dense(2, 1), fnn.mse, fnn.sgd(0.1), *sizes, **options)
+    with pytest.raises(error, match=f"fit: .*{message}"):
+        data = jnp.ones((4, 2)), jnp.ones((4, 1))
+        key = jax.random.key(0)
+        fnn.fit(fnn.dense(2, 1), fnn.mse, fnn.sgd(0.1), data, key=key, epochs=1, batch_size=2,
+                **options)  # fmt: skip
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused():
+    mesh = jax.make_mesh((2,), ("data",))
+    assert Devices.of("test", mesh, False).number == 2
+    epoch = fnn.make_epoch(fnn.dense(2, 1), fnn.mse, fnn.sgd(0.1), 3, mesh=mesh)
+    state = fnn.sgd(0.1).init(fnn.dense(2, 1).init(jax.random.key(0)))
+    with pytest.raises(ValueError, match="a batch_size that 2 devices divide, or all 5"):
+        epoch(state, (jnp.ones((5, 2)), jnp.ones((5, 1))), jax.random.key(0))
