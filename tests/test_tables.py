@@ -412,7 +412,7 @@ def test_columns_are_found_by_name_and_by_place():
     np.testing.assert_array_equal(data.inputs(turned, encoding), [[2.5, 1], [1, 0]])
     with pytest.raises(DataError, match="the column 'b' is missing; known are a, c"):
         data.inputs(pl.DataFrame({"a": [1.0], "c": ["u"]}), encoding)
-    with pytest.raises(DataError, match="column 'a': expected a number, got a category"):
+    with pytest.raises(DataError, match="column 1 'a': expected a number, as in training, got 'x'"):
         data.inputs(pl.DataFrame({"a": ["x", "y"], "b": ["u", "v"]}), encoding)
     numbers = data.inputs(pl.DataFrame({"a": [1.0], "b": [7]}), encoding)
     assert encoding.unseen(numbers) == ["column 'b': 1 of 1 values was never seen in training"]

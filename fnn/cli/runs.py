@@ -334,9 +334,9 @@ def predict(run: Run, x: np.ndarray) -> np.ndarray:
     return np.concatenate(list(predictions(run, x)))
 
 
-def predictions(run: Run, x: np.ndarray) -> Iterator[np.ndarray]:
+def predictions(run: Run, x: np.ndarray, first: int = 0) -> Iterator[np.ndarray]:
     """What `predict` returns, in pieces of at most `CHUNK` examples, each computed when it is
-    asked for. Raises as `predict` does.
+    asked for. `first` is the number of x's first example. Raises as `predict` does.
 
     >>> run, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
     >>> [piece.shape for piece in predictions(run, examples.test.x)]
@@ -347,7 +347,8 @@ def predictions(run: Run, x: np.ndarray) -> Iterator[np.ndarray]:
     finish = jax.nn.softmax if run.outputs is None else lambda values: values
     forward = jax.jit(lambda params, x: finish(run.network.forward(params, x)[0]))
     for rows in _chunks(len(x)):
-        piece = np.asarray(forward(run.progress.best.params, run.inputs.apply(x[rows], rows.start)))
+        inputs = run.inputs.apply(x[rows], first + rows.start)
+        piece = np.asarray(forward(run.progress.best.params, inputs))
         yield piece if run.outputs is None else run.outputs.undo(piece)
 
 
@@ -429,6 +430,7 @@ def read(run: Run, source: data.Source) -> Dataset:
         task=data.TASKS[run.outputs is not None],
         called=run.targets[0] if len(run.targets) == 1 else None,
         reading=run.settings.reading if table else Reading(),
+        like=run.inputs,
     )
 
 
@@ -440,6 +442,16 @@ def inputs(run: Run, source: data.Source) -> np.ndarray:
     (150, 4)
     """
     return data.inputs(source, run.inputs, run.features, run.settings.reading)
+
+
+def parts(run: Run, source: data.Source) -> Iterator[np.ndarray]:
+    """What `inputs` returns, a table in parts. Raises as `data.parts`.
+
+    >>> run, _ = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> [x.shape for x in parts(run, "iris")]
+    [(150, 4)]
+    """
+    return data.parts(source, run.inputs, run.features, run.settings.reading)
 
 
 def save(folder: Path, run: Run) -> None:

@@ -22,6 +22,7 @@ from fnn.data.loading import (
     inputs as inputs,
     is_table as is_table,
     load as load,
+    parts as parts,
 )
 from fnn.data.scaling import Scaling as Scaling
 from fnn.data.splitting import split as split

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column
+from fnn.data.dataset import CATEGORY, COMMAS, DATE, NUMBER, POINTS, THOUSANDS, TIME, Column
 from fnn.data.dialect import BLANKS
 from fnn.data.errors import DataError
 from fnn.data.tables import Table
@@ -19,29 +19,35 @@ DATES = [
     "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y",
 ]  # fmt: skip
 TIMES = ["%H:%M:%S%.f", "%H:%M", "%I:%M %p", "%I:%M:%S %p"]
+MOMENTS = [*DATES, *(f"{day}{gap}{time}" for day in DATES for gap in " T" for time in TIMES)]
+MONTH_FIRST, DAY_FIRST = "%m/%d/%Y", "%d/%m/%Y"
 DAY = 86_400_000_000
 """Microseconds."""
-COMMAS = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][+-]?\d+)?$"
-THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$"
+PATTERNS = {
+    THOUSANDS: r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$",
+    COMMAS: r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][+-]?\d+)?$",
+}
 
 
-def understood(table: Table, at: int) -> tuple[Column, np.ndarray, str]:
+def understood(table: Table, at: int, like: Column | None = None) -> tuple[Column, np.ndarray, str]:
     """The column at an index of a table, its cells (n,) float64, and what was guessed or "".
 
     Text is read as numbers, with decimal commas or separated thousands too, as dates or as times
-    where all cells that are not blank (see `BLANKS`) can be; otherwise as categories.
+    where all cells that are not blank (see `BLANKS`) can be; otherwise as categories. Where `like`
+    is given nothing is guessed: text is read as that column's was.
 
     Raises DataError for a number that is infinite, for text in a column of numbers, where a
-    twentieth of the cells at most is other text and the values are many, and for cells that
-    are lists or other structures.
+    twentieth of the cells at most is other text and the values are many, for cells that
+    are lists or other structures, and for text that can't be read as `like` was.
 
     >>> import polars
     >>> frame = polars.DataFrame({"0": ["1,5", "?", "2,25"], "1": ["b", "a", "b"]})
     >>> table = Table("a", ("x", "y"), frame, "row {}".format, ())
     >>> understood(table, 0)
-    (Column(kind='number', values=()), array([1.5 ,  nan, 2.25]), 'decimal commas')
+    (Column(kind='number', values=(), written='decimal commas'), array([1.5 ,  nan, 2.25]), \
+'decimal commas')
     >>> understood(table, 1)[:2]
-    (Column(kind='category', values=('a', 'b')), array([1., 0., 1.]))
+    (Column(kind='category', values=('a', 'b'), written=''), array([1., 0., 1.]))
     """
     import polars
 
@@ -61,22 +67,24 @@ def understood(table: Table, at: int) -> tuple[Column, np.ndarray, str]:
     if kind != polars.String and kind not in (polars.Categorical, polars.Enum):
         raise DataError(f"{table.where(at)}: expected numbers, text or dates, got {kind}")
     text = stripped(cells)
+    if like is not None:
+        return *_read_like(table, at, text, like), ""
     numbers, note = as_numbers(text, table.separator)
     strays = numbers.null_count() - text.null_count()
     if not strays:
-        return Column(NUMBER), _finite(table, at, numbers), note
+        return Column(NUMBER, written=note), _finite(table, at, numbers), note
     there = len(text) - text.null_count()
     rare = strays <= min(max(1, there // 20), there - strays)
     if rare and text.n_unique() > min(FEW, there // 2):
         row = int((numbers.is_null() & text.is_not_null()).arg_max() or 0)
         what = f"{text[row]!r} is not a number, as most cells of the column are"
         raise DataError(f"{table.where(at, row)}: {what}; correct it, or --drop the column")
-    for read_as, found in (_dates(text), _times(text)):
-        if found is not None:
-            return read_as, _days(found) if read_as.kind == DATE else _fraction(found), ""
-    values = tuple(text.drop_nulls().unique().sort())
-    codes = text.cast(polars.Enum(values)).to_physical().cast(polars.Float64)
-    return Column(CATEGORY, values), _floats(codes), ""
+    if dated := _dated(text):
+        form = dated[0].written
+        swapped = _in_form(text, DATE, form.replace(MONTH_FIRST, DAY_FIRST))
+        unsure = MONTH_FIRST in form and swapped.null_count() == text.null_count()
+        return *dated, "dates with the month first" if unsure else ""
+    return *_categories(text), ""
 
 
 def stripped(cells: "polars.Series") -> "polars.Series":
@@ -104,19 +112,66 @@ def as_numbers(text: "polars.Series", separator: str = ",") -> tuple["polars.Ser
     >>> as_numbers(text)[0].to_list(), as_numbers(text, ";")[0].to_list()
     ([1234.0, 2.0], [1.234, 2.0])
     """
-    import polars
 
-    numbers = text.cast(polars.Float64, strict=False)
+    numbers = _numbers(text, POINTS)
     left = text.filter(numbers.is_null() & text.is_not_null())
     if not len(left) or not left.str.contains(",", literal=True).all():
-        return numbers, ""
-    for pattern, point in ((THOUSANDS, "."), (COMMAS, ",")):
-        sure = point == "," or separator == "," or left.str.contains(r",\d+[,.]").any()
-        if sure and (left if point == "." else text.drop_nulls()).str.contains(pattern).all():
-            plain = text.str.replace_all("." if point == "," else ",", "", literal=True)
-            read = plain.str.replace(",", ".", literal=True).cast(polars.Float64, strict=False)
-            return read, "decimal commas" if point == "," else "commas between thousands"
-    return numbers, ""
+        return numbers, POINTS
+    for notation in (THOUSANDS, COMMAS):
+        sure = notation == COMMAS or separator == "," or left.str.contains(r",\d+[,.]").any()
+        read = _numbers(text, notation)
+        if sure and read.null_count() == text.null_count():
+            return read, notation
+    return numbers, POINTS
+
+
+def _numbers(text: "polars.Series", notation: str) -> "polars.Series":
+    """Text as numbers in this notation, null where it is none."""
+    import polars
+
+    plain = text.cast(polars.Float64, strict=False)
+    if notation == POINTS:
+        return plain
+    marks = (".", ",") if notation == COMMAS else (",", ".")
+    bare = text.str.replace_all(marks[0], "", literal=True).str.replace(marks[1], ".", literal=True)
+    read = bare.cast(polars.Float64, strict=False)
+    fits = text.str.contains(PATTERNS[notation])
+    return read.zip_with(fits, plain if notation == THOUSANDS else plain.clear(len(plain)))
+
+
+def _read_like(
+    table: Table, at: int, text: "polars.Series", like: Column
+) -> tuple[Column, np.ndarray]:
+    """The column, its text read as that of `like`, and its cells."""
+    if like.kind == CATEGORY:
+        return _categories(text)
+    if like.kind != NUMBER and not like.written:  # learned from dates, not from text
+        if dated := _dated(text):
+            return dated
+        cells = text.clear(len(text))
+    elif like.kind == NUMBER:
+        cells = _numbers(text, like.written)
+    else:
+        cells = _in_form(text, like.kind, like.written)
+    wrong = cells.is_null() & text.is_not_null()
+    if wrong.any():
+        row = int(wrong.arg_max() or 0)
+        what = f"expected a {like.kind}" + (f" written as {like.written}" if like.written else "")
+        raise DataError(f"{table.where(at, row)}: {what}, as in training, got {text[row]!r}")
+    if like.kind == NUMBER:
+        return like, _finite(table, at, cells)
+    if not like.written:
+        return like, np.full(len(text), np.nan)
+    return like, _days(cells) if like.kind == DATE else _fraction(cells)
+
+
+def _categories(text: "polars.Series") -> tuple[Column, np.ndarray]:
+    """Text as categories."""
+    import polars
+
+    values = tuple(text.drop_nulls().unique().sort())
+    codes = text.cast(polars.Enum(values)).to_physical().cast(polars.Float64)
+    return Column(CATEGORY, values), _floats(codes)
 
 
 def _finite(table: Table, at: int, numbers: "polars.Series") -> np.ndarray:
@@ -133,36 +188,32 @@ def _floats(cells: "polars.Series") -> np.ndarray:
     return cells.to_numpy()
 
 
-def _dates(text: "polars.Series") -> tuple[Column, "polars.Series | None"]:
-    """Text as points in time, if all of it is in one format."""
+def _dated(text: "polars.Series") -> tuple[Column, np.ndarray] | None:
+    """The column and its cells where all text is dates, or times of day, in one format."""
+    some = text.drop_nulls()
+    for kind, forms, looks in ((DATE, MOMENTS, r"\d\d"), (TIME, TIMES, r"\d:\d\d")):
+        if not len(some) or not some[:100].str.contains(looks).all():
+            continue
+        for form in forms:
+            for part in (some.head(20), text):
+                found = _in_form(part, kind, form)
+                if found.null_count() > part.null_count():
+                    break
+            else:
+                cells = _days(found) if kind == DATE else _fraction(found)
+                return Column(kind, written=form), cells
+    return None
+
+
+def _in_form(text: "polars.Series", kind: str, form: str) -> "polars.Series":
+    """Text in this format as points in time, or as times of day; null where it is in another."""
     import polars
 
-    column, some = Column(DATE), text.drop_nulls()
-    if not len(some) or not some[:100].str.contains(r"\d\d").all():
-        return column, None
-    parts = [*DATES, *(f"{day}{gap}{time}" for day in DATES for gap in " T" for time in TIMES)]
-    for form in parts:
-        form, zone = form, ""
-        for plain in (some.head(20), text):
-            plain = plain.str.replace(r"(Z|[+-]00:?00)$", zone) if "%H" in form else plain
-            found = plain.str.to_datetime(form, strict=False, time_unit="us")
-            if found.null_count() > plain.null_count():
-                break
-        else:
-            return column, found.cast(polars.Datetime("us"))
-    return column, None
-
-
-def _times(text: "polars.Series") -> tuple[Column, "polars.Series | None"]:
-    """Text as times of day, if all of it is in one format."""
-    column, some = Column(TIME), text.drop_nulls()
-    if not len(some) or not some[:100].str.contains(r"\d:\d\d").all():
-        return column, None
-    for form in TIMES:
-        found = text.str.to_time(form, strict=False)
-        if found.null_count() == text.null_count():
-            return column, found
-    return column, None
+    if kind == TIME:
+        return text.str.to_time(form, strict=False)
+    plain = text.str.replace(r"(Z|[+-]00:?00)$", "") if "%H" in form or "%I" in form else text
+    found = plain.str.to_datetime(form, strict=False, time_unit="us")
+    return found.cast(polars.Datetime("us"))
 
 
 def _days(moments: "polars.Series") -> np.ndarray:

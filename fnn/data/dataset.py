@@ -8,6 +8,8 @@ from fnn.data.errors import DataError, nearest, not_finite
 
 TASKS = ("classification", "regression")
 NUMBER, CATEGORY, DATE, TIME = KINDS = ("number", "category", "date", "time")
+POINTS, COMMAS, THOUSANDS = NOTATIONS = ("", "decimal commas", "commas between thousands")
+"""How numbers are written: 1.5, 1,5 or 1,000.5."""
 
 
 class Column(NamedTuple):
@@ -17,12 +19,16 @@ class Column(NamedTuple):
     for a value that is not in them; of a date the days since 1970-01-01, with the time of day as
     a fraction; of a time of day the fraction of a day.
 
+    written says how text was read, where there is more than one way: of a number one of
+    `NOTATIONS`, of a date or a time its format, as `strftime` has it.
+
     >>> Column("category", ("cat", "dog")).values[1]
     'dog'
     """
 
     kind: str
     values: tuple[str, ...] = ()
+    written: str = ""
 
 
 class Dataset(NamedTuple):

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fnn.data.dataset import CATEGORY, DATE, KINDS, NUMBER, TIME, Column, Dataset
+from fnn.data.columns import MOMENTS, TIMES
+from fnn.data.dataset import CATEGORY, DATE, KINDS, NOTATIONS, NUMBER, TIME, Column, Dataset
 from fnn.data.errors import DataError, nearest
 from fnn.data.scaling import Scaling
 
@@ -36,6 +37,8 @@ class Feature(NamedTuple):
         a category  is one input per entry of `values`, 1 for that value, 0 otherwise; with `flag`
                     another for blanks, with `rest` another for all other values
 
+    written says how text was read, as in `Column`; other text is read in the same way.
+
     >>> Feature("kind", "category", values=("cat", "dog"), flag=True).width
     3
     """
@@ -48,6 +51,16 @@ class Feature(NamedTuple):
     cycles: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
     rest: bool = False
+    written: str = ""
+
+    @property
+    def column(self) -> Column:
+        """The column, as it was read.
+
+        >>> Feature("age", "number").column
+        Column(kind='number', values=(), written='')
+        """
+        return Column(self.kind, self.values, self.written)
 
     @property
     def width(self) -> int:
@@ -93,6 +106,41 @@ class Feature(NamedTuple):
         turns = [2 * np.pi * _place(filled, cycle) for cycle in self.cycles]
         waves = [wave(turn) for turn in turns for wave in (np.sin, np.cos)]
         return np.column_stack([filled, *waves, *[blank] * self.flag])
+
+
+class Unseen(NamedTuple):
+    """What n examples hold that training never saw, for each of the features that are used: the
+    number of categories that are none of those learned, and of blanks where there were none.
+
+    >>> pet = Feature("pet", "category", values=("dog",))
+    >>> Unseen((pet,), 2, np.array([1]), np.array([0])).lines()
+    ["column 'pet': 1 of 2 values was never seen in training"]
+    """
+
+    features: tuple[Feature, ...]
+    n: int
+    new: np.ndarray
+    blank: np.ndarray
+
+    def lines(self) -> list[str]:
+        """One line per column that holds any.
+
+        >>> Unseen((), 2, np.empty(0), np.empty(0)).lines()
+        []
+        """
+        lines = []
+        for i, (feature, new, blank) in enumerate(
+            zip(self.features, self.new, self.blank, strict=True)
+        ):
+            column = f"column {feature.name!r}" if feature.name else f"input column {i + 1}"
+            if new:
+                was = "was" if new == 1 else "were"
+                lines.append(f"{column}: {new} of {self.n} values {was} never seen in training")
+            if blank:
+                filled = "" if feature.kind == CATEGORY else f", filled with {feature.fill:.4g}"
+                blanks = "blank" if blank == 1 else "blanks"
+                lines.append(f"{column}: {blank} {blanks}, where training saw none{filled}")
+        return lines
 
 
 class Encoding(NamedTuple):
@@ -200,7 +248,7 @@ class Encoding(NamedTuple):
         for i, (feature, place) in enumerate(zip(self.used, places, strict=True)):
             if (feature.kind, columns[place].kind) != (NUMBER, NUMBER):
                 x[:, i] = _recoded(part, feature, columns[place], part.x[:, place])
-        kept = tuple(Column(f.kind, f.values) for f in self.used)
+        kept = tuple(feature.column for feature in self.used)
         return part._replace(x=x, features=names if part.features else (), columns=kept)
 
     def apply(self, x: np.ndarray, first: int = 0) -> np.ndarray:
@@ -223,19 +271,22 @@ class Encoding(NamedTuple):
         >>> encoding.unseen(np.array([[0.0], [-1.0]]))
         ["column 'pet': 1 of 2 values was never seen in training"]
         """
-        lines = []
-        for i, feature in enumerate(self.used):
-            column = f"column {feature.name!r}" if feature.name else f"input column {i + 1}"
-            blank = 0 if feature.flag else int(np.isnan(x[:, i]).sum())
-            new = int((x[:, i] == -1).sum()) if feature.kind == CATEGORY and not feature.rest else 0
-            if new:
-                was = "was" if new == 1 else "were"
-                lines.append(f"{column}: {new} of {len(x)} values {was} never seen in training")
-            if blank:
-                filled = "" if feature.kind == CATEGORY else f", filled with {feature.fill:.4g}"
-                blanks = "blank" if blank == 1 else "blanks"
-                lines.append(f"{column}: {blank} {blanks}, where training saw none{filled}")
-        return lines
+        return self.count_unseen(x).lines()
+
+    def count_unseen(self, x: np.ndarray, counted: Unseen | None = None) -> Unseen:
+        """What `unseen` says of x, added to what is counted already.
+
+        >>> encoding = Encoding((Feature("pet", "category", values=("dog",)),), None)
+        >>> encoding.count_unseen(np.array([[0.0], [-1.0]])).new
+        array([1])
+        """
+        coded = np.array([f.kind == CATEGORY and not f.rest for f in self.used], bool)
+        full = np.array([not f.flag for f in self.used], bool)
+        new = np.where(coded, (x == -1).sum(0), 0) if self.used else np.empty(0, int)
+        blank = np.where(full, np.isnan(x).sum(0), 0) if self.used else np.empty(0, int)
+        if counted is None:
+            return Unseen(self.used, len(x), new, blank)
+        return Unseen(self.used, counted.n + len(x), counted.new + new, counted.blank + blank)
 
     def left_out(self) -> list[str]:
         """Which columns are left out, and why: one line per reason.
@@ -318,11 +369,13 @@ def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
             raise ValueError(f"a feature with {', '.join(sorted(entry))}")
         known["cycles"], known["values"] = tuple(known["cycles"]), tuple(known["values"])
         feature = Feature(*(known[field] for field in Feature._fields))
-        texts = (feature.name, feature.left_out, *feature.cycles, *feature.values)
+        texts = (feature.name, feature.left_out, feature.written, *feature.cycles, *feature.values)
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a feature's text is of another type")
         if feature.kind not in KINDS or not set(feature.cycles) <= set(CYCLES):
             raise ValueError(f"unknown kind {feature.kind!r} or cycles of {feature.name!r}")
+        if feature.written not in (*NOTATIONS, *MOMENTS, *TIMES):
+            raise ValueError(f"{feature.name!r} is written {feature.written!r}")
         if not math.isfinite(feature.fill):
             raise ValueError(f"the median of {feature.name!r} is not finite")
         every.append(feature._replace(flag=bool(feature.flag), rest=bool(feature.rest)))
@@ -352,7 +405,7 @@ def _feature(
     name: str, column: Column, cells: np.ndarray, n: int, at: int, median: float, kept: bool
 ) -> Feature:
     """How a column is used, from its n cells in the training part, of which `cells` not blank."""
-    feature = Feature(name, column.kind, flag=len(cells) < n)
+    feature = Feature(name, column.kind, flag=len(cells) < n, written=column.written)
     if not len(cells):
         return feature._replace(left_out="no values", flag=False)
     if column.kind != CATEGORY:
