@@ -2,13 +2,16 @@
 
 import gzip
 import io
+from functools import partial
 
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
-from fnn import data
-from fnn.data import DataError, Encoding
+from fnn import cli, data
+from fnn.cli import runs
+from fnn.data import DataError, Encoding, readers
 
 WAYS = {
     "a code of digits": ("code", ["007", "A1", "1e3"], ["007", "1e3"], [0.0, 1.0]),
@@ -105,3 +108,48 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
     (frame * 2).write_parquet(path)
     with pytest.raises(DataError, match="another process has changed the file"):
         next(parts)
+
+
+def test_a_part_takes_a_parts_memory(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    path.write_text("a,y\n0.5,1.5\n1.5,2.5\n")
+    encoding = Encoding.of(data.load(path))
+    path.write_text("a\n" + "0.5\n" * 50_000)
+    monkeypatch.setattr(readers, "LIMIT", 100_000)
+    with pytest.raises(DataError, match="the table is too large"):
+        data.inputs(path, encoding)
+    sizes = [len(part) for part in data.parts(path, encoding, size=4000)]
+    assert sum(sizes) == 50_000
+    assert max(sizes) <= 2000
+
+
+def test_predictions_in_parts(tmp_path, monkeypatch):
+    """To a file, to standard output, as Parquet; with a fault in the middle, FILE is as it was."""
+    rows = [f"{'uv'[i % 2]},{i % 7}.5,{i}.5\n" for i in range(40)]
+    (tmp_path / "a.csv").write_text("pet,a,y\n" + "".join(rows))
+    settings = runs.Settings((4,), "tanh", "sgd", 0.1, 32, 1, seed=0)
+    runs.save(tmp_path, runs.prepare(tmp_path / "a.csv", settings)[0])
+
+    def predict(*out):
+        args = ["predict", tmp_path, tmp_path / "b.csv", *out]
+        return CliRunner().invoke(cli.fnn, [str(a) for a in args])
+
+    (tmp_path / "b.csv").write_text("pet,a\n" + "u,2.5\nw,3.5\n,1.5\n" * 30)
+    whole = predict()
+    monkeypatch.setattr(data, "parts", partial(data.parts, size=30))
+    parts = predict("--out", tmp_path / "p.csv")
+    assert parts.stderr == whole.stderr
+    assert "column 'pet': 30 of 90 values were never seen" in parts.stderr
+    assert (tmp_path / "p.csv").read_text() == predict().stdout == whole.stdout
+    assert len(whole.stdout.splitlines()) == 91
+    assert predict("--out", tmp_path / "p.parquet").exit_code == 0
+    assert pl.read_parquet(tmp_path / "p.parquet").write_csv() == whole.stdout
+    with (tmp_path / "b.csv").open("a") as file:
+        file.write("u,soon\n")
+    for name in ("p.csv", "p.parquet"):
+        before = (tmp_path / name).read_bytes()
+        failed = predict("--out", tmp_path / name)
+        assert (failed.exit_code, failed.stderr.count("\n")) == (1, 1)
+        assert "b.csv: line 92, column 2 'a': expected a number" in failed.stderr
+        assert (tmp_path / name).read_bytes() == before
+    assert not list(tmp_path.glob("*fnn-tmp"))

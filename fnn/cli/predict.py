@@ -42,23 +42,21 @@ def predict(run: Path, source: str, out: Path | None) -> None:
     trained = runs.load(run)
     unseen = None
 
-    def frames() -> Iterator[polars.DataFrame]:
+    def parts() -> Iterator[np.ndarray]:
         nonlocal unseen
-        first = 0
         for x in runs.parts(trained, source):
             unseen = trained.inputs.count_unseen(x, unseen)
-            for piece in runs.predictions(trained, x, first):
-                yield _frame(trained, piece)
-            first += len(x)
+            yield x
 
+    frames = (_frame(trained, piece) for piece in runs.predictions(trained, parts()))
     if out is None:
-        for text in _csv(frames()):
+        for text in _csv(frames):
             click.echo(text, nl=False)
     elif out.suffix.lower() == ".parquet":
-        with _parquet(frames(), out.parent) as file:
+        with _parquet(frames, out.parent) as file:
             atomic.stream(out, iter(partial(file.read, PIECE), b""))
     else:
-        atomic.stream(out, (text.encode() for text in _csv(frames())))
+        atomic.stream(out, (text.encode() for text in _csv(frames)))
     for line in unseen.lines() if unseen else ():
         click.echo(f"Warning: {line}", err=True)
 
