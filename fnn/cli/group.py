@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from fnn import __version__, extras
+from fnn.cli import signals
 
 COMMANDS = {
     "describe": "Show how each column of SOURCE would be used, without training.",
@@ -47,6 +48,7 @@ class Imported(Mapping[str, click.Command]):
         import_module("fnn.cli.environment").check_device()
         module = name.replace("-", "_")
         command: click.Command = getattr(import_module(f"fnn.cli.{module}"), module)
+        signals.end_by_exception()
         return command
 
     def __contains__(self, name: object) -> bool:
@@ -97,6 +99,9 @@ class Group(click.Group):
                 return super().invoke(ctx)
         except BrokenPipeError:
             raise
+        except KeyboardInterrupt:
+            click.echo("Aborted!", err=True)
+            raise SystemExit(signals.INTERRUPTED) from None
         except ModuleNotFoundError as error:
             raise click.ClickException(str(error)) from error
         except OSError as error:
