@@ -27,6 +27,7 @@ PARTS = [
     "growth",
     "watching",
     "memory",
+    "scale",
     "lines",
     "libraries",
     "per_example",

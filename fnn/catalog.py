@@ -76,6 +76,7 @@ LAYERS: dict[str, tuple[Layer, Any]] = {
     "add": (fnn.add, (_x(3), _x(3) ** 2)),
     "concatenate": (fnn.concatenate, (_x(3), _x(2))),
     "mlp": (fnn.mlp((5, 6, 4, 3), activation=fnn.gelu), _x(5)),
+    "parallel.mlp": (fnn.parallel.mlp((5, 6, 4), "model", fnn.gelu), _x(5)),
     "cnn": (fnn.cnn((4, 4, 1), (2,), 3, fnn.gelu), _x(4, 4, 1)),
 }
 

@@ -55,12 +55,20 @@ class Shares:
         return -(-self.n // self.devices)
 
     def repeats(self, device: Array) -> Any:
-        """Whether the last row of the device's part repeats another's example."""
+        """Whether the last row of the device's part repeats another's example.
+
+        >>> bool(Shares(jnp.arange(6), n=5, devices=2).repeats(1))
+        True
+        """
         return device >= self.n % self.devices if self.n % self.devices else False
 
     def weights(self, device: Array) -> Array:
         """The weights (rows,) or () of the device's examples, with which the sum over the devices
-        of the weighted means is the mean over all n examples."""
+        of the weighted means is the mean over all n examples.
+
+        >>> Shares(jnp.arange(6), n=5, devices=2).weights(1)
+        Array([0.6, 0.6, 0. ], dtype=float32)
+        """
         if self.n % self.devices == 0:
             return jnp.float32(1 / self.devices)
         last = jnp.arange(self.rows) == self.rows - 1
