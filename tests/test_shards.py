@@ -1,4 +1,4 @@
-"""A sharded tree comes back bit for bit on any mesh, or not at all; a failed save changes nothing."""
+"""A sharded tree comes back bit for bit on any mesh; a save that fails changes nothing."""
 
 import json
 import random

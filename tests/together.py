@@ -25,7 +25,7 @@ def started(program, count, *arguments):
     return [
         subprocess.Popen(
             [sys.executable, "-c", BEGIN.format(port=port, count=count, number=i) + program]
-            + list(map(str, arguments)),
+            + [str(argument) for argument in arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
