@@ -26,6 +26,7 @@ PARTS = [
     "compile",
     "growth",
     "watching",
+    "streaming",
     "memory",
     "lines",
     "libraries",
