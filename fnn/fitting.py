@@ -212,7 +212,9 @@ def fit(
         return patience is not None and epochs_since_best(history) >= patience
 
     last = len(history) if is_over() else epochs
-    for now in _in_turn(begin, len(history) + 1, last, state, ahead=batch_size is not None):
+    # Several processes must begin everything in the same order, whatever the time of each.
+    may_wait = batch_size is not None and jax.process_count() == 1
+    for now in _in_turn(begin, len(history) + 1, last, state, ahead=may_wait):
         finite, *values = np.asarray(now.numbers).tolist()
         if not finite:
             epoch_key = jax.random.fold_in(shuffle_key, now.number)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from fnn import __version__, extras
+from fnn.cli.spread import Spread
 
 COMMANDS = {
     "describe": "Show how each column of SOURCE would be used, without training.",
@@ -44,9 +45,10 @@ class Imported(Mapping[str, click.Command]):
         """The command. Raises KeyError for an unknown name, ValueError where JAX has no device."""
         if name not in self.names:
             raise KeyError(name)
-        import_module("fnn.cli.environment").check_device()
         module = name.replace("-", "_")
         command: click.Command = getattr(import_module(f"fnn.cli.{module}"), module)
+        if not isinstance(command, Spread):  # which says first what devices there are
+            import_module("fnn.cli.environment").check_device()
         return command
 
     def __contains__(self, name: object) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fnn import atomic, checkpoint, data, losses, numbers
 from fnn.base import Layer, Loss, Optimizer
@@ -33,6 +34,7 @@ from fnn.fitting import CHUNK, Progress, epochs_since_best, fit, predicted
 from fnn.layers.flatten import unflatten
 from fnn.models import cnn, mlp
 from fnn.optimizers import adamw
+from fnn.parallel import processes
 
 environment.settle()
 
@@ -279,8 +281,14 @@ def _chunks(n: int) -> list[slice]:
     return [slice(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
 
 
-def train(run: Run, examples: Examples, on_epoch: Callable[[Run], bool | None]) -> Run:
-    """Train from where the run stands to its number of epochs, or until its patience ends.
+def train(
+    run: Run,
+    examples: Examples,
+    on_epoch: Callable[[Run], bool | None],
+    mesh: Mesh | None = None,
+) -> Run:
+    """Train from where the run stands to its number of epochs, or until its patience ends, on the
+    devices of the mesh if there is one.
 
     After each epoch on_epoch is called with the run as it is then; all of them share one history
     list, which grows. Training ends early where on_epoch returns True. Returns the run at its
@@ -297,8 +305,14 @@ def train(run: Run, examples: Examples, on_epoch: Callable[[Run], bool | None]) 
     history = list(run.progress.history)
     best = run.progress.best
 
+    start = run.progress
+    if mesh is not None:
+        placed = processes.everywhere((start.state, start.best), mesh)
+        start = Progress(placed[0], start.history, placed[1])
+
     def note(number: int, state: Any, entry: dict[str, Any]) -> bool | None:
         nonlocal run, best
+        state = state if mesh is None else processes.here(state)
         test_loss, test_quality = measure(state.params, *test)
         history.append(entry | {"test_loss": test_loss, quality: test_quality})
         if examples.validation is None or epochs_since_best(history) == 0:
@@ -316,8 +330,9 @@ def train(run: Run, examples: Examples, on_epoch: Callable[[Run], bool | None]) 
         batch_size=run.settings.batch_size,
         validation=examples.validation and run.standardised(examples.validation),
         patience=run.settings.patience,
-        start=run.progress,
+        start=start,
         on_epoch=note,
+        mesh=mesh,
     )
     return run
 

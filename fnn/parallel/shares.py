@@ -44,6 +44,8 @@ class Shares:
 
         def split(a: Any) -> Array:
             a = untyped(a) if places is None else untyped(a)[places]
+            if isinstance(a, np.ndarray):  # each process moves the parts of its own devices
+                return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
             traced = isinstance(a, jax.core.Tracer)
             return (jax.lax.with_sharding_constraint if traced else jax.device_put)(a, sharding)
 
