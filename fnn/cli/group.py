@@ -12,7 +12,6 @@ from typing import Any
 import click
 
 from fnn import __version__, extras
-from fnn.cli.spread import Spread
 
 COMMANDS = {
     "describe": "Show how each column of SOURCE would be used, without training.",
@@ -47,7 +46,7 @@ class Imported(Mapping[str, click.Command]):
             raise KeyError(name)
         module = name.replace("-", "_")
         command: click.Command = getattr(import_module(f"fnn.cli.{module}"), module)
-        if not isinstance(command, Spread):  # which says first what devices there are
+        if type(command) is click.Command:  # a Spread says first what devices there are
             import_module("fnn.cli.environment").check_device()
         return command
 
