@@ -16,7 +16,8 @@ from together import free_port
 from fnn import checkpoint
 from fnn.cli import fnn, runs
 
-TRAIN = ["train", "iris", "--hidden", "8", "--batch-size", "120", "--epochs", "3"]
+OPTIONS = ["--hidden", "8", "--batch-size", "120", "--epochs", "3"]
+TRAIN = ["train", "iris", *OPTIONS]
 KEPT = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
@@ -36,11 +37,16 @@ def ended(process):
     return process.returncode, out, err
 
 
+def here(*words):
+    """The command in this process, where JAX has two CPU devices, and computes already."""
+    return CliRunner().invoke(fnn, [*map(str, words)])
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The run of one process on one device: with full batches no order matters."""
     out = tmp_path_factory.mktemp("alone")
-    assert ended(started(*TRAIN, "--out", out))[0] == 0
+    assert here(*TRAIN, "--out", out).exit_code == 0
     return runs.load(out)
 
 
@@ -62,13 +68,46 @@ def test_two_processes_train_together_as_one_does_and_the_first_alone_speaks(tmp
     assert len(re.findall("^epoch", first[1], re.M)) == 3
     assert second[1:] == ("", "")
     check_same(runs.load(tmp_path), alone)
-    # It goes on alone, on one device.
-    code, said, _ = ended(started(*TRAIN[:-1], 5, "--out", tmp_path, "--resume"))
-    assert code == 0
-    assert "resumed   after epoch 3" in said
-    assert len(runs.load(tmp_path).progress.history) == 5
+    # It goes on alone, on one device and on two.
+    for done, epochs, devices in ((3, 5, 1), (5, 6, 2)):
+        words = *TRAIN[:-1], epochs, "--out", tmp_path, "--resume", "--devices", devices
+        assert f"resumed   after epoch {done}" in here(*words).stdout
+        assert len(runs.load(tmp_path).progress.history) == epochs
 
 
+def test_of_two_npy_files_each_process_reads_its_share(tmp_path):
+    """Images of whole numbers, and 107 examples to train on, which two devices don't divide."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.integers(0, 99, (134, 2, 3)))
+    np.save(tmp_path / "y.npy", rng.normal(size=(134, 2)))
+    train = ["train", tmp_path / "x.npy", tmp_path / "y.npy", *OPTIONS]
+    train[train.index("120")] = 107
+    assert here(*train, "--out", tmp_path / "alone").exit_code == 0
+    both = [ended(process) for process in two(*train, "--out", tmp_path / "two")]
+    assert [code for code, *_ in both] == [0, 0], both
+    check_same(runs.load(tmp_path / "two"), runs.load(tmp_path / "alone"))
+
+
+def test_devices_of_this_machine(tmp_path, alone):
+    words = [*TRAIN, "--out", tmp_path, "--devices"]
+    result = here(*words, 3)
+    assert result.exit_code == 2
+    assert "--devices 3: there are 2" in result.stderr
+    assert not list(tmp_path.iterdir())
+    result = here(*words, 2)
+    assert result.stdout.startswith("devices   2\n")
+    check_same(runs.load(tmp_path), alone)
+
+
+@pytest.mark.long
+def test_a_processor_becomes_as_many_devices_as_asked(tmp_path, alone):
+    code, said, errors = ended(started(*TRAIN, "--out", tmp_path, "--devices", 4))
+    assert code == 0, errors
+    assert said.startswith("devices   4\n")
+    check_same(runs.load(tmp_path), alone)
+
+
+@pytest.mark.long
 def test_a_cluster_that_jax_knows_needs_no_options(tmp_path, alone):
     """As SLURM's srun starts them; the port of the coordinator follows from the job's number."""
     job = {
@@ -85,23 +124,6 @@ def test_a_cluster_that_jax_knows_needs_no_options(tmp_path, alone):
     check_same(runs.load(tmp_path), alone)
 
 
-def test_one_process_trains_on_virtual_devices(tmp_path, alone):
-    code, said, errors = ended(started(*TRAIN, "--out", tmp_path, "--devices", 4))
-    assert code == 0, errors
-    assert said.startswith("devices   4\n")
-    check_same(runs.load(tmp_path), alone)
-
-
-def test_devices_of_a_machine_with_two_are_two(tmp_path):
-    """In this process JAX has two CPU devices, and computes already."""
-    words = [*TRAIN, "--out", str(tmp_path), "--devices"]
-    result = CliRunner().invoke(fnn, [*words, "3"])
-    assert result.exit_code == 2
-    assert "--devices 3: there are 2" in result.stderr
-    assert not list(tmp_path.iterdir())
-    assert CliRunner().invoke(fnn, [*words, "2"]).exit_code == 0
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -115,7 +137,7 @@ def test_devices_of_a_machine_with_two_are_two(tmp_path):
     ],
 )
 def test_options_that_contradict_one_another_are_refused(tmp_path, words, said):
-    result = CliRunner().invoke(fnn, [*TRAIN, "--out", str(tmp_path / "run"), *words])
+    result = here(*TRAIN, "--out", tmp_path / "run", *words)
     assert result.exit_code in (1, 2)
     assert said in result.stderr
     assert len(result.stderr.strip().splitlines()[-1:]) == 1

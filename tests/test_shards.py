@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 from fnn import atomic, checkpoint, shards
 from fnn.checkpoint import CheckpointError
+from fnn.parallel import Shares
 
 ROWS = NamedSharding(jax.make_mesh((2,), ("data",), devices=jax.devices()[:2]), P("data"))
 WHOLE = NamedSharding(ROWS.mesh, P())
@@ -279,3 +280,21 @@ def test_two_processes_write_one_checkpoint_or_none(tmp_path):
     np.testing.assert_array_equal(loaded["w"], np.arange(16).reshape(4, 4))
     weight_map = json.loads((tmp_path / shards.INDEX).read_text())["weight_map"]
     assert len(set(weight_map.values())) == 2
+
+
+def test_shares_are_read_by_those_who_hold_them():
+    """Five examples on two devices: three and two, and one that is repeated."""
+    asked = []
+
+    def rows(places):
+        asked.append(places.tolist())
+        return {"x": np.float32([[i, i] for i in places]), "y": places}
+
+    shares = Shares.read(rows, 5, ROWS.mesh)
+    assert asked == [[0, 1, 2], [3, 4, 4]]
+    whole = Shares.of({"x": np.float32([[i, i] for i in range(5)]), "y": np.arange(5)}, ROWS.mesh)
+    same(shares.arrays, whole.arrays)
+    assert (shares.n, shares.devices) == (whole.n, whole.devices)
+    assert [a.sharding for a in shares.arrays.values()] == [
+        a.sharding for a in whole.arrays.values()
+    ]

@@ -182,8 +182,8 @@ def train(
     _show_plan(" ".join(source), run, examples)
     _check_gradient(run, examples)
     if not processes.is_first():
-        _train(run, examples, None, save_every, ctx.obj)
-        return
+        *_, stopped = _train(run, examples, None, save_every, ctx.obj)
+        raise SystemExit(128 + stopped if stopped else 0)
     with atomic.owned(out):
         if runs.version(out) != version:
             raise click.ClickException(f"another process has just changed the run in {out}")

@@ -5,6 +5,7 @@ and sees the part that its own devices have.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -75,6 +76,23 @@ def any_of(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def from_first(values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The first process's values; all of them call it with arrays of the same shapes and dtypes.
+
+    >>> from_first([np.ones(2)])
+    [array([1., 1.])]
+    """
+    if jax.process_count() == 1:
+        return list(values)
+    # As bytes: JAX would turn float64 into float32.
+    sent = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in values]
+    received = multihost_utils.broadcast_one_to_all(sent)
+    return [
+        np.asarray(bits).view(a.dtype).reshape(a.shape)
+        for bits, a in zip(received, values, strict=True)
+    ]
 
 
 def everywhere(tree: Any, mesh: Mesh) -> Any:
