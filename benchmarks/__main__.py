@@ -27,6 +27,7 @@ PARTS = [
     "growth",
     "watching",
     "streaming",
+    "interconnect",
     "memory",
     "lines",
     "libraries",
