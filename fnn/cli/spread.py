@@ -78,7 +78,10 @@ class Spread(click.Command):
 
         if devices is not None:
             environment.offer_devices(devices)
-        processes.start(*where)
+        try:
+            processes.start(*where)
+        except RuntimeError as error:
+            raise click.ClickException(str(error).splitlines()[0]) from error
         environment.check_device()
         if devices is not None and devices > len(jax.devices()):
             raise click.UsageError(f"--devices {devices}: there are {len(jax.devices())}")
