@@ -26,6 +26,8 @@ PARTS = [
     "compile",
     "growth",
     "watching",
+    "streaming",
+    "interconnect",
     "memory",
     "scale",
     "lines",

@@ -44,9 +44,10 @@ class Imported(Mapping[str, click.Command]):
         """The command. Raises KeyError for an unknown name, ValueError where JAX has no device."""
         if name not in self.names:
             raise KeyError(name)
-        import_module("fnn.cli.environment").check_device()
         module = name.replace("-", "_")
         command: click.Command = getattr(import_module(f"fnn.cli.{module}"), module)
+        if type(command) is click.Command:  # a Spread says first what devices there are
+            import_module("fnn.cli.environment").check_device()
         return command
 
     def __contains__(self, name: object) -> bool:
