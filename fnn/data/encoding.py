@@ -36,6 +36,8 @@ class Feature(NamedTuple):
         a category  is one input per entry of `values`, 1 for that value, 0 otherwise; with `flag`
                     another for blanks, with `rest` another for all other values
 
+    form is how text was read, as in `Column`: what comes later is read so too.
+
     >>> Feature("kind", "category", values=("cat", "dog"), flag=True).width
     3
     """
@@ -48,6 +50,7 @@ class Feature(NamedTuple):
     cycles: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
     rest: bool = False
+    form: str = ""
 
     @property
     def width(self) -> int:
@@ -158,6 +161,15 @@ class Encoding(NamedTuple):
         return tuple(feature for feature in self.features if not feature.left_out)
 
     @property
+    def forms(self) -> tuple[tuple[str, str], ...]:
+        """The name and the form of each column that is used.
+
+        >>> Encoding((Feature("a", "date", form="%d/%m/%Y"),), None).forms
+        (('a', '%d/%m/%Y'),)
+        """
+        return tuple((feature.name, feature.form) for feature in self.used)
+
+    @property
     def width(self) -> int:
         """The number of inputs of the network.
 
@@ -200,7 +212,7 @@ class Encoding(NamedTuple):
         for i, (feature, place) in enumerate(zip(self.used, places, strict=True)):
             if (feature.kind, columns[place].kind) != (NUMBER, NUMBER):
                 x[:, i] = _recoded(part, feature, columns[place], part.x[:, place])
-        kept = tuple(Column(f.kind, f.values) for f in self.used)
+        kept = tuple(Column(f.kind, f.values, f.form) for f in self.used)
         return part._replace(x=x, features=names if part.features else (), columns=kept)
 
     def apply(self, x: np.ndarray, first: int = 0) -> np.ndarray:
@@ -318,7 +330,7 @@ def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
             raise ValueError(f"a feature with {', '.join(sorted(entry))}")
         known["cycles"], known["values"] = tuple(known["cycles"]), tuple(known["values"])
         feature = Feature(*(known[field] for field in Feature._fields))
-        texts = (feature.name, feature.left_out, *feature.cycles, *feature.values)
+        texts = (feature.name, feature.left_out, feature.form, *feature.cycles, *feature.values)
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a feature's text is of another type")
         if feature.kind not in KINDS or not set(feature.cycles) <= set(CYCLES):
@@ -352,7 +364,7 @@ def _feature(
     name: str, column: Column, cells: np.ndarray, n: int, at: int, median: float, kept: bool
 ) -> Feature:
     """How a column is used, from its n cells in the training part, of which `cells` not blank."""
-    feature = Feature(name, column.kind, flag=len(cells) < n)
+    feature = Feature(name, column.kind, flag=len(cells) < n, form=column.form)
     if not len(cells):
         return feature._replace(left_out="no values", flag=False)
     if column.kind != CATEGORY:
