@@ -349,6 +349,11 @@ def test_what_looks_like_rows_is_left_out_and_kept_on_demand():
         features(table(a=[None] * n))
 
 
+def test_numbers_that_are_too_large_are_said_with_the_columns_name():
+    with pytest.raises(DataError, match="the table: column 'b': numbers too large to standardise"):
+        features(table(a=["u", "v"] * 2, b=[1e308, -1e308, 1e308, 0.0]))
+
+
 def test_many_categories_share_an_input_and_free_text_is_left_out():
     n = 400
     many = [f"v{i % 5 if i % 2 else i % 120}" for i in range(n)]

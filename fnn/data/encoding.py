@@ -15,6 +15,8 @@ MOST = 50
 """At most this many values of a category get an input each; the rest share one."""
 ROWS = 20
 """In fewer rows, that all values differ says nothing about a column."""
+LARGEST = 1e150
+"""The squares of numbers beyond this overflow."""
 YEAR, WEEK, HOURS = CYCLES = ("year", "week", "day")
 ID = re.compile(
     r"(?i:unnamed.*|index|idx|id|uuid|guid|no|nr|row|row.?(names?|ids?|numbers?)|.*[_ ]id)"
@@ -125,7 +127,8 @@ class Encoding(NamedTuple):
         like row numbers or like names or ids of rows, and if it is text of more than `MOST`
         values, and of more than half as many as there are rows.
 
-        Raises DataError for a name in keep that no column has, and where no column is left.
+        Raises DataError for a name in keep that no column has, for numbers beyond `LARGEST`, and
+        where no column is left.
 
         >>> train = Dataset("a", np.array([[0.0], [1.0], [np.nan]]), np.ones((3, 1)), (),
         ...                 ("pet",), columns=(Column("category", ("cat", "dog")),))
@@ -344,6 +347,9 @@ def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
 def _features(train: Dataset, kept: Collection[int]) -> list[Feature]:
     """How each column is used; those of the indices kept are left out for their look by none."""
     names = train.features or ("",) * len(train.columns)
+    for i in np.flatnonzero(((train.x > LARGEST) | (train.x < -LARGEST)).any(0)):
+        column = f"column {names[i]!r}" if names[i] else f"column {i + 1}"
+        raise DataError(f"{train.name}: {column}: numbers too large to standardise")
     there = ~np.isnan(train.x)
     full = there.all(0)
     numbers = np.array([column.kind != CATEGORY for column in train.columns])
