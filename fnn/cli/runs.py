@@ -480,7 +480,7 @@ def read(run: Run, source: data.Source) -> Dataset:
         target=run.settings.target if table else None,
         task=data.TASKS[run.outputs is not None],
         called=run.targets[0] if len(run.targets) == 1 else None,
-        reading=run.settings.reading if table else Reading(),
+        reading=run.settings.reading._replace(forms=run.inputs.forms) if table else Reading(),
     )
 
 

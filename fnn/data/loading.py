@@ -24,7 +24,8 @@ class Reading(NamedTuple):
 
     separator stands between the cells of a text file, and header says whether it has one; None
     guesses. With missing "error" a blank cell is an error, with "fill" NaN. drop names columns
-    that are not read.
+    that are not read. forms are the forms of text, such as "%d/%m/%Y", that columns of these
+    names have had before: see `Column`.
 
     >>> Reading(drop=("name",)).missing
     'fill'
@@ -34,6 +35,7 @@ class Reading(NamedTuple):
     header: bool | None = None
     missing: str = "fill"
     drop: tuple[str, ...] = ()
+    forms: tuple[tuple[str, str], ...] = ()
 
 
 GUESS = Reading()
@@ -232,7 +234,7 @@ def _unknown(source: str | Path) -> DataError:
 def _refuse_options(target: str | int | None, reading: Reading, source: str | Path) -> None:
     if target is not None:
         raise DataError(f"{source}: a target column can be chosen of a table only")
-    if reading != GUESS:
+    if reading._replace(forms=()) != GUESS:
         raise DataError(f"{source}: how a table is read can be said of a table only")
 
 
@@ -269,6 +271,7 @@ def _inputs(
 ) -> np.ndarray:
     """The columns of a table that an encoding uses, or that have the names of features."""
     wanted = tuple(feature.name for feature in encoding.used) or features
+    reading = reading._replace(forms=encoding.forms)
     table = _table(source, reading, "", wanted)
     every = len(encoding.features) or encoding.d_in
     names = table.names if any(wanted) else ()
@@ -287,6 +290,13 @@ def _inputs(
     x, found, _ = _columns(table, places, reading)
     part = Dataset(table.name, x, np.empty(0), (), wanted if names else (), columns=found)
     if encoding.features:
+        features_at = encoding.used if names else encoding.features
+        for feature, column, place in zip(features_at, found, places, strict=True):
+            new = column.kind == columns.CATEGORY != feature.kind
+            if new and column.values and not feature.left_out:
+                row = int(table.frame[:, place].is_not_null().arg_max() or 0)
+                cell = table.frame[row, place]
+                raise DataError(f"{table.where(place, row)}: {cell!r} is not a {feature.kind}")
         return encoding.aligned(part).x
     for column, place in zip(found, places, strict=True):
         if column.kind != columns.NUMBER:
@@ -329,10 +339,13 @@ def _columns(
     x = np.empty((len(table.frame), len(places)))
     found: list[columns.Column] = []
     notes: dict[str, None] = {}
+    forms = dict(reading.forms)
     for i, place in enumerate(places):
-        column, x[:, i], note = columns.understood(table, place)
+        name = table.names[place] if table.names else ""
+        column, x[:, i] = columns.understood(table, place, forms.get(name, ""))
         found.append(column)
-        notes |= {note: None} if note else {}
+        if note := columns.note(column):
+            notes[note] = None
     if reading.missing == "error" and (blank := np.isnan(x)).any():
         row, i = np.argwhere(blank)[0]
         raise DataError(f"{table.where(places[i], int(row))}: no value; --missing fill fills it in")
