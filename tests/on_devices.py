@@ -13,6 +13,7 @@ import fnn
 from fnn import catalog, parallel
 from fnn.fitting import Progress
 from fnn.parallel import Shares, copy_to, fully_sharded, replicated, sharded, sum_over
+from fnn.parallel.devices import Devices
 
 KEY = jax.random.key(3)
 SIZES = (16, 32, 24, 10)
@@ -192,6 +193,17 @@ def test_conjugate_layers_and_a_block_made_of_them():
     ours = shard_mapped(backward(wrong), BOTH, (specs, P()), (P(), specs, P()))
     with pytest.raises(ValueError, match=r"sharded: params \(4,\) are whole on every device"):
         ours(wrong.init(KEY), X)
+
+
+def test_a_layer_is_cut_once():
+    """Around what is cut over "data" already it leaves that alone; and each device holds its part
+    of a state from the start."""
+    once = fully_sharded(fnn.dense(16, 16), "data")
+    for network in (once, fully_sharded(once, "data"), fully_sharded(fnn.skip(once), "data")):
+        assert parallel.specs(network.init, DATA) == {"W": P(None, "data"), "b": P("data")}
+    devices = Devices.of("test", DATA, shard_params=True)
+    network, optimizer = devices.take(fnn.dense(16, 16), fnn.adam(0.1))
+    assert max(parts(optimizer.init(network.init(KEY)))) == 1 / 8
 
 
 def test_mistakes_are_named():

@@ -68,9 +68,9 @@ def test_a_run_predicts_the_same_without_fnn(tmp_path):
     assert (names[y.argmax(-1)] == [row[0] for row in rows]).mean() > 0.99
 
 
-def prepared(source):
+def prepared(source, network="mlp"):
     """A run of no epochs yet."""
-    settings = runs.Settings((8,), "tanh", "sgd", 0.1, 32, 1, seed=0)
+    settings = runs.Settings((8,), "tanh", "sgd", 0.1, 32, 1, seed=0, network=network)
     return runs.prepare(source, settings)[0]
 
 
@@ -81,6 +81,12 @@ def test_values_have_their_units_and_columns_far_from_zero_their_digits(tmp_path
     trained = prepared(tmp_path / "data.npz")
     y = program(trained)(x.astype(np.float32))
     np.testing.assert_allclose(y, runs.predict(trained, x), rtol=2e-5)
+
+
+def test_images_are_columns_of_pixels():
+    trained, x = prepared("digits", "cnn"), fnn.data.load("digits").x[:40]
+    call = jax.export.deserialize(export.lowered(program(trained), x[:1].astype(np.float32))).call
+    np.testing.assert_allclose(call(x.astype(np.float32)), runs.predict(trained, x), atol=1e-5)
 
 
 def test_texts_dates_and_blanks_are_encoded_in_the_program(tmp_path):

@@ -19,7 +19,7 @@ COMMANDS = {
     "train": "Train a network on SOURCE and measure it on held-out examples.",
     "predict": "Predict with the network in folder RUN and write one row per example.",
     "evaluate": "Measure the network in folder RUN on SOURCE.",
-    "export": "Write the network in folder RUN to FILE, as a program for JAX that needs no fnn.",
+    "export": "Write the network in folder RUN to FILE, to run without fnn.",
     "explain": "Measure what each column of SOURCE is worth to the network in folder RUN.",
     "noise-scale": "Draw the gradient noise scale along a training run on SOURCE.",
     "hardest": "Show the examples of SOURCE whose gradients are largest after training.",
@@ -45,9 +45,10 @@ class Imported(Mapping[str, click.Command]):
         """The command. Raises KeyError for an unknown name, ValueError where JAX has no device."""
         if name not in self.names:
             raise KeyError(name)
-        import_module("fnn.cli.environment").check_device()
         module = name.replace("-", "_")
         command: click.Command = getattr(import_module(f"fnn.cli.{module}"), module)
+        if type(command) is click.Command:  # a Spread says first what devices there are
+            import_module("fnn.cli.environment").check_device()
         signals.end_by_exception()
         return command
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fnn import atomic, checkpoint, data, losses, numbers
 from fnn.base import Layer, Loss, Optimizer
@@ -33,6 +34,7 @@ from fnn.fitting import CHUNK, Progress, epochs_since_best, fit, predicted
 from fnn.layers.flatten import unflatten
 from fnn.models import cnn, mlp
 from fnn.optimizers import adamw
+from fnn.parallel import Shares, processes
 
 environment.settle()
 
@@ -202,11 +204,14 @@ class Run(NamedTuple):
         (dtype('float32'), (120, 4), True)
         """
         y = part.y if self.outputs is None else self.outputs.apply(part.y)
-        return self.inputs.apply(part.x), y
+        return self.inputs.apply(np.asarray(part.x)), y
 
 
 def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
     """Read and split the data, and make a run of no epochs yet, with fresh parameters.
+
+    Of several processes, all read a source whole but two .npy files: those the first reads and
+    measures, and the others map into memory, to read their shares of when they train.
 
     Raises DataError for data that can't be used.
 
@@ -214,30 +219,37 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
     >>> run.progress.history, int(run.progress.state.step)
     ([], 0)
     """
-    everything = data.load(
-        source, target=settings.target, task=settings.task, reading=settings.reading
-    )
+    told = data.is_mapped(source) and not processes.is_first()
+    if told:
+        everything = data.mapped(source, task=settings.task)
+    else:
+        everything = data.load(
+            source, target=settings.target, task=settings.task, reading=settings.reading
+        )
     train, test = data.split(everything, HELD_OUT, settings.seed)
     validation = None
     if settings.patience is not None:
         train, validation = data.split(train, HELD_OUT, settings.seed)
-    inputs = Encoding.of(train, settings.keep)
+    inputs = Encoding((), _unknown(train.x)) if told else Encoding.of(train, settings.keep)
+    outputs = None if train.classes else (_unknown if told else Scaling.of)(train.y)
     train, test = inputs.aligned(train), inputs.aligned(test)
     validation = validation and inputs.aligned(validation)
     learned = (train,) if validation is None else (train, validation)
-    few = sum(len(part.x) for part in learned) <= SEEN
+    few = not told and sum(len(part.x) for part in learned) <= SEEN
     run = Run(
         settings,
-        _digest(everything),
+        "0" * 64 if told else _digest(everything),
         np.concatenate([digests(part) for part in learned if few] or [np.empty(0, np.uint64)]),
         len(train.x),
         train.features,
         train.classes,
         train.targets,
         inputs,
-        None if train.classes else Scaling.of(train.y),
+        outputs,
         Progress(None, [], None),
     )
+    if data.is_mapped(source):
+        run = _told(run)
     state = _fresh(run)
     return run._replace(progress=Progress(state, [], state)), Examples(train, validation, test)
 
@@ -249,6 +261,24 @@ def folder(source: str | Path) -> Path:
     PosixPath('runs/iris')
     """
     return Path("runs") / Path(Path(source).resolve().name.removesuffix(".gz")).stem
+
+
+def _unknown(a: Any) -> Scaling:
+    """The scaling of a's columns before the first process has told it."""
+    return Scaling(np.zeros(a.shape[1]), np.ones(a.shape[1]))
+
+
+def _told(run: Run) -> Run:
+    """The run with what the first process has measured: the digest and the scalings."""
+    digest = np.frombuffer(run.digest.encode(), np.uint8)
+    scalings = (run.inputs.scaling, run.outputs)
+    values, form = jax.tree.flatten((digest, scalings))
+    digest, (inputs, outputs) = jax.tree.unflatten(form, processes.from_first(values))
+    return run._replace(
+        digest=digest.tobytes().decode(),
+        inputs=run.inputs._replace(scaling=inputs),
+        outputs=outputs,
+    )
 
 
 def digests(examples: Dataset) -> np.ndarray:
@@ -279,8 +309,14 @@ def _chunks(n: int) -> list[slice]:
     return [slice(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
 
 
-def train(run: Run, examples: Examples, on_epoch: Callable[[Run], bool | None]) -> Run:
-    """Train from where the run stands to its number of epochs, or until its patience ends.
+def train(
+    run: Run,
+    examples: Examples,
+    on_epoch: Callable[[Run], bool | None],
+    mesh: Mesh | None = None,
+) -> Run:
+    """Train from where the run stands to its number of epochs, or until its patience ends, on the
+    devices of the mesh if there is one.
 
     After each epoch on_epoch is called with the run as it is then; all of them share one history
     list, which grows. Training ends early where on_epoch returns True. Returns the run at its
@@ -292,15 +328,30 @@ def train(run: Run, examples: Examples, on_epoch: Callable[[Run], bool | None]) 
     (['loss', 'test_loss', 'test_accuracy'], 4)
     """
     measure = _measure(run)
-    test = jax.tree.map(jnp.asarray, run.standardised(examples.test))
+    speaks = processes.is_first()
+    test = jax.tree.map(jnp.asarray, run.standardised(examples.test)) if speaks else None
     quality = "test_accuracy" if run.outputs is None else "test_RMSE"
     history = list(run.progress.history)
     best = run.progress.best
 
+    start = run.progress
+    if mesh is not None:
+        everywhere = processes.everywhere((start.state, start.best), mesh)
+        start = Progress(everywhere[0], start.history, everywhere[1])
+
+    def placed(part: Dataset) -> Any:
+        if mesh is None:
+            return run.standardised(part)
+        rows = lambda i: run.standardised(part._replace(x=part.x[i], y=part.y[i]))  # noqa: E731
+        return Shares.read(rows, len(part.x), mesh)
+
     def note(number: int, state: Any, entry: dict[str, Any]) -> bool | None:
         nonlocal run, best
-        test_loss, test_quality = measure(state.params, *test)
-        history.append(entry | {"test_loss": test_loss, quality: test_quality})
+        state = state if mesh is None else processes.here(state)
+        if test is not None:
+            test_loss, test_quality = measure(state.params, *test)
+            entry = entry | {"test_loss": test_loss, quality: test_quality}
+        history.append(entry)
         if examples.validation is None or epochs_since_best(history) == 0:
             best = state
         run = run._replace(progress=Progress(state, history, best))
@@ -310,14 +361,15 @@ def train(run: Run, examples: Examples, on_epoch: Callable[[Run], bool | None]) 
         run.network,
         run.loss,
         run.optimizer,
-        run.standardised(examples.train),
+        placed(examples.train),
         key=jax.random.key(run.settings.seed),
         epochs=run.settings.epochs,
         batch_size=run.settings.batch_size,
-        validation=examples.validation and run.standardised(examples.validation),
+        validation=examples.validation and placed(examples.validation),
         patience=run.settings.patience,
-        start=run.progress,
+        start=start,
         on_epoch=note,
+        mesh=mesh,
     )
     return run
 

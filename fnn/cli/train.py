@@ -7,6 +7,7 @@ from typing import Any
 import click
 import jax
 from click.core import ParameterSource
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from fnn import atomic, verify
@@ -15,7 +16,9 @@ from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
 from fnn.cli import metrics, options, report, runs, signals
 from fnn.cli.runs import NETWORKS, Examples, Run, Settings
+from fnn.cli.spread import Spread
 from fnn.fitting import DivergedError, epochs_since_best
+from fnn.parallel import processes
 
 LINES, FIRST = 25, 5
 """The most epochs that are printed, of which the first ones without a gap."""
@@ -28,7 +31,7 @@ LINES, FIRST = 25, 5
 #   no patience      a validation part takes too many examples from tables of 200 rows
 
 
-@click.command()
+@click.command(cls=Spread)
 @click.argument("source", nargs=-1, required=True)
 @click.option(
     "--network",
@@ -178,12 +181,15 @@ def train(
         run = earlier._replace(settings=settings) if resume else run
     _show_plan(" ".join(source), run, examples)
     _check_gradient(run, examples)
+    if not processes.is_first():
+        *_, stopped = _train(run, examples, None, save_every, ctx.obj)
+        raise SystemExit(128 + stopped if stopped else 0)
     with atomic.owned(out):
         if runs.version(out) != version:
             raise click.ClickException(f"another process has just changed the run in {out}")
         runs.check_writable(out, run)
         report.check(out)
-        run, times, stopped = _train(run, examples, out, save_every)
+        run, times, stopped = _train(run, examples, out, save_every, ctx.obj)
         if not run.progress.history:
             raise click.ClickException("stopped before the end of the first epoch: nothing to save")
         runs.save(out, run)
@@ -312,9 +318,10 @@ def _check_gradient(run: Run, examples: Examples) -> None:
 
 
 def _train(
-    run: Run, examples: Examples, out: Path, save_every: float
+    run: Run, examples: Examples, out: Path | None, save_every: float, mesh: Mesh | None
 ) -> tuple[Run, list[float], int]:
-    """Train, print at most `LINES` epochs, and save at intervals of save_every seconds.
+    """Train, print at most `LINES` epochs, and save at intervals of save_every seconds, unless
+    out is None.
 
     Returns the run, the time at the end of each epoch, and the number of the signal that ended
     the training, or 0. A run that diverges is saved as it was after the last finite epoch, and
@@ -340,10 +347,10 @@ def _train(
         if len(history) <= FIRST or len(history) % every == 0 or len(history) == epochs:
             show(history)
         bar.update()
-        if times[-1] - saved >= save_every:
+        if out is not None and times[-1] - saved >= save_every:
             runs.save(out, run)
             saved = time.perf_counter()
-        return bool(received)
+        return processes.any_of(bool(received))
 
     done = len(run.progress.history)
     with (
@@ -351,10 +358,10 @@ def _train(
         tqdm(total=epochs, initial=done, unit="epoch", leave=False, disable=None) as bar,
     ):
         try:
-            runs.train(run, examples, on_epoch)
+            runs.train(run, examples, on_epoch, mesh)
         except DivergedError as error:
             kept = "nothing is saved"
-            if run.progress.history:
+            if out is not None and run.progress.history:
                 runs.save(out, run)
                 kept = f"{out} has the network after epoch {len(run.progress.history)}"
             raise click.ClickException(f"{error}; {kept}") from error

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fnn.data.dataset import CATEGORY, COMMAS, DATE, NUMBER, POINTS, THOUSANDS, TIME, Column
+from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column
 from fnn.data.dialect import BLANKS
 from fnn.data.errors import DataError
 from fnn.data.tables import Table
@@ -20,21 +20,20 @@ DATES = [
 ]  # fmt: skip
 TIMES = ["%H:%M:%S%.f", "%H:%M", "%I:%M %p", "%I:%M:%S %p"]
 MOMENTS = [*DATES, *(f"{day}{gap}{time}" for day in DATES for gap in " T" for time in TIMES)]
-MONTH_FIRST, DAY_FIRST = "%m/%d/%Y", "%d/%m/%Y"
 DAY = 86_400_000_000
 """Microseconds."""
-PATTERNS = {
-    THOUSANDS: r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$",
-    COMMAS: r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][+-]?\d+)?$",
-}
+POINTS, DECIMAL, GROUPED = FORMS = ("", "decimal commas", "commas between thousands")
+"""How numbers are written: 1.5, 1,5 or 1,000.5."""
+COMMAS = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][+-]?\d+)?$"
+THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$"
 
 
-def understood(table: Table, at: int, like: Column | None = None) -> tuple[Column, np.ndarray, str]:
-    """The column at an index of a table, its cells (n,) float64, and what was guessed or "".
+def understood(table: Table, at: int, like: Column | None = None) -> tuple[Column, np.ndarray]:
+    """The column at an index of a table, and its cells (n,) float64.
 
     Text is read as numbers, with decimal commas or separated thousands too, as dates or as times
     where all cells that are not blank (see `BLANKS`) can be; otherwise as categories. Where `like`
-    is given nothing is guessed: text is read as that column's was.
+    is given, nothing is guessed: text is read as that column's was.
 
     Raises DataError for a number that is infinite, for text in a column of numbers, where a
     twentieth of the cells at most is other text and the values are many, for cells that
@@ -44,47 +43,54 @@ def understood(table: Table, at: int, like: Column | None = None) -> tuple[Colum
     >>> frame = polars.DataFrame({"0": ["1,5", "?", "2,25"], "1": ["b", "a", "b"]})
     >>> table = Table("a", ("x", "y"), frame, "row {}".format, ())
     >>> understood(table, 0)
-    (Column(kind='number', values=(), written='decimal commas'), array([1.5 ,  nan, 2.25]), \
-'decimal commas')
-    >>> understood(table, 1)[:2]
-    (Column(kind='category', values=('a', 'b'), written=''), array([1., 0., 1.]))
+    (Column(kind='number', values=(), form='decimal commas'), array([1.5 ,  nan, 2.25]))
+    >>> understood(table, 1)
+    (Column(kind='category', values=('a', 'b'), form=''), array([1., 0., 1.]))
     """
     import polars
 
     cells = table.frame.to_series(at)
     kind = cells.dtype
     if kind == polars.Boolean:
-        return Column(CATEGORY, ("False", "True")), _floats(cells.cast(polars.Float64)), ""
+        return Column(CATEGORY, ("False", "True")), _floats(cells.cast(polars.Float64))
     if kind.is_numeric() or kind == polars.Null:
-        return Column(NUMBER), _finite(table, at, cells.cast(polars.Float64)), ""
+        return Column(NUMBER), _finite(table, at, cells.cast(polars.Float64))
     if kind == polars.Duration:
         days = cells.dt.total_microseconds().cast(polars.Float64) / DAY
-        return Column(NUMBER), _floats(days), ""
+        return Column(NUMBER), _floats(days)
     if kind == polars.Time:
-        return Column(TIME), _fraction(cells), ""
+        return Column(TIME), _fraction(cells)
     if kind.is_temporal():
-        return Column(DATE), _days(cells), ""
+        return Column(DATE), _days(cells)
     if kind != polars.String and kind not in (polars.Categorical, polars.Enum):
         raise DataError(f"{table.where(at)}: expected numbers, text or dates, got {kind}")
     text = stripped(cells)
     if like is not None:
-        return *_read_like(table, at, text, like), ""
-    numbers, note = as_numbers(text, table.separator)
+        return _read_like(table, at, text, like)
+    numbers, written = as_numbers(text, table.separator)
     strays = numbers.null_count() - text.null_count()
     if not strays:
-        return Column(NUMBER, written=note), _finite(table, at, numbers), note
+        return Column(NUMBER, (), written), _finite(table, at, numbers)
     there = len(text) - text.null_count()
     rare = strays <= min(max(1, there // 20), there - strays)
     if rare and text.n_unique() > min(FEW, there // 2):
         row = int((numbers.is_null() & text.is_not_null()).arg_max() or 0)
         what = f"{text[row]!r} is not a number, as most cells of the column are"
         raise DataError(f"{table.where(at, row)}: {what}; correct it, or --drop the column")
-    if dated := _dated(text):
-        form = dated[0].written
-        swapped = _in_form(text, DATE, form.replace(MONTH_FIRST, DAY_FIRST))
-        unsure = MONTH_FIRST in form and swapped.null_count() == text.null_count()
-        return *dated, "dates with the month first" if unsure else ""
-    return *_categories(text), ""
+    return _dated(text) or _categories(text)
+
+
+def note(column: Column) -> str:
+    """What was guessed of a column, in words, or "".
+
+    >>> note(Column("number", (), "decimal commas")), note(Column("date", (), "%m/%d/%Y"))
+    ('decimal commas', 'dates as month/day/year')
+    """
+    if column.kind == NUMBER:
+        return column.form
+    orders = {"%m/%d/%Y": "month/day/year", "%d/%m/%Y": "day/month/year"}
+    order = orders.get(column.form[:8])
+    return f"dates as {order}" if order else ""
 
 
 def stripped(cells: "polars.Series") -> "polars.Series":
@@ -102,7 +108,7 @@ def stripped(cells: "polars.Series") -> "polars.Series":
 
 
 def as_numbers(text: "polars.Series", separator: str = ",") -> tuple["polars.Series", str]:
-    """Text as numbers, null where it is none, and how they are written if not with points.
+    """Text as numbers, null where it is none, and how they are written: one of `FORMS`.
 
     Where commas separate the cells, 1,234 is a thousand and more; beside another separator its
     comma is a decimal comma.
@@ -112,31 +118,29 @@ def as_numbers(text: "polars.Series", separator: str = ",") -> tuple["polars.Ser
     >>> as_numbers(text)[0].to_list(), as_numbers(text, ";")[0].to_list()
     ([1234.0, 2.0], [1.234, 2.0])
     """
-
     numbers = _numbers(text, POINTS)
     left = text.filter(numbers.is_null() & text.is_not_null())
     if not len(left) or not left.str.contains(",", literal=True).all():
         return numbers, POINTS
-    for notation in (THOUSANDS, COMMAS):
-        sure = notation == COMMAS or separator == "," or left.str.contains(r",\d+[,.]").any()
-        read = _numbers(text, notation)
-        if sure and read.null_count() == text.null_count():
-            return read, notation
+    grouped, decimal = _numbers(text, GROUPED), _numbers(text, DECIMAL)
+    both = (GROUPED, grouped), (DECIMAL, decimal)
+    for form, read in both if separator == "," else both[::-1]:
+        if read.null_count() == text.null_count():
+            return read, form
     return numbers, POINTS
 
 
-def _numbers(text: "polars.Series", notation: str) -> "polars.Series":
-    """Text as numbers in this notation, null where it is none."""
+def _numbers(text: "polars.Series", form: str) -> "polars.Series":
+    """Text as numbers in this form, null where it is none."""
     import polars
 
     plain = text.cast(polars.Float64, strict=False)
-    if notation == POINTS:
+    if form == POINTS:
         return plain
-    marks = (".", ",") if notation == COMMAS else (",", ".")
+    marks, pattern = ((".", ","), COMMAS) if form == DECIMAL else ((",", "."), THOUSANDS)
     bare = text.str.replace_all(marks[0], "", literal=True).str.replace(marks[1], ".", literal=True)
-    read = bare.cast(polars.Float64, strict=False)
-    fits = text.str.contains(PATTERNS[notation])
-    return read.zip_with(fits, plain if notation == THOUSANDS else plain.clear(len(plain)))
+    others = plain if form == GROUPED else plain.clear(len(plain))
+    return bare.cast(polars.Float64, strict=False).zip_with(text.str.contains(pattern), others)
 
 
 def _read_like(
@@ -145,22 +149,23 @@ def _read_like(
     """The column, its text read as that of `like`, and its cells."""
     if like.kind == CATEGORY:
         return _categories(text)
-    if like.kind != NUMBER and not like.written:  # learned from dates, not from text
-        if dated := _dated(text):
+    if like.kind != NUMBER and not like.form:  # learned from dates, not from text
+        if (dated := _dated(text)) and dated[0].kind == like.kind:
             return dated
         cells = text.clear(len(text))
     elif like.kind == NUMBER:
-        cells = _numbers(text, like.written)
+        cells = _numbers(text, like.form)
     else:
-        cells = _in_form(text, like.kind, like.written)
+        cells = _in_form(text, like.kind, like.form)
     wrong = cells.is_null() & text.is_not_null()
     if wrong.any():
         row = int(wrong.arg_max() or 0)
-        what = f"expected a {like.kind}" + (f" written as {like.written}" if like.written else "")
-        raise DataError(f"{table.where(at, row)}: {what}, as in training, got {text[row]!r}")
+        how = f" written as {like.form}" if like.form else ""
+        what = f"{text[row]!r} is not a {like.kind}{how}, as in training"
+        raise DataError(f"{table.where(at, row)}: {what}")
     if like.kind == NUMBER:
         return like, _finite(table, at, cells)
-    if not like.written:
+    if not like.form:
         return like, np.full(len(text), np.nan)
     return like, _days(cells) if like.kind == DATE else _fraction(cells)
 
@@ -189,29 +194,29 @@ def _floats(cells: "polars.Series") -> np.ndarray:
 
 
 def _dated(text: "polars.Series") -> tuple[Column, np.ndarray] | None:
-    """The column and its cells where all text is dates, or times of day, in one format."""
+    """The column and its cells where all text is dates, or times of day, in one form."""
     some = text.drop_nulls()
     for kind, forms, looks in ((DATE, MOMENTS, r"\d\d"), (TIME, TIMES, r"\d:\d\d")):
         if not len(some) or not some[:100].str.contains(looks).all():
             continue
         for form in forms:
-            for part in (some.head(20), text):
+            for part in (some.head(20), text):  # a few first, to be quick
                 found = _in_form(part, kind, form)
                 if found.null_count() > part.null_count():
                     break
             else:
                 cells = _days(found) if kind == DATE else _fraction(found)
-                return Column(kind, written=form), cells
+                return Column(kind, (), form), cells
     return None
 
 
 def _in_form(text: "polars.Series", kind: str, form: str) -> "polars.Series":
-    """Text in this format as points in time, or as times of day; null where it is in another."""
+    """Text in this form as points in time, or as times of day; null where it is in another."""
     import polars
 
     if kind == TIME:
         return text.str.to_time(form, strict=False)
-    plain = text.str.replace(r"(Z|[+-]00:?00)$", "") if "%H" in form or "%I" in form else text
+    plain = text.str.replace(r"(Z|[+-]00:?00)$", "") if "%H" in form else text
     found = plain.str.to_datetime(form, strict=False, time_unit="us")
     return found.cast(polars.Datetime("us"))
 

@@ -8,8 +8,6 @@ from fnn.data.errors import DataError, nearest, not_finite
 
 TASKS = ("classification", "regression")
 NUMBER, CATEGORY, DATE, TIME = KINDS = ("number", "category", "date", "time")
-POINTS, COMMAS, THOUSANDS = NOTATIONS = ("", "decimal commas", "commas between thousands")
-"""How numbers are written: 1.5, 1,5 or 1,000.5."""
 
 
 class Column(NamedTuple):
@@ -17,10 +15,8 @@ class Column(NamedTuple):
 
     kind is one of `KINDS`: of a number the number; of a category the index into `values`, or -1
     for a value that is not in them; of a date the days since 1970-01-01, with the time of day as
-    a fraction; of a time of day the fraction of a day.
-
-    written says how text was read, where there is more than one way: of a number one of
-    `NOTATIONS`, of a date or a time its format, as `strftime` has it.
+    a fraction; of a time of day the fraction of a day. form is how text was read, such as
+    "decimal commas" or "%d/%m/%Y", or "" where there was no choice.
 
     >>> Column("category", ("cat", "dog")).values[1]
     'dog'
@@ -28,7 +24,7 @@ class Column(NamedTuple):
 
     kind: str
     values: tuple[str, ...] = ()
-    written: str = ""
+    form: str = ""
 
 
 class Dataset(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fnn.data.columns import MOMENTS, TIMES
-from fnn.data.dataset import CATEGORY, DATE, KINDS, NOTATIONS, NUMBER, TIME, Column, Dataset
+from fnn.data.columns import FORMS, MOMENTS, TIMES
+from fnn.data.dataset import CATEGORY, DATE, KINDS, NUMBER, TIME, Column, Dataset
 from fnn.data.errors import DataError, nearest
 from fnn.data.scaling import Scaling
 
@@ -16,6 +16,8 @@ MOST = 50
 """At most this many values of a category get an input each; the rest share one."""
 ROWS = 20
 """In fewer rows, that all values differ says nothing about a column."""
+LARGEST = 1e150
+"""The squares of numbers beyond this overflow."""
 YEAR, WEEK, HOURS = CYCLES = ("year", "week", "day")
 ID = re.compile(
     r"(?i:unnamed.*|index|idx|id|uuid|guid|no|nr|row|row.?(names?|ids?|numbers?)|.*[_ ]id)"
@@ -37,7 +39,7 @@ class Feature(NamedTuple):
         a category  is one input per entry of `values`, 1 for that value, 0 otherwise; with `flag`
                     another for blanks, with `rest` another for all other values
 
-    written says how text was read, as in `Column`; other text is read in the same way.
+    form is how text was read, as in `Column`: what comes later is read so too.
 
     >>> Feature("kind", "category", values=("cat", "dog"), flag=True).width
     3
@@ -51,16 +53,16 @@ class Feature(NamedTuple):
     cycles: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
     rest: bool = False
-    written: str = ""
+    form: str = ""
 
     @property
     def column(self) -> Column:
         """The column, as it was read.
 
         >>> Feature("age", "number").column
-        Column(kind='number', values=(), written='')
+        Column(kind='number', values=(), form='')
         """
-        return Column(self.kind, self.values, self.written)
+        return Column(self.kind, self.values, self.form)
 
     @property
     def width(self) -> int:
@@ -170,7 +172,8 @@ class Encoding(NamedTuple):
         like row numbers or like names or ids of rows, and if it is text of more than `MOST`
         values, and of more than half as many as there are rows.
 
-        Raises DataError for a name in keep that no column has, and where no column is left.
+        Raises DataError for a name in keep that no column has, for numbers beyond `LARGEST`, and
+        where no column is left.
 
         >>> train = Dataset("a", np.array([[0.0], [1.0], [np.nan]]), np.ones((3, 1)), (),
         ...                 ("pet",), columns=(Column("category", ("cat", "dog")),))
@@ -369,13 +372,13 @@ def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
             raise ValueError(f"a feature with {', '.join(sorted(entry))}")
         known["cycles"], known["values"] = tuple(known["cycles"]), tuple(known["values"])
         feature = Feature(*(known[field] for field in Feature._fields))
-        texts = (feature.name, feature.left_out, feature.written, *feature.cycles, *feature.values)
+        texts = (feature.name, feature.left_out, feature.form, *feature.cycles, *feature.values)
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a feature's text is of another type")
         if feature.kind not in KINDS or not set(feature.cycles) <= set(CYCLES):
             raise ValueError(f"unknown kind {feature.kind!r} or cycles of {feature.name!r}")
-        if feature.written not in (*NOTATIONS, *MOMENTS, *TIMES):
-            raise ValueError(f"{feature.name!r} is written {feature.written!r}")
+        if feature.form not in (*FORMS, *MOMENTS, *TIMES):
+            raise ValueError(f"{feature.name!r} is written {feature.form!r}")
         if not math.isfinite(feature.fill):
             raise ValueError(f"the median of {feature.name!r} is not finite")
         every.append(feature._replace(flag=bool(feature.flag), rest=bool(feature.rest)))
@@ -385,6 +388,9 @@ def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
 def _features(train: Dataset, kept: Collection[int]) -> list[Feature]:
     """How each column is used; those of the indices kept are left out for their look by none."""
     names = train.features or ("",) * len(train.columns)
+    for i in np.flatnonzero(((train.x > LARGEST) | (train.x < -LARGEST)).any(0)):
+        column = f"column {names[i]!r}" if names[i] else f"column {i + 1}"
+        raise DataError(f"{train.name}: {column}: numbers too large to standardise")
     there = ~np.isnan(train.x)
     full = there.all(0)
     numbers = np.array([column.kind != CATEGORY for column in train.columns])
@@ -405,7 +411,7 @@ def _feature(
     name: str, column: Column, cells: np.ndarray, n: int, at: int, median: float, kept: bool
 ) -> Feature:
     """How a column is used, from its n cells in the training part, of which `cells` not blank."""
-    feature = Feature(name, column.kind, flag=len(cells) < n, written=column.written)
+    feature = Feature(name, column.kind, flag=len(cells) < n, form=column.form)
     if not len(cells):
         return feature._replace(left_out="no values", flag=False)
     if column.kind != CATEGORY:

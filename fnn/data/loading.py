@@ -19,7 +19,8 @@ from fnn.data.dataset import (
     relabelled,
 )
 from fnn.data.encoding import Encoding
-from fnn.data.errors import DataError, nearest
+from fnn.data.errors import DataError, explained, nearest
+from fnn.data.rows import Rows
 from fnn.data.tables import Table
 
 Source = Any
@@ -107,6 +108,41 @@ def load(
     return from_arrays(f"{source[0]}, {source[1]}", x, y, task)
 
 
+def is_mapped(source: Source) -> bool:
+    """Whether `mapped` reads this source: two files x.npy and y.npy.
+
+    >>> is_mapped(("x.npy", "y.npy")), is_mapped("iris")
+    (True, False)
+    """
+    several = not isinstance(source, str | Path) and not tables.is_frame(source)
+    return several and len(source) == 2 and all(str(path).endswith(".npy") for path in source)
+
+
+def mapped(source: Source, *, task: str | None = None) -> Dataset:
+    """The examples of two files x.npy and y.npy, x as `Rows`, which are read when they are used.
+
+    For a process that needs some of them only. What `load` refuses in x is not looked for; y is
+    read whole. Raises as `load` does.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     x, y = Path(folder, "x.npy"), Path(folder, "y.npy")
+    ...     np.save(x, np.arange(12.0).reshape(3, 2, 2)), np.save(y, np.array([1, 0, 1]))
+    ...     np.asarray(mapped((x, y)).x[1:2])
+    (None, None)
+    array([[4., 5., 6., 7.]])
+    """
+    x_path, y_path = (_path(path) for path in source)
+    y = readers.read_npy(y_path)
+    with explained(x_path):
+        x = np.load(x_path, mmap_mode="r", allow_pickle=False)
+    if x.ndim < 2 or len(x) != len(y):
+        raise DataError(f"{x_path}: expected x of {len(y)} examples, got the shape {x.shape}")
+    examples = from_arrays(f"{x_path}, {y_path}", np.zeros((len(y), 1)), y, task)
+    rows: Any = Rows(x.reshape(len(x), -1))
+    return examples._replace(x=rows)
+
+
 def inputs(
     source: Source, encoding: Encoding, features: tuple[str, ...] = (), reading: Reading = GUESS
 ) -> np.ndarray:
@@ -140,7 +176,7 @@ def parts(
     one `.npy` or IDX file is enough. Of a table whose columns have names, those that the encoding
     uses are taken by name, or those of `features` where it has none, whatever their order and
     whatever other columns there are; otherwise it must have the columns that were learned from.
-    Text is read as that which the encoding was fitted to. Raises as `load` does.
+    Raises as `load` does.
 
     >>> import tempfile
     >>> from fnn.data.scaling import Scaling
@@ -312,12 +348,12 @@ def _decided(like: Column | None, found: Column) -> Column | None:
     """How the next part of a table is read: what training does not say, the first part does."""
     if like is None:
         return found
-    return found if found.kind == like.kind and not like.written else like
+    return found if found.kind == like.kind and not like.form else like
 
 
 def _texts(encoding: Encoding | None) -> list[str]:
     """The names, or the indices, of the columns that are to be read as the text that they are."""
-    texts = [f.name for f in encoding.used if f.kind == CATEGORY or f.written] if encoding else []
+    texts = [f.name for f in encoding.used if f.kind == CATEGORY or f.form] if encoding else []
     if encoding and not all(texts):  # by their places, which a target among them moves
         return [str(i) for i in range(len(encoding.features) + 1)]
     return texts
@@ -375,9 +411,10 @@ def _columns(
     found: list[Column] = []
     notes: dict[str, None] = {}
     for i, place in enumerate(places):
-        column, x[:, i], note = columns.understood(table, place, like[i])
+        column, x[:, i] = columns.understood(table, place, like[i])
         found.append(column)
-        notes |= {note: None} if note else {}
+        if note := columns.note(column):
+            notes[note] = None
     if reading.missing == "error" and (blank := np.isnan(x)).any():
         row, i = np.argwhere(blank)[0]
         raise DataError(f"{table.where(places[i], int(row))}: no value; --missing fill fills it in")

@@ -23,8 +23,8 @@ def specs(init: Callable[[Array], Any], mesh: Mesh) -> Any:
 
     >>> import fnn
     >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
-    >>> specs(fully_sharded(fnn.dense(4, 2), "data").init, mesh)["W"]
-    PartitionSpec()
+    >>> specs(fnn.parallel.fully_sharded(fnn.dense(4, 2), "data").init, mesh)["W"]
+    P()
     """
     sizes = dict.fromkeys(mesh.axis_names, 1)
     before, form = jax.tree.flatten(_shapes(init, sizes))
@@ -89,7 +89,7 @@ def shardings(init: Callable[[Array], Any], mesh: Mesh) -> Any:
 
     >>> import fnn
     >>> shardings(fnn.dense(4, 2).init, jax.make_mesh((1,), ("data",)))["W"].spec
-    PartitionSpec()
+    P()
     """
     mesh = automatic(mesh)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(init, mesh))
