@@ -272,7 +272,10 @@ def _inputs(
 
 
 def _table(source: Source, reading: Reading, text: str, only: Collection[str] = ()) -> Table:
-    """The table without the columns that are dropped, and without empty ones that lack a name."""
+    """The table without the columns that are dropped, and without empty ones that lack a name.
+
+    Others that lack a name get one as pandas gives it: "Unnamed: 0" for the first column.
+    """
     table = tables.read(
         source if tables.is_frame(source) else _path(source),
         separator=reading.separator,
@@ -288,6 +291,9 @@ def _table(source: Source, reading: Reading, text: str, only: Collection[str] = 
     nameless = [i for i, name in enumerate(names) if not name]
     empty = {i for i in nameless if table.frame[:, i].null_count() == n}
     table = table.without(empty | {i for i, name in enumerate(names) if name in reading.drop})
+    places = table.frame.columns
+    named = (name or f"Unnamed: {i}" for i, name in zip(places, table.names, strict=False))
+    table = table._replace(names=tuple(named))
     seen: set[str] = set()
     for name in table.names:
         if name in seen:
