@@ -348,8 +348,8 @@ def _features(train: Dataset, kept: Collection[int]) -> list[Feature]:
     """How each column is used; those of the indices kept are left out for their look by none."""
     names = train.features or ("",) * len(train.columns)
     for large in np.flatnonzero(((train.x > LARGEST) | (train.x < -LARGEST)).any(0)):
-        column = f"column {names[large]!r}" if names[large] else f"column {large + 1}"
-        raise DataError(f"{train.name}: {column}: numbers too large to standardise")
+        where = f"column {names[large]!r}" if names[large] else f"column {large + 1}"
+        raise DataError(f"{train.name}: {where}: numbers too large to standardise")
     there = ~np.isnan(train.x)
     full = there.all(0)
     numbers = np.array([column.kind != CATEGORY for column in train.columns])
