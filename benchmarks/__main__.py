@@ -26,12 +26,16 @@ PARTS = [
     "compile",
     "growth",
     "watching",
+    "streaming",
+    "interconnect",
     "memory",
+    "scale",
     "lines",
     "libraries",
     "per_example",
     "convolution",
     "verify",
+    "tables",
 ]
 """Each is a module of this package with run(quick) -> result, which prints its table and
 returns what goes into its JSON file, and where there is something to see,
@@ -137,6 +141,18 @@ def throughput(
 ) -> None:
     """Train on this device, at these sizes."""
     measure("throughput", quick, out, widths=widths, batches=batches, dtypes=dtypes)
+
+
+@main.command("tables")
+@settings
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    help="Where the CSV files of public tables are; without it, only bundled ones.",
+)
+def tables(quick: bool, out: Path, folder: Path | None) -> None:
+    """Train on public tables, and beside it with scikit-learn."""
+    measure("tables", quick, out, folder=folder)
 
 
 def command(name: str) -> click.Command:

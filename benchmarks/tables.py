@@ -68,8 +68,6 @@ TABLES = [
     Public("tips", "tip"),
     Public("healthexp", "Life_Expectancy"),
     Public("taxis", "fare", ("pickup", "dropoff", "tip", "total")),
-    Public("diamonds", "cut"),
-    Public("diamonds", "price"),
     # ISLP/data of the package ISLP
     Public("OJ", "Purchase"),
     Public("Smarket", "Direction", ("Today",)),
@@ -84,6 +82,9 @@ TABLES = [
     Public("Wage", "wage", ("logwage",)),
     Public("Bikeshare", "bikers", ("casual", "registered")),
     Public("NYSE", "log_volume", ("date",)),
+    # seaborn-data's largest
+    Public("diamonds", "cut"),
+    Public("diamonds", "price"),
 ]
 
 

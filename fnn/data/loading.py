@@ -10,7 +10,8 @@ from fnn.data import columns, readers, tables, targets
 from fnn.data.bundled import BUNDLED, bundled
 from fnn.data.dataset import TASKS, Dataset, as_inputs, from_arrays, relabelled
 from fnn.data.encoding import Encoding
-from fnn.data.errors import DataError, nearest
+from fnn.data.errors import DataError, explained, nearest
+from fnn.data.rows import Rows
 from fnn.data.tables import Table
 
 Source = Any
@@ -96,6 +97,41 @@ def load(
     _refuse_options(target, reading, source[0])
     x, y = (readers.read_npy(_path(path)) for path in source)
     return from_arrays(f"{source[0]}, {source[1]}", x, y, task)
+
+
+def is_mapped(source: Source) -> bool:
+    """Whether `mapped` reads this source: two files x.npy and y.npy.
+
+    >>> is_mapped(("x.npy", "y.npy")), is_mapped("iris")
+    (True, False)
+    """
+    several = not isinstance(source, str | Path) and not tables.is_frame(source)
+    return several and len(source) == 2 and all(str(path).endswith(".npy") for path in source)
+
+
+def mapped(source: Source, *, task: str | None = None) -> Dataset:
+    """The examples of two files x.npy and y.npy, x as `Rows`, which are read when they are used.
+
+    For a process that needs some of them only. What `load` refuses in x is not looked for; y is
+    read whole. Raises as `load` does.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     x, y = Path(folder, "x.npy"), Path(folder, "y.npy")
+    ...     np.save(x, np.arange(12.0).reshape(3, 2, 2)), np.save(y, np.array([1, 0, 1]))
+    ...     np.asarray(mapped((x, y)).x[1:2])
+    (None, None)
+    array([[4., 5., 6., 7.]])
+    """
+    x_path, y_path = (_path(path) for path in source)
+    y = readers.read_npy(y_path)
+    with explained(x_path):
+        x = np.load(x_path, mmap_mode="r", allow_pickle=False)
+    if x.ndim < 2 or len(x) != len(y):
+        raise DataError(f"{x_path}: expected x of {len(y)} examples, got the shape {x.shape}")
+    examples = from_arrays(f"{x_path}, {y_path}", np.zeros((len(y), 1)), y, task)
+    rows: Any = Rows(x.reshape(len(x), -1))
+    return examples._replace(x=rows)
 
 
 def inputs(
