@@ -354,6 +354,16 @@ def test_numbers_that_are_too_large_are_said_with_the_columns_name():
         features(table(a=["u", "v"] * 2, b=[1e308, -1e308, 1e308, 0.0]))
 
 
+def test_an_index_without_a_name_is_left_out(load):
+    rows = "".join(f"{i * i + 7},{i % 5},{i % 3}.5\n" for i in range(30))
+    read = load(",a,y\n" + rows)
+    assert read.features == ("Unnamed: 0", "a")
+    encoding = Encoding.of(read)
+    assert encoding.left_out() == ["left out: 'Unnamed: 0' (row numbers)"]
+    assert Encoding.of(read, ("Unnamed: 0",)).d_in == 2
+    np.testing.assert_array_equal(data.inputs(pl.DataFrame({"a": [1, 2]}), encoding), [[1], [2]])
+
+
 def test_many_categories_share_an_input_and_free_text_is_left_out():
     n = 400
     many = [f"v{i % 5 if i % 2 else i % 120}" for i in range(n)]

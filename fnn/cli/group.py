@@ -19,7 +19,7 @@ COMMANDS = {
     "train": "Train a network on SOURCE and measure it on held-out examples.",
     "predict": "Predict with the network in folder RUN and write one row per example.",
     "evaluate": "Measure the network in folder RUN on SOURCE.",
-    "export": "Write the network in folder RUN to FILE, to run without fnn.",
+    "export": "Write the network in folder RUN to FILE, as a program for JAX that needs no fnn.",
     "explain": "Measure what each column of SOURCE is worth to the network in folder RUN.",
     "noise-scale": "Draw the gradient noise scale along a training run on SOURCE.",
     "hardest": "Show the examples of SOURCE whose gradients are largest after training.",

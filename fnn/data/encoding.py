@@ -20,8 +20,8 @@ LARGEST = 1e150
 """The squares of numbers beyond this overflow."""
 YEAR, WEEK, HOURS = CYCLES = ("year", "week", "day")
 ID = re.compile(
-    r"(?i:unnamed.*|index|idx|id|uuid|guid|no|nr|row|row.?(names?|ids?|numbers?)|.*[_ ]id)"
-    r"|.*[a-z]I[dD]"
+    r"(?i:unnamed.*|__index.*|index|idx|id|uuid|guid|no|nr|row|row.?(names?|ids?|numbers?))"
+    r"|(?i:.*[_ ]id)|.*[a-z]I[dD]"
 )
 """The names of columns that number the rows."""
 
@@ -388,9 +388,9 @@ def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
 def _features(train: Dataset, kept: Collection[int]) -> list[Feature]:
     """How each column is used; those of the indices kept are left out for their look by none."""
     names = train.features or ("",) * len(train.columns)
-    for i in np.flatnonzero(((train.x > LARGEST) | (train.x < -LARGEST)).any(0)):
-        column = f"column {names[i]!r}" if names[i] else f"column {i + 1}"
-        raise DataError(f"{train.name}: {column}: numbers too large to standardise")
+    for large in np.flatnonzero(((train.x > LARGEST) | (train.x < -LARGEST)).any(0)):
+        where = f"column {names[large]!r}" if names[large] else f"column {large + 1}"
+        raise DataError(f"{train.name}: {where}: numbers too large to standardise")
     there = ~np.isnan(train.x)
     full = there.all(0)
     numbers = np.array([column.kind != CATEGORY for column in train.columns])

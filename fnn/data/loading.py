@@ -377,8 +377,7 @@ def _tables(
     only: Collection[str] = (),
     size: int | None = None,
 ) -> Iterator[Table]:
-    """The table in parts, without the columns that are dropped, and without empty ones that lack
-    a name."""
+    """The table in parts; in one without a size."""
     for table in tables.parts(
         source if tables.is_frame(source) else _path(source),
         separator=reading.separator,
@@ -386,21 +385,32 @@ def _tables(
         text=texts,
         size=size or readers.LIMIT + 1,
     ):
-        names = table.names
-        for name in reading.drop if not only else ():
-            if name not in names:
-                hint = nearest(name, names) if names else "it has no header"
-                raise DataError(f"{table.name}: no column is called {name!r}; {hint}")
-        n = len(table.frame)
-        nameless = [i for i, name in enumerate(names) if not name]
-        empty = {i for i in nameless if table.frame[:, i].null_count() == n}
-        table = table.without(empty | {i for i, name in enumerate(names) if name in reading.drop})
-        seen: set[str] = set()
-        for name in table.names:
-            if name in seen:
-                raise DataError(f"{table.name}: two columns are called {name!r}")
-            seen.add(name)
-        yield table
+        yield _named(table, reading, only)
+
+
+def _named(table: Table, reading: Reading, only: Collection[str]) -> Table:
+    """The table without the columns that are dropped, and without empty ones that lack a name.
+
+    Others that lack a name get one as pandas gives it: "Unnamed: 0" for the first column.
+    """
+    names = table.names
+    for name in reading.drop if not only else ():
+        if name not in names:
+            hint = nearest(name, names) if names else "it has no header"
+            raise DataError(f"{table.name}: no column is called {name!r}; {hint}")
+    n = len(table.frame)
+    nameless = [i for i, name in enumerate(names) if not name]
+    empty = {i for i in nameless if table.frame[:, i].null_count() == n}
+    table = table.without(empty | {i for i, name in enumerate(names) if name in reading.drop})
+    places = table.frame.columns
+    named = (name or f"Unnamed: {i}" for i, name in zip(places, table.names, strict=False))
+    table = table._replace(names=tuple(named))
+    seen: set[str] = set()
+    for name in table.names:
+        if name in seen:
+            raise DataError(f"{table.name}: two columns are called {name!r}")
+        seen.add(name)
+    return table
 
 
 def _columns(

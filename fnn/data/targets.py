@@ -94,10 +94,9 @@ def targets(table: Table, at: int, task: str | None) -> tuple[np.ndarray, tuple[
     if strays.any():
         if task == "regression" or (task is None and not strays.all()):
             row = int(strays.arg_max() or 0)
-            hint = "" if task else "; if these are classes, say --task classification"
-            raise DataError(
-                f"{table.where(at, row)}: {cells[row]!r} is not a number{hint}; {other(table.names)}"
-            )
+            hint = "" if task else "if these are classes, say --task classification; "
+            what = f"{cells[row]!r} is not a number; {hint}{other(table.names)}"
+            raise DataError(f"{table.where(at, row)}: {what}")
         return _labelled(table, at, task, cells, cells.unique().to_list())
     infinite = numbers.is_infinite() | numbers.is_nan()
     if infinite.any():
