@@ -74,14 +74,17 @@ DOT = (((1,), (0,)), ((), ()))
 
 RULES = [
     Rule("jax.nn.relu", jax.nn.relu, lambda x: jnp.where(x > 0, x, 0), (X,)),
-    Rule("jax.nn.relu6", jax.nn.relu6, lambda x: jnp.where(x > 0, jnp.where(x < 6, x, 6), 0), (5 * X,)),
+    Rule("jax.nn.relu6", jax.nn.relu6, lambda x: jnp.where(x > 0, jnp.where(x < 6, x, 6), 0),
+        (5 * X,)),
     Rule("jnp.logaddexp", jnp.logaddexp, lambda x, y: jnp.log(jnp.exp(x) + jnp.exp(y)), (X, Y)),
     Rule("jnp.logaddexp2", jnp.logaddexp2, lambda x, y: jnp.log2(2**x + 2**y), (X, Y)),
     Rule("jax.nn.softplus", jax.nn.softplus, lambda x: jnp.log1p(jnp.exp(x)), (X,)),
     Rule("jnp.sinc", jnp.sinc, lambda x: jnp.sin(jnp.pi * x) / (jnp.pi * x), (X,)),
-    Rule("jnp.i0", jnp.i0, _series(lambda x, k: (x * x / 4) ** k / float(math.factorial(k) ** 2)), (X,)),
+    Rule("jnp.i0", jnp.i0, _series(lambda x, k: (x * x / 4) ** k / float(math.factorial(k) ** 2)),
+        (X,)),
     Rule("jnp.linalg.det", jnp.linalg.det, _det, (A,)),
-    Rule("jnp.linalg.slogdet", lambda a: jnp.linalg.slogdet(a)[1], lambda a: jnp.log(_det(a)), (A,)),
+    Rule("jnp.linalg.slogdet", lambda a: jnp.linalg.slogdet(a)[1], lambda a: jnp.log(_det(a)),
+        (A,)),
     Rule("jnp.linalg.pinv", jnp.linalg.pinv, _inverse_rows, (TALL,)),
     Rule("special.logit", special.logit, lambda p: jnp.log(p) - jnp.log(1 - p), (P,)),
     Rule("special.xlogy", special.xlogy, lambda x, y: x * jnp.log(y), (X, P)),
@@ -112,14 +115,16 @@ RULES = [
     Rule("optax.projection_l1_sphere", lambda x: optax.projections.projection_l1_ball(x, 1.0),
         lambda x: jnp.sign(x) * _simplex(jnp.abs(x)), (X[0],)),
     Rule("optax.sparsemax_loss", optax.losses.sparsemax_loss,
-        lambda x, y: jnp.where((z := (2 * y - 1) * x) <= -1, -z, jnp.where(z >= 1, 0, (z - 1) ** 2 / 4)),
+        lambda x, y: jnp.where(
+            (z := (2 * y - 1) * x) <= -1, -z, jnp.where(z >= 1, 0, (z - 1) ** 2 / 4)),
         (X, jnp.array([[1, 0, 1], [0, 0, 1]]))),
     Rule("optax.multiclass_sparsemax_loss", optax.losses.multiclass_sparsemax_loss,
         lambda x, i: (p := _simplex(x)) @ x - (p @ p) / 2 - x[i] + 0.5, (X[1], jnp.array(1))),
     Rule("flax dot_general", lambda a, b: flax.linen.fp8_ops.dot_general_with_precision(a, b, DOT),
         lambda a, b: a @ b, (X, A)),
     Rule("jax.nn.logsumexp", jax.nn.logsumexp, lambda x: jnp.log(jnp.exp(x).sum()), (X,)),
-    Rule("jax.nn.softmax", jax.nn.softmax, lambda x: jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True), (X,)),
+    Rule("jax.nn.softmax", jax.nn.softmax,
+        lambda x: jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True), (X,)),
     Rule("jax.nn.silu", jax.nn.silu, lambda x: x / (1 + jnp.exp(-x)), (X,)),
     Rule("jax.nn.gelu", jax.nn.gelu,
         lambda x: x / 2 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))), (X,)),
@@ -246,7 +251,8 @@ def run() -> dict[str, Any]:
     print("checker      refused wrong   refused right")
     for name, row in rows.items():
         print(
-            f"{name:12} {row['refused_wrong']:8} of {wrong}   {len(row['refused_right']):3} of {len(RULES)}"
+            f"{name:12} {row['refused_wrong']:8} of {wrong}   "
+            f"{len(row['refused_right']):3} of {len(RULES)}"
         )
         row |= {"wrong": wrong, "right": len(RULES)}
     return rows

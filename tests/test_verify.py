@@ -360,7 +360,7 @@ def on_w(change):
         (on_w(lambda g, w: g.at[1, 2].add(1)), "1 of 16 entries differ"),
         (
             on_w(lambda g, w: g.at[2:].set(0)),
-            "from index 2 of axis 0 on, the last 2 of 4, and zero",
+            "from index 2 of axis 0 on, the last 2 of 4",
         ),
         (on_w(lambda g, w: jnp.where(w < 0, 2 * g, g)), "all wrong entries are where x < 0"),
         (on_w(lambda g, w: jnp.where(abs(w) > 0.5, 0, g)), "all wrong entries are where |x| >"),

@@ -138,7 +138,8 @@ WILD = {
     "second input without its row scale": Wild(
         "https://github.com/state-spaces/mamba/pull/1023", two_sums,
         two_sums_back(lambda scale, dy: scale[1] * dy), two_sums_back(lambda scale, dy: dy), (),
-        {"x": X, "x1": X[::-1], "scale": jnp.array([[[0.5]] * 4, [[1.5]] * 4])}, "times the reference",
+        {"x": X, "x1": X[::-1], "scale": jnp.array([[[0.5]] * 4, [[1.5]] * 4])},
+        "times the reference",
     ),
     "targets taken to sum to 1": Wild(
         "https://github.com/NVIDIA-NeMo/Automodel/pull/2428", soft_cross_entropy,
@@ -151,7 +152,8 @@ WILD = {
     ),
     "tanh by exponentials": elementwise(
         "https://github.com/jax-ml/jax/issues/764", jnp.tanh, lambda x: 1 - jnp.tanh(x) ** 2,
-        lambda x: 4 * jnp.exp(2 * x) / jnp.square(jnp.exp(2 * x) + 1), jnp.array([[0.5, 50.0, 200.0]]),
+        lambda x: 4 * jnp.exp(2 * x) / jnp.square(jnp.exp(2 * x) + 1),
+        jnp.array([[0.5, 50.0, 200.0]]),
         "NaN",
     ),
     "squared difference without its cotangent": Wild(
