@@ -4,6 +4,7 @@ A GPU's is what `nvidia-smi` reads, ten times per second. A CPU's is that of its
 energy counters (RAPL) that Linux shows under /sys/class/powercap to those who may read them.
 """
 
+import re
 import shutil
 import statistics
 import subprocess
@@ -15,8 +16,9 @@ from typing import Any
 import jax
 
 POWERCAP = Path("/sys/class/powercap")
-Meter = Callable[[], Callable[[], float]]
-"""meter() starts to measure and returns a function that ends it: the mean power since, in W."""
+Meter = Callable[[], Callable[[], float | None]]
+"""meter() starts to measure and returns a function that ends it: the mean power since, in W, or
+None where the driver has shown no number."""
 
 
 def meter(device: jax.Device) -> Meter | None:
@@ -69,14 +71,15 @@ def nvidia(index: int) -> Meter:
     """Of the GPU of this index."""
     query = ["nvidia-smi", f"--id={index}", "--query-gpu=power.draw", "--loop-ms=100"]
 
-    def start() -> Callable[[], float]:
+    def start() -> Callable[[], float | None]:
         command = [*query, "--format=csv,noheader,nounits"]
         reader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
-        def stop() -> float:
+        def stop() -> float | None:
             reader.terminate()
             printed, _ = reader.communicate()
-            return statistics.mean(map(float, printed.split()))
+            numbers = re.findall(r"^ *(\d+\.?\d*) *$", printed, re.MULTILINE)
+            return statistics.mean(map(float, numbers)) if numbers else None
 
         return stop
 

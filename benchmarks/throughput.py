@@ -77,9 +77,8 @@ def run(
     ]
     if meter is not None:
         headings += ["W", "J per example"]
-        rows = [
-            [*row, c["watts"], c["joules_per_example"]] for row, c in zip(rows, cells, strict=True)
-        ]
+        for row, c in zip(rows, cells, strict=True):
+            row += [_or_dash(c["watts"]), _or_dash(c["joules_per_example"])]
     print(table(headings, rows))
     if meter is None:
         print("power: neither nvidia-smi nor readable RAPL counters on this machine")
@@ -184,6 +183,10 @@ def _seconds(x: jax.Array, w: jax.Array) -> float:
     calls = 4
     program = repeated(CHAINS["forward, dX"][0], calls, x, w)
     return alternate({"": program}, rounds=1)[""].median / calls
+
+
+def _or_dash(value: float | None) -> float | str:
+    return "-" if value is None else value
 
 
 def _summary(values: np.ndarray) -> dict[str, Any]:

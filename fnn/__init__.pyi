@@ -61,7 +61,7 @@ from fnn.layers.conv import conv2d as conv2d
 from fnn.layers.dense import dense as dense
 from fnn.layers.dropout import dropout as dropout
 from fnn.layers.embedding import embedding as embedding
-from fnn.layers.flatten import flatten as flatten
+from fnn.layers.flatten import flatten as flatten, unflatten as unflatten
 from fnn.layers.norm import batch_norm as batch_norm, layer_norm as layer_norm
 from fnn.layers.pool import max_pool as max_pool, mean_pool as mean_pool
 from fnn.losses import (
@@ -74,7 +74,7 @@ from fnn.losses import (
     softmax_cross_entropy as softmax_cross_entropy,
 )
 from fnn.memory import remat as remat, reversible as reversible
-from fnn.models import mlp as mlp
+from fnn.models import cnn as cnn, mlp as mlp
 from fnn.optimizers import (
     adagrad as adagrad,
     adam as adam,

@@ -25,6 +25,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from fnn.base import Array, Layer, Params, Residuals, check_layer
+from fnn.parallel.axes import varying
 
 Linear = Callable[[list[Any], list[Any]], list[Array]]
 """f(residuals, arrays) -> arrays, linear in the second argument; all flat."""
@@ -69,7 +70,14 @@ def _pushed(
     moving = [i for i, (_, a) in enumerate(inputs) if _is_floating(a)]
     outputs, form_of_y = jax.tree.flatten(y)
     smooth = [i for i, a in enumerate(outputs) if _is_floating(a)]
+    like = tuple(jax.typeof(outputs[i]) for i in smooth)
+    axes = frozenset[str]().union(*map(varying, outputs))
     none = [np.zeros(a.shape, jax.dtypes.float0) for a in outputs]
+
+    def cast(a: Array) -> Array:
+        """As one value per device of the axes along which y has one, inside `jax.shard_map`."""
+        missing = axes - varying(a)
+        return jax.lax.pcast(a, tuple(missing), to="varying") if missing else a
 
     def pull(known: list[Any], cotangents: list[Any]) -> list[Array]:
         params, residuals = jax.tree.unflatten(form, known)
@@ -79,21 +87,20 @@ def _pushed(
         grads = layer.backward(params, residuals, jax.tree.unflatten(form_of_y, dy))
         grads = jax.tree.broadcast(tuple(grads), primals, is_leaf=_is_none)
         found = jax.tree.leaves(grads, is_leaf=_is_none)
-        return [_checked(*inputs[i], found[i]) for i in moving]
+        return [cast(_checked(*inputs[i], found[i])) for i in moving]
 
     def push(known: list[Any], tangents: list[Any]) -> list[Array]:
-        like = [jax.ShapeDtypeStruct(outputs[i].shape, outputs[i].dtype) for i in smooth]
-        (dy,) = jax.linear_transpose(lambda dy: pull(known, dy), like)(tangents)
+        (dy,) = jax.linear_transpose(lambda dy: pull(known, dy), list(like))(tangents)
         return list(dy)
 
     given = jax.tree.leaves(tangents)
     pushed = _tangent.bind(
         *known,
-        *(given[i] for i in moving),
+        *(cast(given[i]) for i in moving),
         push=push,
         pull=pull,
         n=len(known),
-        like=tuple(jax.typeof(outputs[i]) for i in smooth),
+        like=like,
     )
     dy = list(none)
     for i, tangent in zip(smooth, pushed, strict=True):

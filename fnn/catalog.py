@@ -30,6 +30,9 @@ _ANY, _OTHER = _random.standard_normal((2, 6, 4)).astype(np.float32)
 _UNIT = _random.uniform(0.1, 0.9, (6, 4)).astype(np.float32)
 _SHARES = _UNIT / _UNIT.sum(-1, keepdims=True)
 _LABELS = np.array([0, 3, 1, 1, 2, 0])
+_KEY: Any = np.zeros(2, np.uint32)
+"""A key of `jax.random` in NumPy's array: importing this must not start JAX's devices, for the
+command chooses them later."""
 
 
 def _x(*shape: int) -> np.ndarray:
@@ -39,7 +42,7 @@ def _x(*shape: int) -> np.ndarray:
 
 def _mask(layer: Layer) -> Any:
     """A mask for the layer's params, with a third of zeros."""
-    params = jax.eval_shape(layer.init, jax.random.key(0))
+    params = jax.eval_shape(lambda: layer.init(jax.random.key(0)))
     return jax.tree.map(lambda p: np.arange(p.size).reshape(p.shape) % 3 > 0, params)
 
 
@@ -60,9 +63,9 @@ LAYERS: dict[str, tuple[Layer, Any]] = {
     "dense": (fnn.dense(5, 3), _x(5)),
     "layer_norm": (fnn.layer_norm(6), _x(6)),
     "batch_norm": (fnn.batch_norm(4), _x(4)),
-    "batch_norm, training": (at(fnn.batch_norm(4), jax.random.key(0)), _x(4)),
+    "batch_norm, training": (at(fnn.batch_norm(4), _KEY), _x(4)),
     "dropout": (fnn.dropout(0.4), _x(4)),
-    "dropout, training": (at(fnn.dropout(0.4), jax.random.key(0)), _x(4)),
+    "dropout, training": (at(fnn.dropout(0.4), _KEY), _x(4)),
     "embedding": (fnn.embedding(5, 3), np.array([3, 0, 3, 4, 1, 1, 0])),
     "conv2d": (fnn.conv2d(2, 3), _x(4, 5, 2)),
     "conv2d, strided": (fnn.conv2d(2, 3, (3, 2), (2, 3)), _x(6, 7, 2)),
@@ -70,11 +73,14 @@ LAYERS: dict[str, tuple[Layer, Any]] = {
     "max_pool": (fnn.max_pool((2, 2)), _x(4, 5, 2)),
     "mean_pool": (fnn.mean_pool((2, 2)), _x(5, 4, 2)),
     "flatten": (fnn.flatten(3), _x(2, 3, 2)),
+    "unflatten": (fnn.unflatten(2, 3), _x(6)),
     "softmax": (fnn.softmax, _x(4)),
     "elementwise": (fnn.elementwise(jnp.sin, lambda x, y: jnp.cos(x)), _x(4)),
     "add": (fnn.add, (_x(3), _x(3) ** 2)),
     "concatenate": (fnn.concatenate, (_x(3), _x(2))),
     "mlp": (fnn.mlp((5, 6, 4, 3), activation=fnn.gelu), _x(5)),
+    "parallel.mlp": (fnn.parallel.mlp((5, 6, 4), "model", fnn.gelu), _x(5)),
+    "cnn": (fnn.cnn((4, 4, 1), (2,), 3, fnn.gelu), _x(4, 4, 1)),
 }
 
 COMBINATORS: dict[str, tuple[Callable[[Layer], Layer], Any]] = {

@@ -1,7 +1,8 @@
 """Trees of arrays in files of the safetensors format: plain data, never code.
 
-Any safetensors library can read the arrays. The header's metadata has one key, `fnn`, whose
-value is a JSON object of what that format can't express:
+A tree is one file, or, where its arrays are sharded over devices, a folder with a file per
+process: see `fnn.shards`. Any safetensors library can read the arrays. The file's header has in
+its metadata one key, `fnn`, whose value is a JSON object of what that format can't express:
 
     sha256     of the whole file, with these 64 digits replaced by zeros
     version    of this layout
@@ -17,7 +18,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import atomic, extras
+from fnn import atomic, extras, leaves, shards
 from fnn.base import Params
+from fnn.leaves import Container, is_key
 
 with extras.needs("data"):
     import safetensors
@@ -54,9 +57,15 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
     safetensors has is kept, bfloat16 included, and so are PRNG keys. The file is replaced in
     one step: see `atomic.write`.
 
+    A tree with an array that is sharded, of which devices hold different slices, becomes a
+    folder instead, in which each process writes the slices that it owns: see `fnn.shards`. All
+    processes call `save` with the same tree and metadata, and with a path that all of them see.
+    Either every process has written its part or the older folder is as it was, and where one
+    process fails, all raise.
+
     Raises TypeError for a leaf that is not an array or whose dtype safetensors lacks, and for
     metadata that JSON can't express, or of keys that it would turn into text; OSError where
-    the file can't be written.
+    the file or the folder can't be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -65,21 +74,22 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
     {'epoch': 3}
     """
     _check_metadata(metadata)
-    nodes = _nodes(tree)
-    leaves = {name: node for name, node in nodes.items() if not isinstance(node, _Container)}
+    nodes = leaves.nodes(tree)
+    arrays = {name: node for name, node in nodes.items() if not isinstance(node, Container)}
     described = {
-        "sha256": _BLANK.decode(),
         "version": VERSION,
-        "tree": {name: _describe(name, node) for name, node in nodes.items()},
-        "keys": {name: jax.random.key_impl(k) for name, k in leaves.items() if _is_key(k)},
+        "tree": {name: leaves.describe(name, node) for name, node in nodes.items()},
+        "keys": {name: jax.random.key_impl(k) for name, k in arrays.items() if is_key(k)},
         "metadata": metadata or {},
     }
-    arrays = {
-        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
-        for name, leaf in leaves.items()
-    }
+    arrays = {name: jax.random.key_data(a) if is_key(a) else a for name, a in arrays.items()}
     try:
-        data = safetensors.numpy.save(arrays, {"fnn": json.dumps(described)})
+        if any(map(shards.is_sharded, arrays.values())):
+            shards.write(Path(path), arrays, described)
+            return
+        arrays = {name: np.asarray(a, order="C") for name, a in arrays.items()}
+        held = json.dumps({"sha256": _BLANK.decode(), **described})
+        data = safetensors.numpy.save(arrays, {"fnn": held})
     except safetensors.SafetensorError as error:
         raise TypeError(f"{path}: {error}") from error
     except UnicodeEncodeError as error:
@@ -93,11 +103,13 @@ def load(path: str | Path, like: Params) -> Params:
 
     `like` is such a tree, or what `jax.eval_shape` returns for one. A leaf is a NumPy array
     where that of `like` is one, otherwise a JAX array, with the sharding of that of `like` if
-    that is committed to one.
+    that is committed to one; a `jax.ShapeDtypeStruct` may have a sharding too. Any tree loads
+    onto any devices, whatever those that it was saved from. Of a folder each process reads only
+    the blocks that its devices need.
 
-    Raises CheckpointError for a file that is damaged or no checkpoint, and for one that holds
-    another tree: it names the leaves that are missing, unexpected or different. Raises OSError
-    where the file can't be read.
+    Raises CheckpointError for what is damaged or no checkpoint, for a folder in which a file is
+    missing, and for another tree: it names the leaves that are missing, unexpected or different.
+    Raises OSError where the file can't be read.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -105,19 +117,16 @@ def load(path: str | Path, like: Params) -> Params:
     ...     load(Path(folder, "c"), like={"w": jnp.zeros(2)})
     {'w': Array([1., 1.], dtype=float32)}
     """
-    data, described = _read(path)
-    nodes = _nodes(like)
-    try:
-        _check_same(described["tree"], {name: _describe(name, n) for name, n in nodes.items()})
-        tensors = dict(safetensors.deserialize(data))
-        leaves = [
-            _restore(name, tensors[name], node, described["keys"])
-            for name, node in nodes.items()
-            if not isinstance(node, _Container)
-        ]
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    if not os.path.isdir(path):
+        data, described = _read(path)
+        return _restored(path, like, described, _whole(path, data))
+    while True:
+        folder = _opened(path)
+        try:
+            return _restored(path, like, folder.described, folder.read)
+        except CheckpointError:
+            if folder.is_current():  # otherwise a new save has removed what this one read
+                raise
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -132,7 +141,58 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     ...     read_metadata(Path(folder, "c"))["layers"]
     [3, 4]
     """
-    return _read(path)[1]["metadata"]
+    described = _opened(path).described if os.path.isdir(path) else _read(path)[1]
+    return described["metadata"]
+
+
+Read = Callable[[str, np.dtype, tuple[int, ...], tuple[slice, ...]], np.ndarray]
+"""read(name, dtype, shape, index) -> the part `index` of the array of this name, dtype and shape,
+in memory of its own."""
+
+
+def _restored(path: str | Path, like: Params, described: dict[str, Any], read: Read) -> Params:
+    """The tree like `like`, its arrays read by `read`."""
+    nodes = leaves.nodes(like)
+    try:
+        expected = {name: leaves.describe(name, node) for name, node in nodes.items()}
+        leaves.check_same(described["tree"], expected)
+        restored = [
+            _restore(name, read, node, described["keys"])
+            for name, node in nodes.items()
+            if not isinstance(node, Container)
+        ]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return jax.tree.unflatten(jax.tree.structure(like), restored)
+
+
+def _whole(path: str | Path, data: bytes) -> Read:
+    """Read from the bytes of one file. Raises CheckpointError where they are none of the format."""
+    try:
+        tensors = dict(safetensors.deserialize(data))
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+    def read(
+        name: str, dtype: np.dtype, shape: tuple[int, ...], index: tuple[slice, ...]
+    ) -> np.ndarray:
+        return np.array(np.frombuffer(tensors[name]["data"], dtype).reshape(shape)[index])
+
+    return read
+
+
+def _opened(path: str | Path) -> shards.Folder:
+    """The folder's index. Raises CheckpointError where it is none of this version."""
+    try:
+        folder = shards.Folder(Path(path))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: a folder without a checkpoint of fnn") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if folder.described.get("version") != VERSION:
+        got = folder.described.get("version")
+        raise CheckpointError(f"{path}: expected layout version {VERSION}, got {got!r}")
+    return folder
 
 
 def _read(path: str | Path) -> tuple[bytes, dict[str, Any]]:
@@ -185,54 +245,6 @@ def _digest(before: memoryview, after: memoryview) -> bytes:
     return content.hexdigest().encode()
 
 
-class _Container(str):
-    """The name of a container's type."""
-
-
-def _nodes(tree: Params) -> dict[str, Any]:
-    """The tree's leaves and containers by their paths, in the tree's order.
-
-    Paths are written `0.W`, or, where two of them would read the same, `[0]['W']`.
-    """
-
-    def walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda n: n is not node)
-        is_leaf = any(not key for key, _ in children)
-        yield path, node if is_leaf else _Container(type(node).__name__ + _static(node))
-        for key, child in () if is_leaf else children:
-            yield from walk(child, path + key)
-
-    found = list(walk(tree, ()))
-    for simple in (True, False):
-        separator = "." if simple else ""
-        named = {
-            jax.tree_util.keystr(path, simple=simple, separator=separator): node
-            for path, node in found
-        }
-        if len(named) == len(found) and "__metadata__" not in named:
-            return named
-    raise ValueError("checkpoint: two leaves of the tree have the same path")
-
-
-def _static(container: Any) -> str:
-    """What a registered container holds beside its leaves, such as a dataclass's static fields.
-
-    Numbers and text by value, anything else by its type.
-    """
-    structure: Any = jax.tree.structure(container, is_leaf=lambda n: n is not container)
-    found = structure.node_data()
-    held = None if found is None or isinstance(container, dict) else found[1]
-
-    def shown(value: Any) -> str:
-        if isinstance(value, tuple):
-            return f"({', '.join(map(shown, value))})"
-        plain = isinstance(value, bool | int | float | complex | str | bytes) or value is None
-        return repr(value) if plain else type(value).__name__
-
-    fields = held if isinstance(held, tuple) else (held,)
-    return "" if held is None or not fields else shown(fields)
-
-
 def _check_metadata(metadata: Any) -> None:
     """JSON turns keys into text, so that 1 and "1" would be one key."""
     try:
@@ -248,50 +260,21 @@ def _check_metadata(metadata: Any) -> None:
         raise TypeError("checkpoint: metadata: nested too deeply") from None
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _describe(name: str, node: Any) -> str:
-    if isinstance(node, _Container):
-        return node
-    if not hasattr(node, "dtype") or not hasattr(node, "shape"):
-        raise TypeError(f"checkpoint: {name}: expected an array, got {type(node).__name__}")
-    dtype = node.dtype if _is_key(node) else np.dtype(node.dtype).newbyteorder("=")
-    return f"{dtype}{node.shape}"
-
-
-def _check_same(got: dict[str, str], expected: dict[str, str]) -> None:
-    faults = []
-    for name in expected | got:
-        if name not in got:
-            faults.append(f"{name} is missing")
-        elif name not in expected:
-            faults.append(f"{name} was not expected")
-        elif got[name] != expected[name]:
-            faults.append(f"{name or 'the tree'}: expected {expected[name]}, got {got[name]}")
-    if faults:
-        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ValueError(f"{'; '.join(faults[:3])}{more}")
-
-
-def _restore(name: str, tensor: dict[str, Any], like: Any, keys: dict[str, str]) -> Any:
-    """The leaf of these bytes, of the type and at the place of `like`."""
-    if _is_key(like):
-        raw = np.frombuffer(tensor["data"], np.uint32).reshape(tensor["shape"])
-        return _placed(jax.random.wrap_key_data(jnp.asarray(raw), impl=keys[name]), like)
+def _restore(name: str, read: Read, like: Any, keys: dict[str, str]) -> Any:
+    """The leaf of this name, of the type and at the place of `like`."""
+    sharding = getattr(like, "sharding", None) if getattr(like, "committed", True) else None
+    if is_key(like):
+        shape = jax.eval_shape(jax.random.key_data, like).shape
+        raw = read(name, np.dtype(np.uint32), shape, tuple(map(slice, shape)))
+        key = jax.random.wrap_key_data(jnp.asarray(raw), impl=keys[name])
+        return key if sharding is None else jax.device_put(key, sharding, may_alias=False)
     dtype = np.dtype(like.dtype).newbyteorder("=")
-    array = np.frombuffer(tensor["data"], dtype).reshape(like.shape)
+    part = partial(read, name, dtype, like.shape)
+    whole = tuple(map(slice, like.shape))
     if isinstance(like, np.ndarray | np.generic):
-        return array
+        return part(whole)
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"{name} is {dtype}: turn jax_enable_x64 on to load it")
-    return _placed(array, like)
-
-
-def _placed(array: Any, like: Any) -> jax.Array:
-    """The array with the sharding of `like`, or uncommitted where `like` has none of its own."""
-    sharding = getattr(like, "sharding", None) if getattr(like, "committed", True) else None
-    return (
-        jnp.array(array) if sharding is None else jax.device_put(array, sharding, may_alias=False)
-    )
+    if sharding is None:
+        return jnp.asarray(part(whole))
+    return jax.make_array_from_callback(like.shape, sharding, part)

@@ -218,11 +218,11 @@ def masked(layer: Layer, mask: Params) -> Layer:
     Array([2.], dtype=float32)
     """
     check_layer("masked", layer)
-    mask = jax.tree.map(jnp.asarray, mask)
 
     def kept(params: Params) -> Params:
-        _check_mask(mask, params)
-        return jax.tree.map(lambda p, m: p * m.astype(p.dtype), params, mask)
+        masks = jax.tree.map(jnp.asarray, mask)
+        _check_mask(masks, params)
+        return jax.tree.map(lambda p, m: p * m.astype(p.dtype), params, masks)
 
     def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
         return layer.forward(kept(params), x)
@@ -237,7 +237,7 @@ def masked(layer: Layer, mask: Params) -> Layer:
                 of = jax.vmap(of, axis_size=n)
             return of(factor, m)
 
-        return jax.tree.map(one, params, mask, factors), dx
+        return jax.tree.map(one, params, jax.tree.map(jnp.asarray, mask), factors), dx
 
     measure = lambda params, x, key: measured(layer, kept(params), x, key)  # noqa: E731
     varying = varying_with(layer, lambda layer: masked(layer, mask), measure)

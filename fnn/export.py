@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import export
 
 from fnn import atomic, extras
-from fnn.base import Layer, Params, at, check_layer, measured
+from fnn.base import Layer, Params, check_layer, measured
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 """What an exported program runs on."""
@@ -55,8 +55,7 @@ def save(network: Layer, params: Params, example: Any, path: str | Path) -> None
             "fnn.at(network, statistics=fnn.statistics(network, params, x))"
         )
     params = jax.tree.map(jnp.asarray, jax.device_get(params))
-    evaluated = at(network)
-    atomic.write(path, lowered(lambda x: evaluated.forward(params, x)[0], example))
+    atomic.write(path, lowered(lambda x: network.forward(params, x)[0], example))
 
 
 def lowered(f: Callable[[Any], Any], example: Any) -> bytes:

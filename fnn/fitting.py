@@ -9,7 +9,8 @@ epochs take less than `AHEAD` seconds: the host's work then costs no time.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ from fnn.base import Array, Layer, Loss, Optimizer, Params, at, at_least_float32
 from fnn.numbers import count as check_count
 from fnn.parallel.devices import Devices
 from fnn.parallel.shares import Shares
-from fnn.parallel.specs import create
+from fnn.parallel.specs import create, untyped
+from fnn.prefetch import ahead
 from fnn.training import (
     Augment,
     Data,
@@ -43,6 +45,8 @@ AHEAD = 0.1
 GROUP_BYTES, GROUP_SIZE = 2**21, 16
 """Streamed batches go to the device together while they are no larger and no more than this: a
 call takes as long as several steps of a small network."""
+PREFETCH = 2
+"""Groups of streamed batches that may be read before they are used."""
 
 CHUNK = 2**14
 """The most examples of one forward pass without a backward: more are taken one chunk after another,
@@ -122,9 +126,12 @@ def fit(
     """Train an epoch at a time, from fresh parameters or from `start`, and keep a history.
 
     data is (x, y), kept on the device and shuffled there; or, for more than the device
-    holds, an iterable of batches (x, y), taken in its order, once per epoch. Then no batch_size
-    is given, and a batch moves to the device while those before it are computed; the iterable
-    must not change the arrays that it has given. x and y are arrays or trees of arrays.
+    holds, an iterable of batches (x, y), such as a Grain, PyTorch or tf.data loader, taken in its
+    order and iterated anew in each epoch. Then no batch_size is given. The iterable is read on a
+    thread, at most `PREFETCH` groups of batches ahead and never beyond the epoch, and a batch
+    moves to the device while those before it are computed; the iterable must not change the
+    arrays that it has given. x and y are arrays or trees of arrays; those of another library are
+    taken without a copy where their memory is the host's.
 
     Returns the final state and the history: for each epoch its `loss`, and with
     validation=(x, y) its `validation_loss` after the epoch and each of
@@ -205,15 +212,17 @@ def fit(
         return patience is not None and epochs_since_best(history) >= patience
 
     last = len(history) if is_over() else epochs
-    for now in _in_turn(begin, len(history) + 1, last, state, ahead=batch_size is not None):
+    # Several processes must begin everything in the same order, whatever the time of each.
+    may_wait = batch_size is not None and jax.process_count() == 1
+    for now in _in_turn(begin, len(history) + 1, last, state, ahead=may_wait):
         finite, *values = np.asarray(now.numbers).tolist()
         if not finite:
             epoch_key = jax.random.fold_in(shuffle_key, now.number)
             order_key, step_key = epoch_keys(epoch_key, network, augment)
-            again: Any = data
+            again = _pairs(data)
             if batch_size is not None:
                 again = _batches(data, batch_size, order_key, devices)
-            for place, batch in enumerate(data if batch_size is None else [], 1):
+            for place, batch in enumerate(_pairs(data) if batch_size is None else [], 1):
                 check_data(f"fit: batch {place}", network, loss, state.params, *batch)
             step, value, leaf = first_fault(
                 network,
@@ -400,18 +409,19 @@ def _make_streamed_epoch(
         _, step_key = epoch_keys(jax.random.fold_in(key, number), network, augment)
         noted: list[Any] = []
         counts: list[int] = []
-        for group in _groups(batches):
-            for _, y in group:
-                if isinstance(y, np.ndarray):  # looking at what is on the device would wait for it
-                    _check_targets("fit", loss, y)
-            counts.append(len(group) * count(group[0]))
-            # The call moves the batches while the device computes those before them. One call
-            # may wait, so that the device never does; more of them would let a fast source
-            # fill its memory with batches.
-            jax.block_until_ready(noted[-2:-1])
-            group = group if devices is None else [devices.shares(batch) for batch in group]
-            state, latest = advance(state, group, step_key)
-            noted.append(latest)
+        with closing(ahead(_groups(batches), PREFETCH)) as groups:
+            for group in groups:
+                for _, y in group:
+                    if isinstance(y, np.ndarray):  # to look at the device's would wait for it
+                        _check_targets("fit", loss, y)
+                counts.append(len(group) * count(group[0]))
+                # The call moves the batches while the device computes those before them. One call
+                # may wait, so that the device never does; more of them would let a fast source
+                # fill its memory with batches.
+                jax.block_until_ready(noted[-2:-1])
+                group = group if devices is None else [devices.shares(batch) for batch in group]
+                state, latest = advance(state, group, step_key)
+                noted.append(latest)
         if not noted:
             raise ValueError(
                 "fit: no batches came; each epoch iterates over the data anew, which an "
@@ -428,18 +438,12 @@ def _make_streamed_epoch(
     return epoch
 
 
-def _groups(batches: Iterable[Data]) -> Iterator[list[Data]]:
+def _groups(batches: Iterable[Data]) -> Generator[list[Data]]:
     """Consecutive batches of one form, as many as may go together or, where fewer are left, one
     by one: for each form two programs, however many batches come."""
     group: list[Data] = []
     form: Any = None
-    for batch in batches:
-        if not _is_pair(batch):
-            raise TypeError(f"fit: expected batches (x, y), got {type(batch).__name__}")
-        batch = tuple(batch)
-        if count(batch) == 0:
-            raise ValueError("fit: expected at least one example in each batch, got none")
-        jax.tree_util.tree_map_with_path(partial(_check_whole, "fit"), batch)
+    for batch in _pairs(batches):
         arrays, structure = jax.tree.flatten(batch)
         if form != (form := (structure, [(a.shape, str(a.dtype)) for a in arrays])):
             yield from ([one] for one in group)
@@ -450,6 +454,32 @@ def _groups(batches: Iterable[Data]) -> Iterator[list[Data]]:
             yield group
             group = []
     yield from ([one] for one in group)
+
+
+def _pairs(batches: Iterable[Any]) -> Iterator[Data]:
+    """The batches as pairs of arrays of NumPy's or JAX's. Raises TypeError for what is no pair,
+    ValueError for no examples and for whole numbers that JAX would wrap."""
+    for batch in batches:
+        if not _is_pair(batch):
+            raise TypeError(f"fit: expected batches (x, y), got {type(batch).__name__}")
+        pair = jax.tree.map(_array, tuple(batch))
+        if count(pair) == 0:
+            raise ValueError("fit: expected at least one example in each batch, got none")
+        jax.tree_util.tree_map_with_path(partial(_check_whole, "fit"), pair)
+        yield pair
+
+
+def _array(a: Any) -> Any:
+    """An array of another library as one of NumPy's, or, of a dtype that NumPy lacks or on a
+    device, as one of JAX's."""
+    if isinstance(a, np.ndarray | Array):
+        return a
+    try:
+        return np.asarray(a)
+    except TypeError:
+        array = jnp.from_dlpack(a)
+        on_host = {device.platform for device in array.devices()} == {"cpu"}
+        return np.asarray(array) if on_host else array
 
 
 def _batches(data: Data, batch_size: int, key: Array, devices: Devices | None) -> Iterator[Data]:
@@ -488,7 +518,10 @@ def _placed(
     """Data, checked, on the device or as shares on the devices."""
     if isinstance(data, Shares):
         return data
-    data = _checked(name, data) if devices is not None else _on_device(name, data)
+    if devices is None:
+        data = _on_device(name, data)
+    else:
+        data = jax.tree.map(untyped, _checked(name, data))
     check_data(name, network, loss, state.params, *data)
     return data if devices is None else devices.shares(data)
 
@@ -524,8 +557,9 @@ def _checked(name: str, data: Any) -> Data:
     would wrap."""
     if not _is_pair(data):
         raise TypeError(f"{name}: expected (x, y), arrays or trees of arrays")
-    jax.tree_util.tree_map_with_path(partial(_check_whole, name), tuple(data))
-    return tuple(data)
+    pair = jax.tree.map(_array, tuple(data))
+    jax.tree_util.tree_map_with_path(partial(_check_whole, name), pair)
+    return pair
 
 
 def _check_whole(name: str, path: Any, a: Any) -> None:

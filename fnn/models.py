@@ -7,7 +7,10 @@ from fnn import initializers
 from fnn.activations import identity, relu
 from fnn.base import Array, Layer, check_layer
 from fnn.combinators import serial
+from fnn.layers.conv import conv2d
 from fnn.layers.dense import dense
+from fnn.layers.flatten import flatten
+from fnn.layers.pool import max_pool
 
 
 def mlp(
@@ -39,3 +42,34 @@ def mlp(
     linear = [dense(*step, weight_init=weight_init) for step in steps]
     hidden = [part for layer in linear[:-1] for part in (layer, activation)]
     return serial(*hidden, linear[-1], output)
+
+
+def cnn(
+    shape: tuple[int, int, int],
+    channels: Sequence[int],
+    outputs: int,
+    activation: Layer = relu,
+) -> Layer:
+    """A small convolutional network: for each entry of `channels` a convolution of 3 by 3 with as
+    many outputs, the activation, and the maximum of each 2 by 2; then a dense layer.
+
+    shape is (height, width, channels) of an image; x (..., *shape) -> (..., outputs).
+
+    Raises ValueError for an image that is halved to nothing; TypeError for an activation that is
+    not a layer.
+
+    >>> import jax
+    >>> network = cnn((8, 8, 1), (16, 32), 10)
+    >>> params = network.init(jax.random.key(0))
+    >>> network.forward(params, jax.numpy.ones((5, 8, 8, 1)))[0].shape
+    (5, 10)
+    """
+    check_layer("cnn: activation", activation)
+    height, width, c = shape
+    blocks = []
+    for c_in, c_out in pairwise((c, *channels)):
+        blocks += [conv2d(c_in, c_out), activation, max_pool((2, 2))]
+        height, width = height // 2, width // 2
+    if not height or not width:
+        raise ValueError(f"cnn: images of {shape} can't be halved {len(channels)} times")
+    return serial(*blocks, flatten(3), dense(height * width * (*shape, *channels)[-1], outputs))

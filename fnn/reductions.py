@@ -42,6 +42,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fnn.base import Array, at_least_float32
 
@@ -272,8 +273,7 @@ def total(factor: Factor) -> Array:
 
 @total.register
 def _(factor: Outer) -> Array:
-    batch = tuple(range(factor.left.ndim - 1))
-    return jnp.tensordot(factor.left, factor.right, axes=(batch, batch))
+    return _outer_total(factor, None)
 
 
 @total.register
@@ -307,9 +307,7 @@ def _(factor: Zero) -> Array:
 def _(factor: Widened) -> Array:
     inner = factor.factor
     if isinstance(inner, Outer):
-        batch = tuple(range(inner.left.ndim - 1))
-        axes = (batch, batch)
-        return jnp.tensordot(inner.left, inner.right, axes, preferred_element_type=factor.dtype)
+        return _outer_total(inner, factor.dtype)
     floating = lambda a: jnp.issubdtype(a.dtype, jnp.floating)  # noqa: E731
     widened = lambda a: a.astype(factor.dtype) if floating(a) else a  # noqa: E731
     return total(jax.tree.map(widened, inner))
@@ -564,6 +562,23 @@ def _(factor: Widened, weight: Array) -> Factor:
 @weighted.register
 def _(factor: Sum, weight: Array) -> Factor:
     return Sum(weighted(factor.a, weight), weighted(factor.b, weight))
+
+
+def _outer_total(factor: Outer, dtype: Any) -> Array:
+    """Its total, in dtype. On a mesh with explicit axes its dimensions are split as left's and
+    right's are, and the sum over the batch is over all devices."""
+    batch = tuple(range(factor.left.ndim - 1))
+    split = [jax.typeof(a).sharding for a in (factor.left, factor.right)]
+    over = None
+    if split[0].mesh.explicit_axes:
+        over = NamedSharding(split[0].mesh, PartitionSpec(*(s.spec[-1] for s in split)))
+    return jnp.tensordot(
+        factor.left,
+        factor.right,
+        (batch, batch),
+        preferred_element_type=dtype,
+        out_sharding=over,
+    )
 
 
 def _joined(factor: Factor, examples: int) -> Factor:

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import fnn
 from fnn import catalog, parallel
 from fnn.fitting import Progress
 from fnn.parallel import Shares, copy_to, fully_sharded, replicated, sharded, sum_over
-from fnn.parallel.factors import Shard, Summed
+from fnn.parallel.devices import Devices
 
 KEY = jax.random.key(3)
 SIZES = (16, 32, 24, 10)
@@ -85,7 +85,13 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+DEFAULT = ("replicated", "fully sharded by tensor", "repeat, remat, tensor")
+every_method = [
+    pytest.param(name, marks=[] if name in DEFAULT else [pytest.mark.long]) for name in METHODS
+]
+
+
+@pytest.mark.parametrize("method", every_method)
 def test_six_steps_are_those_of_one_device(alone, method):
     """103 examples in one batch, which 8 devices don't divide; a norm over all parameters."""
     name, plain, network, mesh, shard_params = METHODS[method]
@@ -100,7 +106,8 @@ def test_six_steps_are_those_of_one_device(alone, method):
     of = lambda tree: [a.sharding.spec for a in jax.tree.leaves(tree)]
     assert of(state.m) == of(state.v) == of(state.params)
     smallest = {"replicated": 1, "tensor": 1 / 2}.get(method, 1 / 8)
-    assert min(parts(state)) == smallest and max(parts(state)) == 1
+    assert min(parts(state)) == smallest
+    assert max(parts(state)) == 1
 
 
 def shard_mapped(f, mesh, in_specs, out_specs):
@@ -122,17 +129,20 @@ def test_backward_is_the_vjp_of_all_devices_examples():
 
     run = shard_mapped(program, BOTH, (P(), P("data"), P("data")), (specs, P()))
     state, value = run(KEY, X[:40], Y[:40])
-    expected = optimizer.init(MLP.init(KEY))
-    expected_value, grads = fnn.value_and_grad(MLP, fnn.softmax_cross_entropy)(
-        expected.params, X[:40], Y[:40]
-    )
-    expected = optimizer.update(expected, jax.tree.map(lambda g: 4 * g, grads))
+
+    @jax.jit
+    def alone(key, x, y):
+        state = optimizer.init(MLP.init(key))
+        value, grads = fnn.value_and_grad(MLP, fnn.softmax_cross_entropy)(state.params, x, y)
+        return optimizer.update(state, jax.tree.map(lambda g: 4 * g, grads)), value
+
+    expected, expected_value = alone(KEY, X[:40], Y[:40])
     assert difference(state, expected) < 1e-6
     assert difference(value, expected_value) < 1e-6
     assert min(parts(state)) == 1 / 8
 
 
-@pytest.mark.parametrize("wrap", [replicated, fully_sharded])
+@pytest.mark.parametrize("wrap", [pytest.param(replicated, marks=pytest.mark.long), fully_sharded])
 def test_per_example_gradients(wrap):
     """Each example's norm, over params on several devices; clipped, summed over all devices."""
     network = wrap(CUT, "data")
@@ -161,7 +171,8 @@ def test_conjugate_layers_and_a_block_made_of_them():
     params = plain.init(KEY)
     params[3]["b"] = jnp.zeros(4)  # else each device would add it
     specs = parallel.specs(block.init, BOTH)
-    assert specs[1] == {"W": P("model"), "b": P("model")} and specs[3]["W"] == P(None, "model")
+    assert specs[1] == {"W": P("model"), "b": P("model")}
+    assert specs[3]["W"] == P(None, "model")
 
     def backward(layer):
         def f(params, x):
@@ -184,6 +195,17 @@ def test_conjugate_layers_and_a_block_made_of_them():
         ours(wrong.init(KEY), X)
 
 
+def test_a_layer_is_cut_once():
+    """Around what is cut over "data" already it leaves that alone; and each device holds its part
+    of a state from the start."""
+    once = fully_sharded(fnn.dense(16, 16), "data")
+    for network in (once, fully_sharded(once, "data"), fully_sharded(fnn.skip(once), "data")):
+        assert parallel.specs(network.init, DATA) == {"W": P(None, "data"), "b": P("data")}
+    devices = Devices.of("test", DATA, shard_params=True)
+    network, optimizer = devices.take(fnn.dense(16, 16), fnn.adam(0.1))
+    assert max(parts(optimizer.init(network.init(KEY)))) == 1 / 8
+
+
 def test_mistakes_are_named():
     inside = lambda f, mesh=DATA: shard_mapped(f, mesh, P(), P())
     for layer in (
@@ -196,8 +218,8 @@ def test_mistakes_are_named():
     odd = sharded(lambda n: fnn.dense(16, 9 // n), "model")
     with pytest.raises(ValueError, match="sharded: expected .* equal parts"):
         inside(lambda x: odd.forward(odd.init(KEY), x)[0], BOTH)(X)
+    bad = jax.tree.map(lambda a: a[:1], MLP.init(KEY))
     with pytest.raises(ValueError, match="fully_sharded: expected .* 8 equal parts"):
-        bad = jax.tree.map(lambda a: a[:1], MLP.init(KEY))
         inside(lambda x: fully_sharded(MLP, "data").forward(bad, x)[0])(X)
     layer = fully_sharded(fnn.repeat(fnn.layer_norm(5), 8), "data")
     with pytest.raises(ValueError, match=r"repeat\(fully_sharded"):
@@ -210,51 +232,80 @@ def record(state, grads, value):
     return {"norm": jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads)))}
 
 
+def fits(data, batch_size, epochs, **options):
+    """(state, history) of the same run on one device, and on eight."""
+    for where in ({}, {"mesh": jax.make_mesh((4, 2), ("data", "model")), "shard_params": True}):
+        network = CUT if where else MLP
+        yield fnn.fit(
+            network, fnn.softmax_cross_entropy, fnn.adam(0.05), data, key=KEY, epochs=epochs,
+            batch_size=batch_size, record=record, **options, **where,
+        )  # fmt: skip
+
+
 def test_fit_on_a_mesh_is_fit(monkeypatch):
-    """A full batch with validation, metrics, patience and record; batches of a stream, the last
-    one small; both as on one device."""
-    accuracy = lambda prediction, y: (prediction.argmax(-1) == y).astype(jnp.float32)
-    stream = [(X[i : i + 24], Y[i : i + 24]) for i in range(0, 103, 24)]
+    """Of full batches, with validation, metrics, patience and record."""
     monkeypatch.setattr(fnn.fitting, "CHUNK", 3)  # each device predicts in several chunks
-    validation = X[:37], Y[:37]
-
-    def both(data, batch_size, **options):
-        for where in ({}, {"mesh": BOTH, "shard_params": True}):
-            network = CUT if where else MLP
-            yield fnn.fit(
-                network, fnn.softmax_cross_entropy, fnn.adam(0.05), data, key=KEY, epochs=8,
-                batch_size=batch_size, record=record, **options, **where,
-            )  # fmt: skip
-
-    options = {"validation": validation, "metrics": {"accuracy": accuracy}, "patience": 2}
-    (one, history), (many, again) = both((X, Y), 103, **options)
-    assert len(history) == len(again) and int(one.step) == int(many.step)
-    assert difference(history, again) < 1e-5
-    assert difference(one.params, many.params) < 2e-5
-    (one, history), (many, again) = both(stream, None)
-    assert history[0]["record"]["norm"].shape == (5,)
+    accuracy = lambda prediction, y: (prediction.argmax(-1) == y).astype(jnp.float32)
+    options = {"validation": (X[:37], Y[-37:]), "metrics": {"accuracy": accuracy}, "patience": 2}
+    (one, history), (many, again) = fits((X, Y), 103, 8, **options)
+    assert len(history) == len(again)
+    assert int(one.step) == int(many.step) < len(history)
     assert difference(history, again) < 1e-5
     assert difference(one.params, many.params) < 2e-5
 
 
-def test_every_example_is_used_once_and_each_device_shuffles():
+@pytest.mark.long
+def test_streamed_batches_are_split():
+    """In groups, and the last one small."""
+    stream = [(X[i : i + 24], Y[i : i + 24]) for i in range(0, 103, 24)]
+    (one, history), (many, again) = fits(stream * 5, None, 2)
+    assert history[0]["record"]["norm"].shape == (25,)
+    assert difference(history, again) < 1e-4
+    assert difference(one.params, many.params) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(103, 24), (9, 8)],
+        pytest.param([(96, 8), (97, 48), (103, 56), (600, 96)], marks=pytest.mark.long),
+    ],
+)
+def test_every_example_is_used_once_and_each_device_shuffles(sizes):
     """At a learning rate too small to move, the mean over an epoch is the mean over the data;
     24 divides neither 103 nor the shares, so the last batch is small and has repeated examples."""
     optimizer = fnn.sgd(1e-30)
     mean = fnn.objective(MLP, fnn.softmax_cross_entropy)
-    state, values = optimizer.init(MLP.init(KEY)), []
-    for n, batch_size in ((103, 24), (96, 8), (97, 48), (103, 56), (9, 8)):
+    state = optimizer.init(MLP.init(KEY))
+    for n, batch_size in sizes:
         epoch = jax.jit(
             fnn.make_epoch(
                 MLP, fnn.softmax_cross_entropy, optimizer, batch_size, mesh=DATA, record=record
             )
         )
-        after, (value, noted) = epoch(state, (X[:n], Y[:n]), KEY)
+        x, y = np.resize(X, (n, 16)), np.resize(Y, n)
+        after, (value, noted) = epoch(state, (x, y), KEY)
         assert int(after.step) == len(noted["norm"]) == -(-n // batch_size)
-        assert abs(float(value - mean(state.params, X[:n], Y[:n]))) < 2e-6
-        values.append(np.asarray(noted["norm"]))
-    _, (_, noted) = epoch(state, (X[:9], Y[:9]), jax.random.key(4))
-    assert set(np.asarray(noted["norm"])) != set(values[-1])  # another order, another last batch
+        assert abs(float(value - mean(state.params, x, y))) < 2e-6
+        _, (_, other) = epoch(state, (x, y), jax.random.key(4))
+        assert difference(noted, other) > 1e-4  # another order, other batches
+
+
+def test_arrays_split_by_their_types():
+    """Explicit axes, as `jax.make_mesh` makes them: gradients by these types, and `fit`."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    network = fnn.serial(fnn.repeat(DENSE, 2), fnn.layer_norm(16), fnn.dense(16, 10))
+    gradient = fnn.value_and_grad(network, fnn.softmax_cross_entropy)
+    params = network.init(KEY)
+    split = NamedSharding(mesh, P("data"))
+    x, y = (jax.device_put(a[:40], split) for a in (X, Y))
+    with jax.set_mesh(mesh):
+        got = jax.jit(gradient)(params, x, y)
+    assert difference(got, jax.jit(gradient)(params, X[:40], Y[:40])) < 1e-6
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"explicit axes \('data', 'model'\)"):
+        fnn.make_step(MLP, fnn.mse, fnn.sgd(0.1), mesh=mesh)
+    shares = Shares.of((x, y), mesh)
+    assert difference(shares.arrays, (X[:40], Y[:40])) == 0
 
 
 def test_shares_keep_the_order():
@@ -280,6 +331,7 @@ def test_each_device_draws_its_own_dropout():
     assert 0.4 < masks.mean() < 0.6
 
 
+@pytest.mark.long
 def test_a_run_goes_on_as_if_it_had_never_stopped():
     network = fnn.serial(CUT, fnn.dropout(0.2))
     train = lambda epochs, **start: fnn.fit(
@@ -289,9 +341,11 @@ def test_a_run_goes_on_as_if_it_had_never_stopped():
     whole, history = train(4)
     half, first = train(2)
     rest, second = train(4, start=Progress(half, first, half))
-    assert history == second and difference(whole, rest) == 0
+    assert history == second
+    assert difference(whole, rest) == 0
 
 
+@pytest.mark.long
 def test_divergence_is_found_at_the_same_step():
     target = np.eye(10, dtype=np.float32)[Y]
     bad = X.copy()
@@ -310,7 +364,8 @@ def test_divergence_is_found_at_the_same_step():
         found.append(caught.value)
     assert found[0].step == found[1].step == 3
     assert str(found[0]) == str(found[1])
-    assert 1 <= found[2].step <= 5 and found[2].leaf.startswith("gradient")
+    assert 1 <= found[2].step <= 5
+    assert found[2].leaf.startswith("gradient")
 
 
 @pytest.mark.optimized
@@ -344,15 +399,13 @@ def test_memory_per_device():
 @pytest.mark.long
 @pytest.mark.parametrize("wrap", [replicated, fully_sharded])
 def test_every_layer_of_the_catalogue(wrap):
-    """Its gradient on 8 devices with 7 examples each is that of all 56 on one, at a key too."""
+    """Its gradient on 8 devices with 7 examples each is that of all 56 on one."""
     for name, (plain, x) in catalog.LAYERS.items():
-        if name == "batch_norm, training":  # is over each device's own examples
+        if name.endswith(", training"):  # draws, and normalises, on each device by itself
             continue
         x = jax.tree.map(lambda a: np.concatenate([np.roll(a, i, 0) for i in range(8)]), x)
         params, layer = plain.init(KEY), wrap(plain, "data")
-        dy = jax.tree.map(
-            jnp.cos, jax.eval_shape(plain.forward, params, x)[0] and plain.forward(params, x)[0]
-        )
+        dy = jax.tree.map(jnp.cos, plain.forward(params, x)[0])
 
         def gradient(params, x, dy, layer):
             return layer.backward(params, layer.forward(params, x)[1], dy)
@@ -362,8 +415,6 @@ def test_every_layer_of_the_catalogue(wrap):
             lambda p, x, dy, layer=layer: gradient(p, x, dy, layer),
             DATA, (specs, P("data"), P("data")), (specs, P("data")),
         )  # fmt: skip
-        if name.startswith("dropout, training"):  # the key, and so the mask, is every device's
-            continue
         got, expected = ours(params, x, dy), gradient(params, x, dy, plain)
         kept = lambda tree: [a for a in jax.tree.leaves(tree) if a.dtype.kind == "f"]
         scale = max([1.0, *(float(jnp.abs(a).max()) for a in kept(expected))])

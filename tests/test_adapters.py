@@ -129,6 +129,22 @@ def test_codes_have_no_tangent_and_wrong_gradients_are_refused():
         jax.grad(lambda x: fnn.differentiable(wrong)((), x).sum())(X)
 
 
+def test_differentiable_inside_a_shard_map():
+    """Parameters that are the same on all devices get the sum of all examples' gradients."""
+    layer = fnn.serial(fnn.dense(3, 4), fnn.frozen(fnn.dense(4, 4)), fnn.tanh)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    whole, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
+    params, x = layer.init(KEYS[2]), jnp.concatenate([X, X])
+    apply = fnn.differentiable(layer)
+
+    def both(params, x):
+        value = lambda params: (apply(params, x) ** 2).sum()
+        return jax.grad(value)(params), jax.jvp(apply, (params, x), (params, x))[1]
+
+    spread = jax.shard_map(both, mesh=mesh, in_specs=(whole, split), out_specs=(whole, split))
+    close(jax.jit(spread)(params, x), jax.jit(both)(params, x))
+
+
 # Functions as layers.
 
 
@@ -148,7 +164,7 @@ FUNCTION, SINGLE = fnn.from_function(draw, mlp), fnn.from_single(draw, mlp)
 def test_a_function_is_a_layer(layer):
     params = layer.init(KEYS[2])
     assert check_layer(layer, params, X).verdict == "pass"
-    deep = fnn.serial(fnn.repeat(fnn.skip(fnn.serial(layer, fnn.dense(2, 3))), 2), layer)
+    deep = fnn.serial(fnn.repeat(fnn.skip(fnn.serial(layer, fnn.dense(2, 3))), 2), fnn.dense(3, 2))
     both = jax.jit(
         lambda params: (
             fnn.value_and_grad(deep, fnn.mse)(params, X, Y),
@@ -371,6 +387,12 @@ def test_torch_files_and_names(tmp_path):
     without = fnn.from_torch(state, SHAPES)
     np.testing.assert_array_equal(without[2]["b"], np.zeros(2))
     close(fnn.to_torch(without, state), state)
+    nested = {f"0.{k}": a for k, a in state.items() if k[0] == "0"} | {
+        "1.weight": state["2.weight"]
+    }
+    close(fnn.from_torch(nested, SHAPES), without)
+    alone = {"weight": state["0.weight"], "bias": state["0.bias"]}
+    close(fnn.from_torch(alone, SHAPES[0]), without[0])
     named = {"out": {"weight": state["2.weight"]}, "in": {"weight": state["0.weight"]}}
     got = fnn.from_torch(named, SHAPES, names=["in", "out"])
     np.testing.assert_array_equal(got[2]["W"], without[2]["W"])
@@ -398,6 +420,10 @@ def test_what_torch_has_no_place_for_is_refused():
         fnn.to_torch(jax.tree.map(jnp.ones_like, fnn.mlp((3, 4, 2)).init(KEYS[0])), mlp_state())
     with pytest.raises(ValueError, match=r"expected params of dense, .*got params\['a'\]"):
         fnn.from_torch(mlp_state(), draw(KEYS[0]))
+    flattened = fnn.serial(fnn.conv2d(1, 2), fnn.flatten(3), fnn.layer_norm(8))
+    state = {"0.weight": np.ones((2, 1, 3, 3)), "2.weight": np.ones(8)}
+    with pytest.raises(ValueError, match="from_torch: 2 normalises flattened images"):
+        fnn.from_torch(state, jax.eval_shape(flattened.init, KEYS[0]))
     with pytest.raises(TypeError, match="expected a state dict, arrays by name, got list"):
         fnn.from_torch([], SHAPES)
     with pytest.raises(ValueError, match="expected 1 arrays of means and variances, got 0"):

@@ -4,6 +4,7 @@ And the twins of the pages' programs print what the pages show."""
 import contextlib
 import io
 import json
+import os
 import time
 import warnings
 from types import SimpleNamespace
@@ -36,13 +37,42 @@ def test_a_twin_prints_what_the_page_shows(name, tmp_path, monkeypatch):
     assert agree(printed.getvalue(), program.shown, rtol=0.25), printed.getvalue()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def as_many_cores_as_devices():
+    """The command makes each core a device, which cannot change once JAX has begun."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: jax.config.jax_num_cpu_devices)
+        yield
+
+
 @pytest.fixture(scope="module")
-def cell():
-    """One network, measured for a few milliseconds, as by a machine that draws 50 W."""
+def folder(tmp_path_factory):
+    """What `throughput` leaves of one network, on a machine that draws 50 W."""
+    out = tmp_path_factory.mktemp("results")
+    sizes = ["--widths", "64", "--batches", "32", "--dtypes", "float32"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(throughput, "PROGRAM", 1e-4)
         patch.setattr(throughput, "METERED", 0.0)
-        return throughput.measured(64, 32, jnp.dtype("float32"), 3, lambda: lambda: 50.0)
+        patch.setattr(power, "meter", lambda device: lambda: lambda: 50.0)
+        arguments = ["throughput", "--quick", *sizes, "--out", str(out)]
+        CliRunner().invoke(main, arguments, catch_exceptions=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def cell(folder):
+    return json.loads((folder / "throughput.json").read_text())["cells"][0]
+
+
+def test_what_a_run_leaves_says_what_it_ran_on_and_agrees_with_itself(folder):
+    found = json.loads((folder / "throughput.json").read_text())
+    assert found["machine"]["device"] == jax.devices()[0].device_kind
+    assert found["machine"]["versions"]["jax"] == jax.__version__
+    assert found["threads"] > 0
+    assert "float32, 64 wide, batch 32" in (folder / "throughput.txt").read_text()
+    assert (folder / "throughput.png").stat().st_size > 0
+    text = compare.compare(folder / "throughput.json", folder / "throughput.json")
+    assert text.count(" 1.000 (") == 2
 
 
 def test_the_formulas_flops_are_those_of_the_compiled_step(cell):
@@ -171,17 +201,19 @@ def test_a_packages_counters_are_added_and_may_start_again(tmp_path, monkeypatch
     assert stop() == 2.5  # 2 J and 3 J, in 2 s
 
 
-def test_a_gpus_power_is_the_mean_of_what_its_driver_prints(tmp_path, monkeypatch):
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\nprintf '100.5\\n200.5\\n'\necho $1 > $0.called\n")
+@pytest.mark.parametrize(("printed", "expected"), [(r"100.5\n200.5\n", 150.5), (r"[N/A]\n", None)])
+def test_a_gpus_power_is_the_mean_of_what_its_driver_prints(
+    printed, expected, tmp_path, monkeypatch
+):
+    tool, called = tmp_path / "nvidia-smi", tmp_path / "called"
+    tool.write_text(f"#!/bin/sh\nprintf '{printed}'\necho $1 > {called}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    meter = power.meter(SimpleNamespace(platform="gpu", local_hardware_id=3))
-    stop = meter()
-    while not (tmp_path / "nvidia-smi.called").exists():
+    stop = power.meter(SimpleNamespace(platform="gpu", local_hardware_id=3))()
+    while not (called.exists() and called.read_text()):
         time.sleep(0.01)
-    assert stop() == 150.5
-    assert (tmp_path / "nvidia-smi.called").read_text() == "--id=3\n"
+    assert stop() == expected
+    assert called.read_text() == "--id=3\n"
     monkeypatch.setenv("PATH", "")
     assert power.meter(SimpleNamespace(platform="gpu", local_hardware_id=0)) is None
     assert power.watts(None, lambda: None, 0.0) is None

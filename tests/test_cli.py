@@ -37,6 +37,27 @@ def test_train_digits_end_to_end(tmp_path):
 
 
 @pytest.mark.long
+def test_a_convolutional_network_on_the_digits(tmp_path):
+    args = ("--network", "cnn", "--learning-rate", 0.003, "--epochs", 15, "--out", tmp_path)
+    result = run("train", "digits", *args)
+    assert result.exit_code == 0, result.output
+    assert "network   cnn 64-16-32-10, relu, 6090 parameters" in result.stdout
+    assert float(result.stdout.split("test accuracy ")[-1].split()[0]) >= 0.975
+    again = run("evaluate", tmp_path, "digits")
+    assert again.exit_code == 0, again.output
+
+
+def test_a_convolutional_network_needs_square_images(tmp_path):
+    args = ("--network", "cnn", "--hidden", "4", "--epochs", 1, "--out", tmp_path / "run")
+    result = run("train", "iris", *args)
+    assert result.exit_code == 0, result.output  # 4 columns: 2 by 2 pixels
+    result = run("train", "wine", "--network", "cnn", "--out", tmp_path / "other")
+    assert result.exit_code != 0
+    assert "expected square images of at least 4 by 4 pixels" in result.stderr
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("source", ["iris", "wine", "breast_cancer"])
 def test_other_classes(source, tmp_path):
     result = run("train", source, "--epochs", 25, "--learning-rate", 0.005, "--out", tmp_path)

@@ -286,6 +286,11 @@ IMAGES = jnp.ones((2, 4, 4, 3))
         (ValueError, r"flatten\(0\)", lambda: fnn.flatten(0)),
         (ValueError, r"flatten\(3\): expected x of shape \(\.\.\., d, d, d\), got \(4, 3\)",
          lambda: forward(fnn.flatten(3), IMAGES[0, 0])),
+        (ValueError, "unflatten: expected at least one length", lambda: fnn.unflatten()),
+        (ValueError, r"unflatten\(2, 2\): expected x of shape \(\.\.\., 4\), got",
+         lambda: forward(fnn.unflatten(2, 2), IMAGES)),
+        (ValueError, r"cnn: images of \(4, 4, 3\) can't be halved 3 times",
+         lambda: fnn.cnn((4, 4, 3), (1, 1, 1), 2)),
     ],
 )  # fmt: skip
 def test_what_they_refuse(error, message, call):

@@ -13,7 +13,9 @@ from click.testing import CliRunner
 import fnn
 from fnn import cli, export
 from fnn.cli import runs
-from fnn.cli.export import _place
+from fnn.cli.export import _place, program
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 KEYS = jax.random.split(jax.random.key(3), 3)
 PROGRAM = """
@@ -66,19 +68,25 @@ def test_a_run_predicts_the_same_without_fnn(tmp_path):
     assert (names[y.argmax(-1)] == [row[0] for row in rows]).mean() > 0.99
 
 
+def prepared(source, network="mlp"):
+    """A run of no epochs yet."""
+    settings = runs.Settings((8,), "tanh", "sgd", 0.1, 32, 1, seed=0, network=network)
+    return runs.prepare(source, settings)[0]
+
+
 def test_values_have_their_units_and_columns_far_from_zero_their_digits(tmp_path):
     rng = np.random.default_rng(0)
-    x = np.round(rng.normal([2e6, 1e-9], [4.0, 3e-9], (64, 2)) * [8, 1]) / [8, 1]
-    x[:, 1] = rng.normal(1e-9, 3e-9, 64)
+    x = np.column_stack([2e6 + rng.integers(-80, 80, 64) / 8, rng.normal(1e-9, 3e-9, 64)])
     np.savez(tmp_path / "data.npz", x=x, y=1000 + 50 * (x[:, 0] - 2e6))
-    source = tmp_path / "data.npz"
-    run("train", source, "--epochs", 2, "--hidden", "8", "--out", tmp_path)
-    result = run("export", tmp_path, tmp_path / "network.bin")
-    assert result.exit_code == 0, result.output
-    program = jax.export.deserialize((tmp_path / "network.bin").read_bytes())
-    assert program.platforms == ("cpu", "cuda", "rocm", "tpu")
-    expected = [[float(row[0])] for row in predictions(tmp_path, source)]
-    np.testing.assert_allclose(program.call(x.astype(np.float32)), expected, rtol=2e-5)
+    trained = prepared(tmp_path / "data.npz")
+    y = program(trained)(x.astype(np.float32))
+    np.testing.assert_allclose(y, runs.predict(trained, x), rtol=2e-5)
+
+
+def test_images_are_columns_of_pixels():
+    trained, x = prepared("digits", "cnn"), fnn.data.load("digits").x[:40]
+    call = jax.export.deserialize(export.lowered(program(trained), x[:1].astype(np.float32))).call
+    np.testing.assert_allclose(call(x.astype(np.float32)), runs.predict(trained, x), atol=1e-5)
 
 
 def test_texts_dates_and_blanks_are_encoded_in_the_program(tmp_path):
@@ -91,20 +99,19 @@ def test_texts_dates_and_blanks_are_encoded_in_the_program(tmp_path):
     ]
     source = tmp_path / "pets.csv"
     source.write_text("\n".join(["age,pet,day,time,y", *rows]))
-    trained = run("train", source, "--epochs", 3, "--hidden", "8", "--out", tmp_path)
-    assert trained.exit_code == 0, trained.output
-    cycles = [feature.cycles for feature in runs.load(tmp_path).inputs.used]
+    trained = prepared(source)
+    cycles = [feature.cycles for feature in trained.inputs.used]
     assert cycles == [(), (), ("year", "week"), ("day",)]
-    result = run("export", tmp_path, tmp_path / "network.bin")
-    assert result.exit_code == 0, result.output
-    assert (
-        "x[:, 1] is pet: 0 for cat, 1 for dog, -1 for any other, nan for a blank" in result.stdout
-    )
-    assert "x[:, 2] is day: in days since 1970-01-01" in result.stdout
-    x = runs.inputs(runs.load(tmp_path), source).astype(np.float32)
+    x = runs.inputs(trained, source)
+    y = program(trained)(x.astype(np.float32))
+    np.testing.assert_allclose(y, runs.predict(trained, x), rtol=1e-5, atol=1e-5)
+
+    runs.save(tmp_path, trained)
+    said = run("export", tmp_path, tmp_path / "network.bin").stdout
+    assert "x[:, 1] is pet: 0 for cat, 1 for dog, -1 for any other, nan for a blank" in said
+    assert "x[:, 2] is day: in days since 1970-01-01" in said
     call = jax.export.deserialize((tmp_path / "network.bin").read_bytes()).call
-    expected = [[float(row[0])] for row in predictions(tmp_path, source)]
-    np.testing.assert_allclose(call(x), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(call(x.astype(np.float32)), y, rtol=1e-5)
 
 
 def test_places_in_the_year_are_the_calendars():
@@ -117,11 +124,17 @@ def test_places_in_the_year_are_the_calendars():
 def test_columns_that_float32_cannot_hold_are_refused(tmp_path):
     x = np.random.default_rng(0).normal(size=(64, 2)) * [1, 1e-60]
     np.savez(tmp_path / "data.npz", x=x, y=x[:, 0])
-    run("train", tmp_path / "data.npz", "--epochs", 1, "--out", tmp_path)
+    runs.save(tmp_path, prepared(tmp_path / "data.npz"))
     result = run("export", tmp_path, tmp_path / "network.bin")
     assert result.exit_code == 1
     assert "float32 can't hold the mean or the scale of input 2, " in result.stderr
     assert not (tmp_path / "network.bin").exists()
+    hours = np.arange("2024-01-01T00:30", "2024-01-09T00:30", 180, dtype="datetime64[m]")
+    (tmp_path / "a.csv").write_text(
+        "\n".join(["when,y", *(f"{t},{i}" for i, t in enumerate(hours))])
+    )
+    with pytest.raises(ValueError, match="'when' has dates with a time of day"):
+        program(prepared(tmp_path / "a.csv"))
 
 
 def test_networks_that_vary_are_written_as_they_evaluate(tmp_path):

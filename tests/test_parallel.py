@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import fnn
+from benchmarks import scale
 from fnn.parallel.devices import Devices
 
 HERE = Path(__file__).parent
@@ -30,6 +31,17 @@ def test_on_eight_devices():
 @pytest.mark.long
 def test_on_eight_devices_at_length():
     on_devices("long")
+
+
+def test_bytes_are_read_from_a_compiled_program():
+    program = """
+      %a = f32[8,16]{1,0} all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={1}
+      %b = (f32[16]{0}, f32[]) all-reduce(%q, %r), replica_groups=[2,4]<=[8], to_apply=%add
+      %c = f32[2]{0} reduce-scatter(%s), replica_groups=[1,8]<=[8], dimensions={0}
+      %d = f32[2]{0} all-reduce(%s), replica_groups=[8,1]<=[8], to_apply=%add
+    """
+    expected = [("all-gather", 3 / 4 * 512), ("all-reduce", 6 / 4 * 68), ("reduce-scatter", 56)]
+    assert scale.collectives(program) == expected
 
 
 def test_no_mesh_adds_no_operation():
@@ -61,11 +73,9 @@ def test_meshes_that_training_refuses(options, error, message):
         sizes = {fnn.make_step: (), fnn.make_epoch: (2,), fnn.make_train: (2, 1)}[make]
         with pytest.raises(error, match=message):
             make(fnn.dense(2, 1), fnn.mse, fnn.sgd(0.1), *sizes, **options)
+    data, options = (jnp.ones((4, 2)), jnp.ones((4, 1))), options | {"key": jax.random.key(0)}
     with pytest.raises(error, match=f"fit: .*{message}"):
-        data = jnp.ones((4, 2)), jnp.ones((4, 1))
-        key = jax.random.key(0)
-        fnn.fit(fnn.dense(2, 1), fnn.mse, fnn.sgd(0.1), data, key=key, epochs=1, batch_size=2,
-                **options)  # fmt: skip
+        fnn.fit(fnn.dense(2, 1), fnn.mse, fnn.sgd(0.1), data, epochs=1, batch_size=2, **options)
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused():

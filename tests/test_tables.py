@@ -349,6 +349,21 @@ def test_what_looks_like_rows_is_left_out_and_kept_on_demand():
         features(table(a=[None] * n))
 
 
+def test_numbers_that_are_too_large_are_said_with_the_columns_name():
+    with pytest.raises(DataError, match="the table: column 'b': numbers too large to standardise"):
+        features(table(a=["u", "v"] * 2, b=[1e308, -1e308, 1e308, 0.0]))
+
+
+def test_an_index_without_a_name_is_left_out(load):
+    rows = "".join(f"{i * i + 7},{i % 5},{i % 3}.5\n" for i in range(30))
+    read = load(",a,y\n" + rows)
+    assert read.features == ("Unnamed: 0", "a")
+    encoding = Encoding.of(read)
+    assert encoding.left_out() == ["left out: 'Unnamed: 0' (row numbers)"]
+    assert Encoding.of(read, ("Unnamed: 0",)).d_in == 2
+    np.testing.assert_array_equal(data.inputs(pl.DataFrame({"a": [1, 2]}), encoding), [[1], [2]])
+
+
 def test_many_categories_share_an_input_and_free_text_is_left_out():
     n = 400
     many = [f"v{i % 5 if i % 2 else i % 120}" for i in range(n)]
@@ -412,10 +427,24 @@ def test_columns_are_found_by_name_and_by_place():
     np.testing.assert_array_equal(data.inputs(turned, encoding), [[2.5, 1], [1, 0]])
     with pytest.raises(DataError, match="the column 'b' is missing; known are a, c"):
         data.inputs(pl.DataFrame({"a": [1.0], "c": ["u"]}), encoding)
-    with pytest.raises(DataError, match="column 'a': expected a number, got a category"):
+    with pytest.raises(DataError, match="row 1, column 1 'a': 'x' is not a number"):
         data.inputs(pl.DataFrame({"a": ["x", "y"], "b": ["u", "v"]}), encoding)
     numbers = data.inputs(pl.DataFrame({"a": [1.0], "b": [7]}), encoding)
     assert encoding.unseen(numbers) == ["column 'b': 1 of 1 values was never seen in training"]
+
+
+def test_text_of_two_meanings_is_read_as_in_training(tmp_path):
+    text = 'day,price,y\n13/02/2024,"0,25",0.5\n01/03/2024,"12,5",1.5\n'
+    train = data.load(written(tmp_path / "a.csv", text))
+    assert train.notes == ("dates as day/month/year", "decimal commas")
+    encoding = Encoding.of(train)
+    encoding = encoding._replace(features=data.encoding.features_of(encoding.as_metadata()))
+    new = written(tmp_path / "b.csv", 'day,price\n05/02/2024,"1,234"\n')
+    found = data.inputs(new, encoding)
+    np.testing.assert_allclose(found - train.x[0], [[-8, 1.234 - 0.25]])
+    alone = data.load(written(tmp_path / "c.csv", 'day,price,y\n05/02/2024,"1,234",1.5\n'))
+    assert alone.x[0, 1] == 1234
+    assert alone.notes == ("dates as month/day/year", "commas between thousands")
 
 
 def test_codes_that_are_numbers_in_a_later_file_are_still_codes():

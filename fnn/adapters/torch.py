@@ -45,8 +45,9 @@ def from_torch(
 
     What a BatchNorm has measured is not a parameter: see `statistics_from_torch`.
 
-    Raises ValueError for another number of modules, for names whose order is unknown, and for an
-    array that is missing, unknown or of another shape, with its name.
+    Raises ValueError for another number of modules, for names whose order is unknown, for an array
+    that is missing, unknown or of another shape, with its name, and for a normalisation of
+    flattened images.
 
     >>> state = {"0.weight": np.array([[1.0, 2.0]]), "0.bias": np.array([3.0])}
     >>> import fnn
@@ -166,6 +167,11 @@ def _links(
     links, channels = [], None
     for module, (path, layer) in zip(modules, layers, strict=True):
         there = next(kind for kind in NAMES if set(kind) == set(layer))
+        if channels is not None and "gain" in layer and layer["gain"].shape != (channels,):
+            raise ValueError(
+                f"{name}: {module} normalises flattened images, whose order is not the same "
+                f"here and there; normalise them before they are flattened"
+            )
         for ours, theirs in there.items():
             leaf = layer[ours]
             ways = _ways(leaf.shape, channels) if ours == "W" else (_same, _same)
@@ -211,7 +217,7 @@ def _ordered(state: Mapping[str, Any], names: Sequence[str] | None) -> list[str]
         if missing:
             raise ValueError(f"names: expected all of the state's modules, {missing[0]!r} is not")
         return [name for name in names if name in modules]
-    if len({re.sub(r"\d+", "", name) for name in modules}) > 1:
+    if len({re.sub(r"[\d.]+", "", name) for name in modules}) > 1:
         raise ValueError(
             f"state: the order of the modules {', '.join(modules)} is not in their names; "
             f"give it by names=[...]"

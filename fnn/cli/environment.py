@@ -1,6 +1,7 @@
 """JAX as the commands set it, whatever the environment says."""
 
 import os
+from contextlib import suppress
 
 import jax
 
@@ -35,6 +36,15 @@ def described() -> str:
         return f"JAX, version {jax.__version__}; {error}"
     devices = ", ".join(f"{device.platform}:{i}" for i, device in enumerate(jax.devices()))
     return f"JAX, version {jax.__version__}, on {devices} ({jax.devices()[0].device_kind})"
+
+
+def offer_devices(count: int) -> None:
+    """Make JAX divide the CPU into so many devices, unless it computes already.
+
+    >>> jax.devices() and offer_devices(4)
+    """
+    with suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def check_device() -> None:

@@ -15,7 +15,7 @@ from fnn import __version__, extras
 
 COMMANDS = {
     "describe": "Show how each column of SOURCE would be used, without training.",
-    "train": "Train a multi-layer perceptron on SOURCE and measure it on held-out examples.",
+    "train": "Train a network on SOURCE and measure it on held-out examples.",
     "predict": "Predict with the network in folder RUN and write one row per example.",
     "evaluate": "Measure the network in folder RUN on SOURCE.",
     "export": "Write the network in folder RUN to FILE, to run without fnn.",
@@ -44,9 +44,10 @@ class Imported(Mapping[str, click.Command]):
         """The command. Raises KeyError for an unknown name, ValueError where JAX has no device."""
         if name not in self.names:
             raise KeyError(name)
-        import_module("fnn.cli.environment").check_device()
         module = name.replace("-", "_")
         command: click.Command = getattr(import_module(f"fnn.cli.{module}"), module)
+        if type(command) is click.Command:  # a Spread says first what devices there are
+            import_module("fnn.cli.environment").check_device()
         return command
 
     def __contains__(self, name: object) -> bool:

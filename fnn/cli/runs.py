@@ -10,6 +10,7 @@ epoch. With the data, a run's settings decide every bit of its result.
 
 import errno
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fnn import atomic, checkpoint, data, losses, numbers
 from fnn.base import Layer, Loss, Optimizer
@@ -25,11 +27,14 @@ from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
 from fnn.cli import environment
 from fnn.cli.metrics import Classified, Predicted
+from fnn.combinators import serial
 from fnn.data import DataError, Dataset, Encoding, Reading, Scaling
 from fnn.data.encoding import features_of
 from fnn.fitting import CHUNK, Progress, epochs_since_best, fit, predicted
-from fnn.models import mlp
+from fnn.layers.flatten import unflatten
+from fnn.models import cnn, mlp
 from fnn.optimizers import adamw
+from fnn.parallel import Shares, processes
 
 environment.settle()
 
@@ -38,6 +43,10 @@ SEEN = 2**20
 """The most examples whose digests are kept, at 8 bytes each."""
 HELD_OUT = 0.2
 """The share of the data that is held out, and of the training part that patience validates on."""
+
+
+NETWORKS = {"mlp": (256,), "cnn": (16, 32)}
+"""The kinds of networks, each with its hidden widths by default."""
 
 
 class Settings(NamedTuple):
@@ -66,6 +75,7 @@ class Settings(NamedTuple):
     drop: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     weight_decay: float | None = None
+    network: str = "mlp"
 
     @property
     def reading(self) -> Reading:
@@ -139,13 +149,24 @@ class Run(NamedTuple):
 
     @property
     def network(self) -> Layer:
-        """The multi-layer perceptron of these sizes; for classes its outputs are logits.
+        """The network of these sizes, a perceptron or a convolutional network, whose hidden sizes
+        are channels and whose input is a square image; for classes its outputs are logits.
 
         >>> run, _ = prepare("iris", Settings((8,), "relu", "sgd", 0.1, 32, 1, seed=0))
         >>> run.network.forward(run.progress.state.params, jnp.ones((2, 4)))[0].shape
         (2, 3)
         """
-        return mlp(self.sizes, ACTIVATIONS[self.settings.activation])
+        activation = ACTIVATIONS[self.settings.activation]
+        if self.settings.network == "mlp":
+            return mlp(self.sizes, activation)
+        d_in, *channels, k = self.sizes
+        side = math.isqrt(d_in)
+        if side**2 != d_in or side < 2 ** len(channels):
+            raise DataError(
+                f"network cnn: expected square images of at least {2 ** len(channels)} by "
+                f"{2 ** len(channels)} pixels, one column per pixel, got {d_in} columns"
+            )
+        return serial(unflatten(side, side, 1), cnn((side, side, 1), channels, k, activation))
 
     @property
     def loss(self) -> Loss:
@@ -183,11 +204,14 @@ class Run(NamedTuple):
         (dtype('float32'), (120, 4), True)
         """
         y = part.y if self.outputs is None else self.outputs.apply(part.y)
-        return self.inputs.apply(part.x), y
+        return self.inputs.apply(np.asarray(part.x)), y
 
 
 def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
     """Read and split the data, and make a run of no epochs yet, with fresh parameters.
+
+    Of several processes, all read a source whole but two .npy files: those the first reads and
+    measures, and the others map into memory, to read their shares of when they train.
 
     Raises DataError for data that can't be used.
 
@@ -195,30 +219,37 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
     >>> run.progress.history, int(run.progress.state.step)
     ([], 0)
     """
-    everything = data.load(
-        source, target=settings.target, task=settings.task, reading=settings.reading
-    )
+    told = data.is_mapped(source) and not processes.is_first()
+    if told:
+        everything = data.mapped(source, task=settings.task)
+    else:
+        everything = data.load(
+            source, target=settings.target, task=settings.task, reading=settings.reading
+        )
     train, test = data.split(everything, HELD_OUT, settings.seed)
     validation = None
     if settings.patience is not None:
         train, validation = data.split(train, HELD_OUT, settings.seed)
-    inputs = Encoding.of(train, settings.keep)
+    inputs = Encoding((), _unknown(train.x)) if told else Encoding.of(train, settings.keep)
+    outputs = None if train.classes else (_unknown if told else Scaling.of)(train.y)
     train, test = inputs.aligned(train), inputs.aligned(test)
     validation = validation and inputs.aligned(validation)
     learned = (train,) if validation is None else (train, validation)
-    few = sum(len(part.x) for part in learned) <= SEEN
+    few = not told and sum(len(part.x) for part in learned) <= SEEN
     run = Run(
         settings,
-        _digest(everything),
+        "0" * 64 if told else _digest(everything),
         np.concatenate([digests(part) for part in learned if few] or [np.empty(0, np.uint64)]),
         len(train.x),
         train.features,
         train.classes,
         train.targets,
         inputs,
-        None if train.classes else Scaling.of(train.y),
+        outputs,
         Progress(None, [], None),
     )
+    if data.is_mapped(source):
+        run = _told(run)
     state = _fresh(run)
     return run._replace(progress=Progress(state, [], state)), Examples(train, validation, test)
 
@@ -230,6 +261,24 @@ def folder(source: str | Path) -> Path:
     PosixPath('runs/iris')
     """
     return Path("runs") / Path(Path(source).resolve().name.removesuffix(".gz")).stem
+
+
+def _unknown(a: Any) -> Scaling:
+    """The scaling of a's columns before the first process has told it."""
+    return Scaling(np.zeros(a.shape[1]), np.ones(a.shape[1]))
+
+
+def _told(run: Run) -> Run:
+    """The run with what the first process has measured: the digest and the scalings."""
+    digest = np.frombuffer(run.digest.encode(), np.uint8)
+    scalings = (run.inputs.scaling, run.outputs)
+    values, form = jax.tree.flatten((digest, scalings))
+    digest, (inputs, outputs) = jax.tree.unflatten(form, processes.from_first(values))
+    return run._replace(
+        digest=digest.tobytes().decode(),
+        inputs=run.inputs._replace(scaling=inputs),
+        outputs=outputs,
+    )
 
 
 def digests(examples: Dataset) -> np.ndarray:
@@ -260,8 +309,14 @@ def _chunks(n: int) -> list[slice]:
     return [slice(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
 
 
-def train(run: Run, examples: Examples, on_epoch: Callable[[Run], bool | None]) -> Run:
-    """Train from where the run stands to its number of epochs, or until its patience ends.
+def train(
+    run: Run,
+    examples: Examples,
+    on_epoch: Callable[[Run], bool | None],
+    mesh: Mesh | None = None,
+) -> Run:
+    """Train from where the run stands to its number of epochs, or until its patience ends, on the
+    devices of the mesh if there is one.
 
     After each epoch on_epoch is called with the run as it is then; all of them share one history
     list, which grows. Training ends early where on_epoch returns True. Returns the run at its
@@ -273,15 +328,30 @@ def train(run: Run, examples: Examples, on_epoch: Callable[[Run], bool | None]) 
     (['loss', 'test_loss', 'test_accuracy'], 4)
     """
     measure = _measure(run)
-    test = jax.tree.map(jnp.asarray, run.standardised(examples.test))
+    speaks = processes.is_first()
+    test = jax.tree.map(jnp.asarray, run.standardised(examples.test)) if speaks else None
     quality = "test_accuracy" if run.outputs is None else "test_RMSE"
     history = list(run.progress.history)
     best = run.progress.best
 
+    start = run.progress
+    if mesh is not None:
+        everywhere = processes.everywhere((start.state, start.best), mesh)
+        start = Progress(everywhere[0], start.history, everywhere[1])
+
+    def placed(part: Dataset) -> Any:
+        if mesh is None:
+            return run.standardised(part)
+        rows = lambda i: run.standardised(part._replace(x=part.x[i], y=part.y[i]))  # noqa: E731
+        return Shares.read(rows, len(part.x), mesh)
+
     def note(number: int, state: Any, entry: dict[str, Any]) -> bool | None:
         nonlocal run, best
-        test_loss, test_quality = measure(state.params, *test)
-        history.append(entry | {"test_loss": test_loss, quality: test_quality})
+        state = state if mesh is None else processes.here(state)
+        if test is not None:
+            test_loss, test_quality = measure(state.params, *test)
+            entry = entry | {"test_loss": test_loss, quality: test_quality}
+        history.append(entry)
         if examples.validation is None or epochs_since_best(history) == 0:
             best = state
         run = run._replace(progress=Progress(state, history, best))
@@ -291,14 +361,15 @@ def train(run: Run, examples: Examples, on_epoch: Callable[[Run], bool | None]) 
         run.network,
         run.loss,
         run.optimizer,
-        run.standardised(examples.train),
+        placed(examples.train),
         key=jax.random.key(run.settings.seed),
         epochs=run.settings.epochs,
         batch_size=run.settings.batch_size,
-        validation=examples.validation and run.standardised(examples.validation),
+        validation=examples.validation and placed(examples.validation),
         patience=run.settings.patience,
-        start=run.progress,
+        start=start,
         on_epoch=note,
+        mesh=mesh,
     )
     return run
 
@@ -409,7 +480,7 @@ def read(run: Run, source: data.Source) -> Dataset:
         target=run.settings.target if table else None,
         task=data.TASKS[run.outputs is not None],
         called=run.targets[0] if len(run.targets) == 1 else None,
-        reading=run.settings.reading if table else Reading(),
+        reading=run.settings.reading._replace(forms=run.inputs.forms) if table else Reading(),
     )
 
 
@@ -575,6 +646,7 @@ def _settings(saved: dict[str, Any]) -> Settings:
         ("separator", (None, *data.SEPARATORS)),
         ("header", (None, False, True)),
         ("missing", data.MISSING),
+        ("network", NETWORKS),
     ):
         if every[name] not in known:
             raise ValueError(f"unknown {name} {every[name]!r}")

@@ -7,6 +7,7 @@ from typing import Any
 import click
 import jax
 from click.core import ParameterSource
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from fnn import atomic, verify
@@ -14,8 +15,10 @@ from fnn.backprop import objective, value_and_grad
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
 from fnn.cli import metrics, options, report, runs, signals
-from fnn.cli.runs import Examples, Run, Settings
+from fnn.cli.runs import NETWORKS, Examples, Run, Settings
+from fnn.cli.spread import Spread
 from fnn.fitting import DivergedError, epochs_since_best
+from fnn.parallel import processes
 
 LINES, FIRST = 25, 5
 """The most epochs that are printed, of which the first ones without a gap."""
@@ -28,9 +31,20 @@ LINES, FIRST = 25, 5
 #   no patience      a validation part takes too many examples from tables of 200 rows
 
 
-@click.command()
+@click.command(cls=Spread)
 @click.argument("source", nargs=-1, required=True)
-@click.option("--hidden", type=options.Widths(), default="256", help="Widths of the hidden layers.")
+@click.option(
+    "--network",
+    type=options.Name(list(NETWORKS)),
+    default="mlp",
+    help="A multi-layer perceptron, or a convolutional network for square images.",
+)
+@click.option(
+    "--hidden",
+    type=options.Widths(),
+    show_default="256; 16,32 of cnn",
+    help="Widths of the hidden layers; of cnn the channels of its convolutions.",
+)
 @click.option(
     "--activation",
     type=options.Name(list(ACTIVATIONS)),
@@ -94,7 +108,8 @@ def train(
     resume: bool,
     overwrite: bool,
     save_every: float,
-    hidden: tuple[int, ...],
+    network: str,
+    hidden: tuple[int, ...] | None,
     activation: str,
     optimizer: str,
     learning_rate: float,
@@ -111,7 +126,7 @@ def train(
     drop: tuple[str, ...],
     keep: tuple[str, ...],
 ) -> None:
-    """Train a multi-layer perceptron on SOURCE and measure it on held-out examples.
+    """Train a network on SOURCE and measure it on held-out examples.
 
     SOURCE is a bundled data set (digits, iris, wine, breast_cancer, diabetes), a table (CSV and its
     kin, gzipped or not, Parquet, Arrow), a .npz file with x and y, two files x.npy y.npy, or a
@@ -127,7 +142,7 @@ def train(
     if resume and overwrite:
         raise click.UsageError("--resume continues the run in the folder, --overwrite replaces it")
     given = Settings(
-        hidden,
+        NETWORKS[network] if hidden is None else hidden,
         activation,
         optimizer,
         learning_rate,
@@ -143,6 +158,7 @@ def train(
         drop,
         keep,
         _weight_decay(ctx, optimizer, weight_decay),
+        network,
     )
     out = out or runs.folder(source[0])
     version = runs.version(out)
@@ -165,12 +181,15 @@ def train(
         run = earlier._replace(settings=settings) if resume else run
     _show_plan(" ".join(source), run, examples)
     _check_gradient(run, examples)
+    if not processes.is_first():
+        *_, stopped = _train(run, examples, None, save_every, ctx.obj)
+        raise SystemExit(128 + stopped if stopped else 0)
     with atomic.owned(out):
         if runs.version(out) != version:
             raise click.ClickException(f"another process has just changed the run in {out}")
         runs.check_writable(out, run)
         report.check(out)
-        run, times, stopped = _train(run, examples, out, save_every)
+        run, times, stopped = _train(run, examples, out, save_every, ctx.obj)
         if not run.progress.history:
             raise click.ClickException("stopped before the end of the first epoch: nothing to save")
         runs.save(out, run)
@@ -258,6 +277,7 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
     decay = settings.weight_decay
     slowed = "" if decay is None else f"weight decay {decay:g} per epoch, "
     size = sum(leaf.size for leaf in jax.tree.leaves(run.progress.state.params))
+    network = "" if settings.network == "mlp" else f"{settings.network} "
     columns = run.inputs.d_in
     features = f"{columns} feature{'s' * (columns != 1)}"
     if run.sizes[0] != columns:
@@ -267,8 +287,8 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
         f"data      {source}: {sum(counts.values())} examples, {features}, {outputs}; "
         f"{', '.join(f'{count} {name}' for name, count in counts.items())}\n"
         + "".join(f"          {note}\n" for note in notes)
-        + f"network   {'-'.join(map(str, run.sizes))}, {settings.activation}, {size} parameters\n"
-        f"training  {settings.optimizer}({settings.learning_rate:g}), "
+        + f"network   {network}{'-'.join(map(str, run.sizes))}, {settings.activation}, "
+        f"{size} parameters\ntraining  {settings.optimizer}({settings.learning_rate:g}), "
         f"{slowed}batches of {settings.batch_size}, {settings.epochs} epochs"
     )
     history, patience = run.progress.history, settings.patience
@@ -298,9 +318,10 @@ def _check_gradient(run: Run, examples: Examples) -> None:
 
 
 def _train(
-    run: Run, examples: Examples, out: Path, save_every: float
+    run: Run, examples: Examples, out: Path | None, save_every: float, mesh: Mesh | None
 ) -> tuple[Run, list[float], int]:
-    """Train, print at most `LINES` epochs, and save at intervals of save_every seconds.
+    """Train, print at most `LINES` epochs, and save at intervals of save_every seconds, unless
+    out is None.
 
     Returns the run, the time at the end of each epoch, and the number of the signal that ended
     the training, or 0. A run that diverges is saved as it was after the last finite epoch, and
@@ -326,10 +347,10 @@ def _train(
         if len(history) <= FIRST or len(history) % every == 0 or len(history) == epochs:
             show(history)
         bar.update()
-        if times[-1] - saved >= save_every:
+        if out is not None and times[-1] - saved >= save_every:
             runs.save(out, run)
             saved = time.perf_counter()
-        return bool(received)
+        return processes.any_of(bool(received))
 
     done = len(run.progress.history)
     with (
@@ -337,10 +358,10 @@ def _train(
         tqdm(total=epochs, initial=done, unit="epoch", leave=False, disable=None) as bar,
     ):
         try:
-            runs.train(run, examples, on_epoch)
+            runs.train(run, examples, on_epoch, mesh)
         except DivergedError as error:
             kept = "nothing is saved"
-            if run.progress.history:
+            if out is not None and run.progress.history:
                 runs.save(out, run)
                 kept = f"{out} has the network after epoch {len(run.progress.history)}"
             raise click.ClickException(f"{error}; {kept}") from error

@@ -20,8 +20,10 @@ from fnn.data.loading import (
     Reading as Reading,
     Source as Source,
     inputs as inputs,
+    is_mapped as is_mapped,
     is_table as is_table,
     load as load,
+    mapped as mapped,
 )
 from fnn.data.scaling import Scaling as Scaling
 from fnn.data.splitting import split as split

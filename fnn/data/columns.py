@@ -21,15 +21,17 @@ DATES = [
 TIMES = ["%H:%M:%S%.f", "%H:%M", "%I:%M %p", "%I:%M:%S %p"]
 DAY = 86_400_000_000
 """Microseconds."""
+DECIMAL, GROUPED = "decimal commas", "commas between thousands"
 COMMAS = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][+-]?\d+)?$"
 THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$"
 
 
-def understood(table: Table, at: int) -> tuple[Column, np.ndarray, str]:
-    """The column at an index of a table, its cells (n,) float64, and what was guessed or "".
+def understood(table: Table, at: int, form: str = "") -> tuple[Column, np.ndarray]:
+    """The column at an index of a table, and its cells (n,) float64.
 
     Text is read as numbers, with decimal commas or separated thousands too, as dates or as times
-    where all cells that are not blank (see `BLANKS`) can be; otherwise as categories.
+    where all cells that are not blank (see `BLANKS`) can be; otherwise as categories. Where two
+    forms are possible, as for 1,234 and for 02/03/2024, `form` is preferred.
 
     Raises DataError for a number that is infinite, for text in a column of numbers, where a
     twentieth of the cells at most is other text and the values are many, and for cells that
@@ -39,44 +41,58 @@ def understood(table: Table, at: int) -> tuple[Column, np.ndarray, str]:
     >>> frame = polars.DataFrame({"0": ["1,5", "?", "2,25"], "1": ["b", "a", "b"]})
     >>> table = Table("a", ("x", "y"), frame, "row {}".format, ())
     >>> understood(table, 0)
-    (Column(kind='number', values=()), array([1.5 ,  nan, 2.25]), 'decimal commas')
-    >>> understood(table, 1)[:2]
-    (Column(kind='category', values=('a', 'b')), array([1., 0., 1.]))
+    (Column(kind='number', values=(), form='decimal commas'), array([1.5 ,  nan, 2.25]))
+    >>> understood(table, 1)
+    (Column(kind='category', values=('a', 'b'), form=''), array([1., 0., 1.]))
     """
     import polars
 
     cells = table.frame.to_series(at)
     kind = cells.dtype
     if kind == polars.Boolean:
-        return Column(CATEGORY, ("False", "True")), _floats(cells.cast(polars.Float64)), ""
+        return Column(CATEGORY, ("False", "True")), _floats(cells.cast(polars.Float64))
     if kind.is_numeric() or kind == polars.Null:
-        return Column(NUMBER), _finite(table, at, cells.cast(polars.Float64)), ""
+        return Column(NUMBER), _finite(table, at, cells.cast(polars.Float64))
     if kind == polars.Duration:
         days = cells.dt.total_microseconds().cast(polars.Float64) / DAY
-        return Column(NUMBER), _floats(days), ""
+        return Column(NUMBER), _floats(days)
     if kind == polars.Time:
-        return Column(TIME), _fraction(cells), ""
+        return Column(TIME), _fraction(cells)
     if kind.is_temporal():
-        return Column(DATE), _days(cells), ""
+        return Column(DATE), _days(cells)
     if kind != polars.String and kind not in (polars.Categorical, polars.Enum):
         raise DataError(f"{table.where(at)}: expected numbers, text or dates, got {kind}")
     text = stripped(cells)
-    numbers, note = as_numbers(text, table.separator)
+    numbers, written = as_numbers(text, table.separator, form)
     strays = numbers.null_count() - text.null_count()
     if not strays:
-        return Column(NUMBER), _finite(table, at, numbers), note
+        return Column(NUMBER, (), written), _finite(table, at, numbers)
     there = len(text) - text.null_count()
     rare = strays <= min(max(1, there // 20), there - strays)
     if rare and text.n_unique() > min(FEW, there // 2):
         row = int((numbers.is_null() & text.is_not_null()).arg_max() or 0)
         what = f"{text[row]!r} is not a number, as most cells of the column are"
         raise DataError(f"{table.where(at, row)}: {what}; correct it, or --drop the column")
-    for read_as, found in (_dates(text), _times(text)):
-        if found is not None:
-            return read_as, _days(found) if read_as.kind == DATE else _fraction(found), ""
+    if (moments := _dates(text, form)) is not None:
+        return Column(DATE, (), moments[1]), _days(moments[0])
+    if (times := _times(text)) is not None:
+        return Column(TIME), _fraction(times)
     values = tuple(text.drop_nulls().unique().sort())
     codes = text.cast(polars.Enum(values)).to_physical().cast(polars.Float64)
-    return Column(CATEGORY, values), _floats(codes), ""
+    return Column(CATEGORY, values), _floats(codes)
+
+
+def note(column: Column) -> str:
+    """What was guessed of a column, in words, or "".
+
+    >>> note(Column("number", (), "decimal commas")), note(Column("date", (), "%m/%d/%Y"))
+    ('decimal commas', 'dates as month/day/year')
+    """
+    if column.kind == NUMBER:
+        return column.form
+    orders = {"%m/%d/%Y": "month/day/year", "%d/%m/%Y": "day/month/year"}
+    order = orders.get(column.form[:8])
+    return f"dates as {order}" if order else ""
 
 
 def stripped(cells: "polars.Series") -> "polars.Series":
@@ -93,11 +109,13 @@ def stripped(cells: "polars.Series") -> "polars.Series":
     return text.set(blank.fill_null(True), None) if blank.any() else text
 
 
-def as_numbers(text: "polars.Series", separator: str = ",") -> tuple["polars.Series", str]:
+def as_numbers(
+    text: "polars.Series", separator: str = ",", form: str = ""
+) -> tuple["polars.Series", str]:
     """Text as numbers, null where it is none, and how they are written if not with points.
 
     Where commas separate the cells, 1,234 is a thousand and more; beside another separator its
-    comma is a decimal comma.
+    comma is a decimal comma. `form`, where given, decides between these two.
 
     >>> import polars
     >>> text = polars.Series(["1,234", "2"])
@@ -110,12 +128,16 @@ def as_numbers(text: "polars.Series", separator: str = ",") -> tuple["polars.Ser
     left = text.filter(numbers.is_null() & text.is_not_null())
     if not len(left) or not left.str.contains(",", literal=True).all():
         return numbers, ""
-    for pattern, point in ((THOUSANDS, "."), (COMMAS, ",")):
-        sure = point == "," or separator == "," or left.str.contains(r",\d+[,.]").any()
-        if sure and (left if point == "." else text.drop_nulls()).str.contains(pattern).all():
-            plain = text.str.replace_all("." if point == "," else ",", "", literal=True)
-            read = plain.str.replace(",", ".", literal=True).cast(polars.Float64, strict=False)
-            return read, "decimal commas" if point == "," else "commas between thousands"
+    grouped = left.str.contains(THOUSANDS).all()
+    decimal = text.drop_nulls().str.contains(COMMAS).all()
+    if grouped and decimal:
+        grouped = form == GROUPED or (form != DECIMAL and separator == ",")
+    if grouped:
+        plain = text.str.replace_all(",", "", literal=True)
+        return plain.cast(polars.Float64, strict=False), GROUPED
+    if decimal:
+        plain = text.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+        return plain.cast(polars.Float64, strict=False), DECIMAL
     return numbers, ""
 
 
@@ -133,36 +155,36 @@ def _floats(cells: "polars.Series") -> np.ndarray:
     return cells.to_numpy()
 
 
-def _dates(text: "polars.Series") -> tuple[Column, "polars.Series | None"]:
-    """Text as points in time, if all of it is in one format."""
+def _dates(text: "polars.Series", form: str) -> tuple["polars.Series", str] | None:
+    """Text as points in time and their form, if all of it is in one form."""
     import polars
 
-    column, some = Column(DATE), text.drop_nulls()
+    some = text.drop_nulls()
     if not len(some) or not some[:100].str.contains(r"\d\d").all():
-        return column, None
-    parts = [*DATES, *(f"{day}{gap}{time}" for day in DATES for gap in " T" for time in TIMES)]
-    for form in parts:
-        form, zone = form, ""
-        for plain in (some.head(20), text):
-            plain = plain.str.replace(r"(Z|[+-]00:?00)$", zone) if "%H" in form else plain
-            found = plain.str.to_datetime(form, strict=False, time_unit="us")
-            if found.null_count() > plain.null_count():
+        return None
+    moments = [f"{day}{gap}{time}" for day in DATES for gap in " T" for time in TIMES]
+    for tried in (*([form] if "%" in form else []), *DATES, *moments):
+        for cells in (some.head(20), text):  # a few first, to be quick
+            if "%H" in tried:
+                cells = cells.str.replace(r"(Z|[+-]00:?00)$", "")
+            found = cells.str.to_datetime(tried, strict=False, time_unit="us")
+            if found.null_count() > cells.null_count():
                 break
         else:
-            return column, found.cast(polars.Datetime("us"))
-    return column, None
+            return found.cast(polars.Datetime("us")), tried
+    return None
 
 
-def _times(text: "polars.Series") -> tuple[Column, "polars.Series | None"]:
-    """Text as times of day, if all of it is in one format."""
-    column, some = Column(TIME), text.drop_nulls()
+def _times(text: "polars.Series") -> "polars.Series | None":
+    """Text as times of day, if all of it is in one form."""
+    some = text.drop_nulls()
     if not len(some) or not some[:100].str.contains(r"\d:\d\d").all():
-        return column, None
+        return None
     for form in TIMES:
         found = text.str.to_time(form, strict=False)
         if found.null_count() == text.null_count():
-            return column, found
-    return column, None
+            return found
+    return None
 
 
 def _days(moments: "polars.Series") -> np.ndarray:

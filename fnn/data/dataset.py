@@ -15,7 +15,8 @@ class Column(NamedTuple):
 
     kind is one of `KINDS`: of a number the number; of a category the index into `values`, or -1
     for a value that is not in them; of a date the days since 1970-01-01, with the time of day as
-    a fraction; of a time of day the fraction of a day.
+    a fraction; of a time of day the fraction of a day. form is how text was read, such as
+    "decimal commas" or "%d/%m/%Y", or "" where there was no choice.
 
     >>> Column("category", ("cat", "dog")).values[1]
     'dog'
@@ -23,6 +24,7 @@ class Column(NamedTuple):
 
     kind: str
     values: tuple[str, ...] = ()
+    form: str = ""
 
 
 class Dataset(NamedTuple):

@@ -15,10 +15,12 @@ MOST = 50
 """At most this many values of a category get an input each; the rest share one."""
 ROWS = 20
 """In fewer rows, that all values differ says nothing about a column."""
+LARGEST = 1e150
+"""The squares of numbers beyond this overflow."""
 YEAR, WEEK, HOURS = CYCLES = ("year", "week", "day")
 ID = re.compile(
-    r"(?i:unnamed.*|index|idx|id|uuid|guid|no|nr|row|row.?(names?|ids?|numbers?)|.*[_ ]id)"
-    r"|.*[a-z]I[dD]"
+    r"(?i:unnamed.*|__index.*|index|idx|id|uuid|guid|no|nr|row|row.?(names?|ids?|numbers?))"
+    r"|(?i:.*[_ ]id)|.*[a-z]I[dD]"
 )
 """The names of columns that number the rows."""
 
@@ -36,6 +38,8 @@ class Feature(NamedTuple):
         a category  is one input per entry of `values`, 1 for that value, 0 otherwise; with `flag`
                     another for blanks, with `rest` another for all other values
 
+    form is how text was read, as in `Column`: what comes later is read so too.
+
     >>> Feature("kind", "category", values=("cat", "dog"), flag=True).width
     3
     """
@@ -48,6 +52,7 @@ class Feature(NamedTuple):
     cycles: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
     rest: bool = False
+    form: str = ""
 
     @property
     def width(self) -> int:
@@ -122,7 +127,8 @@ class Encoding(NamedTuple):
         like row numbers or like names or ids of rows, and if it is text of more than `MOST`
         values, and of more than half as many as there are rows.
 
-        Raises DataError for a name in keep that no column has, and where no column is left.
+        Raises DataError for a name in keep that no column has, for numbers beyond `LARGEST`, and
+        where no column is left.
 
         >>> train = Dataset("a", np.array([[0.0], [1.0], [np.nan]]), np.ones((3, 1)), (),
         ...                 ("pet",), columns=(Column("category", ("cat", "dog")),))
@@ -156,6 +162,15 @@ class Encoding(NamedTuple):
         'a'
         """
         return tuple(feature for feature in self.features if not feature.left_out)
+
+    @property
+    def forms(self) -> tuple[tuple[str, str], ...]:
+        """The name and the form of each column that is used.
+
+        >>> Encoding((Feature("a", "date", form="%d/%m/%Y"),), None).forms
+        (('a', '%d/%m/%Y'),)
+        """
+        return tuple((feature.name, feature.form) for feature in self.used)
 
     @property
     def width(self) -> int:
@@ -200,7 +215,7 @@ class Encoding(NamedTuple):
         for i, (feature, place) in enumerate(zip(self.used, places, strict=True)):
             if (feature.kind, columns[place].kind) != (NUMBER, NUMBER):
                 x[:, i] = _recoded(part, feature, columns[place], part.x[:, place])
-        kept = tuple(Column(f.kind, f.values) for f in self.used)
+        kept = tuple(Column(f.kind, f.values, f.form) for f in self.used)
         return part._replace(x=x, features=names if part.features else (), columns=kept)
 
     def apply(self, x: np.ndarray, first: int = 0) -> np.ndarray:
@@ -318,7 +333,7 @@ def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
             raise ValueError(f"a feature with {', '.join(sorted(entry))}")
         known["cycles"], known["values"] = tuple(known["cycles"]), tuple(known["values"])
         feature = Feature(*(known[field] for field in Feature._fields))
-        texts = (feature.name, feature.left_out, *feature.cycles, *feature.values)
+        texts = (feature.name, feature.left_out, feature.form, *feature.cycles, *feature.values)
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a feature's text is of another type")
         if feature.kind not in KINDS or not set(feature.cycles) <= set(CYCLES):
@@ -332,6 +347,9 @@ def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
 def _features(train: Dataset, kept: Collection[int]) -> list[Feature]:
     """How each column is used; those of the indices kept are left out for their look by none."""
     names = train.features or ("",) * len(train.columns)
+    for large in np.flatnonzero(((train.x > LARGEST) | (train.x < -LARGEST)).any(0)):
+        where = f"column {names[large]!r}" if names[large] else f"column {large + 1}"
+        raise DataError(f"{train.name}: {where}: numbers too large to standardise")
     there = ~np.isnan(train.x)
     full = there.all(0)
     numbers = np.array([column.kind != CATEGORY for column in train.columns])
@@ -352,7 +370,7 @@ def _feature(
     name: str, column: Column, cells: np.ndarray, n: int, at: int, median: float, kept: bool
 ) -> Feature:
     """How a column is used, from its n cells in the training part, of which `cells` not blank."""
-    feature = Feature(name, column.kind, flag=len(cells) < n)
+    feature = Feature(name, column.kind, flag=len(cells) < n, form=column.form)
     if not len(cells):
         return feature._replace(left_out="no values", flag=False)
     if column.kind != CATEGORY:

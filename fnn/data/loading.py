@@ -10,7 +10,8 @@ from fnn.data import columns, readers, tables, targets
 from fnn.data.bundled import BUNDLED, bundled
 from fnn.data.dataset import TASKS, Dataset, as_inputs, from_arrays, relabelled
 from fnn.data.encoding import Encoding
-from fnn.data.errors import DataError, nearest
+from fnn.data.errors import DataError, explained, nearest
+from fnn.data.rows import Rows
 from fnn.data.tables import Table
 
 Source = Any
@@ -23,7 +24,8 @@ class Reading(NamedTuple):
 
     separator stands between the cells of a text file, and header says whether it has one; None
     guesses. With missing "error" a blank cell is an error, with "fill" NaN. drop names columns
-    that are not read.
+    that are not read. forms are the forms of text, such as "%d/%m/%Y", that columns of these
+    names have had before: see `Column`.
 
     >>> Reading(drop=("name",)).missing
     'fill'
@@ -33,6 +35,7 @@ class Reading(NamedTuple):
     header: bool | None = None
     missing: str = "fill"
     drop: tuple[str, ...] = ()
+    forms: tuple[tuple[str, str], ...] = ()
 
 
 GUESS = Reading()
@@ -94,6 +97,41 @@ def load(
     _refuse_options(target, reading, source[0])
     x, y = (readers.read_npy(_path(path)) for path in source)
     return from_arrays(f"{source[0]}, {source[1]}", x, y, task)
+
+
+def is_mapped(source: Source) -> bool:
+    """Whether `mapped` reads this source: two files x.npy and y.npy.
+
+    >>> is_mapped(("x.npy", "y.npy")), is_mapped("iris")
+    (True, False)
+    """
+    several = not isinstance(source, str | Path) and not tables.is_frame(source)
+    return several and len(source) == 2 and all(str(path).endswith(".npy") for path in source)
+
+
+def mapped(source: Source, *, task: str | None = None) -> Dataset:
+    """The examples of two files x.npy and y.npy, x as `Rows`, which are read when they are used.
+
+    For a process that needs some of them only. What `load` refuses in x is not looked for; y is
+    read whole. Raises as `load` does.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     x, y = Path(folder, "x.npy"), Path(folder, "y.npy")
+    ...     np.save(x, np.arange(12.0).reshape(3, 2, 2)), np.save(y, np.array([1, 0, 1]))
+    ...     np.asarray(mapped((x, y)).x[1:2])
+    (None, None)
+    array([[4., 5., 6., 7.]])
+    """
+    x_path, y_path = (_path(path) for path in source)
+    y = readers.read_npy(y_path)
+    with explained(x_path):
+        x = np.load(x_path, mmap_mode="r", allow_pickle=False)
+    if x.ndim < 2 or len(x) != len(y):
+        raise DataError(f"{x_path}: expected x of {len(y)} examples, got the shape {x.shape}")
+    examples = from_arrays(f"{x_path}, {y_path}", np.zeros((len(y), 1)), y, task)
+    rows: Any = Rows(x.reshape(len(x), -1))
+    return examples._replace(x=rows)
 
 
 def inputs(
@@ -196,7 +234,7 @@ def _unknown(source: str | Path) -> DataError:
 def _refuse_options(target: str | int | None, reading: Reading, source: str | Path) -> None:
     if target is not None:
         raise DataError(f"{source}: a target column can be chosen of a table only")
-    if reading != GUESS:
+    if reading._replace(forms=()) != GUESS:
         raise DataError(f"{source}: how a table is read can be said of a table only")
 
 
@@ -233,6 +271,7 @@ def _inputs(
 ) -> np.ndarray:
     """The columns of a table that an encoding uses, or that have the names of features."""
     wanted = tuple(feature.name for feature in encoding.used) or features
+    reading = reading._replace(forms=encoding.forms)
     table = _table(source, reading, "", wanted)
     every = len(encoding.features) or encoding.d_in
     names = table.names if any(wanted) else ()
@@ -251,6 +290,13 @@ def _inputs(
     x, found, _ = _columns(table, places, reading)
     part = Dataset(table.name, x, np.empty(0), (), wanted if names else (), columns=found)
     if encoding.features:
+        features_at = encoding.used if names else encoding.features
+        for feature, column, place in zip(features_at, found, places, strict=True):
+            new = column.kind == columns.CATEGORY != feature.kind
+            if new and column.values and not feature.left_out:
+                row = int(table.frame[:, place].is_not_null().arg_max() or 0)
+                cell = table.frame[row, place]
+                raise DataError(f"{table.where(place, row)}: {cell!r} is not a {feature.kind}")
         return encoding.aligned(part).x
     for column, place in zip(found, places, strict=True):
         if column.kind != columns.NUMBER:
@@ -262,7 +308,10 @@ def _inputs(
 
 
 def _table(source: Source, reading: Reading, text: str, only: Collection[str] = ()) -> Table:
-    """The table without the columns that are dropped, and without empty ones that lack a name."""
+    """The table without the columns that are dropped, and without empty ones that lack a name.
+
+    Others that lack a name get one as pandas gives it: "Unnamed: 0" for the first column.
+    """
     table = tables.read(
         source if tables.is_frame(source) else _path(source),
         separator=reading.separator,
@@ -278,6 +327,9 @@ def _table(source: Source, reading: Reading, text: str, only: Collection[str] = 
     nameless = [i for i, name in enumerate(names) if not name]
     empty = {i for i in nameless if table.frame[:, i].null_count() == n}
     table = table.without(empty | {i for i, name in enumerate(names) if name in reading.drop})
+    places = table.frame.columns
+    named = (name or f"Unnamed: {i}" for i, name in zip(places, table.names, strict=False))
+    table = table._replace(names=tuple(named))
     seen: set[str] = set()
     for name in table.names:
         if name in seen:
@@ -293,10 +345,13 @@ def _columns(
     x = np.empty((len(table.frame), len(places)))
     found: list[columns.Column] = []
     notes: dict[str, None] = {}
+    forms = dict(reading.forms)
     for i, place in enumerate(places):
-        column, x[:, i], note = columns.understood(table, place)
+        name = table.names[place] if table.names else ""
+        column, x[:, i] = columns.understood(table, place, forms.get(name, ""))
         found.append(column)
-        notes |= {note: None} if note else {}
+        if note := columns.note(column):
+            notes[note] = None
     if reading.missing == "error" and (blank := np.isnan(x)).any():
         row, i = np.argwhere(blank)[0]
         raise DataError(f"{table.where(places[i], int(row))}: no value; --missing fill fills it in")

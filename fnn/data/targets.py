@@ -14,7 +14,18 @@ if TYPE_CHECKING:
     import polars
 
 WHOLE = r"^[+-]?\d+$"
-OTHER = "another column may be the target: --target NAME"
+
+
+def other(names: Sequence[str]) -> str:
+    """A hint that another column, of these names, may be the target.
+
+    >>> other(("age", "kind"))
+    'another column may be the target: --target NAME, one of age, kind'
+    """
+    some = ", ".join(name for name in names[:12] if name)
+    more = ", ..." if len(names) > 12 else ""
+    of = f", one of {some}{more}" if some else ""
+    return f"another column may be the target: --target NAME{of}"
 
 
 def index(table: Table, target: str | int | None, called: str | None = None) -> int:
@@ -57,7 +68,9 @@ def text(table: Table, at: int) -> "polars.Series":
     if cells.dtype == polars.Boolean:
         cells = cells.cast(polars.Int8).replace_strict([0, 1], ["False", "True"])
     if cells.dtype.is_nested() or cells.dtype in (polars.Binary, polars.Object):
-        raise DataError(f"{table.where(at)}: expected numbers or text, got {cells.dtype}; {OTHER}")
+        raise DataError(
+            f"{table.where(at)}: expected numbers or text, got {cells.dtype}; {other(table.names)}"
+        )
     return columns.stripped(cells)
 
 
@@ -81,10 +94,9 @@ def targets(table: Table, at: int, task: str | None) -> tuple[np.ndarray, tuple[
     if strays.any():
         if task == "regression" or (task is None and not strays.all()):
             row = int(strays.arg_max() or 0)
-            hint = "" if task else "; if these are classes, say --task classification"
-            raise DataError(
-                f"{table.where(at, row)}: {cells[row]!r} is not a number{hint}; {OTHER}"
-            )
+            hint = "" if task else "if these are classes, say --task classification; "
+            what = f"{cells[row]!r} is not a number; {hint}{other(table.names)}"
+            raise DataError(f"{table.where(at, row)}: {what}")
         return _labelled(table, at, task, cells, cells.unique().to_list())
     infinite = numbers.is_infinite() | numbers.is_nan()
     if infinite.any():
@@ -118,7 +130,7 @@ def _labelled(
     ascending = sorted(set(values))
     if task is None and len(ascending) > max(FEW, len(cells) / 2):
         what = f"{len(ascending)} classes in {len(cells)} examples"
-        raise DataError(f"{table.where(at)}: {what}; {OTHER}")
+        raise DataError(f"{table.where(at)}: {what}; {other(table.names)}")
     place = {value: i for i, value in enumerate(ascending)}
     labels = cells.replace_strict(words, [place[v] for v in values], return_dtype=polars.Int32)
     return labels.to_numpy().copy(), tuple(map(str, ascending))

@@ -1,4 +1,4 @@
-"""Flattening: the last axes into one."""
+"""Flattening: the last axes into one, and one into several."""
 
 import math
 
@@ -35,5 +35,34 @@ def flatten(ndim: int) -> Layer:
     def backward(params: Params, like: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
         # By tree.map, which passes the None on that stands for the gradient of codes.
         return (), jax.tree.map(lambda d: d.reshape(*d.shape[:-1], *like.shape[-ndim:]), dy)
+
+    return Layer(lambda key: (), forward, backward)
+
+
+def unflatten(*shape: int) -> Layer:
+    """The last axis into axes of these lengths: unflatten(28, 28, 1) makes rows images.
+
+    x (..., d_1 * ... * d_ndim) -> (..., d_1, ..., d_ndim), without parameters; `flatten` undoes it.
+
+        forward    y  = x, in these axes
+        backward   dx = dy, in one axis
+
+    Raises ValueError for no lengths, lengths below 1, and x of another width.
+
+    >>> unflatten(2, 3).forward((), jnp.ones((5, 6)))[0].shape
+    (5, 2, 3)
+    """
+    name = f"unflatten{shape}"
+    if not shape:
+        raise ValueError("unflatten: expected at least one length, got none")
+    check_widths(name, *shape)
+
+    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+        check_array(name, x, math.prod(shape))
+        return x.reshape(*x.shape[:-1], *shape), ()
+
+    def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
+        lead = dy.ndim - len(shape)
+        return (), dy.reshape(*dy.shape[:lead], math.prod(shape))
 
     return Layer(lambda key: (), forward, backward)

@@ -36,8 +36,8 @@ class Devices(NamedTuple):
     def of(cls, name: str, mesh: Mesh | None, shard_params: bool) -> "Devices | None":
         """The devices of the mesh; None without a mesh.
 
-        Raises TypeError for what is not a mesh; ValueError for other axes, and for shard_params
-        without a mesh.
+        Raises TypeError for what is not a mesh; ValueError for other axes, for shard_params
+        without a mesh, and inside of `jax.set_mesh` of a mesh with explicit axes.
 
         >>> Devices.of("fit", jax.make_mesh((1,), ("batch",)), shard_params=False)
         Traceback (most recent call last):
@@ -54,6 +54,11 @@ class Devices(NamedTuple):
                 f"{name}: expected a mesh with the axes 'data' and, if any, 'model', "
                 f"got {mesh.axis_names}"
             )
+        if explicit := jax.sharding.get_abstract_mesh().explicit_axes:
+            raise ValueError(
+                f"{name}: expected no jax.set_mesh with the explicit axes {explicit} beside mesh=, "
+                f"which splits the arrays itself"
+            )
         return cls(automatic(mesh), shard_params)
 
     @property
@@ -63,7 +68,13 @@ class Devices(NamedTuple):
 
     def network(self, network: Layer) -> Layer:
         """The network on these devices. With shard_params it is `fully_sharded`, unless parts of
-        it are cut over "data" already."""
+        it are cut over "data" already.
+
+        >>> import fnn
+        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
+        >>> devices.network(fnn.dense(2, 1))
+        Layer(replicated)
+        """
         if self.shard_params:
             parts = jax.tree.leaves(specs(network.init, self.mesh))
             if not any("data" in jax.tree.leaves(tuple(part)) for part in parts):
@@ -72,7 +83,14 @@ class Devices(NamedTuple):
 
     def take(self, network: Layer, optimizer: Optimizer) -> tuple[Layer, Optimizer]:
         """Both on these devices, each of which holds its part of the params and of the
-        optimizer's state."""
+        optimizer's state.
+
+        >>> import fnn
+        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
+        >>> network, optimizer = devices.take(fnn.dense(2, 1), fnn.adam(0.1))
+        >>> optimizer.init(network.init(jax.random.key(0))).m["W"].sharding.spec
+        P()
+        """
         network = self.network(network)
         parts = shardings(lambda key: optimizer.init(network.init(key)), self.mesh)
         pin = lambda state: jax.lax.with_sharding_constraint(state, parts)  # noqa: E731
@@ -82,14 +100,29 @@ class Devices(NamedTuple):
         )
 
     def shares(self, data: Any) -> Shares:
-        """The examples split over the devices, unless they are."""
+        """The examples split over the devices, unless they are.
+
+        >>> import fnn
+        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
+        >>> devices.shares((jnp.ones((4, 2)), jnp.ones(4))).n
+        4
+        """
         return data if isinstance(data, Shares) else Shares.of(data, self.mesh)
 
     def gradient(
         self, network: Layer, gradient: Callable[..., tuple[Array, Params]]
     ) -> Callable[..., tuple[Array, Params]]:
         """gradient(params, batch, keys, scale, weights) -> (value, grads), each device on its
-        share of the batch: the value and the gradient of the mean over all of it."""
+        share of the batch: the value and the gradient of the mean over all of it.
+
+        >>> import fnn
+        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
+        >>> network, value = devices.network(fnn.dense(2, 1)), lambda params: params["W"].sum()
+        >>> mean = lambda params, batch, keys, scale, weights: (value(params), params)
+        >>> params, batch = {"W": jnp.ones((1, 2)), "b": jnp.ones(1)}, jnp.ones((4, 2))
+        >>> devices.gradient(network, mean)(params, batch, None, None, None)[0]
+        Array(2., dtype=float32)
+        """
         parts = specs(network.init, self.mesh)
 
         def spread(
@@ -118,19 +151,39 @@ class Devices(NamedTuple):
         self, network: Layer, predicted: Callable[[Params, Any, Any], Any]
     ) -> Callable[[Params, Any, Any], Any]:
         """predicted(params, statistics, x) with the network on these devices, each of which
-        takes its part of x."""
+        takes its part of x.
+
+        >>> import fnn
+        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
+        >>> predict = devices.forward(fnn.relu, lambda params, s, x: fnn.relu.forward(params, x)[0])
+        >>> predict((), (), jnp.array([-1.0, 1.0]))
+        Array([0., 1.], dtype=float32)
+        """
         parts = specs(network.init, self.mesh)
         return jax.shard_map(
             predicted, mesh=self.mesh, in_specs=(parts, WHOLE, SPLIT), out_specs=SPLIT
         )
 
     def whole(self, tree: Any) -> Any:
-        """The arrays, whole on each device."""
+        """The arrays, whole on each device.
+
+        >>> import fnn
+        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
+        >>> devices.whole(jnp.ones(2))
+        Array([1., 1.], dtype=float32)
+        """
         return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, WHOLE))
 
     def shuffled(self, key: Array, data: Shares, batch_size: int) -> tuple[Array, Array]:
         """An epoch's batches, as rows of each device's own share in an order of its own:
-        (n // batch_size, rows of a batch), and the rest. Repeated examples come last."""
+        (n // batch_size, rows of a batch), and the rest. Repeated examples come last.
+
+        >>> import fnn
+        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
+        >>> batches, rest = devices.shuffled(jax.random.key(0), devices.shares(jnp.ones(10)), 4)
+        >>> batches.shape, rest.shape
+        ((2, 4), (2,))
+        """
         rows, full = -(-batch_size // self.number), data.n // batch_size
 
         def on_device(key: Array) -> tuple[Array, Array]:
@@ -145,7 +198,13 @@ class Devices(NamedTuple):
         return jax.shard_map(on_device, mesh=self.mesh, in_specs=WHOLE, out_specs=out_specs)(key)
 
     def batch(self, data: Shares, rows: Array, n: int) -> Shares:
-        """The batch of n examples in these rows of each device's share."""
+        """The batch of n examples in these rows of each device's share.
+
+        >>> import fnn
+        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
+        >>> devices.batch(devices.shares(jnp.arange(10)), jnp.array([3, 1]), 2).arrays
+        Array([3, 1], dtype=int32)
+        """
         take = lambda arrays, rows: jax.tree.map(lambda a: a[rows], arrays)  # noqa: E731
         spread = jax.shard_map(take, mesh=self.mesh, in_specs=(SPLIT, SPLIT), out_specs=SPLIT)
         return Shares(spread(data.arrays, rows), n, self.number)

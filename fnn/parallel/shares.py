@@ -1,5 +1,6 @@
 """Examples that are split over the devices of a mesh's axis "data"."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn.base import Array
-from fnn.parallel.specs import automatic
+from fnn.parallel.specs import automatic, untyped
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["n", "devices"])
@@ -43,11 +44,39 @@ class Shares:
         places = _places(n, devices)
 
         def split(a: Any) -> Array:
-            a = a if places is None else a[places]
+            a = untyped(a) if places is None else untyped(a)[places]
+            if isinstance(a, np.ndarray):  # each process moves the parts of its own devices
+                return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
             traced = isinstance(a, jax.core.Tracer)
             return (jax.lax.with_sharding_constraint if traced else jax.device_put)(a, sharding)
 
         return cls(jax.tree.map(split, data), n, devices)
+
+    @classmethod
+    def read(cls, rows: Callable[[np.ndarray], Any], n: int, mesh: Mesh) -> "Shares":
+        """n examples as shares, of which each process reads those of its own devices, by
+        rows(places) -> the examples, NumPy's arrays, at these places from 0 to n - 1.
+
+        >>> shares = Shares.read(lambda places: 2 * places, 5, jax.make_mesh((1,), ("data",)))
+        >>> shares.n, shares.arrays
+        (5, Array([0, 2, 4, 6, 8], dtype=int32))
+        """
+        devices = mesh.shape["data"]
+        sharding = NamedSharding(automatic(mesh), PartitionSpec("data"))
+        places = _places(n, devices)
+        places = np.arange(n) if places is None else places
+        read: dict[tuple[int | None, int | None], Any] = {}
+        for (part,) in sharding.addressable_devices_indices_map((len(places),)).values():  # type: ignore[misc]
+            if (part.start, part.stop) not in read:  # more devices hold it on an axis "model"
+                read[part.start, part.stop] = rows(places[part])
+
+        def joined(*parts: np.ndarray) -> Array:
+            held = dict(zip(read, parts, strict=True))
+            shape = (len(places), *parts[0].shape[1:])
+            part_of = lambda index: held[index[0].start, index[0].stop]  # noqa: E731
+            return jax.make_array_from_callback(shape, sharding, part_of)
+
+        return cls(jax.tree.map(joined, *read.values()), n, devices)
 
     @property
     def rows(self) -> int:
@@ -55,12 +84,20 @@ class Shares:
         return -(-self.n // self.devices)
 
     def repeats(self, device: Array) -> Any:
-        """Whether the last row of the device's part repeats another's example."""
+        """Whether the last row of the device's part repeats another's example.
+
+        >>> bool(Shares(jnp.arange(6), n=5, devices=2).repeats(1))
+        True
+        """
         return device >= self.n % self.devices if self.n % self.devices else False
 
     def weights(self, device: Array) -> Array:
         """The weights (rows,) or () of the device's examples, with which the sum over the devices
-        of the weighted means is the mean over all n examples."""
+        of the weighted means is the mean over all n examples.
+
+        >>> Shares(jnp.arange(6), n=5, devices=2).weights(1)
+        Array([0.6, 0.6, 0. ], dtype=float32)
+        """
         if self.n % self.devices == 0:
             return jnp.float32(1 / self.devices)
         last = jnp.arange(self.rows) == self.rows - 1

@@ -23,8 +23,8 @@ def specs(init: Callable[[Array], Any], mesh: Mesh) -> Any:
 
     >>> import fnn
     >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
-    >>> specs(fully_sharded(fnn.dense(4, 2), "data").init, mesh)["W"]
-    PartitionSpec()
+    >>> specs(fnn.parallel.fully_sharded(fnn.dense(4, 2), "data").init, mesh)["W"]
+    P()
     """
     sizes = dict.fromkeys(mesh.axis_names, 1)
     before, form = jax.tree.flatten(_shapes(init, sizes))
@@ -55,7 +55,8 @@ def _shapes(init: Callable[[Array], Any], sizes: dict[str, int]) -> Any:
         return ()
 
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-    jax.eval_shape(jax.shard_map(on_device, mesh=mesh, in_specs=(), out_specs=()))
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # whatever `jax.set_mesh` has set
+        jax.eval_shape(jax.shard_map(on_device, mesh=mesh, in_specs=(), out_specs=()))
     return made[0]
 
 
@@ -69,12 +70,26 @@ def automatic(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
+def untyped(a: Any) -> Any:
+    """The array where it lies; one whose type says how explicit axes split it, without that.
+
+    >>> untyped(jax.numpy.ones(2))
+    Array([1., 1.], dtype=float32)
+    """
+    split = getattr(a, "sharding", None)
+    if not isinstance(split, NamedSharding) or not isinstance(split.mesh, Mesh):
+        return a
+    if not split.mesh.explicit_axes:
+        return a
+    return jax.device_put(a, NamedSharding(automatic(split.mesh), split.spec))
+
+
 def shardings(init: Callable[[Array], Any], mesh: Mesh) -> Any:
     """`specs` as a tree of `NamedSharding`s, for `jax.device_put` and `jax.jit`.
 
     >>> import fnn
     >>> shardings(fnn.dense(4, 2).init, jax.make_mesh((1,), ("data",)))["W"].spec
-    PartitionSpec()
+    P()
     """
     mesh = automatic(mesh)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(init, mesh))

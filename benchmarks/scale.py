@@ -1,0 +1,181 @@
+"""What a mesh of devices holds and moves, read from compiled programs; and two devices against one.
+
+Counts: one step of Adam of 784-1024-1024-1024-10, whole batch 512, on 1 to 64 virtual devices:
+what a device keeps (arguments and temporaries), its collectives, and the bytes that each device
+sends per step if they go around a ring. Nothing is run, so nothing depends on the machine.
+
+Throughput: epochs on two CPU devices of this machine against one device, which may use all cores.
+
+Each number of devices is a process of its own: JAX fixes it when it starts.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import fnn
+from benchmarks.data import CASES, Case, clusters
+from benchmarks.report import table
+from benchmarks.timing import alternate, ratio
+
+BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+HEADINGS = ["method", "devices", "arguments, MB", "temporary, MB", "collectives", "sent, MB"]
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """The counts for each method and number of devices, and the rates on two devices."""
+    numbers = (1, 8) if quick else (1, 2, 4, 8, 16, 32, 64)
+    found = [row for n in numbers for row in _alone("counts", n)]
+    rows = sorted(found, key=lambda row: list(METHODS).index(row["method"]))
+    print(table(HEADINGS, [_shown(row) for row in rows]))
+    rates = _alone("rates", 2, quick)
+    print("\nThroughput of two devices over that of one")
+    methods = ["replicated", "fully sharded"]
+    print(table(["", *methods], [[r["case"], *(r[m]["median"] for m in methods)] for r in rates]))
+    return {"counts": rows, "two devices over one": rates}
+
+
+def _alone(what: str, devices: int, quick: bool = False) -> Any:
+    """What `counts` or `rates` returns in a process with so many devices."""
+    program = (
+        f"import jax, json; jax.config.update('jax_num_cpu_devices', {devices}); "
+        f"jax.config.update('jax_platforms', 'cpu'); from benchmarks import scale; "
+        f"print(json.dumps(scale.{what}({quick})))"
+    )
+    command = [sys.executable, "-c", program]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _replicated(case: Case, n: int) -> tuple[fnn.Layer, Mesh, bool]:
+    return fnn.mlp(case.sizes), _mesh(n, 1), False
+
+
+def _fully_sharded(case: Case, n: int) -> tuple[fnn.Layer, Mesh, bool]:
+    return fnn.mlp(case.sizes), _mesh(n, 1), True
+
+
+def _tensor(case: Case, n: int) -> tuple[fnn.Layer, Mesh, bool]:
+    return fnn.parallel.mlp(case.sizes, "model"), _mesh(1, n), False
+
+
+def _mesh(data: int, model: int) -> Mesh:
+    return Mesh(jax.make_mesh((data, model), ("data", "model")).devices, ("data", "model"))
+
+
+METHODS: dict[str, Callable[[Case, int], tuple[fnn.Layer, Mesh, bool]]] = {
+    "replicated": _replicated,
+    "fully sharded": _fully_sharded,
+    "tensor": _tensor,
+}
+
+
+def counts(quick: bool) -> list[dict[str, Any]]:
+    """For each method: bytes kept and sent by a device in a step, and its collectives."""
+    n = jax.device_count()
+    return [{"method": name, "devices": n} | count(CASES[3], name, n) for name in METHODS]
+
+
+def count(case: Case, method: str, n: int) -> dict[str, Any]:
+    """The memory and the collectives of one device in one step, from the compiled program."""
+    network, mesh, shard_params = METHODS[method](case, n)
+    optimizer = fnn.adam(1e-3)
+    step = fnn.make_step(
+        network, fnn.softmax_cross_entropy, optimizer, mesh=mesh, shard_params=shard_params
+    )
+    on_mesh = fnn.parallel.fully_sharded(network, "data") if shard_params else network
+    split = fnn.parallel.shardings(lambda key: optimizer.init(on_mesh.init(key)), mesh)
+    state = jax.eval_shape(lambda key: optimizer.init(network.init(key)), jax.random.key(0))
+    like = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)  # noqa: E731
+    batch = jnp.zeros((case.batch, case.sizes[0])), jnp.zeros(case.batch, jnp.int32)
+    of_batch = partial(like, where=NamedSharding(mesh, PartitionSpec("data")))
+    arguments = jax.tree.map(like, state, split), jax.tree.map(of_batch, batch)
+    compiled = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+    memory, found = compiled.memory_analysis(), collectives(compiled.as_text())
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "collectives": {kind: [k for k, _ in found].count(kind) for kind, _ in found},
+        "sent": sum(sent for _, sent in found),
+    }
+
+
+def collectives(program: str) -> list[tuple[str, float]]:
+    """(kind, bytes that each device sends) for each collective among more than one device.
+
+    Around a ring of g devices, with b the bytes of the result: 2 (g - 1) / g b for an
+    all-reduce, (g - 1) / g b for an all-gather and an all-to-all, (g - 1) b for a reduce-scatter.
+    """
+    kinds = "|".join(COLLECTIVES)
+    found = []
+    for line in program.splitlines():
+        match = re.search(rf"= (.*?) ({kinds})(?:-start)?\(", line)
+        if match is None:
+            continue
+        result, kind = match.groups()
+        shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
+        size = sum(BYTES[dtype] * _product(dims) for dtype, dims in shapes)
+        g = group_size(line)
+        share = {"all-reduce": 2 * (g - 1) / g, "reduce-scatter": g - 1, "collective-permute": 1}
+        if g > 1:
+            found.append((kind, share.get(kind, (g - 1) / g) * size))
+    return found
+
+
+def group_size(line: str) -> int:
+    """How many devices take part in each group of a collective."""
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(match[1])
+    match = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+    return len(match[1].split(",")) if match else jax.device_count()
+
+
+def rates(quick: bool) -> list[dict[str, Any]]:
+    """For two networks: one device's time per epoch over that of two devices."""
+    found = []
+    for case in CASES[2:4]:
+        network, optimizer = fnn.mlp(case.sizes), fnn.adam(1e-3)
+        data = tuple(map(jnp.asarray, clusters(case)))
+        epochs = {}
+        for name, options in {
+            "one": {},
+            "replicated": {"mesh": _mesh(2, 1)},
+            "fully sharded": {"mesh": _mesh(2, 1), "shard_params": True},
+        }.items():
+            train = fnn.make_train(
+                network,
+                fnn.softmax_cross_entropy,
+                optimizer,
+                case.batch,
+                1,
+                mesh=options.get("mesh"),
+                shard_params=name == "fully sharded",
+            )
+            split = fnn.parallel.Shares.of(data, options["mesh"]) if options else data
+            params = network.init(jax.random.key(0))
+            epochs[name] = partial(jax.jit(train), params, split, jax.random.key(1))
+        samples = alternate(epochs, rounds=3 if quick else 10, least=0.1)
+        rate = {name: ratio(samples["one"], samples[name]).summary() for name in samples}
+        found.append({"case": case.name} | rate)
+    return found
+
+
+def _product(dims: str) -> int:
+    product = 1
+    for size in filter(None, dims.split(",")):
+        product *= int(size)
+    return product
+
+
+def _shown(row: dict[str, Any]) -> list[Any]:
+    kinds = ", ".join(f"{number} {kind}" for kind, number in row["collectives"].items())
+    sizes = [row[name] / 1e6 for name in ("arguments", "temporary")]
+    return [row["method"], row["devices"], *sizes, kinds or "none", row["sent"] / 1e6]

@@ -1,0 +1,148 @@
+"""A command on several devices and processes: the options that say which, and how they end.
+
+Of several processes the first speaks and writes. One that fails leaves at once, without waiting
+for the others: they notice, say so in one line, and leave too.
+"""
+
+import atexit
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import click
+
+from fnn.cli import options
+
+LEFT = "another process of this run has ended, or can't be reached"
+OPTIONS = [
+    click.Option(
+        ["--devices"],
+        type=options.COUNT,
+        help="Split each batch over so many devices of this machine: of a CPU, virtual ones.",
+    ),
+    click.Option(
+        ["--coordinator"],
+        metavar="HOST:PORT",
+        help="Where process 0 listens for the others. Under SLURM, Open MPI, Kubernetes and on TPU "
+        "pods this and the next two are found out.",
+    ),
+    click.Option(
+        ["--processes"], type=options.COUNT, help="The number of processes, on all hosts."
+    ),
+    click.Option(["--process"], type=options.Whole(min=0), help="Which of them this is, from 0."),
+]
+
+
+class Spread(click.Command):
+    """A command that gets, as its context's obj, the mesh of the devices that it was given, None
+    for one device alone.
+
+    >>> command = Spread("name", callback=lambda: print(click.get_current_context().obj))
+    >>> command.main([], standalone_mode=False)
+    None
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's parameters, and `OPTIONS`.
+
+        >>> command = Spread("name", callback=lambda: None)
+        >>> [option.name for option in command.get_params(click.Context(command))]
+        ['devices', 'coordinator', 'processes', 'process', 'help']
+        """
+        own = super().get_params(ctx)
+        return [*own[:-1], *OPTIONS, *own[-1:]]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Start the processes, and run the command with the mesh.
+
+        Raises UsageError for options that contradict one another or the machine.
+
+        >>> Spread("name", callback=lambda: None).main(["--process", "1"], standalone_mode=False)
+        Traceback (most recent call last):
+        click.exceptions.UsageError: --coordinator, --processes and --process go together
+        """
+        devices, *where = (ctx.params.pop(option.name) for option in OPTIONS)
+        if None in where and where != [None] * 3:
+            raise click.UsageError("--coordinator, --processes and --process go together")
+        if devices is not None and where != [None] * 3:
+            raise click.UsageError("--devices counts those of one process, without --coordinator")
+        import jax
+
+        from fnn.cli import environment
+        from fnn.parallel import processes
+
+        if devices is not None:
+            environment.offer_devices(devices)
+        try:
+            processes.start(*where)
+        except RuntimeError as error:
+            raise click.ClickException(str(error).splitlines()[0]) from error
+        environment.check_device()
+        if devices is not None and devices > len(jax.devices()):
+            raise click.UsageError(f"--devices {devices}: there are {len(jax.devices())}")
+        if jax.process_count() == 1:
+            if devices is not None and devices > 1:
+                ctx.obj = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
+                click.echo(f"devices   {devices}")
+            return super().invoke(ctx)
+        ctx.obj = jax.make_mesh((jax.device_count(),), ("data",))
+        with _one_of_several(processes.is_first()):
+            click.echo(f"devices   {jax.device_count()} in {jax.process_count()} processes")
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _one_of_several(speaks: bool) -> Iterator[None]:
+    """Keep the output of a process that does not speak to itself, and what the libraries beneath
+    print too. Where they give up, or where the block fails, the process leaves at once."""
+    sys.stdout = _copy(sys.stdout) if speaks else open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = _copy(sys.stderr)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    failed = False
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def given_up(number: int) -> None:
+        if failed:  # and about to say why
+            time.sleep(5)
+        os.write(sys.stderr.fileno(), f"Error: {LEFT}\n".encode())
+        os._exit(1)
+
+    # The coordination service aborts the process, in a thread of its own.
+    ctypes.CDLL(None).signal(signal.SIGABRT, given_up)
+    _KEPT.append(given_up)
+    try:
+        yield
+    except Exception as error:
+        failed = True
+        atexit.register(_leave, getattr(error, "exit_code", 1))
+        if "Gloo" in str(error) or "coordination" in str(error):
+            raise click.ClickException(LEFT) from error
+        raise
+    except KeyboardInterrupt:
+        failed = True
+        atexit.register(_leave, 1)
+        raise
+
+
+_KEPT: list[Any] = []
+"""Functions that C code may call for as long as the process lives."""
+
+
+def _copy(stream: TextIO) -> TextIO:
+    """The same stream with a file number of its own."""
+    number = os.dup(stream.fileno())
+    return open(number, "w", encoding=stream.encoding, errors=stream.errors, buffering=1)
+
+
+def _leave(code: int) -> None:
+    """End the process before JAX would wait for the others."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,120 @@
+"""The processes of one program, each with devices of its own, by `jax.distributed`.
+
+All of them run the same program. An array may be spread over the devices of all; a process holds
+and sees the part that its own devices have.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fnn.parallel.specs import automatic
+
+CONNECT = 60
+"""Seconds for which the processes wait for one another at the start."""
+HEARTBEAT = 20
+"""Seconds without a sign of life after which a process counts as dead, and the others end."""
+
+
+def start(
+    coordinator: str | None = None, count: int | None = None, index: int | None = None
+) -> None:
+    """Join the `count` processes of a program as number `index`.
+
+    coordinator is the HOST:PORT on which process 0 listens. Without arguments all three are found
+    out where `jax.distributed` knows the cluster: SLURM, Open MPI, Kubernetes, TPU pods. Elsewhere,
+    and where JAX has computed already, the process stays alone. CPUs communicate by Gloo.
+
+    Raises ValueError for an index that is not below count; RuntimeError where no connection comes
+    about, or, with a coordinator, where JAX has computed already.
+
+    >>> start("localhost:1234", count=1, index=1)
+    Traceback (most recent call last):
+    ValueError: start: expected a process from 0 to 0, got 1
+    """
+    if count is not None and index is not None and not 0 <= index < count:
+        raise ValueError(f"start: expected a process from 0 to {count - 1}, got {index}")
+    try:
+        with warnings.catch_warnings():  # of clusters that could be detected if ...
+            warnings.simplefilter("ignore")
+            jax.distributed.initialize(
+                coordinator,
+                count,
+                index,
+                cluster_detection_method=None if coordinator is None else "deactivate",
+                initialization_timeout=CONNECT,
+                heartbeat_timeout_seconds=HEARTBEAT,
+            )
+    except (ValueError, RuntimeError) as error:
+        alone = "coordinator_address should be" in str(error) or "called before" in str(error)
+        if coordinator is not None or not alone:
+            raise
+    else:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks and writes.
+
+    >>> is_first()
+    True
+    """
+    return jax.process_index() == 0
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is set in any process; all of them call it at the same point.
+
+    >>> any_of(False), any_of(True)
+    (False, True)
+    """
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def from_first(values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The first process's values; all of them call it with arrays of the same shapes and dtypes.
+
+    >>> from_first([np.ones(2)])
+    [array([1., 1.])]
+    """
+    if jax.process_count() == 1:
+        return list(values)
+    # As bytes: JAX would turn float64 into float32.
+    sent = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in values]
+    received = multihost_utils.broadcast_one_to_all(sent)
+    return [
+        np.asarray(bits).view(a.dtype).reshape(a.shape)
+        for bits, a in zip(received, values, strict=True)
+    ]
+
+
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """The arrays, the same in every process, as arrays that are whole on each device of the mesh.
+
+    >>> everywhere(np.ones(2), jax.make_mesh((1,), ("data",))).sharding.spec
+    PartitionSpec()
+    """
+    whole = NamedSharding(automatic(mesh), PartitionSpec())
+
+    def put(a: Any) -> jax.Array:
+        held = np.asarray(a)
+        return jax.make_array_from_callback(held.shape, whole, lambda index: held[index])
+
+    return jax.tree.map(put, tree)
+
+
+def here(tree: Any) -> Any:
+    """The arrays, each of them whole on each device, as arrays on one device of this process.
+
+    >>> mesh = jax.make_mesh((1,), ("data",))
+    >>> here(everywhere(np.ones(2), mesh))
+    Array([1., 1.], dtype=float64)
+    """
+    return jax.tree.map(lambda a: a.addressable_data(0), tree)
