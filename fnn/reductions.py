@@ -135,7 +135,11 @@ class Rows(Factor):
 
 
 class Changed(Factor):
-    """What is done to a `factor` leaves its batch and its parameter's rank as they are."""
+    """What is done to a `factor` leaves its batch and its parameter's rank as they are.
+
+    >>> Masked(Direct(jnp.ones((5, 2))), jnp.ones(2)).batch
+    (5,)
+    """
 
     factor: Factor
 
