@@ -18,12 +18,14 @@ def main() -> None:
     try:
         _open_streams()
         try:
-            from fnn.cli import fnn
+            from fnn.cli import fnn, signals
         except ModuleNotFoundError as error:
             sys.exit(f"Error: {error.name} is missing: python -m pip install 'fnn[cli]'")
+        signals.end_at_once()
         fnn()
     except KeyboardInterrupt:
-        sys.exit("Aborted!")
+        print("Aborted!", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         sys.exit(f"Error: {error.strerror or error}")
 

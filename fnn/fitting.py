@@ -48,6 +48,8 @@ call takes as long as several steps of a small network."""
 PREFETCH = 2
 """Groups of streamed batches that may be read before they are used."""
 
+BINARY = (losses.binary_cross_entropy, losses.sigmoid_binary_cross_entropy)
+"""The losses whose targets are from 0 to 1."""
 CHUNK = 2**14
 """The most examples of one forward pass without a backward: more are taken one chunk after another,
 for the activations of all at once may not fit into memory."""
@@ -399,6 +401,7 @@ def _make_streamed_epoch(
         else:
             stacked = jax.tree.map(lambda *a: jnp.stack(a), *later)
             state, noted = steps(state, first, stacked, lambda batch: batch, key)
+        noted = noted, jnp.stack([_targets_fit(loss, examples(batch)[1]) for batch in group])
         return state, noted if devices is None else devices.whole(noted)
 
     def epoch(
@@ -427,8 +430,11 @@ def _make_streamed_epoch(
                 "fit: no batches came; each epoch iterates over the data anew, which an "
                 "iterator or a generator allows once: give a list, or an object with __iter__"
             )
+        noted, fit = ([entry[i] for entry in noted] for i in range(2))
         values = [loss_of(entry, record) for entry in noted]
         mean = sum(float(v.mean()) * n for v, n in zip(values, counts, strict=True)) / sum(counts)
+        # What was not looked at before is then found in the replay, by its batch.
+        mean = mean if all(batch.all() for batch in fit) else np.nan
         value = jnp.asarray(mean, at_least_float32(values[0].dtype))
         found = numbers(state, value, group[-1], validation)
         if record is None:
@@ -677,8 +683,13 @@ def check_data(name: str, network: Layer, loss: Loss, params: Params, x: Any, y:
 
 
 def _check_targets(name: str, loss: Loss, y: Any) -> None:
-    if loss in (losses.binary_cross_entropy, losses.sigmoid_binary_cross_entropy):
+    if loss in BINARY:
         _refuse(name, "y", y, (y < 0) | (y > 1), "targets from 0 to 1")
+
+
+def _targets_fit(loss: Loss, y: Any) -> Array:
+    """Whether `_check_targets` takes them: a boolean scalar on the device."""
+    return ((y >= 0) & (y <= 1)).all() if loss in BINARY else jnp.array(True)
 
 
 def _check_labels(name: str, path: Any, y: Array, prediction: Array) -> None:

@@ -1,7 +1,11 @@
 """How the command starts: what it imports, what it lists, and how it reports faults."""
 
+import gc
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import click
@@ -10,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from fnn import __version__
-from fnn.cli import fnn, runs
+from fnn.cli import fnn, runs, signals
 from fnn.cli.group import COMMANDS, Group
 
 HEAVY = {"jax", "jaxlib", "numpy", "scipy", "sklearn", "matplotlib", "safetensors", "tqdm"}
@@ -24,6 +28,18 @@ main()
 WITHOUT = """
 import sys
 sys.modules[sys.argv.pop(1)] = None
+from fnn.__main__ import main
+main()
+"""
+
+INTERRUPTED = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == library:
+            os.kill(os.getpid(), signal.SIGINT)
+library = sys.argv.pop(1)
+sys.meta_path.insert(0, Interrupting())
 from fnn.__main__ import main
 main()
 """
@@ -100,6 +116,34 @@ def test_a_missing_library_is_one_line_with_what_installs_it(library, args):
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line == f"Error: {library} is missing: python -m pip install 'fnn[cli]'"
+
+
+@pytest.mark.parametrize("library", ["click", "jax", "scipy", "matplotlib"])
+def test_ctrl_c_while_importing_is_one_line(library, tmp_path):
+    train = ["train", "iris", "--epochs", "1", "--out", tmp_path]
+    done = python(INTERRUPTED, library, *train)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Aborted!\n")
+
+
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost():
+    """Python prints an exception that such a callback raises, and JAX has one."""
+
+    def interrupt(phase, info):
+        if phase == "start":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals.end_at_once()
+    signals.end_by_exception()
+    gc.callbacks.append(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            gc.collect()
+            gc.callbacks.remove(interrupt)
+            threading.Event().wait(10)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("platform", ["cuda", "foo"])

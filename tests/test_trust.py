@@ -488,3 +488,19 @@ def test_validation_takes_the_memory_of_a_chunk():
     x = jax.ShapeDtypeStruct((2**20, 4), jnp.float32)
     program = jax.jit(lambda p, x: fitting.predicted(network, p, x)).lower(params, x).compile()
     assert program.memory_analysis().temp_size_in_bytes < 2**28
+
+
+@pytest.mark.parametrize("of", [np.asarray, jnp.asarray], ids=["host", "device"])
+def test_targets_of_a_stream_are_looked_at_where_they_are(of):
+    """On the device they cost no wait: a batch that is wrong is named when its epoch is over."""
+    good = (of(np.ones((4, 3), np.float32)), of(np.ones((4, 1), np.float32)))
+    wrong = (good[0], of(np.array([[0], [1], [7], [1]], np.float32)))
+    with pytest.raises(ValueError, match=r"fit.*: expected targets from 0 to 1, y\[2, 0\] is 7"):
+        fnn.fit(
+            fnn.dense(3, 1),
+            fnn.sigmoid_binary_cross_entropy,
+            fnn.sgd(0.1),
+            [good, good, wrong, good],
+            key=jax.random.key(0),
+            epochs=2,
+        )

@@ -12,13 +12,14 @@ from typing import Any
 import click
 
 from fnn import __version__, extras
+from fnn.cli import signals
 
 COMMANDS = {
     "describe": "Show how each column of SOURCE would be used, without training.",
     "train": "Train a network on SOURCE and measure it on held-out examples.",
     "predict": "Predict with the network in folder RUN and write one row per example.",
     "evaluate": "Measure the network in folder RUN on SOURCE.",
-    "export": "Write the network in folder RUN to FILE, to run without fnn.",
+    "export": "Write the network in folder RUN to FILE, as a program for JAX that needs no fnn.",
     "explain": "Measure what each column of SOURCE is worth to the network in folder RUN.",
     "noise-scale": "Draw the gradient noise scale along a training run on SOURCE.",
     "hardest": "Show the examples of SOURCE whose gradients are largest after training.",
@@ -48,6 +49,7 @@ class Imported(Mapping[str, click.Command]):
         command: click.Command = getattr(import_module(f"fnn.cli.{module}"), module)
         if type(command) is click.Command:  # a Spread says first what devices there are
             import_module("fnn.cli.environment").check_device()
+        signals.end_by_exception()
         return command
 
     def __contains__(self, name: object) -> bool:
@@ -98,6 +100,9 @@ class Group(click.Group):
                 return super().invoke(ctx)
         except BrokenPipeError:
             raise
+        except KeyboardInterrupt:
+            click.echo("Aborted!", err=True)
+            raise SystemExit(signals.INTERRUPTED) from None
         except ModuleNotFoundError as error:
             raise click.ClickException(str(error)) from error
         except OSError as error:

@@ -1,15 +1,23 @@
 """`fnn predict`: a trained network's predictions as CSV or Parquet."""
 
-import io
+import itertools
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 import click
 import numpy as np
 import polars
+from polars.io.plugins import register_io_source
 
 from fnn import atomic
 from fnn.cli import options, runs
+
+PIECE = 1 << 22
+"""Bytes that are copied at a time."""
 
 
 @click.command()
@@ -27,22 +35,30 @@ def predict(run: Path, source: str, out: Path | None) -> None:
 
     For classes, a row holds the predicted class and each class's probability; for values, the
     values in their own units. SOURCE is as for training, without the targets. Of a CSV file
-    with a header, the columns that the network was trained on are used.
+    with a header, the columns that the network was trained on are used. A table may be larger
+    than the memory: it is read, predicted and written in parts. Where a later part has a fault,
+    standard output has the rows before it, and FILE is as it was.
     """
     trained = runs.load(run)
-    x = runs.inputs(trained, source)
-    for line in trained.inputs.unseen(x):
-        click.echo(f"Warning: {line}", err=True)
-    frames = (_frame(trained, piece) for piece in runs.predictions(trained, x))
+    unseen = None
+
+    def parts() -> Iterator[np.ndarray]:
+        nonlocal unseen
+        for x in runs.parts(trained, source):
+            unseen = trained.inputs.count_unseen(x, unseen)
+            yield x
+
+    frames = (_frame(trained, piece) for piece in runs.predictions(trained, parts()))
     if out is None:
         for text in _csv(frames):
             click.echo(text, nl=False)
     elif out.suffix.lower() == ".parquet":
-        table = io.BytesIO()
-        polars.concat(frames).write_parquet(table)
-        atomic.write(out, table.getbuffer())
+        with _parquet(frames, out.parent) as file:
+            atomic.stream(out, iter(partial(file.read, PIECE), b""))
     else:
         atomic.stream(out, (text.encode() for text in _csv(frames)))
+    for line in unseen.lines() if unseen else ():
+        click.echo(f"Warning: {line}", err=True)
 
 
 def _frame(trained: runs.Run, predictions: np.ndarray) -> polars.DataFrame:
@@ -58,3 +74,16 @@ def _csv(frames: Iterator[polars.DataFrame]) -> Iterator[str]:
     """The header and the rows, in pieces."""
     for i, frame in enumerate(frames):
         yield frame.write_csv(include_header=i == 0)
+
+
+@contextmanager
+def _parquet(frames: Iterator[polars.DataFrame], folder: Path) -> Iterator[IO[bytes]]:
+    """The rows as a Parquet file in the folder, which is removed after the block."""
+    first = next(frames)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=atomic.UNFINISHED) as file:
+        every = register_io_source(
+            lambda columns, predicate, n_rows, batch_size: itertools.chain([first], frames),
+            schema=first.schema,
+        )
+        every.sink_parquet(file.name)
+        yield file

@@ -12,7 +12,7 @@ import errno
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -383,24 +383,34 @@ def predict(run: Run, x: np.ndarray) -> np.ndarray:
     >>> predict(run, examples.test.x).shape
     (30, 3)
     """
-    return np.concatenate(list(predictions(run, x)))
+    return np.concatenate(list(predictions(run, [x])))
 
 
-def predictions(run: Run, x: np.ndarray) -> Iterator[np.ndarray]:
-    """What `predict` returns, in pieces of at most `CHUNK` examples, each computed when it is
-    asked for. Raises as `predict` does.
+def predictions(run: Run, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """What `predict` returns for parts of x, one after another, in pieces of `CHUNK` examples and
+    a last one of those that are left. Raises as `predict` does, where it comes to the fault.
 
     >>> run, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
-    >>> [piece.shape for piece in predictions(run, examples.test.x)]
-    [(30, 3)]
+    >>> [piece.shape for piece in predictions(run, [examples.test.x, examples.train.x])]
+    [(150, 3)]
     """
-    if x.shape[-1] != run.inputs.d_in:
-        raise DataError(f"expected {run.inputs.d_in} features, got {x.shape[-1]}")
     finish = jax.nn.softmax if run.outputs is None else lambda values: values
     forward = jax.jit(lambda params, x: finish(run.network.forward(params, x)[0]))
-    for rows in _chunks(len(x)):
-        piece = np.asarray(forward(run.progress.best.params, run.inputs.apply(x[rows], rows.start)))
-        yield piece if run.outputs is None else run.outputs.undo(piece)
+
+    def of(x: np.ndarray, first: int) -> np.ndarray:
+        piece = np.asarray(forward(run.progress.best.params, run.inputs.apply(x, first)))
+        return piece if run.outputs is None else run.outputs.undo(piece)
+
+    done, left = 0, np.empty((0, run.inputs.d_in))
+    for x in parts:
+        if x.shape[-1] != run.inputs.d_in:
+            raise DataError(f"expected {run.inputs.d_in} features, got {x.shape[-1]}")
+        left = np.concatenate([left, x]) if len(left) else x
+        while len(left) >= CHUNK:
+            yield of(left[:CHUNK], done)
+            done, left = done + CHUNK, left[CHUNK:]
+    if len(left):
+        yield of(left, done)
 
 
 def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
@@ -480,7 +490,8 @@ def read(run: Run, source: data.Source) -> Dataset:
         target=run.settings.target if table else None,
         task=data.TASKS[run.outputs is not None],
         called=run.targets[0] if len(run.targets) == 1 else None,
-        reading=run.settings.reading._replace(forms=run.inputs.forms) if table else Reading(),
+        reading=run.settings.reading if table else Reading(),
+        like=run.inputs,
     )
 
 
@@ -492,6 +503,16 @@ def inputs(run: Run, source: data.Source) -> np.ndarray:
     (150, 4)
     """
     return data.inputs(source, run.inputs, run.features, run.settings.reading)
+
+
+def parts(run: Run, source: data.Source) -> Iterator[np.ndarray]:
+    """What `inputs` returns, a table in parts. Raises as `data.parts`.
+
+    >>> run, _ = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    >>> [x.shape for x in parts(run, "iris")]
+    [(150, 4)]
+    """
+    return data.parts(source, run.inputs, run.features, run.settings.reading)
 
 
 def save(folder: Path, run: Run) -> None:

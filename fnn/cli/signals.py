@@ -1,10 +1,59 @@
-"""SIGINT and SIGTERM, held back until an epoch has ended."""
+"""SIGINT and SIGTERM: held back until an epoch has ended, and Ctrl-C at all other times.
 
+An exception that is raised while a compiled library is imported, or in a callback of the garbage
+collector, may be replaced or only printed, and the program goes on.
+"""
+
+import _thread
+import gc
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code."""
+
+
+def end_at_once() -> None:
+    """Let Ctrl-C end the process with a line, as long as nothing can be lost: during imports.
+
+    >>> end_at_once()
+    >>> signal.getsignal(signal.SIGINT) is _end
+    True
+    >>> _ = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def end_by_exception() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt after `end_at_once`, so that what was begun is tidied.
+
+    >>> end_by_exception()
+    >>> signal.getsignal(signal.SIGINT) is _end
+    False
+    """
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"Aborted!\n")
+    os._exit(INTERRUPTED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; after a callback of the garbage collector, if it is in one."""
+    collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None and frame.f_code not in collecting:
+        frame = frame.f_back
+    if frame is None:
+        raise KeyboardInterrupt
+    threading.Timer(0.01, _thread.interrupt_main).start()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from fnn.data.loading import (
     is_table as is_table,
     load as load,
     mapped as mapped,
+    parts as parts,
 )
 from fnn.data.scaling import Scaling as Scaling
 from fnn.data.splitting import split as split

@@ -19,23 +19,25 @@ DATES = [
     "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y",
 ]  # fmt: skip
 TIMES = ["%H:%M:%S%.f", "%H:%M", "%I:%M %p", "%I:%M:%S %p"]
+MOMENTS = [*DATES, *(f"{day}{gap}{time}" for day in DATES for gap in " T" for time in TIMES)]
 DAY = 86_400_000_000
 """Microseconds."""
-DECIMAL, GROUPED = "decimal commas", "commas between thousands"
+POINTS, DECIMAL, GROUPED = FORMS = ("", "decimal commas", "commas between thousands")
+"""How numbers are written: 1.5, 1,5 or 1,000.5."""
 COMMAS = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][+-]?\d+)?$"
 THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$"
 
 
-def understood(table: Table, at: int, form: str = "") -> tuple[Column, np.ndarray]:
+def understood(table: Table, at: int, like: Column | None = None) -> tuple[Column, np.ndarray]:
     """The column at an index of a table, and its cells (n,) float64.
 
     Text is read as numbers, with decimal commas or separated thousands too, as dates or as times
-    where all cells that are not blank (see `BLANKS`) can be; otherwise as categories. Where two
-    forms are possible, as for 1,234 and for 02/03/2024, `form` is preferred.
+    where all cells that are not blank (see `BLANKS`) can be; otherwise as categories. Where `like`
+    is given, nothing is guessed: text is read as that column's was.
 
     Raises DataError for a number that is infinite, for text in a column of numbers, where a
-    twentieth of the cells at most is other text and the values are many, and for cells that
-    are lists or other structures.
+    twentieth of the cells at most is other text and the values are many, for cells that
+    are lists or other structures, and for text that can't be read as `like` was.
 
     >>> import polars
     >>> frame = polars.DataFrame({"0": ["1,5", "?", "2,25"], "1": ["b", "a", "b"]})
@@ -63,7 +65,9 @@ def understood(table: Table, at: int, form: str = "") -> tuple[Column, np.ndarra
     if kind != polars.String and kind not in (polars.Categorical, polars.Enum):
         raise DataError(f"{table.where(at)}: expected numbers, text or dates, got {kind}")
     text = stripped(cells)
-    numbers, written = as_numbers(text, table.separator, form)
+    if like is not None:
+        return _read_like(table, at, text, like)
+    numbers, written = as_numbers(text, table.separator)
     strays = numbers.null_count() - text.null_count()
     if not strays:
         return Column(NUMBER, (), written), _finite(table, at, numbers)
@@ -73,13 +77,7 @@ def understood(table: Table, at: int, form: str = "") -> tuple[Column, np.ndarra
         row = int((numbers.is_null() & text.is_not_null()).arg_max() or 0)
         what = f"{text[row]!r} is not a number, as most cells of the column are"
         raise DataError(f"{table.where(at, row)}: {what}; correct it, or --drop the column")
-    if (moments := _dates(text, form)) is not None:
-        return Column(DATE, (), moments[1]), _days(moments[0])
-    if (times := _times(text)) is not None:
-        return Column(TIME), _fraction(times)
-    values = tuple(text.drop_nulls().unique().sort())
-    codes = text.cast(polars.Enum(values)).to_physical().cast(polars.Float64)
-    return Column(CATEGORY, values), _floats(codes)
+    return _dated(text) or _categories(text)
 
 
 def note(column: Column) -> str:
@@ -109,36 +107,76 @@ def stripped(cells: "polars.Series") -> "polars.Series":
     return text.set(blank.fill_null(True), None) if blank.any() else text
 
 
-def as_numbers(
-    text: "polars.Series", separator: str = ",", form: str = ""
-) -> tuple["polars.Series", str]:
-    """Text as numbers, null where it is none, and how they are written if not with points.
+def as_numbers(text: "polars.Series", separator: str = ",") -> tuple["polars.Series", str]:
+    """Text as numbers, null where it is none, and how they are written: one of `FORMS`.
 
     Where commas separate the cells, 1,234 is a thousand and more; beside another separator its
-    comma is a decimal comma. `form`, where given, decides between these two.
+    comma is a decimal comma.
 
     >>> import polars
     >>> text = polars.Series(["1,234", "2"])
     >>> as_numbers(text)[0].to_list(), as_numbers(text, ";")[0].to_list()
     ([1234.0, 2.0], [1.234, 2.0])
     """
-    import polars
-
-    numbers = text.cast(polars.Float64, strict=False)
+    numbers = _numbers(text, POINTS)
     left = text.filter(numbers.is_null() & text.is_not_null())
     if not len(left) or not left.str.contains(",", literal=True).all():
-        return numbers, ""
-    grouped = left.str.contains(THOUSANDS).all()
-    decimal = text.drop_nulls().str.contains(COMMAS).all()
-    if grouped and decimal:
-        grouped = form == GROUPED or (form != DECIMAL and separator == ",")
-    if grouped:
-        plain = text.str.replace_all(",", "", literal=True)
-        return plain.cast(polars.Float64, strict=False), GROUPED
-    if decimal:
-        plain = text.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
-        return plain.cast(polars.Float64, strict=False), DECIMAL
-    return numbers, ""
+        return numbers, POINTS
+    grouped, decimal = _numbers(text, GROUPED), _numbers(text, DECIMAL)
+    both = (GROUPED, grouped), (DECIMAL, decimal)
+    for form, read in both if separator == "," else both[::-1]:
+        if read.null_count() == text.null_count():
+            return read, form
+    return numbers, POINTS
+
+
+def _numbers(text: "polars.Series", form: str) -> "polars.Series":
+    """Text as numbers in this form, null where it is none."""
+    import polars
+
+    plain = text.cast(polars.Float64, strict=False)
+    if form == POINTS:
+        return plain
+    marks, pattern = ((".", ","), COMMAS) if form == DECIMAL else ((",", "."), THOUSANDS)
+    bare = text.str.replace_all(marks[0], "", literal=True).str.replace(marks[1], ".", literal=True)
+    others = plain if form == GROUPED else plain.clear(len(plain))
+    return bare.cast(polars.Float64, strict=False).zip_with(text.str.contains(pattern), others)
+
+
+def _read_like(
+    table: Table, at: int, text: "polars.Series", like: Column
+) -> tuple[Column, np.ndarray]:
+    """The column, its text read as that of `like`, and its cells."""
+    if like.kind == CATEGORY:
+        return _categories(text)
+    if like.kind != NUMBER and not like.form:  # learned from dates, not from text
+        if (dated := _dated(text)) and dated[0].kind == like.kind:
+            return dated
+        cells = text.clear(len(text))
+    elif like.kind == NUMBER:
+        cells = _numbers(text, like.form)
+    else:
+        cells = _in_form(text, like.kind, like.form)
+    wrong = cells.is_null() & text.is_not_null()
+    if wrong.any():
+        row = int(wrong.arg_max() or 0)
+        how = f" written as {like.form}" if like.form else ""
+        what = f"{text[row]!r} is not a {like.kind}{how}, as in training"
+        raise DataError(f"{table.where(at, row)}: {what}")
+    if like.kind == NUMBER:
+        return like, _finite(table, at, cells)
+    if not like.form:
+        return like, np.full(len(text), np.nan)
+    return like, _days(cells) if like.kind == DATE else _fraction(cells)
+
+
+def _categories(text: "polars.Series") -> tuple[Column, np.ndarray]:
+    """Text as categories."""
+    import polars
+
+    values = tuple(text.drop_nulls().unique().sort())
+    codes = text.cast(polars.Enum(values)).to_physical().cast(polars.Float64)
+    return Column(CATEGORY, values), _floats(codes)
 
 
 def _finite(table: Table, at: int, numbers: "polars.Series") -> np.ndarray:
@@ -155,36 +193,32 @@ def _floats(cells: "polars.Series") -> np.ndarray:
     return cells.to_numpy()
 
 
-def _dates(text: "polars.Series", form: str) -> tuple["polars.Series", str] | None:
-    """Text as points in time and their form, if all of it is in one form."""
+def _dated(text: "polars.Series") -> tuple[Column, np.ndarray] | None:
+    """The column and its cells where all text is dates, or times of day, in one form."""
+    some = text.drop_nulls()
+    for kind, forms, looks in ((DATE, MOMENTS, r"\d\d"), (TIME, TIMES, r"\d:\d\d")):
+        if not len(some) or not some[:100].str.contains(looks).all():
+            continue
+        for form in forms:
+            for part in (some.head(20), text):  # a few first, to be quick
+                found = _in_form(part, kind, form)
+                if found.null_count() > part.null_count():
+                    break
+            else:
+                cells = _days(found) if kind == DATE else _fraction(found)
+                return Column(kind, (), form), cells
+    return None
+
+
+def _in_form(text: "polars.Series", kind: str, form: str) -> "polars.Series":
+    """Text in this form as points in time, or as times of day; null where it is in another."""
     import polars
 
-    some = text.drop_nulls()
-    if not len(some) or not some[:100].str.contains(r"\d\d").all():
-        return None
-    moments = [f"{day}{gap}{time}" for day in DATES for gap in " T" for time in TIMES]
-    for tried in (*([form] if "%" in form else []), *DATES, *moments):
-        for cells in (some.head(20), text):  # a few first, to be quick
-            if "%H" in tried:
-                cells = cells.str.replace(r"(Z|[+-]00:?00)$", "")
-            found = cells.str.to_datetime(tried, strict=False, time_unit="us")
-            if found.null_count() > cells.null_count():
-                break
-        else:
-            return found.cast(polars.Datetime("us")), tried
-    return None
-
-
-def _times(text: "polars.Series") -> "polars.Series | None":
-    """Text as times of day, if all of it is in one form."""
-    some = text.drop_nulls()
-    if not len(some) or not some[:100].str.contains(r"\d:\d\d").all():
-        return None
-    for form in TIMES:
-        found = text.str.to_time(form, strict=False)
-        if found.null_count() == text.null_count():
-            return found
-    return None
+    if kind == TIME:
+        return text.str.to_time(form, strict=False)
+    plain = text.str.replace(r"(Z|[+-]00:?00)$", "") if "%H" in form else text
+    found = plain.str.to_datetime(form, strict=False, time_unit="us")
+    return found.cast(polars.Datetime("us"))
 
 
 def _days(moments: "polars.Series") -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fnn.data.columns import FORMS, MOMENTS, TIMES
 from fnn.data.dataset import CATEGORY, DATE, KINDS, NUMBER, TIME, Column, Dataset
 from fnn.data.errors import DataError, nearest
 from fnn.data.scaling import Scaling
@@ -55,6 +56,15 @@ class Feature(NamedTuple):
     form: str = ""
 
     @property
+    def column(self) -> Column:
+        """The column, as it was read.
+
+        >>> Feature("age", "number").column
+        Column(kind='number', values=(), form='')
+        """
+        return Column(self.kind, self.values, self.form)
+
+    @property
     def width(self) -> int:
         """The number of inputs.
 
@@ -98,6 +108,41 @@ class Feature(NamedTuple):
         turns = [2 * np.pi * _place(filled, cycle) for cycle in self.cycles]
         waves = [wave(turn) for turn in turns for wave in (np.sin, np.cos)]
         return np.column_stack([filled, *waves, *[blank] * self.flag])
+
+
+class Unseen(NamedTuple):
+    """What n examples hold that training never saw, for each of the features that are used: the
+    number of categories that are none of those learned, and of blanks where there were none.
+
+    >>> pet = Feature("pet", "category", values=("dog",))
+    >>> Unseen((pet,), 2, np.array([1]), np.array([0])).lines()
+    ["column 'pet': 1 of 2 values was never seen in training"]
+    """
+
+    features: tuple[Feature, ...]
+    n: int
+    new: np.ndarray
+    blank: np.ndarray
+
+    def lines(self) -> list[str]:
+        """One line per column that holds any.
+
+        >>> Unseen((), 2, np.empty(0), np.empty(0)).lines()
+        []
+        """
+        lines = []
+        for i, (feature, new, blank) in enumerate(
+            zip(self.features, self.new, self.blank, strict=True)
+        ):
+            column = f"column {feature.name!r}" if feature.name else f"input column {i + 1}"
+            if new:
+                was = "was" if new == 1 else "were"
+                lines.append(f"{column}: {new} of {self.n} values {was} never seen in training")
+            if blank:
+                filled = "" if feature.kind == CATEGORY else f", filled with {feature.fill:.4g}"
+                blanks = "blank" if blank == 1 else "blanks"
+                lines.append(f"{column}: {blank} {blanks}, where training saw none{filled}")
+        return lines
 
 
 class Encoding(NamedTuple):
@@ -164,15 +209,6 @@ class Encoding(NamedTuple):
         return tuple(feature for feature in self.features if not feature.left_out)
 
     @property
-    def forms(self) -> tuple[tuple[str, str], ...]:
-        """The name and the form of each column that is used.
-
-        >>> Encoding((Feature("a", "date", form="%d/%m/%Y"),), None).forms
-        (('a', '%d/%m/%Y'),)
-        """
-        return tuple((feature.name, feature.form) for feature in self.used)
-
-    @property
     def width(self) -> int:
         """The number of inputs of the network.
 
@@ -215,7 +251,7 @@ class Encoding(NamedTuple):
         for i, (feature, place) in enumerate(zip(self.used, places, strict=True)):
             if (feature.kind, columns[place].kind) != (NUMBER, NUMBER):
                 x[:, i] = _recoded(part, feature, columns[place], part.x[:, place])
-        kept = tuple(Column(f.kind, f.values, f.form) for f in self.used)
+        kept = tuple(feature.column for feature in self.used)
         return part._replace(x=x, features=names if part.features else (), columns=kept)
 
     def apply(self, x: np.ndarray, first: int = 0) -> np.ndarray:
@@ -238,19 +274,22 @@ class Encoding(NamedTuple):
         >>> encoding.unseen(np.array([[0.0], [-1.0]]))
         ["column 'pet': 1 of 2 values was never seen in training"]
         """
-        lines = []
-        for i, feature in enumerate(self.used):
-            column = f"column {feature.name!r}" if feature.name else f"input column {i + 1}"
-            blank = 0 if feature.flag else int(np.isnan(x[:, i]).sum())
-            new = int((x[:, i] == -1).sum()) if feature.kind == CATEGORY and not feature.rest else 0
-            if new:
-                was = "was" if new == 1 else "were"
-                lines.append(f"{column}: {new} of {len(x)} values {was} never seen in training")
-            if blank:
-                filled = "" if feature.kind == CATEGORY else f", filled with {feature.fill:.4g}"
-                blanks = "blank" if blank == 1 else "blanks"
-                lines.append(f"{column}: {blank} {blanks}, where training saw none{filled}")
-        return lines
+        return self.count_unseen(x).lines()
+
+    def count_unseen(self, x: np.ndarray, counted: Unseen | None = None) -> Unseen:
+        """What `unseen` says of x, added to what is counted already.
+
+        >>> encoding = Encoding((Feature("pet", "category", values=("dog",)),), None)
+        >>> encoding.count_unseen(np.array([[0.0], [-1.0]])).new
+        array([1])
+        """
+        coded = np.array([f.kind == CATEGORY and not f.rest for f in self.used], bool)
+        full = np.array([not f.flag for f in self.used], bool)
+        new = np.where(coded, (x == -1).sum(0), 0) if self.used else np.empty(0, int)
+        blank = np.where(full, np.isnan(x).sum(0), 0) if self.used else np.empty(0, int)
+        if counted is None:
+            return Unseen(self.used, len(x), new, blank)
+        return Unseen(self.used, counted.n + len(x), counted.new + new, counted.blank + blank)
 
     def left_out(self) -> list[str]:
         """Which columns are left out, and why: one line per reason.
@@ -338,6 +377,8 @@ def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
             raise TypeError("a feature's text is of another type")
         if feature.kind not in KINDS or not set(feature.cycles) <= set(CYCLES):
             raise ValueError(f"unknown kind {feature.kind!r} or cycles of {feature.name!r}")
+        if feature.form not in (*FORMS, *MOMENTS, *TIMES):
+            raise ValueError(f"{feature.name!r} is written {feature.form!r}")
         if not math.isfinite(feature.fill):
             raise ValueError(f"the median of {feature.name!r} is not finite")
         every.append(feature._replace(flag=bool(feature.flag), rest=bool(feature.rest)))

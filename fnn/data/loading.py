@@ -1,6 +1,6 @@
 """Which source is read how: bundled sets, tables, NumPy's files, folders of IDX files."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +8,16 @@ import numpy as np
 
 from fnn.data import columns, readers, tables, targets
 from fnn.data.bundled import BUNDLED, bundled
-from fnn.data.dataset import TASKS, Dataset, as_inputs, from_arrays, relabelled
+from fnn.data.dataset import (
+    CATEGORY,
+    NUMBER,
+    TASKS,
+    Column,
+    Dataset,
+    as_inputs,
+    from_arrays,
+    relabelled,
+)
 from fnn.data.encoding import Encoding
 from fnn.data.errors import DataError, explained, nearest
 from fnn.data.rows import Rows
@@ -24,8 +33,7 @@ class Reading(NamedTuple):
 
     separator stands between the cells of a text file, and header says whether it has one; None
     guesses. With missing "error" a blank cell is an error, with "fill" NaN. drop names columns
-    that are not read. forms are the forms of text, such as "%d/%m/%Y", that columns of these
-    names have had before: see `Column`.
+    that are not read.
 
     >>> Reading(drop=("name",)).missing
     'fill'
@@ -35,7 +43,6 @@ class Reading(NamedTuple):
     header: bool | None = None
     missing: str = "fill"
     drop: tuple[str, ...] = ()
-    forms: tuple[tuple[str, str], ...] = ()
 
 
 GUESS = Reading()
@@ -48,6 +55,7 @@ def load(
     task: str | None = None,
     called: str | None = None,
     reading: Reading = GUESS,
+    like: Encoding | None = None,
 ) -> Dataset:
     """Read examples and their targets. `source` is one of
 
@@ -68,7 +76,8 @@ def load(
     overrides this. Of a table, x holds numbers for text and dates, and NaN for a blank, as
     `columns` and `Encoding` say; rows without a target are left out, and `notes` says so. A pipe
     is read as the file that it stands for, except for `.npz`. An array or a table may take at
-    most `readers.LIMIT` bytes of memory.
+    most `readers.LIMIT` bytes of memory. With the encoding `like`, text in the columns that it
+    uses is read as the text that it was fitted to, and not guessed anew.
 
     Raises DataError for an unknown name and for any fault of a file, and says where it is;
     OSError for a file that can't be opened; ModuleNotFoundError for a bundled set or a table
@@ -85,11 +94,11 @@ def load(
     if task is not None and task not in TASKS:
         raise DataError(f"expected a task of {' or '.join(TASKS)}, got {task!r}")
     if tables.is_frame(source):
-        return _examples(source, target, task, called, reading)
+        return _examples(source, target, task, called, reading, like)
     if isinstance(source, str | Path):
-        return _load_one(source, target, task, called, reading)
+        return _load_one(source, target, task, called, reading, like)
     if len(source) == 1:
-        return load(source[0], target=target, task=task, called=called, reading=reading)
+        return load(source[0], target=target, task=task, called=called, reading=reading, like=like)
     if len(source) != 2 or not all(str(path).endswith(".npy") for path in source):
         raise DataError(
             f"expected one source, or x.npy and y.npy, got {' '.join(map(str, source))}"
@@ -139,6 +148,30 @@ def inputs(
 ) -> np.ndarray:
     """Read examples without their targets: x (n, d_in), as `encoding.apply` takes it.
 
+    See `parts`, which these are all of.
+
+    >>> import tempfile
+    >>> from fnn.data.scaling import Scaling
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "x.npy")
+    ...     np.save(path, np.ones((3, 2)))
+    ...     inputs(path, Encoding((), Scaling(np.zeros(2), np.ones(2)))).shape
+    (3, 2)
+    """
+    (x,) = parts(source, encoding, features, reading, readers.LIMIT + 1)
+    return x
+
+
+def parts(
+    source: Source,
+    encoding: Encoding,
+    features: tuple[str, ...] = (),
+    reading: Reading = GUESS,
+    size: int = tables.PART,
+) -> Iterator[np.ndarray]:
+    """Read examples without their targets, in parts x (n, d_in), as `encoding.apply` takes them.
+    Of a table a part has about `size` bytes, as `tables.parts` says; all else is one part.
+
     `source` is as for `load`, except that a folder needs no labels, a `.npz` file no y, and
     one `.npy` or IDX file is enough. Of a table whose columns have names, those that the encoding
     uses are taken by name, or those of `features` where it has none, whatever their order and
@@ -150,13 +183,19 @@ def inputs(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "x.npy")
     ...     np.save(path, np.ones((3, 2)))
-    ...     inputs(path, Encoding((), Scaling(np.zeros(2), np.ones(2)))).shape
-    (3, 2)
+    ...     [part.shape for part in parts(path, Encoding((), Scaling(np.zeros(2), np.ones(2))))]
+    [(3, 2)]
     """
     if is_table(source):
         if not tables.is_frame(source) and not _path(source).exists():
             raise _unknown(source)
-        return _inputs(source, encoding, features, reading)
+        yield from _inputs(source, encoding, features, reading, size)
+    else:
+        yield _array_inputs(source, encoding)
+
+
+def _array_inputs(source: Source, encoding: Encoding) -> np.ndarray:
+    """The inputs of a source that is no table."""
     path = _path(source)
     if str(source) in BUNDLED:
         data = bundled(str(source))
@@ -198,6 +237,7 @@ def _load_one(
     task: str | None,
     called: str | None,
     reading: Reading,
+    like: Encoding | None,
 ) -> Dataset:
     path = _path(source)
     if not is_table(source):
@@ -216,7 +256,7 @@ def _load_one(
     if path.suffix == ".npz":
         x, y = readers.read_npz(path, "x", "y")
         return from_arrays(str(path), x, y, task)
-    return _examples(path, target, task, called, reading)
+    return _examples(path, target, task, called, reading, like)
 
 
 def _path(source: str | Path) -> Path:
@@ -234,7 +274,7 @@ def _unknown(source: str | Path) -> DataError:
 def _refuse_options(target: str | int | None, reading: Reading, source: str | Path) -> None:
     if target is not None:
         raise DataError(f"{source}: a target column can be chosen of a table only")
-    if reading._replace(forms=()) != GUESS:
+    if reading != GUESS:
         raise DataError(f"{source}: how a table is read can be said of a table only")
 
 
@@ -244,9 +284,11 @@ def _examples(
     task: str | None,
     called: str | None,
     reading: Reading,
+    like: Encoding | None,
 ) -> Dataset:
     """The examples of a table."""
-    table = _table(source, reading, "-1" if target is None else str(target))
+    wanted = "-1" if target is None else str(target)
+    (table,) = _tables(source, reading, [wanted, called or wanted, *_texts(like)])
     if table.frame.width < 2:
         what = "expected at least one feature and the target, got one column"
         raise DataError(f"{table.name}: {what}")
@@ -260,64 +302,97 @@ def _examples(
         notes.append(f"{blank.sum()} rows without a target left out")
     y, classes = targets.targets(table, at, task)
     learned = [i for i in range(table.frame.width) if i != at]
-    x, found, more = _columns(table, learned, reading)
+    x, found, more = _columns(table, learned, reading, _like(table, learned, like))
     names = tuple(table.names[i] for i in learned if table.names)
     called_so = (table.names[at],) if table.names else ()
     return Dataset(table.name, x, y, classes, names, called_so, None, found, (*notes, *more))
 
 
 def _inputs(
-    source: Source, encoding: Encoding, features: tuple[str, ...], reading: Reading
-) -> np.ndarray:
+    source: Source, encoding: Encoding, features: tuple[str, ...], reading: Reading, size: int
+) -> Iterator[np.ndarray]:
     """The columns of a table that an encoding uses, or that have the names of features."""
     wanted = tuple(feature.name for feature in encoding.used) or features
-    reading = reading._replace(forms=encoding.forms)
-    table = _table(source, reading, "", wanted)
     every = len(encoding.features) or encoding.d_in
-    names = table.names if any(wanted) else ()
-    if names:
-        for name in sorted(set(wanted) - set(names)):
-            hint = nearest(name, names)
-            raise DataError(f"{table.name}: the column {name!r} is missing; {hint}")
-        where = {name: i for i, name in enumerate(names)}
-        places = [where[name] for name in wanted]
-    elif table.frame.width != every:
-        raise DataError(
-            f"{table.name}: expected {every} columns, the features, got {table.frame.width}"
-        )
-    else:
+    like: list[Column | None] = []
+    for table in _tables(source, reading, _texts(encoding), wanted, size):
+        names = table.names if any(wanted) else ()
         places = list(range(every))
-    x, found, _ = _columns(table, places, reading)
-    part = Dataset(table.name, x, np.empty(0), (), wanted if names else (), columns=found)
-    if encoding.features:
-        features_at = encoding.used if names else encoding.features
-        for feature, column, place in zip(features_at, found, places, strict=True):
-            new = column.kind == columns.CATEGORY != feature.kind
-            if new and column.values and not feature.left_out:
-                row = int(table.frame[:, place].is_not_null().arg_max() or 0)
-                cell = table.frame[row, place]
-                raise DataError(f"{table.where(place, row)}: {cell!r} is not a {feature.kind}")
-        return encoding.aligned(part).x
-    for column, place in zip(found, places, strict=True):
-        if column.kind != columns.NUMBER:
-            raise DataError(f"{table.where(place)}: expected numbers, got a {column.kind}")
-    if (blank := np.isnan(x)).any():
-        row, i = np.argwhere(blank)[0]
-        raise DataError(f"{table.where(places[i], int(row))}: no value")
-    return x
+        if names:
+            for name in sorted(set(wanted) - set(names)):
+                hint = nearest(name, names)
+                raise DataError(f"{table.name}: the column {name!r} is missing; {hint}")
+            where = {name: i for i, name in enumerate(names)}
+            places = [where[name] for name in wanted]
+        elif table.frame.width != every:
+            raise DataError(
+                f"{table.name}: expected {every} columns, the features, got {table.frame.width}"
+            )
+        like = like or _like(table, places, encoding)
+        x, found, _ = _columns(table, places, reading, like)
+        like = [_decided(old, new) for old, new in zip(like, found, strict=True)]
+        if encoding.features:
+            part = Dataset(table.name, x, np.empty(0), (), wanted if names else (), columns=found)
+            yield encoding.aligned(part).x
+            continue
+        for column, place in zip(found, places, strict=True):
+            if column.kind != NUMBER:
+                raise DataError(f"{table.where(place)}: expected numbers, got a {column.kind}")
+        if (blank := np.isnan(x)).any():
+            row, i = np.argwhere(blank)[0]
+            raise DataError(f"{table.where(places[i], int(row))}: no value")
+        yield x
 
 
-def _table(source: Source, reading: Reading, text: str, only: Collection[str] = ()) -> Table:
+def _decided(like: Column | None, found: Column) -> Column | None:
+    """How the next part of a table is read: what training does not say, the first part does."""
+    if like is None:
+        return found
+    return found if found.kind == like.kind and not like.form else like
+
+
+def _texts(encoding: Encoding | None) -> list[str]:
+    """The names, or the indices, of the columns that are to be read as the text that they are."""
+    texts = [f.name for f in encoding.used if f.kind == CATEGORY or f.form] if encoding else []
+    if encoding and not all(texts):  # by their places, which a target among them moves
+        return [str(i) for i in range(len(encoding.features) + 1)]
+    return texts
+
+
+def _like(table: Table, places: Sequence[int], encoding: Encoding | None) -> list[Column | None]:
+    """What the columns at these places were when the encoding was fitted; None for those that it
+    does not use."""
+    features = encoding.features if encoding else ()
+    known = [None if feature.left_out else feature.column for feature in features]
+    if table.names and any(feature.name for feature in features):
+        named = {feature.name: column for feature, column in zip(features, known, strict=True)}
+        return [named.get(table.names[place]) for place in places]
+    return known if len(known) == len(places) else [None] * len(places)
+
+
+def _tables(
+    source: Source,
+    reading: Reading,
+    texts: Collection[str],
+    only: Collection[str] = (),
+    size: int | None = None,
+) -> Iterator[Table]:
+    """The table in parts; in one without a size."""
+    for table in tables.parts(
+        source if tables.is_frame(source) else _path(source),
+        separator=reading.separator,
+        header=reading.header,
+        text=texts,
+        size=size or readers.LIMIT + 1,
+    ):
+        yield _named(table, reading, only)
+
+
+def _named(table: Table, reading: Reading, only: Collection[str]) -> Table:
     """The table without the columns that are dropped, and without empty ones that lack a name.
 
     Others that lack a name get one as pandas gives it: "Unnamed: 0" for the first column.
     """
-    table = tables.read(
-        source if tables.is_frame(source) else _path(source),
-        separator=reading.separator,
-        header=reading.header,
-        text=text,
-    )
     names = table.names
     for name in reading.drop if not only else ():
         if name not in names:
@@ -339,16 +414,14 @@ def _table(source: Source, reading: Reading, text: str, only: Collection[str] = 
 
 
 def _columns(
-    table: Table, places: Sequence[int], reading: Reading
-) -> tuple[np.ndarray, tuple[columns.Column, ...], tuple[str, ...]]:
+    table: Table, places: Sequence[int], reading: Reading, like: Sequence[Column | None]
+) -> tuple[np.ndarray, tuple[Column, ...], tuple[str, ...]]:
     """x (n, d) of the columns at these places, what they hold, and what was guessed."""
     x = np.empty((len(table.frame), len(places)))
-    found: list[columns.Column] = []
+    found: list[Column] = []
     notes: dict[str, None] = {}
-    forms = dict(reading.forms)
     for i, place in enumerate(places):
-        name = table.names[place] if table.names else ""
-        column, x[:, i] = columns.understood(table, place, forms.get(name, ""))
+        column, x[:, i] = columns.understood(table, place, like[i])
         found.append(column)
         if note := columns.note(column):
             notes[note] = None

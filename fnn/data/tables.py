@@ -5,7 +5,9 @@ a second, slower look by Python's csv module finds it.
 """
 
 import csv
+import gzip
 import io
+import itertools
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +24,8 @@ LINE_LIMIT = 1 << 24
 """The most characters of one line."""
 PIECE = 1 << 22
 """Bytes that are read at a time."""
+PART = 1 << 24
+"""Bytes of a part of a table, about: of its text, or of its numbers."""
 
 
 class Table(NamedTuple):
@@ -93,14 +97,18 @@ def is_frame(source: object) -> bool:
 
 
 def read(
-    source: Any, *, separator: str | None = None, header: bool | None = None, text: str = ""
+    source: Any,
+    *,
+    separator: str | None = None,
+    header: bool | None = None,
+    text: Collection[str] = (),
 ) -> Table:
     """The table of a file, or of a data frame.
 
     Parquet and Arrow files are known by their first bytes; whatever else is text, gzipped or
     not. `separator` and `header` decide what is guessed otherwise: see `dialect.guess`. A line
     may have at most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT` bytes
-    of memory. The column of the name or index `text` stays text.
+    of memory. The columns of the names or indices `text` stay text.
 
     Raises DataError with the line, OSError where the file can't be opened, ModuleNotFoundError
     where Polars is not installed.
@@ -113,24 +121,52 @@ def read(
     >>> table.names, table.frame.rows(), table.notes
     (('width', 'kind'), [(1.5, 'x')], ())
     """
+    (table,) = parts(source, separator=separator, header=header, text=text, size=readers.LIMIT + 1)
+    return table
+
+
+def parts(
+    source: Any,
+    *,
+    separator: str | None = None,
+    header: bool | None = None,
+    text: Collection[str] = (),
+    size: int = PART,
+) -> Iterator[Table]:
+    """The table of `read` in parts of consecutive rows, each of about `size` bytes of text, or of
+    numbers. Only a part is in memory; of a Parquet or Arrow file that is gzipped or a pipe, all.
+
+    Raises as `read` does, where it comes to the fault, and DataError for a Parquet or Arrow file
+    that another process has changed meanwhile.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "a.csv")
+    ...     length = path.write_text("width,kind\\n1.5,x\\n2.5,y\\n")
+    ...     [part.frame.rows() for part in parts(path, size=1)]
+    [[(1.5, 'x')], [(2.5, 'y')]]
+    """
     with extras.needs("data"):
         pass
     if is_frame(source):
-        return _of_frame("the table", _frame(source))
+        yield _of_frame("the table", _frame(source))
+        return
     path = Path(source)
     with readers.opened(path) as file, explained(path):
         start = file.read(PIECE)
         if start.startswith((b"PAR1", b"ARROW1")):
-            return _of_frame(str(path), _stored(path, file, start))
-        return _of_text(path, file, start, separator, header, text)
+            yield from _stored(path, file, start, size)
+        else:
+            yield from _of_text(path, file, start, separator, header, text, size)
 
 
-def _of_frame(name: str, frame: "polars.DataFrame") -> Table:
+def _of_frame(name: str, frame: "polars.DataFrame", before: int = 0) -> Table:
+    """The table of a frame that `before` rows come before."""
     names = tuple(frame.columns)
     if not names or not len(frame):
         raise DataError(f"{name}: no examples")
     frame = frame.rename({old: str(i) for i, old in enumerate(names)})
-    return Table(name, names, frame, lambda row: f"row {row + 1}", ())
+    return Table(name, names, frame, lambda row: f"row {before + row + 1}", ())
 
 
 def _frame(source: Any) -> "polars.DataFrame":
@@ -147,17 +183,30 @@ def _frame(source: Any) -> "polars.DataFrame":
         raise DataError(f"the table can't be read: {reason}") from error
 
 
-def _stored(path: Path, file: IO[bytes], start: bytes) -> "polars.DataFrame":
-    """The frame of a Parquet or Arrow file, whose size is read before its content."""
+def _stored(path: Path, file: IO[bytes], start: bytes, size: int) -> Iterator[Table]:
+    """The parts of a Parquet or Arrow file, whose number of rows is read before its content."""
     import polars
 
-    content = b"".join(_pieces(path, file, start))
-    parquet = content.startswith(b"PAR1")
-    lazy = polars.scan_parquet(content) if parquet else polars.scan_ipc(content)
+    plain = path.is_file() and not isinstance(file, gzip.GzipFile)
+    before = _version(path)
+    content: Any = path if plain else b"".join(_pieces(path, file, start))
+    lazy = (polars.scan_parquet if start.startswith(b"PAR1") else polars.scan_ipc)(content)
     rows, width = lazy.select(polars.len()).collect().item(), len(lazy.collect_schema())
-    if 8 * rows * width > readers.LIMIT:
+    many = max(1, size // (8 * max(1, width)))
+    if size > readers.LIMIT and rows > many:
         raise _too_large(path)
-    return polars.read_parquet(content) if parquet else polars.read_ipc(content)
+    for at in range(0, max(1, rows), many):
+        try:
+            frame = lazy.slice(at, many).collect()
+        finally:
+            if plain and _version(path) != before:
+                raise DataError(f"{path}: another process has changed the file while it was read")
+        yield _of_frame(str(path), frame, at)
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _of_text(
@@ -166,9 +215,10 @@ def _of_text(
     start: bytes,
     separator: str | None,
     header: bool | None,
-    text: str,
-) -> Table:
-    """The table of a text file that begins with these bytes."""
+    text: Collection[str],
+    size: int,
+) -> Iterator[Table]:
+    """The parts of a text file that begins with these bytes."""
     while b"\n" not in start and len(start) <= LINE_LIMIT and (piece := file.read(PIECE)):
         start += piece
     whole = start[: start.rfind(b"\n") + 1 or None]
@@ -178,22 +228,57 @@ def _of_text(
         found = dialect.guess(whole, separator, header)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    content, end = io.BytesIO(), found.end.encode()
-    lines, since = found.lines, 0
-    for piece in _pieces(path, file, start[found.skip :]):
+    notes = tuple(_notes(found, separator, header))
+    lines, none = found.lines, True
+    for content in _in_rows(path, file, start[found.skip :], found, size):
+        frame, place = _parsed(path, content, found._replace(lines=lines), text)
+        lines += content.count(found.end.encode())
+        if len(frame):
+            none = False
+            yield Table(str(path), found.names, frame, place, notes, found.separator)
+    if none:
+        raise DataError(f"{path}: a header, but no examples")
+
+
+def _in_rows(
+    path: Path, file: IO[bytes], start: bytes, found: Dialect, size: int
+) -> Iterator[bytes]:
+    """The rest of a text file of which `start` is read already, in parts of about `size` bytes
+    that end where a row does."""
+    end, lines, since, before = found.end.encode(), found.lines, 0, found.lines
+    content, enough = bytearray(), size
+    step = min(PIECE, size)
+    pieces = (start[i : i + step] for i in range(0, len(start), step))
+    for piece in itertools.chain(pieces, iter(lambda: file.read(step), b"")):
         first, last = piece.find(end), piece.rfind(end)
         if since + (first if first >= 0 else len(piece)) > LINE_LIMIT:
             raise _too_long(path, lines + 1)
         since = len(piece) - last - 1 if first >= 0 else since + len(piece)
         lines += piece.count(end)
-        content.write(piece)
-        if content.tell() + 24 * found.width * (lines - found.lines) > readers.LIMIT:
+        content += piece
+        if len(content) + 24 * found.width * (lines - before) > readers.LIMIT:
             raise _too_large(path, lines)
-    frame, place = _parsed(path, content.getvalue(), found, text)
-    if not len(frame):
-        raise DataError(f"{path}: a header, but no examples")
-    notes = tuple(_notes(found, separator, header))
-    return Table(str(path), found.names, frame, place, notes, found.separator)
+        if len(content) < enough:
+            continue
+        if cut := _row_end(content, end):
+            yield bytes(content[:cut])
+            del content[:cut]
+            before, enough = lines, size
+        else:
+            enough = 2 * len(content)
+    yield bytes(content)
+
+
+def _row_end(content: bytearray, end: bytes) -> int:
+    """Where the last row ends that is whole; 0 where none is. A line end in quotes ends no row."""
+    at = content.rfind(end)
+    within = at >= 0 and content.count(b'"', 0, at) % 2
+    while at >= 0 and within:
+        quote = content.rfind(b'"', 0, at)
+        earlier = content.rfind(end, 0, quote)
+        within = (within + content.count(b'"', max(earlier, 0), at)) % 2
+        at = earlier
+    return at + 1
 
 
 def _pieces(path: Path, file: IO[bytes], start: bytes) -> Iterator[bytes]:
@@ -209,7 +294,7 @@ def _pieces(path: Path, file: IO[bytes], start: bytes) -> Iterator[bytes]:
 
 
 def _parsed(
-    path: Path, content: bytes, found: Dialect, text: str
+    path: Path, content: bytes, found: Dialect, text: Collection[str]
 ) -> tuple["polars.DataFrame", Callable[[int], str]]:
     """The frame of the lines after the header, and the place of each of its rows."""
     import polars
@@ -244,7 +329,7 @@ def _parsed(
     }
     try:
         try:
-            frame = frame_of(numbers - {_index(text, found)})
+            frame = frame_of(numbers - {_index(name, found) for name in text})
         except polars.exceptions.ComputeError:  # not all numbers further on
             frame = frame_of(set())
     except Exception:
