@@ -114,10 +114,12 @@ def read(source: Iterable[Any]) -> float:
 
 
 def torch_loader(x: np.ndarray, y: np.ndarray) -> Any:
-    """Batches by index lists, so that each is one indexing of the tensors, in a fresh order."""
+    """Batches by index lists, so that each is one indexing of the tensors, in a fresh order; on one
+    thread, as in PyTorch's own worker processes, for its idle ones would spin on XLA's cores."""
     import torch
     from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
+    torch.set_num_threads(1)
     examples = TensorDataset(torch.from_numpy(x.copy()), torch.from_numpy(y.copy()))
     sampler = BatchSampler(RandomSampler(examples), CASE.batch, drop_last=False)
     return DataLoader(examples, sampler=sampler, batch_size=None)

@@ -100,14 +100,19 @@ def run(quick: bool, folder: Path | None = None) -> dict:
         if not (quick and len(frame) > MANY):
             found.append(compare(public, frame, quick))
             click.echo(f"{public.name}: {found[-1]['difference']:+.3g}", err=True)
+    print(shown(found))
+    return {"tables": found}
+
+
+def shown(found: list[dict]) -> str:
+    """A row per table: both means, their difference, and whether fnn passes."""
     headings = ["table", "rows", "seeds", "measure", "fnn", "scikit-learn", "difference", "passes"]
     rows = [
         [r["table"], r["rows"], len(r["fnn"]), r["measure"], _mean(r["fnn"]),
          _mean(r["scikit-learn"]), _difference(r), "yes" if r["passes"] else "NO"]
         for r in found
     ]  # fmt: skip
-    print(aligned(headings, rows))
-    return {"tables": found}
+    return aligned(headings, rows)
 
 
 def compare(public: Public, frame: polars.DataFrame, quick: bool) -> dict:

@@ -17,6 +17,9 @@ one of the seeds. Bugs are planted where one pre-activation is exactly 0; in the
 Seconds are medians of one check: `first` is a fresh process's; `a new bug` that of a gradient not
 met before; `again` the same gradient once more, the checkers by turns.
 
+Below these stands `benchmarks.rules`: rules out of JAX, optax and Flax, and the same with one
+operation changed.
+
 torch falls back on its slow mode for the message of a refusal, two evaluations for each of 55,000
 parameters: its row is of a 6-5-5-4 network, seconds included.
 """
@@ -35,6 +38,8 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from jax.test_util import check_grads
+
+from benchmarks import rules
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -236,7 +241,7 @@ def run(quick: bool = False) -> dict[str, Any]:
             f"{name:11}{caught}  {row['false_alarms']:6} of {seeds:<3}"
             f"{row['seconds_first']:8.2f}{row['seconds_a_bug']:11.3f}{row['seconds_again']:9.3f}"
         )
-    return rows
+    return rows | {"rules": rules.run()}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from bugs import (
     optimizer,
 )
 from cases import OPTIMIZERS
+from wild_bugs import WILD
 
 from fnn import verify
 
@@ -65,3 +66,20 @@ def test_an_update_bug_fails(bug):
     report = verify.check_optimizer(optimizer(bug.wrong), RULES[bug.rule], PARAMS)
     assert report.verdict == "fail", str(report)
     assert max(map(len, str(report).splitlines())) <= 100
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("bug", WILD.values(), ids=WILD)
+def test_a_bug_from_an_issue_thread_fails_and_its_fix_passes(bug):
+    inputs = (bug.params, bug.x)
+    verify.check_vjp(bug.forward, bug.right, *inputs).raise_for_verdict()
+    report = verify.check_vjp(bug.forward, bug.wrong, *inputs)
+    assert report.verdict == "fail", str(report)
+    assert bug.cause in " ".join(str(report).split()), str(report)
+
+
+def test_weight_decay_in_an_update_is_named():
+    decaying = lambda rate, t, theta, g, m, v: (theta - rate * (g + 0.1 * theta), m, v)
+    report = verify.check_optimizer(optimizer(decaying), RULES["sgd"], PARAMS)
+    assert report.verdict == "fail"
+    assert "an L2 term is in it alone" in " ".join(str(report).split()), str(report)

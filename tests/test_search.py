@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hidden_bugs import HIDDEN
 
 from fnn import verify
 
@@ -98,6 +99,18 @@ def test_a_right_rule_is_not_refused(case):
     assert report.verdict == "pass", str(report)
     assert report.inputs is None
     assert "inputs tried" in report.place
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", HIDDEN)
+def test_hidden_bugs_are_found_and_their_right_rules_are_not_refused(name):
+    case = HIDDEN[name]
+    inputs = (case.params, case.x)
+    assert verify.check_vjp(case.forward, case.wrong, *inputs).verdict == "pass"
+    found = verify.search(case.forward, case.wrong, *inputs, make_inputs=case.make_inputs)
+    assert found.verdict == "fail", str(found)
+    right = verify.search(case.forward, case.right, *inputs, make_inputs=case.make_inputs)
+    assert right.verdict == "pass", str(right)
 
 
 def test_what_is_found_is_shrunk_and_can_be_pasted():

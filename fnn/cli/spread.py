@@ -51,8 +51,8 @@ class Spread(click.Command):
         """The command's parameters, and `OPTIONS`.
 
         >>> command = Spread("name", callback=lambda: None)
-        >>> [option.name for option in command.get_params(click.Context(command))]
-        ['devices', 'coordinator', 'processes', 'process', 'help']
+        >>> [option.name for option in command.get_params(click.Context(command))][:4]
+        ['devices', 'coordinator', 'processes', 'process']
         """
         own = super().get_params(ctx)
         return [*own[:-1], *OPTIONS, *own[-1:]]

@@ -23,8 +23,8 @@ from fnn.parallel import processes
 LINES, FIRST = 25, 5
 """The most epochs that are printed, of which the first ones without a gap."""
 
-# The defaults of --hidden to --weight-decay did best over 24 public tables of 178 to 10,000 rows,
-# five seeds each (see `benchmarks.tables`); all others that were tried are worse on one of them:
+# The defaults of --hidden to --weight-decay did best over 23 public tables of 178 to 10,000 rows,
+# five seeds each (see benchmarks/README.md); what was tried beside them is worse on one of these:
 #   hidden 256       two layers of 64 overfit small tables, one of 128 is slower to learn
 #   epochs 100       tables of 10,000 rows still learn after 60; small ones no longer overfit
 #   weight decay     0 overfits noise (diabetes, wages), with 0.03 bike hires are learned too little

@@ -98,8 +98,8 @@ def from_first(values: Sequence[np.ndarray]) -> list[np.ndarray]:
 def everywhere(tree: Any, mesh: Mesh) -> Any:
     """The arrays, the same in every process, as arrays that are whole on each device of the mesh.
 
-    >>> everywhere(np.ones(2), jax.make_mesh((1,), ("data",))).sharding.spec
-    PartitionSpec()
+    >>> everywhere(np.ones(2), jax.make_mesh((1,), ("data",))).is_fully_replicated
+    True
     """
     whole = NamedSharding(automatic(mesh), PartitionSpec())
 
@@ -115,6 +115,6 @@ def here(tree: Any) -> Any:
 
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> here(everywhere(np.ones(2), mesh))
-    Array([1., 1.], dtype=float64)
+    Array([1., 1.], dtype=float32)
     """
     return jax.tree.map(lambda a: a.addressable_data(0), tree)

@@ -70,7 +70,7 @@ def _evaluate(
         else:
             results = equation.primitive.bind(*operands, **equation.params)
             results = results if equation.primitive.multiple_results else [results]
-        if equation.primitive.name in ARITHMETIC:
+        if equation.primitive.name in ARITHMETIC and all(map(differentiable, results)):
             results = moved(Inputs(list(results), [], []), u, random).theta
         values.update(zip(equation.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]

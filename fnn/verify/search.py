@@ -22,7 +22,7 @@ PLAIN = 1e-6
 """The float64 error that counts here. At extreme inputs right rules may lose many digits."""
 TRIES = 60
 """How many simpler inputs are tried before shrinking ends."""
-SIZES = (1, 2, 3, 5, 7, 13, 33, 130)
+SIZES = (1, 3, 7, 33, 130)
 """Sizes to try: one, small ones, and such as no block divides."""
 
 
@@ -122,6 +122,7 @@ def probes(params: Params, x: Any, key: Array) -> Iterator[Probe]:
     masks: dict[str, Callable[[Array], Array]] = {
         "empty masks": jnp.zeros_like,
         "full masks": jnp.ones_like,
+        "every other entry of the masks": lambda a: (jnp.arange(a.size) % 2 == 0).reshape(a.shape),
         "an empty row of the masks": lambda a: a.at[:1].set(False) if a.ndim else a,
     }
     inputs = (params, x)
@@ -137,8 +138,8 @@ def _sized(make_inputs: Callable[..., Any] | None, key: Array) -> Iterator[Probe
         return
     sizes = _sizes_of(make_inputs)
     wanted = [{**sizes, name: n} for name in sizes for n in SIZES]
-    wanted += [{name: SIZES[2 + i % 4] for i, name in enumerate(sizes)}]
-    wanted += [{name: SIZES[5 - i % 4] for i, name in enumerate(sizes)}]
+    wanted += [{name: SIZES[i % 3] for i, name in enumerate(sizes)}]
+    wanted += [{name: SIZES[2 - i % 3] for i, name in enumerate(sizes)}]
     for chosen in (sizes, *wanted):
         try:
             params, x = make_inputs(key, *chosen.values())
