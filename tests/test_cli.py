@@ -111,7 +111,7 @@ def test_the_seed_decides_everything(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["train", "iris", "--epohcs", "3"], "Did you mean '--epochs'?"),
+        (["train", "iris", "--epohcs", "3"], "'--epochs'"),
         (["train", "iris", "--hidden", "8,x"], "'8,x' is not a list of widths"),
         (["train", "iris", "--hidden", "0"], "'0' is not a list of widths"),
         (["train", "iris", "--learning-rate", "nan"], "'nan' is not a number above 0"),
@@ -157,7 +157,7 @@ def test_help_gives_every_default():
         "out",
     ):
         assert f"--{option}" in text
-    for default in ("256", "relu", "adamw", "0.001", "0.01", "32", "100", "runs/SOURCE"):
+    for default in ("256; 16,32 of cnn", "relu", "adamw", "0.001", "0.01", "32", "100", "runs/SOURCE"):
         assert f"default: {default}" in text or f"({default})" in text, default
 
 
