@@ -163,3 +163,14 @@ def test_a_column_without_a_name_may_be_blank_in_a_part(tmp_path):
     whole = data.inputs(path, encoding)
     parts = list(data.parts(path, encoding, size=20))
     np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_a_part_may_begin_with_a_blank_line(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("a,b,y\n" + "".join(f"{i}.5,{i % 7}.25,{i / 3}\n" for i in range(20)))
+    encoding = Encoding.of(data.load(path))
+    path.write_text("a,b\n" + "1.5,2.5\n\n  \n" * 20 + "x,1.5\n")
+    with pytest.raises(DataError, match="line 62, column 1 'a': 'x' is not a number"):
+        list(data.parts(path, encoding, size=1))
+    path.write_text("a,b\n" + "1.5,2.5\n\n  \n" * 20)
+    assert [len(part) for part in data.parts(path, encoding, size=1)] == [1] * 20

@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import itertools
+import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,6 +245,11 @@ def _of_text(
     notes = tuple(_notes(found, separator, header))
     lines, none = found.lines, True
     for content in _in_rows(path, file, start[found.skip :], found, size):
+        # Polars takes the number of columns from the first line.
+        blank = re.match(b"( *\r?\n)*" if found.end == "\n" else b"( *\r)*", content)
+        above = blank.group() if blank else b""
+        lines += above.count(found.end.encode())
+        content = content[len(above) :]
         frame, place = _parsed(path, content, found._replace(lines=lines), text)
         lines += content.count(found.end.encode())
         if len(frame):
