@@ -46,7 +46,7 @@ def copy_to(axis: str) -> Layer:
     """
 
     def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
-        if is_mapped("copy_to", axis):
+        if is_mapped("copy_to", axis) and jax.lax.axis_size(axis) > 1:
             x = jax.tree.map(lambda a: cast(a, frozenset({axis})), x)
         return x, ()
 
