@@ -161,7 +161,7 @@ def _restored(path: str | Path, like: Params, described: dict[str, Any], read: R
             for name, node in nodes.items()
             if not isinstance(node, Container)
         ]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return jax.tree.unflatten(jax.tree.structure(like), restored)
 

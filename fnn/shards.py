@@ -22,6 +22,7 @@ import errno
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ with extras.needs("data"):
     import safetensors.numpy
 
 INDEX = "model.safetensors.index.json"
-FILES = "model-*-of-*.safetensors"
+NAME = re.compile(r"model-\d{5}-of-\d{5}-[0-9a-f]{16}\.safetensors")
+"""The names of fnn's files; other libraries' have no digest."""
 BLOCK = 2**22
 """Bytes of a tensor that have one digest."""
 LIMIT = 2**30
@@ -78,6 +80,7 @@ def write(folder: Path, leaves: dict[str, Any], described: dict[str, Any]) -> No
         raise ValueError("checkpoint: a slice of one array has the name of another")
 
     def write_own() -> bytes:
+        _check_free(folder)
         arrays = {
             _key(name, ranges, shapes[name]): array
             for name, leaf in leaves.items()
@@ -107,8 +110,9 @@ def write(folder: Path, leaves: dict[str, Any], described: dict[str, Any]) -> No
         }
         text = json.dumps(index, indent=1).encode()
         atomic.write(folder / INDEX, text.replace(BLANK.encode(), _digest(text), 1))
-        for path in (*folder.glob(FILES), *folder.glob(f".*{atomic.UNFINISHED}")):
-            if path.name not in sizes:
+        for path in folder.iterdir():
+            old = NAME.fullmatch(path.name) and path.name not in sizes
+            if old or (path.name.startswith(".") and path.name.endswith(atomic.UNFINISHED)):
                 path.unlink(missing_ok=True)
         return b""
 
@@ -117,6 +121,18 @@ def write(folder: Path, leaves: dict[str, Any], described: dict[str, Any]) -> No
 
     written = _together(folder, write_own)
     _together(folder, write_index)
+
+
+def _check_free(folder: Path) -> None:
+    """Raise FileExistsError where the folder has the index of another library's files."""
+    try:
+        with open(folder / INDEX, "rb") as file:
+            index = json.loads(file.read(LIMIT))
+        foreign = "fnn" not in index.get("metadata", {})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # none, or damaged
+        return
+    if foreign:
+        raise FileExistsError(errno.EEXIST, "the index of another library's files", str(folder))
 
 
 class Folder:
@@ -141,6 +157,9 @@ class Folder:
             self.described = index["metadata"]["fnn"]
             claimed = self.described["sha256"].encode("ascii")
             self._weight_map = index["weight_map"]
+            held = [self.described[key] for key in ("tree", "keys", "metadata", "files", "slices")]
+            if not all(isinstance(entry, dict) for entry in (*held, self._weight_map)):
+                raise TypeError("an entry of another type")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{INDEX}: not an index of fnn, or damaged") from error
         if len(claimed) != 64 or _digest(self._text.replace(claimed, BLANK.encode(), 1)) != claimed:
@@ -180,11 +199,15 @@ class Folder:
         """
         wanted = _ranges(index, shape)
         part = np.empty([stop - start for start, stop in wanted], dtype)
-        found = 0
+        taken: list[list[tuple[int, int]]] = []
         for ranges in self.described["slices"].get(name, [_whole(shape)]):
             common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(ranges, wanted, strict=True)]
             if any(start >= stop for start, stop in common):
                 continue
+            for other in taken:
+                if all(a < d and c < b for (a, b), (c, d) in zip(common, other, strict=True)):
+                    raise ValueError(f"{name}: two of its slices overlap")
+            taken.append(common)
             key = _key(name, ranges, shape)
             file = self._file(str(self._weight_map[key]))
             inside = [(a - c, b - c) for (a, b), (c, _) in zip(common, ranges, strict=True)]
@@ -192,12 +215,14 @@ class Folder:
                 slice(a - c, b - c) for (a, b), (c, _) in zip(common, wanted, strict=True)
             )
             part[there] = file.read(key, dtype, [b - a for a, b in ranges], inside)
-            found += part[there].size
+        found = sum(math.prod(b - a for a, b in common) for common in taken)
         if found != part.size:
             raise ValueError(f"{name}: the files have {found} of {part.size} entries")
         return part
 
     def _file(self, name: str) -> "_File":
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name} is no name of a file of shards")
         if name not in self._files:
             digest, size = self.described["files"][name]
             self._files[name] = _File(self.path / name, digest, size)
@@ -218,8 +243,11 @@ class _File:
         start = self.content[: self.end].tobytes()
         if hashlib.sha256(start).hexdigest() != digest:
             raise ValueError(f"{self.name}: damaged: its header does not match its SHA-256")
-        self.header = json.loads(start[8:])
-        self.blocks = json.loads(self.header["__metadata__"]["fnn"])["blocks"]
+        try:
+            self.header = json.loads(start[8:])
+            self.blocks = json.loads(self.header["__metadata__"]["fnn"])["blocks"]
+        except (KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{self.name}: not a file of fnn's shards") from error
         self.verified: set[tuple[str, int]] = set()
 
     def read(

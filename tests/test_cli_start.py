@@ -125,7 +125,7 @@ def test_ctrl_c_while_importing_is_one_line(library, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Aborted!\n")
 
 
-def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost():
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost(monkeypatch):
     """Python prints an exception that such a callback raises, and JAX has one."""
 
     def interrupt(phase, info):
@@ -133,6 +133,7 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost():
             os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signals.end_at_once()
     signals.end_by_exception()

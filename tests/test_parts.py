@@ -162,3 +162,13 @@ def test_predictions_in_parts(tmp_path, monkeypatch):
         assert "b.csv: line 92, column 2 'a': 'soon' is not a number" in failed.stderr
         assert (tmp_path / name).read_bytes() == before
     assert not list(tmp_path.glob("*fnn-tmp"))
+
+
+def test_a_column_without_a_name_may_be_blank_in_a_part(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("a,,y\n" + "".join(f"{i}.5,{i % 3 / 2},{i / 3}\n" for i in range(20)))
+    encoding = Encoding.of(data.load(path))
+    path.write_text("a,\n" + "1.5,\n" * 20 + "1.5,0.5\n" * 20)
+    whole = data.inputs(path, encoding)
+    parts = list(data.parts(path, encoding, size=20))
+    np.testing.assert_array_equal(np.concatenate(parts), whole)

@@ -324,7 +324,7 @@ def test_many_examples_are_predicted_in_chunks(tmp_path, monkeypatch):
     np.save(source, examples.train.x)
     assert command("predict", tmp_path, source, "--out", tmp_path / "a.csv").exit_code == 0
     monkeypatch.setattr(runs, "CHUNK", 100)
-    assert [len(piece) for piece in runs.predictions(run, examples.train.x)] == [100] * 3 + [53]
+    assert [len(piece) for piece in runs.predictions(run, [examples.train.x])] == [100] * 3 + [53]
     np.testing.assert_allclose(runs.predict(run, examples.train.x), whole, rtol=1e-5)
     assert command("predict", tmp_path, source, "--out", tmp_path / "b.csv").exit_code == 0
     a, b = ((tmp_path / name).read_text().splitlines() for name in ("a.csv", "b.csv"))

@@ -2,6 +2,7 @@
 not?"""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,11 +40,11 @@ TYPES: list[Any] = [lambda v: v, float, np.float16, np.float32, np.float64, np.a
 TYPES += [jnp.bfloat16, np.int8, np.uint8, np.int64, np.uint64, jnp.int32]
 
 
-def calls(wanted: int) -> dict[str, int]:
+def calls(folder: Path, wanted: int, seed: int) -> dict[str, int]:
     """Each refusal is a TypeError or a ValueError of one line; nothing that is not finite, not
     even NaN as a NumPy scalar, and no truth value gets through."""
-    rng = random.Random(0)
-    counts = {"accepted": 0, "refused": 0}
+    rng = random.Random(seed)
+    counts = {"inputs": wanted, "accepted": 0, "refused": 0}
     for _ in range(wanted):
         name, value = rng.choice(list(CALLS)), rng.choice(EDGES + OTHERS)
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -64,5 +65,4 @@ def calls(wanted: int) -> dict[str, int]:
             continue
         assert len(message.splitlines()) == 1, f"{name}({value!r}): {message!r}"
         counts["refused"] += 1
-    print(f"calls    {counts['refused']} refused, {counts['accepted']} made")
     return counts

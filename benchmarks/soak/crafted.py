@@ -18,9 +18,9 @@ WORDS: list[Any] = [None, True, 0, -1, 1, 2**31, 2**80, 10**11, 0.5, float("nan"
 WORDS += [[], [1], [10**11], ["a", "a", "a"], {}, {"a": 1}, [[1]], [{}], "1" * 300, [0.5, 2]]
 
 
-def crafted(folder: Path, wanted: int) -> dict[str, int]:
+def crafted(folder: Path, wanted: int, seed: int) -> dict[str, int]:
     """A run's metadata with one to three entries replaced, and in some its arrays."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     run, examples = runs.prepare("iris", runs.Settings((4,), "tanh", "sgd", 0.1, 32, 1, seed=0))
     run = runs.train(run, examples, lambda newest: None)
     runs.save(folder, run)
@@ -28,7 +28,7 @@ def crafted(folder: Path, wanted: int) -> dict[str, int]:
     good, tree = checkpoint.read_metadata(path), runs._tree(run)
     arrays, form = jax.tree.flatten(tree)
     leaves = [np.asarray(a) for a in arrays]
-    counts = {"refused": 0, "sound": 0}
+    counts = {"inputs": wanted, "refused": 0, "sound": 0}
     for _ in range(wanted):
         metadata = good | {"settings": dict(good["settings"])}
         for _ in range(rng.randrange(1, 4)):
@@ -39,7 +39,8 @@ def crafted(folder: Path, wanted: int) -> dict[str, int]:
             if not isinstance(metadata["settings"], dict):
                 break
         factor = rng.choice([1, 1, np.nan, np.inf])
-        scaled = [np.asarray(a if factor == 1 else a * 0 + factor, a.dtype) for a in leaves]
+        with np.errstate(invalid="ignore"):
+            scaled = [np.asarray(a if factor == 1 else a * 0 + factor, a.dtype) for a in leaves]
         checkpoint.save(path, jax.tree.unflatten(form, scaled), metadata)
         try:
             with np.errstate(all="ignore"):
@@ -53,5 +54,4 @@ def crafted(folder: Path, wanted: int) -> dict[str, int]:
             counts["refused"] += 1
             continue
         counts["sound"] += 1
-    print(f"crafted  {wanted} run files: {counts['refused']} refused, {counts['sound']} sound")
     return counts

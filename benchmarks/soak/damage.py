@@ -7,7 +7,7 @@ from fnn import checkpoint
 from fnn.cli import runs
 
 
-def damage(folder: Path, each: int) -> dict[str, int]:
+def damage(folder: Path, each: int, seed: int) -> dict[str, int]:
     """A run's file with one bit flipped, or cut, or continued, or a piece of it changed."""
     settings = runs.Settings((4,), "tanh", "adam", 0.01, 32, 1, seed=0)
     trained, examples = runs.prepare("iris", settings)
@@ -15,7 +15,7 @@ def damage(folder: Path, each: int) -> dict[str, int]:
     runs.save(folder, trained)
     path = folder / runs.FILE
     whole = path.read_bytes()
-    rng = random.Random(0)
+    rng = random.Random(seed)
 
     def refused(changed: bytes) -> bool:
         path.write_bytes(changed)
@@ -40,17 +40,14 @@ def damage(folder: Path, each: int) -> dict[str, int]:
     bits = bits if len(bits) <= each else rng.sample(bits, each)
     cuts = range(len(whole)) if len(whole) <= each else rng.sample(range(len(whole)), each)
     counts = {
+        "inputs": 0,
         "bits": sum(refused(flipped(bit)) for bit in bits),
         "cuts": sum(refused(whole[:length]) for length in cuts),
-        "continued": sum(refused(whole + rng.randbytes(i % 40 + 1)) for i in range(each // 10)),
-        "pieces": sum(refused(piece()) for _ in range(each // 10)),
+        "continued": sum(refused(whole + rng.randbytes(i % 40 + 1)) for i in range(each)),
+        "pieces": sum(refused(piece()) for _ in range(each)),
     }
     assert counts["bits"] == len(bits)
     assert counts["cuts"] == len(cuts)
-    assert counts["continued"] == counts["pieces"] == each // 10
+    assert counts["continued"] == counts["pieces"] == each
     assert not refused(whole)
-    print(
-        f"damage   all refused: {counts['bits']} of {8 * len(whole)} single bits flipped, "
-        f"{counts['cuts']} cuts, {counts['continued']} continued, {counts['pieces']} pieces changed"
-    )
-    return {"file_bytes": len(whole), **counts}
+    return counts | {"inputs": sum(counts.values())}

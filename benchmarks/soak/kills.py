@@ -3,57 +3,44 @@ stopped?"""
 
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
+import sklearn.datasets
+import sklearn.metrics  # noqa: F401
+
+from benchmarks.soak import forked
 from fnn.atomic import UNFINISHED
 from fnn.cli import runs
 
 
-def kills(folder: Path, wanted: int) -> dict[str, Any]:
+def kills(folder: Path, wanted: int, seed: int) -> dict[str, int]:
     """Runs killed again and again until they are done, each compared with one in one go."""
-    rng = random.Random(0)
-    command = [sys.executable, "-um", "fnn", "train", "iris", "--hidden", "8", "--epochs", "400"]
-
-    def contents(out: Path) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in out.iterdir()}
-
-    subprocess.run([*command, "--out", folder / "whole"], check=True, capture_output=True)
-    whole = contents(folder / "whole")
-    killed, while_writing, before_first, compared = 0, 0, 0, 0
-    while killed < wanted or compared == 0:
-        out = folder / f"killed-{compared}"
-        args = [*command, "--save-every", "0", "--resume", "--out", str(out)]
-        epochs_to_live = rng.choice([0, rng.randrange(1, 60)])
-        with subprocess.Popen(args, stdout=-1, stderr=-3, text=True) as child:
-            for line in child.stdout:
-                epochs_to_live -= line.startswith("epoch")
-                early = line.startswith("gradient")
-                if killed < wanted and epochs_to_live == 0 and (early or line.startswith("epoch")):
-                    time.sleep(rng.uniform(0, 2 if early else 0.02))
-                    child.kill()
-                    break
-        if child.returncode == 0:
-            assert contents(out) == whole, "a run that was killed and resumed ended otherwise"
-            compared += 1
+    rng = random.Random(seed)
+    forked.compiled_once(folder.parent / "compiled")
+    train = ["train", "iris", "--hidden", "8", "--epochs", "60", "--save-every", "0"]
+    log = folder / "log"
+    forked.done(forked.command(*train, "--out", folder / "whole"), log)
+    began = time.monotonic()
+    forked.done(forked.command(*train, "--out", folder / "0"), log)
+    longest = time.monotonic() - began
+    whole = {path.name: path.read_bytes() for path in (folder / "whole").iterdir()}
+    counts = dict.fromkeys(["kills", "before_first_save", "while_writing", "same_bytes"], 0)
+    out = folder / "1"
+    while counts["kills"] < wanted or counts["same_bytes"] == 0:
+        child = forked.started(forked.command(*train, "--resume", "--out", out), log)
+        early = rng.choice([0, longest / 2]) if counts["kills"] < wanted else 60
+        time.sleep(rng.uniform(early, max(early, longest)))
+        code = forked.killed(child)
+        if code == -signal.SIGKILL:
+            counts["kills"] += 1
+            there = list(out.iterdir()) if out.exists() else []
+            counts["while_writing"] += any(path.name.endswith(UNFINISHED) for path in there)
+            counts["before_first_save"] += not (out / runs.FILE).exists()
             continue
-        assert child.returncode == -signal.SIGKILL, f"exit code {child.returncode}"
-        killed += 1
-        while_writing += any(out.glob(f"*{UNFINISHED}")) if out.exists() else 0
-        if (out / runs.FILE).exists():
-            runs.load(out)
-        else:
-            before_first += 1
-    print(
-        f"kills    {killed} survived, {before_first} of them before the first save and "
-        f"{while_writing} in the middle of a write; {compared} runs ended in the same bytes"
-    )
-    return {
-        "kills": killed,
-        "before_first_save": before_first,
-        "while_writing": while_writing,
-        "compared": compared,
-    }
+        assert code == 0, f"exit code {code}: {log.read_text()[-2000:]}"
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+        counts["same_bytes"] += 1
+        out = folder / str(counts["same_bytes"] + 1)
+    assert "Traceback" not in log.read_text()
+    return counts

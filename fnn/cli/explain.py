@@ -33,6 +33,7 @@ def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Pa
     """
     trained = runs.load(run)
     picture = out or run / PICTURE
+    runs.check_apart(picture, *source, run / runs.FILE)
     plots.make_room(picture)
     examples, which = runs.held_out(trained, runs.read(trained, source))
     click.echo(f"data      {' '.join(source)}: {which}")

@@ -26,6 +26,7 @@ def export(run: Path, file: Path) -> None:
     returns what `fnn predict` writes: each class's probability, or the values in their units.
     What stands for a text, a date or a blank is said.
     """
+    runs.check_apart(file, run / runs.FILE)
     trained = runs.load(run)
     d_in = trained.inputs.d_in
     example = jax.ShapeDtypeStruct((1, d_in), jnp.float32)

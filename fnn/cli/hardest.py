@@ -36,6 +36,7 @@ def hardest(
     order of SOURCE. Square images are drawn, other examples are printed.
     """
     out = out or runs.folder(source) / "hardest.png"
+    runs.check_apart(out, source)
     plots.make_room(out)
     settings = runs.Settings((128,), "relu", "adam", 1e-3, 32, epochs, seed, target=target)
     run, examples = runs.prepare(source, settings)

@@ -29,6 +29,7 @@ def noise_scale(source: str, target: str | None, epochs: int, seed: int, out: Pa
     measured on all training examples after each epoch of Adam in batches of 32.
     """
     out = out or runs.folder(source) / "noise_scale.png"
+    runs.check_apart(out, source)
     plots.make_room(out)
     settings = runs.Settings((128,), "relu", "adam", 1e-3, 32, epochs, seed, target=target)
     run, examples = runs.prepare(source, settings)

@@ -39,6 +39,8 @@ def predict(run: Path, source: str, out: Path | None) -> None:
     than the memory: it is read, predicted and written in parts. Where a later part has a fault,
     standard output has the rows before it, and FILE is as it was.
     """
+    if out is not None:
+        runs.check_apart(out, source, run / runs.FILE)
     trained = runs.load(run)
     unseen = None
 

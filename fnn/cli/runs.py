@@ -542,6 +542,16 @@ def save(folder: Path, run: Run) -> None:
     checkpoint.save(folder / FILE, _tree(run), metadata)
 
 
+def check_apart(out: Path, *read: str | Path) -> None:
+    """Raise DataError where a file that is about to be written is one of those that are read.
+
+    >>> check_apart(Path("no/such/file"), "iris")
+    """
+    for path in read:
+        if os.path.isfile(out) and os.path.isfile(path) and os.path.samefile(out, path):
+            raise DataError(f"{out}: the file is read, and would be replaced")
+
+
 def version(folder: Path) -> tuple[int, ...] | None:
     """What changes with each `save` to the folder; None where it holds no run.
 

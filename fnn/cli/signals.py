@@ -5,9 +5,9 @@ collector, may be replaced or only printed, and the program goes on.
 """
 
 import _thread
-import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +38,8 @@ def end_by_exception() -> None:
     False
     """
     if signal.getsignal(signal.SIGINT) is _end:
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = _raise_again
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -46,14 +47,12 @@ def _end(number: int, frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt; after a callback of the garbage collector, if it is in one."""
-    collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
-    while frame is not None and frame.f_code not in collecting:
-        frame = frame.f_back
-    if frame is None:
-        raise KeyboardInterrupt
-    threading.Timer(0.01, _thread.interrupt_main).start()
+def _raise_again(ignored: Any) -> None:
+    """Raise a KeyboardInterrupt that Python would only print a moment later again."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 @contextmanager

@@ -162,6 +162,12 @@ def train(
     )
     out = out or runs.folder(source[0])
     version = runs.version(out)
+    for name in (runs.FILE, report.HISTORY, report.PICTURE):
+        runs.check_apart(out / name, *source)
+        if version is None and not overwrite and (out / name).is_file():
+            raise click.ClickException(
+                f"{out / name} is of no run; --overwrite replaces it, --out chooses another folder"
+            )
     earlier = None if version is None or overwrite else _earlier(out)
     settings = given
     if resume and earlier is not None:

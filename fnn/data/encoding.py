@@ -19,6 +19,8 @@ ROWS = 20
 LARGEST = 1e150
 """The squares of numbers beyond this overflow."""
 YEAR, WEEK, HOURS = CYCLES = ("year", "week", "day")
+KNOWN = {DATE: CYCLES, TIME: (HOURS,)}
+"""The cycles of a kind of column."""
 ID = re.compile(
     r"(?i:unnamed.*|__index.*|index|idx|id|uuid|guid|no|nr|row|row.?(names?|ids?|numbers?))"
     r"|(?i:.*[_ ]id)|.*[a-z]I[dD]"
@@ -376,8 +378,10 @@ def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
         texts = (feature.name, feature.left_out, feature.form, *feature.cycles, *feature.values)
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a feature's text is of another type")
-        if feature.kind not in KINDS or not set(feature.cycles) <= set(CYCLES):
+        if feature.kind not in KINDS or not set(feature.cycles) <= set(KNOWN.get(feature.kind, ())):
             raise ValueError(f"unknown kind {feature.kind!r} or cycles of {feature.name!r}")
+        if feature.kind in (DATE, TIME) and not abs(feature.fill) < 2**31:
+            raise ValueError(f"the median of {feature.name!r} is no date")
         if feature.form not in (*FORMS, *MOMENTS, *TIMES):
             raise ValueError(f"{feature.name!r} is written {feature.form!r}")
         if not math.isfinite(feature.fill):
@@ -448,8 +452,7 @@ def _counts_rows(name: str, cells: np.ndarray, n: int, at: int) -> bool:
 
 def _cycles(kind: str, cells: np.ndarray) -> tuple[str, ...]:
     """The cycles in which the dates, or the times of day, take more than one place."""
-    known = {DATE: CYCLES, TIME: (HOURS,)}.get(kind, ())
-    return tuple(cycle for cycle in known if np.ptp(_place(cells, cycle)) > 1e-9)
+    return tuple(cycle for cycle in KNOWN.get(kind, ()) if np.ptp(_place(cells, cycle)) > 1e-9)
 
 
 def _place(days: np.ndarray, cycle: str) -> np.ndarray:

@@ -405,6 +405,8 @@ def _named(table: Table, reading: Reading, only: Collection[str]) -> Table:
             raise DataError(f"{table.name}: no column is called {name!r}; {hint}")
     n = len(table.frame)
     nameless = [i for i, name in enumerate(names) if not name]
+    if any(only):  # found by their names, in each part alike
+        nameless = []
     empty = {i for i in nameless if table.frame[:, i].null_count() == n}
     table = table.without(empty | {i for i, name in enumerate(names) if name in reading.drop})
     places = table.frame.columns

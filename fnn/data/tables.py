@@ -9,6 +9,7 @@ import gzip
 import io
 import itertools
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -155,7 +156,8 @@ def parts(
     with readers.opened(path) as file, explained(path):
         start = file.read(PIECE)
         if start.startswith((b"PAR1", b"ARROW1")):
-            yield from _stored(path, file, start, size)
+            with _without_panic(path):
+                yield from _stored(path, file, start, size)
         else:
             yield from _of_text(path, file, start, separator, header, text, size)
 
@@ -202,6 +204,17 @@ def _stored(path: Path, file: IO[bytes], start: bytes, size: int) -> Iterator[Ta
             if plain and _version(path) != before:
                 raise DataError(f"{path}: another process has changed the file while it was read")
         yield _of_frame(str(path), frame, at)
+
+
+@contextmanager
+def _without_panic(path: Path) -> Iterator[None]:
+    """A panic of Polars' Rust code, which is no Exception, becomes a DataError."""
+    import polars
+
+    try:
+        yield
+    except polars.exceptions.PanicException as error:
+        raise DataError(f"{path}: can't be read, damaged: {str(error).splitlines()[0]}") from None
 
 
 def _version(path: Path) -> tuple[int, ...]:

@@ -67,7 +67,7 @@ def text(table: Table, at: int) -> "polars.Series":
     cells = table.frame.to_series(at)
     if cells.dtype == polars.Boolean:
         cells = cells.cast(polars.Int8).replace_strict([0, 1], ["False", "True"])
-    if cells.dtype.is_nested() or cells.dtype in (polars.Binary, polars.Object):
+    if cells.dtype.is_nested() or cells.dtype in (polars.Binary, polars.Object, polars.Duration):
         raise DataError(
             f"{table.where(at)}: expected numbers or text, got {cells.dtype}; {other(table.names)}"
         )
