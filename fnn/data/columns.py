@@ -214,7 +214,7 @@ def _dated(text: "polars.Series") -> tuple[Column, np.ndarray] | None:
 
 
 def _in_form(text: "polars.Series", kind: str, form: str) -> "polars.Series":
-    """Text in this form as points in time in UTC, or as times of day; null where it is in another."""
+    """Text in this form as points in time in UTC, or as times of day; null where it is another."""
     import polars
 
     if kind == TIME:
