@@ -435,7 +435,8 @@ def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
     """The examples that may measure the run, aligned, of `examples` as they were read, and a word
     which they are.
 
-    If the run was trained on this data, or if the data has a test part, that is the test part.
+    If the run was trained on this data, or if the data has a test part, that is the test part; the
+    word says how many of it are equal to ones that the run was trained on.
     Otherwise it is the examples that are equal to none that the run was trained on; all of them
     where each is equal to one, or where the run keeps no digests.
 
@@ -448,7 +449,9 @@ def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
     """
     if examples.test is not None or _digest(examples) == run.digest:
         test = aligned(run, data.split(examples, HELD_OUT, run.settings.seed)[1])
-        return test, f"the held-out {len(test.x)} examples"
+        again = int(np.isin(digests(test), run.seen).sum())
+        twice = f", {again} of them equal to ones trained on" if again else ""
+        return test, f"the held-out {len(test.x)} examples{twice}"
     examples, n = aligned(run, examples), len(examples.x)
     if not len(run.seen):
         return examples, f"all {n} examples, some of which may have been trained on"
