@@ -248,7 +248,7 @@ def test_held_out_examples_that_were_trained_on_too_are_said(tmp_path):
     again = int(np.isin(parts.test.y, parts.train.y).sum())
     assert 0 < again < 12
     said = runs.held_out(run, data.load(tmp_path / "twice.csv"))[1]
-    assert said == f"the held-out 12 examples, {again} of them equal to ones trained on"
+    assert said == f"the held-out 12 examples, {again} of them also trained on"
 
 
 def test_evaluate_counts_no_example_that_was_trained_on(csv_run):
