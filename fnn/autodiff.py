@@ -25,7 +25,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from fnn.base import Array, Layer, Params, Residuals, check_layer
-from fnn.parallel.axes import varying
+from fnn.parallel.axes import cast, varying
 
 Linear = Callable[[list[Any], list[Any]], list[Array]]
 """f(residuals, arrays) -> arrays, linear in the second argument; all flat."""
@@ -71,15 +71,9 @@ def _pushed(
     outputs, form_of_y = jax.tree.flatten(y)
     smooth = [i for i, a in enumerate(outputs) if _is_floating(a)]
     like = tuple(jax.typeof(outputs[i]) for i in smooth)
-    axes = frozenset[str]().union(*map(varying, outputs))
     none = [np.zeros(a.shape, jax.dtypes.float0) for a in outputs]
 
-    def cast(a: Array) -> Array:
-        """As one value per device of the axes along which y has one, inside `jax.shard_map`."""
-        missing = axes - varying(a)
-        return jax.lax.pcast(a, tuple(missing), to="varying") if missing else a
-
-    def pull(known: list[Any], cotangents: list[Any]) -> list[Array]:
+    def gradients(known: list[Any], cotangents: list[Any]) -> list[Array]:
         params, residuals = jax.tree.unflatten(form, known)
         dy = list(none)
         for i, cotangent in zip(smooth, cotangents, strict=True):
@@ -87,7 +81,17 @@ def _pushed(
         grads = layer.backward(params, residuals, jax.tree.unflatten(form_of_y, dy))
         grads = jax.tree.broadcast(tuple(grads), primals, is_leaf=_is_none)
         found = jax.tree.leaves(grads, is_leaf=_is_none)
-        return [cast(_checked(*inputs[i], found[i])) for i in moving]
+        return [_checked(*inputs[i], found[i]) for i in moving]
+
+    # A gradient that is one device's is summed over the devices by autodiff, which transposes the
+    # cast of its tangent. One that backward has summed itself is not: its tangent stays as it is.
+    axes = [varying(inputs[i][1]) for i in moving]
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        of_gradients = _axes_of(gradients, known, like)
+        axes = [a | b for a, b in zip(axes, of_gradients, strict=True)]
+
+    def pull(known: list[Any], cotangents: list[Any]) -> list[Array]:
+        return list(map(cast, gradients(known, cotangents), axes))
 
     def push(known: list[Any], tangents: list[Any]) -> list[Array]:
         (dy,) = jax.linear_transpose(lambda dy: pull(known, dy), list(like))(tangents)
@@ -96,7 +100,7 @@ def _pushed(
     given = jax.tree.leaves(tangents)
     pushed = _tangent.bind(
         *known,
-        *(cast(given[i]) for i in moving),
+        *map(cast, [given[i] for i in moving], axes),
         push=push,
         pull=pull,
         n=len(known),
@@ -106,6 +110,18 @@ def _pushed(
     for i, tangent in zip(smooth, pushed, strict=True):
         dy[i] = tangent
     return jax.tree.unflatten(form_of_y, dy)
+
+
+def _axes_of(gradients: Linear, known: list[Any], like: tuple[Any, ...]) -> list[frozenset[str]]:
+    """The mapped axes along which each gradient varies."""
+    found: list[frozenset[str]] = []
+
+    def traced(known: list[Any], cotangents: list[Any]) -> tuple[()]:
+        found.extend(map(varying, gradients(known, cotangents)))
+        return ()
+
+    jax.eval_shape(traced, known, list(like))
+    return found
 
 
 def _is_floating(a: Any) -> bool:

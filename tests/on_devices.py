@@ -3,6 +3,8 @@
 By hand: FNN_TEST_DEVICES=8 python -m pytest -n 0 tests/on_devices.py
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -396,12 +398,90 @@ def test_memory_per_device():
     assert temporary < copies / 2
 
 
+def loss_of(apply):
+    def loss(params, x, y):
+        return -jnp.take_along_axis(jax.nn.log_softmax(apply(params, x)), y[:, None], 1).mean()
+
+    return loss
+
+
+def test_autodiff_of_a_parallel_layer_sums_over_the_devices_once():
+    """Both modes, by params that are cut, whole, and whole as the devices don't divide them."""
+    params, x, y = MLP.init(KEY), X[:40], Y[:40]
+    plain = jax.jit(jax.value_and_grad(loss_of(lambda p, x: MLP.forward(p, x)[0])))
+    expected, gradient = plain(params, x, y)
+    slope = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, params)))
+    for layer in (replicated(MLP, "data"), fully_sharded(MLP, "data")):
+        loss = loss_of(fnn.differentiable(layer))
+        specs = parallel.specs(layer.init, DATA)
+
+        def program(params, x, y, loss=loss):
+            mean = lambda p: jax.lax.pmean(loss(p, x, y), "data")
+            return *jax.value_and_grad(mean)(params), jax.jvp(mean, (params,), (params,))[1]
+
+        run = shard_mapped(program, DATA, (specs, P("data"), P("data")), (P(), specs, P()))
+        assert difference(run(params, x, y), (expected, gradient, slope)) < 1e-6
+
+
+def test_autodiff_of_copy_to_and_sum_over():
+    """A perceptron written in plain JAX between the two."""
+    network = fnn.mlp((16, 32, 10))
+    layer = parallel.mlp((16, 32, 10), "model")
+    copy, add = (fnn.differentiable(f("model")) for f in (copy_to, sum_over))
+
+    def cut(params, x):
+        hidden, _, out, _ = params
+        h = jnp.tanh(copy((), x) @ hidden["W"].T + hidden["b"])
+        return add((), h @ out["W"].T) + out["b"]
+
+    def whole(params, x):
+        hidden, _, out, _ = params
+        return jnp.tanh(x @ hidden["W"].T + hidden["b"]) @ out["W"].T + out["b"]
+
+    specs, params = parallel.specs(layer.init, BOTH), network.init(KEY)
+    gradient = lambda apply: jax.grad(loss_of(apply), (0, 1))
+    run = shard_mapped(gradient(cut), BOTH, (specs, P(), P()), (specs, P()))
+    expected = jax.jit(gradient(whole))(params, X[:40], Y[:40])
+    assert difference(run(params, X[:40], Y[:40]), expected) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "wrapped"),
+    [
+        ("replicated", replicated(DENSE, "data")),
+        ("fully_sharded", fully_sharded(DENSE, "data")),
+        ("sharded", sharded(lambda n: fnn.dense(16, 16 // n), "data")),
+    ],
+)
+def test_gradients_are_refused_where_nothing_says_what_varies(name, wrapped):
+    specs = parallel.specs(wrapped.init, DATA)
+    gradient = fnn.value_and_grad(wrapped, fnn.mse)
+    run = jax.shard_map(
+        lambda p, x: gradient(p, x, wrapped.forward(p, x)[0])[1],
+        mesh=DATA, in_specs=(specs, P("data")), out_specs=specs, check_vma=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f"^{name}: expected jax.shard_map with check_vma=True"):
+        jax.eval_shape(run, wrapped.init(KEY), X[:40])
+
+
+def test_a_width_that_the_devices_do_not_divide_is_named():
+    for make, named in (
+        (lambda: parallel.mlp((16, 31, 10), "model"), "column_dense(16, 31)"),
+        (lambda: parallel.row_dense(31, 10, "model"), "row_dense(31, 10)"),
+    ):
+        message = re.escape(f"{named}: expected a width that 2 devices of 'model' divide, got 31")
+        with pytest.raises(ValueError, match=message):
+            parallel.specs(make().init, BOTH)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("wrap", [replicated, fully_sharded])
 def test_every_layer_of_the_catalogue(wrap):
     """Its gradient on 8 devices with 7 examples each is that of all 56 on one."""
     for name, (plain, x) in catalog.LAYERS.items():
         if name.endswith(", training"):  # draws, and normalises, on each device by itself
+            continue
+        if name.startswith("parallel."):  # wants an axis of its own
             continue
         x = jax.tree.map(lambda a: np.concatenate([np.roll(a, i, 0) for i in range(8)]), x)
         params, layer = plain.init(KEY), wrap(plain, "data")

@@ -216,6 +216,8 @@ def test_functions_that_are_no_layers_are_refused():
         (lambda: fnn.from_single(draw, mlp, -1), ValueError, "ndim of at least 0, got -1"),
         (lambda: FUNCTION.forward({"a": 1}, X), TypeError, r"params\['a'\] is 1"),
         (lambda: fnn.from_equinox(3), TypeError, "expected module to be a function"),
+        (lambda: fnn.from_equinox(dict), TypeError, "expected a module, got its class dict"),
+        (lambda: fnn.from_optax(fnn.sgd(0.1)), TypeError, "from_optax: .*, got an Optimizer of"),
         (lambda: fnn.from_flax(3, X), TypeError, "expected init and apply, got int"),
     ]:
         with pytest.raises(error, match=message):
@@ -283,6 +285,8 @@ def test_flax_both_ways():
     close(got, jax.value_and_grad(apply)(params))
     with pytest.raises(ValueError, match=r"of params alone, got \['batch_stats', 'params'\]"):
         fnn.from_flax(nn.BatchNorm(use_running_average=False), X)
+    thinned = fnn.from_flax(nn.Dropout(0.5, deterministic=True), X)  # a module without params
+    np.testing.assert_array_equal(thinned.forward(thinned.init(KEYS[0]), X)[0], X)
 
 
 @pytest.mark.long

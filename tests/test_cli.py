@@ -157,7 +157,16 @@ def test_help_gives_every_default():
         "out",
     ):
         assert f"--{option}" in text
-    for default in ("256; 16,32 of cnn", "relu", "adamw", "0.001", "0.01", "32", "100", "runs/SOURCE"):
+    for default in (
+        "256; 16,32 of cnn",
+        "relu",
+        "adamw",
+        "0.001",
+        "0.01",
+        "32",
+        "100",
+        "runs/SOURCE",
+    ):
         assert f"default: {default}" in text or f"({default})" in text, default
 
 
@@ -222,6 +231,7 @@ def test_noise_scale_is_measured_after_each_epoch_and_drawn(tmp_path):
 def test_the_hardest_rows_of_a_table_are_printed(tmp_path):
     rows = [f"{i % 7},{i % 7 + i % 2}\n" for i in range(60)]
     rows[41] = "3,90.5\n"
+    rows[7] = rows[50] = "3,\n"  # without a target: left out, but still rows of the table
     (tmp_path / "a.csv").write_text("x,y\n" + "".join(rows))
     args = ("--target", "y", "--count", 3, "--epochs", 2, "--out", tmp_path / "h.png")
     result = run("hardest", tmp_path / "a.csv", *args)

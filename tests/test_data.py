@@ -293,6 +293,9 @@ def test_unknown_sources(tmp_path):
         data.load(("iris", "wine"))
     with pytest.raises(DataError, match="expected a task of classification or regression"):
         data.load("iris", task="clustering")
+    for source in ({"a": [1, 2]}, np.ones((3, 2)), None):
+        with pytest.raises(TypeError, match="expected a name, a path.* got (dict|ndarray|None)"):
+            data.load(source)
 
 
 def tmp_path_with_x(folder):

@@ -108,6 +108,7 @@ def test_texts_dates_and_blanks_are_encoded_in_the_program(tmp_path):
 
     runs.save(tmp_path, trained)
     said = run("export", tmp_path, tmp_path / "network.bin").stdout
+    assert "x[:, 0] is age: nan for a blank" in said
     assert "x[:, 1] is pet: 0 for cat, 1 for dog, -1 for any other, nan for a blank" in said
     assert "x[:, 2] is day: in days since 1970-01-01" in said
     call = jax.export.deserialize((tmp_path / "network.bin").read_bytes()).call

@@ -78,6 +78,16 @@ def test_meshes_that_training_refuses(options, error, message):
         fnn.fit(fnn.dense(2, 1), fnn.mse, fnn.sgd(0.1), data, epochs=1, batch_size=2, **options)
 
 
+def test_create_names_what_is_no_mesh():
+    """Such as the key, where the two are swapped."""
+    mesh, key = jax.make_mesh((1,), ("data",)), jax.random.key(0)
+    message = r"create: expected \(init, mesh, \.\.\.\) with a jax.sharding.Mesh, got PRNGKeyArray"
+    with pytest.raises(TypeError, match=message):
+        fnn.parallel.create(fnn.dense(2, 1).init, key, mesh)
+    with pytest.raises(TypeError, match="specs: expected .*, got int"):
+        fnn.parallel.specs(fnn.dense(2, 1).init, 8)
+
+
 def test_a_batch_that_the_devices_do_not_divide_is_refused():
     mesh = jax.make_mesh((2,), ("data",))
     assert Devices.of("test", mesh, False).number == 2

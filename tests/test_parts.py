@@ -41,6 +41,15 @@ def test_text_is_read_as_in_training(way, tmp_path):
             data.inputs(path, encoding)
 
 
+def test_a_number_written_in_another_way_is_said_with_the_way(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("v;y\n1,5;1\n2,25;2\n3,5;1\n")
+    encoding = Encoding.of(data.load(path))
+    path.write_text("v;y\n1.5;1\n")
+    with pytest.raises(DataError, match="'1.5' is not a number written with decimal commas, as in"):
+        data.inputs(path, encoding)
+
+
 def test_dates_that_can_be_read_in_two_ways_are_noted(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("when,y\n05/01/2020,1.5\n06/01/2020,2.5\n")

@@ -237,6 +237,20 @@ def test_evaluate_counts_the_held_out_examples_of_its_own_data(csv_run):
     np.testing.assert_array_equal(confusion.sum(1), [10, 10, 10])
 
 
+def test_held_out_examples_that_were_trained_on_too_are_said(tmp_path):
+    settings = runs.Settings((), "relu", "sgd", 0.1, 32, 1, seed=0, task="regression")
+    rows = [f"{i}.5,{i}.25\n" for i in range(30)]
+    for name, text in (("once.csv", rows), ("twice.csv", rows * 2)):
+        (tmp_path / name).write_text("".join(["x,y\n", *text]))
+    run, _ = runs.prepare(tmp_path / "once.csv", settings)
+    assert runs.held_out(run, data.load(tmp_path / "once.csv"))[1] == "the held-out 6 examples"
+    run, parts = runs.prepare(tmp_path / "twice.csv", settings)
+    again = int(np.isin(parts.test.y, parts.train.y).sum())
+    assert 0 < again < 12
+    said = runs.held_out(run, data.load(tmp_path / "twice.csv"))[1]
+    assert said == f"the held-out 12 examples, {again} of them also trained on"
+
+
 def test_evaluate_counts_no_example_that_was_trained_on(csv_run):
     """Whatever the order and the choice of the rows, of the columns, and however the file ends."""
     header, *lines = (csv_run / "iris.csv").read_text().splitlines()

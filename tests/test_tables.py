@@ -106,6 +106,11 @@ CELLS = {
     "dates": (["1970-01-02", "", "1971-01-01"], "date", [1, np.nan, 365]),
     "moments": (["1970-01-02 12:00", "1970-01-01 06:00"] * 2, "date", [1.5, 0.25] * 2),
     "moments with a zone": (["1970-01-02T12:00:00Z"] * 3, "date", [1.5] * 3),
+    "moments with offsets": (
+        [f"1970-01-02T12:00:00{zone}" for zone in ("+02:00", "-0030", "Z", "", "+06")],
+        "date",
+        [1 + hour / 24 for hour in (10, 12.5, 12, 12, 6)],
+    ),
     "days before months": (["31.01.1970", "01.02.1970", "02.02.1970"], "date", [30, 31, 32]),
     "days first": (["31/01/1970", "01/02/1970", "02/02/1970"], "date", [30, 31, 32]),
     "times": (["06:00", "18:00", ""], "time", [0.25, 0.75, np.nan]),
@@ -388,6 +393,8 @@ def test_dates_become_days_and_places_in_cycles():
     encoding = Encoding.of(train)
     at, day = encoding.features
     assert (at.cycles, day.cycles) == (("year", "week", "day"), ())
+    assert at.describe() == "standardised, in days, place in the year, week and day"
+    assert day.describe() == "standardised, in days"
     z = encoding.apply(encoding.aligned(train).x)
     np.testing.assert_allclose(
         z[:, 0], (np.arange(300) - 149.5) / np.std(np.arange(300)), rtol=1e-4

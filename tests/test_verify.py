@@ -163,6 +163,14 @@ def test_complex_parameters_are_named():
         verify.check_gradients(f, lambda w: jnp.abs(w).sum(), jnp.ones(2, jnp.complex64))
 
 
+def test_what_is_no_layer_or_no_forward_is_named():
+    with pytest.raises(TypeError, match=r"^check_layer: expected a layer, .* check_custom takes"):
+        verify.check_layer(jnp.tanh, (), X)
+    backward = lambda w, x, dy: (x.T @ dy, dy @ w.T)
+    with pytest.raises(TypeError, match=r"^check_vjp: expected forward to return \(y, residuals\)"):
+        verify.check_vjp(lambda w, x: x @ w, backward, jnp.ones((X.shape[-1], 2)), X)
+
+
 def test_a_zero_reference_is_no_pass():
     flat = lambda w: (w * 0).sum()
     report = verify.check_gradients(lambda w: (flat(w), 0 * w), flat, jnp.ones(3))

@@ -152,7 +152,7 @@ def from_equinox(module: Any, ndim: int = 1) -> Layer:
     `equinox.partition(module, equinox.is_inexact_array)` gives it; `init` returns the module's
     own, whatever the key. `equinox.combine(params, module)` is the module with these params.
 
-    Raises TypeError for what is not callable.
+    Raises TypeError for what is not callable, and for a class.
 
     >>> scale = jax.tree_util.Partial(lambda w, x: w * x, jnp.full(1, 2.0))
     >>> layer = from_equinox(scale)
@@ -160,6 +160,8 @@ def from_equinox(module: Any, ndim: int = 1) -> Layer:
     Array([[6.]], dtype=float32)
     """
     _check_callable("from_equinox", module=module)
+    if isinstance(module, type):
+        raise TypeError(f"from_equinox: expected a module, got its class {module.__name__}")
     leaves, form = jax.tree.flatten(module)
     # Of the module's arrays only those that `init` returns are parameters.
     taken = [i for i, a in enumerate(leaves) if _is_floating(a)]
@@ -204,7 +206,7 @@ def from_flax(module: Any, example: Any) -> Layer:
         return module.init(key, zeros).get("params", ())
 
     def apply(params: Params, x: Any) -> Any:
-        return module.apply({"params": params}, x)
+        return module.apply(dict.fromkeys(collections, params), x)
 
     apply.__qualname__ = type(module).__name__
     return from_function(init, apply)

@@ -25,7 +25,7 @@ def from_optax(transformation: Any) -> Optimizer:
 
     It computes under JAX's standard dtype promotion, for optax mixes dtypes.
 
-    Raises TypeError for what has no init and update.
+    Raises TypeError for what has no init and update, and for what is an `Optimizer` already.
 
     >>> class Descent:  # as optax.sgd(0.5)
     ...     init = staticmethod(lambda params: ())
@@ -36,6 +36,9 @@ def from_optax(transformation: Any) -> Optimizer:
     """
     if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
         raise TypeError(f"from_optax: expected init and update, got {transformation!r}")
+
+    if isinstance(transformation, Optimizer):
+        raise TypeError("from_optax: expected an optax transformation, got an Optimizer of fnn")
 
     def init(params: Params) -> OptaxState:
         params = jax.tree.map(jnp.asarray, params)

@@ -135,4 +135,5 @@ def _codes(feature: Feature) -> str:
     codes += {DATE: ["in days since 1970-01-01"], TIME: ["as a fraction of the day"]}.get(
         feature.kind, []
     )
-    return ": " * bool(codes) + ", ".join(codes + ["nan for a blank"] * feature.flag)
+    codes += ["nan for a blank"] * feature.flag
+    return ": " * bool(codes) + ", ".join(codes)

@@ -47,6 +47,8 @@ def hardest(
     norms = np.sqrt(squared_norms(run.progress.best.params, x, y))
     prediction = runs.predict(run, every.x)
     largest = np.argsort(-norms)[:count]
+    whole = np.arange(len(norms) + len(every.skipped))
+    numbers = 1 + np.setdiff1d(whole, every.skipped)
     captions = [_caption(run, every, prediction, i) for i in largest]
     click.echo(f"gradient norms: median {np.median(norms):.3g}, largest {norms.max():.3g}")
     if run.classes:
@@ -55,7 +57,7 @@ def hardest(
     side = math.isqrt(every.x.shape[1])
     if every.columns or side < 8 or side * side != every.x.shape[1]:
         for i, caption in zip(largest, captions, strict=True):
-            click.echo(f"example {i + 1:{len(str(len(norms)))}}  {norms[i]:#.3g}  {caption}")
+            click.echo(f"example {numbers[i]:{len(str(len(whole)))}}  {norms[i]:#.3g}  {caption}")
         return
     title = f"the largest gradients of {source}: label, prediction, gradient norm"
     named = [f"{caption}\n{norms[i]:.3g}" for i, caption in zip(largest, captions, strict=True)]

@@ -435,7 +435,8 @@ def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
     """The examples that may measure the run, aligned, of `examples` as they were read, and a word
     which they are.
 
-    If the run was trained on this data, or if the data has a test part, that is the test part.
+    If the run was trained on this data, or if the data has a test part, that is the test part; the
+    word says how many of these are equal to examples that the run was trained on.
     Otherwise it is the examples that are equal to none that the run was trained on; all of them
     where each is equal to one, or where the run keeps no digests.
 
@@ -444,11 +445,13 @@ def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
     >>> run, _ = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
     >>> iris = data.load("iris")
     >>> held_out(run, iris)[1], held_out(run, iris._replace(x=iris.x + 1))[1]
-    ('the held-out 30 examples', 'all 150 examples')
+    ('the held-out 30 examples, 1 of them also trained on', 'all 150 examples')
     """
     if examples.test is not None or _digest(examples) == run.digest:
         test = aligned(run, data.split(examples, HELD_OUT, run.settings.seed)[1])
-        return test, f"the held-out {len(test.x)} examples"
+        again = int(np.isin(digests(test), run.seen).sum())
+        twice = f", {again} of them also trained on" if again else ""
+        return test, f"the held-out {len(test.x)} examples{twice}"
     examples, n = aligned(run, examples), len(examples.x)
     if not len(run.seen):
         return examples, f"all {n} examples, some of which may have been trained on"

@@ -20,8 +20,10 @@ DATES = [
 ]  # fmt: skip
 TIMES = ["%H:%M:%S%.f", "%H:%M", "%I:%M %p", "%I:%M:%S %p"]
 MOMENTS = [*DATES, *(f"{day}{gap}{time}" for day in DATES for gap in " T" for time in TIMES)]
-DAY = 86_400_000_000
+MINUTE, DAY = 60_000_000, 86_400_000_000
 """Microseconds."""
+OFFSET = r"(?:Z|([+-])(\d\d)(?::?(\d\d))?)$"
+"""The offset from UTC after a time of day."""
 POINTS, DECIMAL, GROUPED = FORMS = ("", "decimal commas", "commas between thousands")
 """How numbers are written: 1.5, 1,5 or 1,000.5."""
 COMMAS = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][+-]?\d+)?$"
@@ -160,7 +162,8 @@ def _read_like(
     wrong = cells.is_null() & text.is_not_null()
     if wrong.any():
         row = int(wrong.arg_max() or 0)
-        how = f" written as {like.form}" if like.form else ""
+        how = " written with " if like.kind == NUMBER else " written as "
+        how = how + like.form if like.form else ""
         what = f"{text[row]!r} is not a {like.kind}{how}, as in training"
         raise DataError(f"{table.where(at, row)}: {what}")
     if like.kind == NUMBER:
@@ -211,14 +214,20 @@ def _dated(text: "polars.Series") -> tuple[Column, np.ndarray] | None:
 
 
 def _in_form(text: "polars.Series", kind: str, form: str) -> "polars.Series":
-    """Text in this form as points in time, or as times of day; null where it is in another."""
+    """Text in this form as points in time in UTC, or as times of day; null where it is another."""
     import polars
 
     if kind == TIME:
         return text.str.to_time(form, strict=False)
-    plain = text.str.replace(r"(Z|[+-]00:?00)$", "") if "%H" in form else text
-    found = plain.str.to_datetime(form, strict=False, time_unit="us")
-    return found.cast(polars.Datetime("us"))
+    plain = text.str.replace(OFFSET, "") if "%H" in form else text
+    found = plain.str.to_datetime(form, strict=False, time_unit="us").cast(polars.Datetime("us"))
+    if plain is text or found.null_count() == len(found):
+        return found
+    offset = text.str.extract_groups(OFFSET).struct
+    sign, hours, minutes = (offset.field(part).fill_null("0") for part in "123")
+    east = hours.cast(polars.Int64) * 60 + minutes.cast(polars.Int64)
+    east = east.zip_with(sign != "-", -east)
+    return (found.cast(polars.Int64) - east * MINUTE).cast(polars.Datetime("us"))
 
 
 def _days(moments: "polars.Series") -> np.ndarray:

@@ -36,7 +36,8 @@ class Dataset(NamedTuple):
     Where the source has a test part of its own, `test` holds it; otherwise `test` is None.
 
     Of a table, `columns` says what each column of x holds, and x may have blanks: NaN. Of arrays
-    it is (). notes say what reading the source has guessed.
+    it is (). notes say what reading the source has guessed, and skipped holds the indices of the
+    source's rows that are left out because they have no target.
 
     >>> data = Dataset("pets", np.ones((2, 3)), np.array([1, 0], np.int32), ("cat", "dog"))
     >>> [data.classes[label] for label in data.y]
@@ -52,6 +53,7 @@ class Dataset(NamedTuple):
     test: "Dataset | None" = None
     columns: tuple[Column, ...] = ()
     notes: tuple[str, ...] = ()
+    skipped: tuple[int, ...] = ()
 
 
 def from_arrays(name: str, x: np.ndarray, y: np.ndarray, task: str | None = None) -> Dataset:

@@ -91,7 +91,8 @@ class Feature(NamedTuple):
             more = ["the rest"] * self.rest + ["blank"] * self.flag
             return " and ".join([shown, *more]) if len(more) < 2 else f"{shown}, the rest and blank"
         days = {DATE: ", in days", TIME: ", in days"}.get(self.kind, "")
-        cycles = f", place in the {' and '.join(self.cycles)}" if self.cycles else ""
+        places = " and ".join(", ".join(self.cycles).rsplit(", ", 1))
+        cycles = f", place in the {places}" if self.cycles else ""
         flag = f", blanks as the median {self.fill:.4g} and a flag" if self.flag else ""
         return f"standardised{days}{cycles}{flag}"
 

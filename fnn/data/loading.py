@@ -80,8 +80,8 @@ def load(
     uses is read as the text that it was fitted to, and not guessed anew.
 
     Raises DataError for an unknown name and for any fault of a file, and says where it is;
-    OSError for a file that can't be opened; ModuleNotFoundError for a bundled set or a table
-    where scikit-learn or Polars is not installed.
+    OSError for a file that can't be opened; TypeError for what is no source; ModuleNotFoundError
+    for a bundled set or a table where scikit-learn or Polars is not installed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -97,6 +97,9 @@ def load(
         return _examples(source, target, task, called, reading, like)
     if isinstance(source, str | Path):
         return _load_one(source, target, task, called, reading, like)
+    if not isinstance(source, tuple | list):
+        what = "a name, a path, two paths x.npy and y.npy, or a data frame"
+        raise TypeError(f"load: expected {what}, got {type(source).__name__}")
     if len(source) == 1:
         return load(source[0], target=target, task=task, called=called, reading=reading, like=like)
     if len(source) != 2 or not all(str(path).endswith(".npy") for path in source):
@@ -300,12 +303,14 @@ def _examples(
             raise DataError(f"{table.where(at, int(blank.arg_max() or 0))}: no value")
         table = table.only(~blank)
         notes.append(f"{blank.sum()} rows without a target left out")
+    skipped = tuple(blank.arg_true())
     y, classes = targets.targets(table, at, task)
     learned = [i for i in range(table.frame.width) if i != at]
     x, found, more = _columns(table, learned, reading, _like(table, learned, like))
     names = tuple(table.names[i] for i in learned if table.names)
     called_so = (table.names[at],) if table.names else ()
-    return Dataset(table.name, x, y, classes, names, called_so, None, found, (*notes, *more))
+    said = (*notes, *more)
+    return Dataset(table.name, x, y, classes, names, called_so, None, found, said, skipped)
 
 
 def _inputs(

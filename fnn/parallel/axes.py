@@ -31,6 +31,30 @@ def varying(a: Array) -> frozenset[str]:
     return jax.typeof(a).mat.varying
 
 
+def cast(a: Array, axes: frozenset[str]) -> Array:
+    """The same array, as one that may vary along these mapped axes too.
+
+    >>> cast(jax.numpy.ones(2), frozenset())
+    Array([1., 1.], dtype=float32)
+    """
+    missing = axes - varying(a)
+    return jax.lax.pcast(a, tuple(missing), to="varying") if missing else a
+
+
+def check_tracked(name: str, axis: str) -> None:
+    """Raise ValueError, naming the layer, inside a `jax.shard_map` with `check_vma=False`: without
+    it nothing says whether a gradient is one device's or already the sum of all devices'.
+
+    >>> check = lambda: check_tracked("replicated", "data")
+    >>> jax.shard_map(check, mesh=jax.make_mesh((1,), ("data",)), in_specs=(), out_specs=None)()
+    """
+    if axis not in varying(jax.lax.axis_index(axis)):
+        raise ValueError(
+            f"{name}: expected jax.shard_map with check_vma=True: without it gradients cannot be "
+            f"summed over {axis!r} exactly once"
+        )
+
+
 def over_devices(collective: Callable[..., Array], a: Array) -> Array:
     """What `jax.lax.psum`, or another collective, makes of the array over the axes along which
     it varies: of a sum over a part of the params, the sum over all of them. The array itself

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from fnn.base import Array, Grads, Layer, Params, Residuals, check_layer, measured, varying_with
-from fnn.parallel.axes import is_mapped, varying
+from fnn.parallel.axes import check_tracked, is_mapped, varying
 from fnn.parallel.factors import Scattered, Summed, is_over
 from fnn.reductions import Factor, Reduce, total
 
@@ -37,6 +37,7 @@ def replicated(layer: Layer, axis: str) -> Layer:
     def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
         if not is_mapped("replicated", axis):
             return layer.backward(params, residuals, dy, reduce)
+        check_tracked("replicated", axis)
 
         def summed(factor: Factor) -> Any:
             return reduce(factor if is_over(factor, axis) else Summed(factor, axis))
@@ -107,6 +108,7 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
     def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
         if not is_mapped("fully_sharded", axis):
             return layer.backward(params, residuals, dy, reduce)
+        check_tracked("fully_sharded", axis)
         # Without the barrier XLA would gather once and keep what it gathered since forward.
         whole, dims = gathered(jax.tree.map(jax.lax.optimization_barrier, params))
         factors, dx = layer.backward(whole, residuals, dy, lambda factor: factor)

@@ -19,13 +19,14 @@ def specs(init: Callable[[Array], Any], mesh: Mesh) -> Any:
     device's part. Where an array is cut over several axes, the mesh's last cuts first, so that
     the first one's combinator, such as `fully_sharded` over "data", is the outermost.
 
-    Raises ValueError for shapes that are no equal parts.
+    Raises ValueError for shapes that are no equal parts; TypeError for what is not a mesh.
 
     >>> import fnn
     >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
     >>> specs(fnn.parallel.fully_sharded(fnn.dense(4, 2), "data").init, mesh)["W"]
     P()
     """
+    _check_mesh("specs", mesh)
     sizes = dict.fromkeys(mesh.axis_names, 1)
     before, form = jax.tree.flatten(_shapes(init, sizes))
     cut: list[list[list[str]]] = [[[] for _ in a.shape] for a in before]
@@ -38,6 +39,12 @@ def specs(init: Callable[[Array], Any], mesh: Mesh) -> Any:
                 axes[dim].append(axis)
         before = after
     return jax.tree.unflatten(form, [_spec(axes) for axes in cut])
+
+
+def _check_mesh(name: str, mesh: Any) -> None:
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        got = type(mesh).__name__
+        raise TypeError(f"{name}: expected (init, mesh, ...) with a jax.sharding.Mesh, got {got}")
 
 
 def _spec(axes: list[list[str]]) -> PartitionSpec:
@@ -98,8 +105,11 @@ def shardings(init: Callable[[Array], Any], mesh: Mesh) -> Any:
 def create(init: Callable[[Array], Any], mesh: Mesh, key: Array) -> Any:
     """What init(key) makes, each device making its own part: the whole is never in one place.
 
+    Raises as `specs` does.
+
     >>> import fnn
     >>> create(fnn.dense(4, 2).init, jax.make_mesh((1,), ("data",)), jax.random.key(0))["W"].shape
     (2, 4)
     """
+    _check_mesh("create", mesh)
     return jax.jit(init, out_shardings=shardings(init, mesh))(key)

@@ -26,7 +26,7 @@ from fnn.base import (
 )
 from fnn.combinators import serial
 from fnn.layers.dense import dense
-from fnn.parallel.axes import is_mapped, varying
+from fnn.parallel.axes import cast, check_tracked, is_mapped, varying
 from fnn.parallel.data import cut_dim
 from fnn.parallel.factors import Shard
 from fnn.reductions import Factor, Reduce, total
@@ -46,7 +46,8 @@ def copy_to(axis: str) -> Layer:
     """
 
     def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
-        is_mapped("copy_to", axis)
+        if is_mapped("copy_to", axis) and jax.lax.axis_size(axis) > 1:
+            x = jax.tree.map(lambda a: cast(a, frozenset({axis})), x)
         return x, ()
 
     def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
@@ -136,6 +137,7 @@ def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
         layer = here()
         if not is_mapped("sharded", axis):
             return layer.backward(params, residuals, dy, reduce)
+        check_tracked("sharded", axis)
         factors, dx = layer.backward(params, residuals, dy, lambda factor: factor)
 
         def one(part: Array, dim: int, factor: Factor) -> Any:
@@ -161,6 +163,14 @@ def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
     return Layer(init, forward, backward, varies)
 
 
+def _part(name: str, width: int, n: int, axis: str) -> int:
+    if width % n:
+        raise ValueError(
+            f"{name}: expected a width that {n} devices of {axis!r} divide, got {width}"
+        )
+    return width // n
+
+
 def column_dense(d_in: int, d_out: int, axis: str) -> Layer:
     """A dense layer whose neurons lie on the devices of the axis: each computes its part of y.
 
@@ -175,7 +185,9 @@ def column_dense(d_in: int, d_out: int, axis: str) -> Layer:
     >>> layer.forward(layer.init(jax.random.key(0)), jnp.ones((3, 4)))[0].shape
     (3, 8)
     """
-    copy, layer = copy_to(axis), sharded(lambda n: dense(d_in, d_out // n), axis)
+    name = f"column_dense({d_in}, {d_out})"
+    part = lambda n: dense(d_in, _part(name, d_out, n, axis))  # noqa: E731
+    copy, layer = copy_to(axis), sharded(part, axis)
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
         return layer.forward(params, copy.forward((), x)[0])
@@ -202,7 +214,9 @@ def row_dense(d_in: int, d_out: int, axis: str) -> Layer:
     >>> layer.forward(layer.init(jax.random.key(0)), jnp.ones((3, 8)))[0].shape
     (3, 4)
     """
-    layer, add = sharded(lambda n: dense(d_in // n, d_out), axis), sum_over(axis)
+    name = f"row_dense({d_in}, {d_out})"
+    cut = lambda n: dense(_part(name, d_in, n, axis), d_out)  # noqa: E731
+    layer, add = sharded(cut, axis), sum_over(axis)
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
         part, residuals = layer.forward({**params, "b": jnp.zeros_like(params["b"])}, x)

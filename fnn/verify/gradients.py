@@ -81,12 +81,19 @@ def check_layer(layer: Layer, params: Params, x: Any, *, key: Array | None = Non
     A layer that varies is checked as it is without key and statistics. To check it as it is in
     training, check `fnn.at(layer, key)`.
 
+    Raises TypeError for what has no forward and backward.
+
     >>> import fnn
     >>> layer = fnn.elementwise(lambda x: x**3, lambda x, y: 2 * x**2)
     >>> report = check_layer(layer, (), jnp.array([[0.5, 1.0, 1.5]]))
     >>> report.verdict, report.leaves[0].name
     ('fail', 'dx')
     """
+    if not (hasattr(layer, "forward") and hasattr(layer, "backward")):
+        raise TypeError(
+            f"check_layer: expected a layer, got {layer!r}; check_custom takes a function with a "
+            f"derivative of its own"
+        )
     inputs = as_arrays((params, x))
 
     def both(params: Params, x: Any) -> Any:
@@ -133,13 +140,23 @@ def check_vjp(
     take, or that computes in float32 whatever it is given; the functions may be another library's
     and take and return NumPy's arrays.
 
+    Raises TypeError for a forward that does not return a pair.
+
     >>> forward = lambda w, x: (jnp.sin(w * x), x)
     >>> backward = lambda w, x, dy: ((dy * x * jnp.cos(w * x)).sum(), dy * w * jnp.cos(w * x))
     >>> check_vjp(forward, backward, jnp.array(0.5), jnp.array([1.0, 2.0])).verdict
     'pass'
     """
     inputs = as_arrays((params, x))
-    dy = random_cotangent(key, _shapes_of(reference or (lambda p, x: forward(p, x)[0]), *inputs))
+
+    def y_of(params: Any, x: Any) -> Any:
+        result = forward(params, x)
+        if not (isinstance(result, tuple | list) and len(result) == 2):
+            got = type(result).__name__
+            raise TypeError(f"check_vjp: expected forward to return (y, residuals), got {got}")
+        return result[0]
+
+    dy = random_cotangent(key, _shapes_of(reference or y_of, *inputs))
     functions = (forward, backward)
     theta = {"dparams": params, "dx": x}
     objective: tuple[Callable[..., Any], Any]
