@@ -120,7 +120,7 @@ def _chain(cases):
     for case in cases:
         params = jax.eval_shape(case.layer.init, KEY)
         y, _ = jax.eval_shape(case.layer.forward, params, case.x)
-        if case.d_in is None or not hasattr(y, "shape"):
+        if case.d_in is None or jnp.ndim(case.x) != getattr(y, "ndim", None):
             continue
         layers += [case.layer] if width == case.d_in else [fnn.dense(width, case.d_in), case.layer]
         width = y.shape[-1]

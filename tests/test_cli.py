@@ -48,13 +48,10 @@ def test_a_convolutional_network_on_the_digits(tmp_path):
 
 
 def test_a_convolutional_network_needs_square_images(tmp_path):
-    args = ("--network", "cnn", "--hidden", "4", "--epochs", 1, "--out", tmp_path / "run")
-    result = run("train", "iris", *args)
-    assert result.exit_code == 0, result.output  # 4 columns: 2 by 2 pixels
-    result = run("train", "wine", "--network", "cnn", "--out", tmp_path / "other")
+    result = run("train", "wine", "--network", "cnn", "--out", tmp_path / "run")
     assert result.exit_code != 0
     assert "expected square images of at least 4 by 4 pixels" in result.stderr
-    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long

@@ -75,6 +75,7 @@ def test_two_processes_train_together_as_one_does_and_the_first_alone_speaks(tmp
         assert len(runs.load(tmp_path).progress.history) == epochs
 
 
+@pytest.mark.long
 def test_of_two_npy_files_each_process_reads_its_share(tmp_path):
     """Images of whole numbers, and 107 examples to train on, which two devices don't divide."""
     rng = np.random.default_rng(0)
