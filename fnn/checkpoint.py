@@ -192,6 +192,9 @@ def _opened(path: str | Path) -> shards.Folder:
     if folder.described.get("version") != VERSION:
         got = folder.described.get("version")
         raise CheckpointError(f"{path}: expected layout version {VERSION}, got {got!r}")
+    for entry in ("tree", "keys", "metadata"):
+        if not isinstance(folder.described.get(entry), dict):
+            raise CheckpointError(f"{path}: not an index of fnn, or damaged: no {entry}")
     return folder
 
 

@@ -157,7 +157,7 @@ class Folder:
             self.described = index["metadata"]["fnn"]
             claimed = self.described["sha256"].encode("ascii")
             self._weight_map = index["weight_map"]
-            held = [self.described[key] for key in ("tree", "keys", "metadata", "files", "slices")]
+            held = [self.described[key] for key in ("files", "slices")]
             if not all(isinstance(entry, dict) for entry in (*held, self._weight_map)):
                 raise TypeError("an entry of another type")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
