@@ -22,7 +22,7 @@ import numpy as np
 import fnn
 from benchmarks.data import Case, clusters
 from benchmarks.report import table
-from benchmarks.timing import Samples, ratio
+from benchmarks.timing import in_turn, ratio
 
 CASE = Case((784, 512, 256, 10), 128, 12_800, 1)
 FIRST = 2
@@ -59,13 +59,7 @@ def run(quick: bool) -> dict:
     pause = 2 * contestants["in memory"]() / len(batches)
     slow = Slow(batches, pause)
     contestants |= {"slow": epoch_of(slow, epochs), "slow alone": lambda: read(slow)}
-    for contestant in contestants.values():
-        contestant()
-    values: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, contestant in contestants.items():
-            values[name].append(contestant())
-    samples = {name: Samples(seconds) for name, seconds in values.items()}
+    samples = in_turn(contestants, rounds)
     against = dict.fromkeys(("list", "torch", "Grain"), "in memory") | {"slow": "slow alone"}
     ratios = {
         name: ratio(samples[other], samples[name]).summary() for name, other in against.items()

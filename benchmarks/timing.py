@@ -101,6 +101,17 @@ def alternate(
     return {name: Samples(values[name], first[name]) for name in contestants}
 
 
+def in_turn(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Samples]:
+    """The seconds that each contestant says it took, for each round; each is called once before."""
+    for contestant in contestants.values():
+        contestant()
+    values: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            values[name].append(contestant())
+    return {name: Samples(seconds) for name, seconds in values.items()}
+
+
 def ratio(numerator: Samples, denominator: Samples) -> Samples:
     """Round by round, numerator over denominator: how many times as long it took."""
     return Samples([a / b for a, b in zip(numerator.values, denominator.values, strict=True)])

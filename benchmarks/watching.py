@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import fnn
 from benchmarks.data import CASES, Case, clusters
 from benchmarks.report import table
-from benchmarks.timing import Samples, ratio
+from benchmarks.timing import in_turn, ratio
 
 FIRST = 3
 """Epochs of `fit` that are not measured: they compile, and find out how long an epoch takes."""
@@ -58,13 +58,7 @@ def compare(case: Case, rounds: int) -> dict:
         return (reports[-1] - reports[FIRST - 1]) / epochs
 
     contestants: dict[str, Callable[[], float]] = {"fit": watched, "make_train": trained}
-    for contestant in contestants.values():
-        contestant()
-    values: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, contestant in contestants.items():
-            values[name].append(contestant())
-    samples = {name: Samples(seconds) for name, seconds in values.items()}
+    samples = in_turn(contestants, rounds)
     return {name: s.summary() for name, s in samples.items()} | {
         "ratio": ratio(samples["fit"], samples["make_train"]).summary()
     }

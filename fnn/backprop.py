@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.base import Array, Layer, Loss, Params, Residuals, check_layer, check_loss
-from fnn.reductions import Factor, Reduce, total
+from fnn.reductions import Factor, Reduce, beside, total
 
 
 def objective(network: Layer, loss: Loss) -> Callable[..., Array]:
@@ -105,9 +105,7 @@ def weight_of(losses: Array, weight: Array) -> Array:
 
 def _weighted(dy: Any, weight: Array) -> Any:
     """Each example's cotangent times its weight."""
-    return jax.tree.map(
-        lambda g: g * weight.reshape(weight.shape + (1,) * (g.ndim - weight.ndim)), dy
-    )
+    return jax.tree.map(lambda g: g * beside(weight, g), dy)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value", "like"], meta_fields=[])

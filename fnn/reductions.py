@@ -535,17 +535,17 @@ def weighted(factor: Factor, weight: Array) -> Factor:
 
 @weighted.register
 def _(factor: Outer, weight: Array) -> Factor:
-    return Outer(factor.left * _beside(weight, factor.left), factor.right)
+    return Outer(factor.left * beside(weight, factor.left), factor.right)
 
 
 @weighted.register
 def _(factor: Direct, weight: Array) -> Factor:
-    return Direct(factor.value * _beside(weight, factor.value), factor.ndim)
+    return Direct(factor.value * beside(weight, factor.value), factor.ndim)
 
 
 @weighted.register
 def _(factor: Rows, weight: Array) -> Factor:
-    return Rows(factor.index, factor.value * _beside(weight, factor.value), factor.size)
+    return Rows(factor.index, factor.value * beside(weight, factor.value), factor.size)
 
 
 @weighted.register
@@ -630,8 +630,12 @@ def _with_positions(a: Array, examples: int | None, ndim: int) -> Array:
     return a.reshape(*batch[:count], math.prod(batch[count:]), *shape)
 
 
-def _beside(weight: Array, a: Array) -> Array:
-    """The weight in a's dtype, with as many axes."""
+def beside(weight: Array, a: Array) -> Array:
+    """The weight (*examples) of each example in the dtype of a (*examples, ...), with as many axes.
+
+    >>> beside(jnp.ones(5), jnp.ones((5, 2, 3))).shape
+    (5, 1, 1)
+    """
     return weight.reshape(weight.shape + (1,) * (a.ndim - weight.ndim)).astype(a.dtype)
 
 

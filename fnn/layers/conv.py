@@ -16,6 +16,7 @@ from fnn.reductions import (
     Factor,
     Outer,
     Reduce,
+    beside,
     rows,
     squared_norm,
     total,
@@ -174,8 +175,7 @@ def _(factor: Conv, examples: int | None = None) -> Array:
 
 @weighted.register
 def _(factor: Conv, weight: Array) -> Factor:
-    beside = weight.reshape(weight.shape + (1,) * (factor.dy.ndim - weight.ndim))
-    return replace(factor, dy=factor.dy * beside.astype(factor.dy.dtype))
+    return replace(factor, dy=factor.dy * beside(weight, factor.dy))
 
 
 def _for_each_example(f: Callable[[Conv], Array], factor: Conv, examples: int | None) -> Array:

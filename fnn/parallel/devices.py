@@ -16,6 +16,7 @@ from fnn.base import Array, Layer, Loss, Optimizer, Params
 from fnn.parallel.data import fully_sharded, replicated
 from fnn.parallel.shares import Shares
 from fnn.parallel.specs import automatic, shardings, specs
+from fnn.reductions import beside
 from fnn.shuffle import permutation
 
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec("data")
@@ -218,10 +219,7 @@ def weighted(loss: Loss, weights: Array) -> Loss:
     >>> loss.value(jnp.ones((2, 1)), jnp.zeros((2, 1)))
     Array([1. , 0.5], dtype=float32)
     """
-
-    def each(a: Array) -> Array:
-        return a * weights.reshape(weights.shape + (1,) * (a.ndim - weights.ndim)).astype(a.dtype)
-
+    each = lambda a: a * beside(weights, a)  # noqa: E731
     return Loss(
         lambda prediction, target: each(loss.value(prediction, target)),
         lambda prediction, target: jax.tree.map(each, loss.gradient(prediction, target)),

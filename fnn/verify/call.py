@@ -165,7 +165,6 @@ def run(program: Callable[..., Any], call: Any, *arrays: Any) -> Any:
 
 COMPILED = 3
 """How many functions of the same form and shapes are compiled before others run as they are."""
-_met: dict[Any, set[Call]] = {}
 
 
 def run_gradient(call: Call, inputs: Inputs) -> Any:
@@ -178,13 +177,19 @@ def run_gradient(call: Call, inputs: Inputs) -> Any:
     """
     shapes = tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(inputs))
     try:
-        compiled = _met.setdefault((call.rule, call.form, call.kinds, shapes), set())
+        compiled = _compiled_calls(call.rule, call.form, call.kinds, shapes)
         if call not in compiled and len(compiled) >= COMPILED:
             return call(inputs)
         compiled.add(call)
     except TypeError:  # a function that has no hash
         pass
     return run(evaluate, call, inputs)
+
+
+@lru_cache(maxsize=256)
+def _compiled_calls(*form: Any) -> set[Call]:
+    """The calls of this form and these shapes that were compiled: a set to add to."""
+    return set()
 
 
 @contextmanager
