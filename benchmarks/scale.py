@@ -40,7 +40,8 @@ def run(quick: bool) -> dict[str, Any]:
     rates = _alone("rates", 2, quick)
     print("\nThroughput of two devices over that of one")
     methods = ["replicated", "fully sharded"]
-    print(table(["", *methods], [[r["case"], *(r[m]["median"] for m in methods)] for r in rates]))
+    shown = [[r["case"], r["batch"], *(r[m]["median"] for m in methods)] for r in rates]
+    print(table(["", "batch", *methods], shown))
     return {"counts": rows, "two devices over one": rates}
 
 
@@ -139,9 +140,9 @@ def group_size(line: str) -> int:
 
 
 def rates(quick: bool) -> list[dict[str, Any]]:
-    """For two networks: one device's time per epoch over that of two devices."""
+    """One device's time per epoch over that of two devices: by network and batch."""
     found = []
-    for case in CASES[2:4]:
+    for case in (CASES[2], CASES[2]._replace(batch=512, examples=5120), CASES[3]):
         network, optimizer = fnn.mlp(case.sizes), fnn.adam(1e-3)
         data = tuple(map(jnp.asarray, clusters(case)))
         epochs = {}
@@ -164,7 +165,7 @@ def rates(quick: bool) -> list[dict[str, Any]]:
             epochs[name] = partial(jax.jit(train), params, split, jax.random.key(1))
         samples = alternate(epochs, rounds=3 if quick else 10, least=0.1)
         rate = {name: ratio(samples["one"], samples[name]).summary() for name in samples}
-        found.append({"case": case.name} | rate)
+        found.append({"case": case.name, "batch": case.batch} | rate)
     return found
 
 

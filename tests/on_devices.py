@@ -60,7 +60,8 @@ def alone():
 
 
 def deep(block):
-    return fnn.serial(fnn.repeat(block, 3), fnn.dense(16, 10))
+    """As many copies as there are devices, and yet no array is cut along them."""
+    return fnn.serial(fnn.repeat(block, 8), fnn.dense(16, 10))
 
 
 METHODS = {
@@ -87,7 +88,7 @@ METHODS = {
 }
 
 
-DEFAULT = ("replicated", "fully sharded by tensor", "repeat, remat, tensor")
+DEFAULT = ("fully sharded by tensor", "repeat, remat, tensor")
 every_method = [
     pytest.param(name, marks=[] if name in DEFAULT else [pytest.mark.long]) for name in METHODS
 ]
@@ -202,10 +203,20 @@ def test_a_layer_is_cut_once():
     of a state from the start."""
     once = fully_sharded(fnn.dense(16, 16), "data")
     for network in (once, fully_sharded(once, "data"), fully_sharded(fnn.skip(once), "data")):
-        assert parallel.specs(network.init, DATA) == {"W": P(None, "data"), "b": P("data")}
+        assert parallel.specs(network.init, DATA) == {"W": P("data"), "b": P("data")}
     devices = Devices.of("test", DATA, shard_params=True)
     network, optimizer = devices.take(fnn.dense(16, 16), fnn.adam(0.1))
     assert max(parts(optimizer.init(network.init(KEY)))) == 1 / 8
+
+
+def test_arrays_are_cut_along_their_rows():
+    """What is cut along its columns has to be transposed, to be gathered and after it."""
+    cut = lambda network: parallel.specs(fully_sharded(network, "data").init, DATA)
+    assert cut(fnn.dense(24, 16)) == {"W": P("data"), "b": P("data")}
+    assert cut(fnn.dense(16, 10)) == {"W": P(None, "data"), "b": P()}
+    twice = fnn.repeat(fnn.repeat(fnn.dense(16, 16), 8), 8)
+    assert cut(twice) == {"W": P(None, None, "data"), "b": P(None, None, "data")}
+    assert cut(fnn.repeat(fnn.layer_norm(5), 8)) == {"gain": P(), "bias": P()}
 
 
 def test_mistakes_are_named():
@@ -223,7 +234,12 @@ def test_mistakes_are_named():
     bad = jax.tree.map(lambda a: a[:1], MLP.init(KEY))
     with pytest.raises(ValueError, match="fully_sharded: expected .* 8 equal parts"):
         inside(lambda x: fully_sharded(MLP, "data").forward(bad, x)[0])(X)
-    layer = fully_sharded(fnn.repeat(fnn.layer_norm(5), 8), "data")
+    scaled = fnn.Layer(  # of a number alone nothing tells the copies
+        lambda key: jnp.ones(()),
+        lambda c, x: (c * x, x),
+        lambda c, x, dy, reduce=fnn.total: (reduce(fnn.Direct((dy * x).sum(-1), 0)), c * dy),
+    )
+    layer = fully_sharded(fnn.repeat(scaled, 8), "data")
     with pytest.raises(ValueError, match=r"repeat\(fully_sharded"):
         fnn.make_step(layer, fnn.mse, fnn.sgd(0.1), mesh=DATA)(
             fnn.sgd(0.1).init(layer.init(KEY)), (X[:8, :5], X[:8, :5])

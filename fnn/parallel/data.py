@@ -56,10 +56,11 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
         backward   dx = f's dx at gather(params),
                    dparams = f's dparams, summed over the axis, this device's part
 
-    Each array is cut along the last of its dimensions that the number of devices divides; one
-    without such a dimension stays whole. Parameters are gathered for the time of the layer's own
-    forward or backward pass, so put it around each layer, `repeat(fully_sharded(layer, axis), n)`
-    for example, and one layer's are whole at a time.
+    Each array is cut along the first of its dimensions that the number of devices divides, where
+    what a device holds lies in one piece; one without such a dimension stays whole. The axes that
+    a `repeat` inside puts in front do not count. Parameters are gathered for the time of the
+    layer's own forward or backward pass, so put it around each layer,
+    `repeat(fully_sharded(layer, axis), n)` for example, and one layer's are whole at a time.
 
     Outside of `jax.shard_map` it is the layer itself, and `init` gives the whole params; inside,
     `init` gives this device's part. `specs` says which it is.
@@ -80,14 +81,14 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
             return params
         n = jax.lax.axis_size(axis)
 
-        def part(a: Array) -> Array:
-            dims = [dim for dim, size in enumerate(a.shape) if size % n == 0]
+        def part(a: Array, copies: int) -> Array:
+            dims = [dim for dim in range(copies, a.ndim) if a.shape[dim] % n == 0]
             if n == 1 or not dims or axis in varying(a):
                 return a
-            size = a.shape[dims[-1]] // n
-            return jax.lax.dynamic_slice_in_dim(a, jax.lax.axis_index(axis) * size, size, dims[-1])
+            size = a.shape[dims[0]] // n
+            return jax.lax.dynamic_slice_in_dim(a, jax.lax.axis_index(axis) * size, size, dims[0])
 
-        return jax.tree.map(part, params)
+        return jax.tree.map(part, params, _copies(params))
 
     def gathered(params: Params) -> tuple[Params, Any]:
         """The whole params, and the dimension along which each was cut, -1 for none."""
@@ -141,6 +142,16 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
 
     varies = varying_with(layer, lambda layer: fully_sharded(layer, axis), measure)
     return Layer(init, forward, backward, varies, lambda params: [(layer, params)])
+
+
+def _copies(params: Params) -> Any:
+    """For each array, how many of its first axes a `repeat` may have put there: as many as leave
+    the array of fewest axes beside it, in the same layer's params, one of its own."""
+    leaves, form = jax.tree.flatten_with_path(params)
+    fewest: dict[Any, int] = {}
+    for path, a in leaves:
+        fewest[path[:-1]] = min(a.ndim, fewest.get(path[:-1], a.ndim))
+    return jax.tree.unflatten(form, [max(0, fewest[path[:-1]] - 1) for path, _ in leaves])
 
 
 def cut_dim(name: str, n: int, whole: tuple[int, ...], part: tuple[int, ...]) -> int:
