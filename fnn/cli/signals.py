@@ -4,7 +4,6 @@ An exception that is raised while a compiled library is imported, or in a callba
 collector, may be replaced or only printed, and the program goes on.
 """
 
-import _thread
 import os
 import signal
 import sys
@@ -48,9 +47,11 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _raise_again(ignored: Any) -> None:
-    """Raise a KeyboardInterrupt that Python would only print a moment later again."""
+    """Send the SIGINT whose exception Python would only print once more, a moment later: a signal
+    to the main thread also ends what it waits for."""
     if issubclass(ignored.exc_type, KeyboardInterrupt):
-        threading.Timer(0.01, _thread.interrupt_main).start()
+        again = signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)
+        threading.Timer(0.01, *again).start()
     else:
         sys.__unraisablehook__(ignored)
 
