@@ -1,22 +1,49 @@
 import os
+from functools import wraps
 
 import jax
 import pytest
+from jax._src import compiler
 from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("FNN_TEST_DEVICES", 2)))
 
 
+compiler_options = compiler.get_compile_options
+
+
+@wraps(compiler_options)
+def without_fusion_emitters(*args, **kwargs):
+    """The options of a compilation that takes half the time. JAX has no public way to give XLA an
+    option for all programs but the environment, which counts for other processes too; and after
+    jax 0.10 XLA has no such option any more."""
+    options = compiler_options(*args, **kwargs)
+    options.env_option_overrides = [
+        *options.env_option_overrides,
+        ("xla_cpu_use_fusion_emitters", False),
+    ]
+    return options
+
+
+def optimize(much):
+    """Whether XLA compiles as users do it, or little and fast."""
+    jax.config.update("jax_disable_most_optimizations", not much)
+    if jax.__version_info__[:2] == (0, 10):
+        compiler.get_compile_options = compiler_options if much else without_fusion_emitters
+
+
+optimize(False)
+
+
 @pytest.fixture(autouse=True)
-def little_optimization(request):
+def optimized(request):
     """Most tests compile more than they compute, so XLA is told to optimize little. What is
     marked `optimized` is compiled as users do it: what is compared bit for bit, and what reads
     compiled programs."""
-    optimized = request.node.get_closest_marker("optimized") is not None
-    jax.config.update("jax_disable_most_optimizations", not optimized)
+    optimize(request.node.get_closest_marker("optimized") is not None)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    optimize(False)
 
 
 @pytest.fixture(scope="session")

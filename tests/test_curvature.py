@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import KEY, LOSSES as LOSS_CASES, NETWORKS
+from cases import KEY, LOSSES as LOSS_CASES
 from jax.flatten_util import ravel_pytree
 from test_per_example import (
-    LOSSES,
+    PROBLEMS,
     REPEATED,
     WIDE,
     assert_close,
@@ -63,7 +63,7 @@ def dense_kronecker(jacobian, hessian):
     return jax.tree.map(one, jacobian, is_leaf=lambda node: isinstance(node, dict))
 
 
-@pytest.mark.parametrize(("network", "loss"), list(zip(NETWORKS, LOSSES, strict=True)))
+@pytest.mark.parametrize(("network", "loss"), PROBLEMS)
 def test_every_instrument_against_dense_jacobians(network, loss):
     params, x, y = problem(network, loss, (4,))
     flat, unflatten = ravel_pytree(params)

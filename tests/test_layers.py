@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import fnn
 
+DTYPES = [pytest.param(jnp.float32, 1e-5, marks=pytest.mark.long), (jnp.bfloat16, 6e-2)]
 every_layer = pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
 
 
@@ -58,6 +59,7 @@ def test_backward_is_the_vjp_of_forward(case, batch):
         assert relative(got, expected) < 1e-12
 
 
+@pytest.mark.long
 @every_layer
 def test_backward_is_linear_and_the_adjoint_of_forward(case):
     """J^T (3u + w) = 3 J^T u + J^T w; <J v, u> = <v, J^T u> with J v by forward mode; and
@@ -87,7 +89,7 @@ def test_backward_is_linear_and_the_adjoint_of_forward(case):
 
 
 @every_layer
-@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 6e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 def test_narrow_dtypes_are_kept(case, dtype, tolerance):
     @jax.jit
     def both(params, x, dy):

@@ -12,6 +12,10 @@ import fnn
 from fnn import per_example
 
 LOSSES = [fnn.mse, fnn.softmax_cross_entropy, fnn.sigmoid_binary_cross_entropy]
+PROBLEMS = [
+    pytest.param(*problem, marks=[pytest.mark.long] if i else [])
+    for i, problem in enumerate(zip(NETWORKS, LOSSES, strict=True))
+]
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +79,7 @@ def assert_close(got, expected, tolerance=1e-9):
         assert error <= tolerance * size, f"{path}: relative difference {error / size:.1e}"
 
 
-@pytest.mark.parametrize(("network", "loss"), list(zip(NETWORKS, LOSSES, strict=True)))
+@pytest.mark.parametrize(("network", "loss"), PROBLEMS)
 def test_every_instrument_against_each_examples_gradient(network, loss):
     params, x, y = problem(network, loss)
     m = len(x)

@@ -61,6 +61,7 @@ def check_same(run, expected):
     assert run.digest == expected.digest
 
 
+@pytest.mark.long
 def test_two_processes_train_together_as_one_does_and_the_first_alone_speaks(tmp_path, alone):
     first, second = map(ended, two(*TRAIN, "--out", tmp_path))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]

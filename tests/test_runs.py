@@ -412,6 +412,7 @@ def test_kills_at_any_instant_lose_nothing(tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+@pytest.mark.long
 def test_sigterm_ends_at_the_epochs_border_with_all_saved(tmp_path):
     args = [*TRAIN[:-4], "--hidden", "8", "--epochs", "1000000", "--out", str(tmp_path)]
     with subprocess.Popen(args, stdout=-1, stderr=-3, text=True) as child:
@@ -494,7 +495,9 @@ def test_a_picture_that_fails_costs_a_warning_only(tmp_path, monkeypatch):
     assert "curves.png is not written: division by zero" in result.stderr
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize(
+    "code", [pytest.param(errno.ENOSPC, marks=pytest.mark.long), errno.EIO], ids=errno.errorcode.get
+)
 def test_a_disk_that_fails_while_training_costs_nothing_older(tmp_path, monkeypatch, code):
     args = ("train", "iris", "--hidden", 8, "--save-every", 0, "--out", tmp_path)
     assert command(*args, "--epochs", 3).exit_code == 0

@@ -62,7 +62,9 @@ def planted(where, step):
 SMALL = (np.ones((30, 1), np.float32), np.ones((30, 1), np.float32))
 
 
-@pytest.mark.parametrize("step", [1, 2, 5, 6, 13, 20])
+@pytest.mark.parametrize(
+    "step", [1, 5, *(pytest.param(step, marks=pytest.mark.long) for step in (2, 6, 13, 20))]
+)
 @pytest.mark.parametrize(
     ("where", "leaf"),
     [("loss", "gradient w"), ("gradient", "gradient w"), ("updated", "updated params.a")],
