@@ -16,17 +16,27 @@ are float32, so that Adam keeps 12 bytes per parameter, and its gradient 4.
 
     >>> step(H100, "replicated", 8, MODELS["small"], 1024).share > 0.5
     True
+
+Beside the model stand the collectives and the bytes of the programs themselves.
 """
 
 from math import log2
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+
+import fnn
+from benchmarks.data import Case
 from benchmarks.report import table
+from benchmarks.scale import alone, collectives, lowered, on_mesh
 
 METHODS = ("replicated", "fully sharded", "tensor")
 DEVICES = (8, 64, 512, 4096)
 UTILIZATION = 0.5
 """Of the peak, what products of matrices reach."""
+BESIDE = ("model", "lowered", "compiled")
+LEAST = 2**16
+"""Bytes: the collectives of biases and of the loss, which the model leaves out, send less."""
 
 
 class Link(NamedTuple):
@@ -152,5 +162,40 @@ def run(quick: bool) -> dict:
         print(f"{model.layers} layers of {model.width}, {examples} examples per step\n")
         headings = ["efficiency on", "collectives", "MB sent", "ms", *DEVICES, "half up to"]
         print(table(headings, rows), end="\n\n")
-    print("Collectives, megabytes and milliseconds of communicating are those of 64 devices.")
-    return {"steps": result}
+    print("Collectives, megabytes and milliseconds of communicating are those of 64 devices.\n")
+    found = [row for n in ((8,) if quick else (8, 64)) for row in alone("interconnect.counted", n)]
+    print("The model beside the programs of 4 layers of 1024, 65536 examples per step\n")
+    headings = ["method", "devices"]
+    headings += [f"{what}, {of}" for what in ("collectives", "MB") for of in BESIDE]
+    rows = [
+        [row["method"], row["devices"],
+         *(row[of]["collectives"] for of in BESIDE), *(row[of]["sent"] / 1e6 for of in BESIDE)]
+        for row in found
+    ]  # fmt: skip
+    print(table(headings, rows))
+    return {"steps": result, "programs": found}
+
+
+def counted(quick: bool) -> list[dict[str, Any]]:
+    """For each method, on the devices of this process: the model's collectives per step and bytes
+    sent per device, those of the program that fnn hands to XLA, and of what XLA makes of it."""
+    n, model, examples = jax.device_count(), MODELS["small"], 65_536
+    case = Case((model.width,) * (model.layers + 1), examples, examples, 1)
+    layers = [fnn.dense(model.width, model.width), fnn.tanh] * model.layers
+    split = [fnn.parallel.fully_sharded(layer, "data") for layer in layers]
+    networks = {
+        "replicated": (fnn.serial(*layers), on_mesh(n, 1)),
+        "fully sharded": (fnn.serial(*split), on_mesh(n, 1)),
+        "tensor": (fnn.parallel.mlp(case.sizes, "model", fnn.tanh), on_mesh(1, n)),
+    }
+    found = []
+    for method, (network, mesh) in networks.items():
+        program = lowered(network, case, mesh, shard_params=False)
+        texts = program.as_text(dialect="hlo"), program.compile().as_text()
+        expected = step(H100, method, n, model, examples)
+        beside = {"model": {"collectives": expected.collectives, "sent": expected.sent}}
+        for of, text in zip(BESIDE[1:], texts, strict=True):
+            sent = [size for _, size in collectives(text) if size > LEAST]
+            beside[of] = {"collectives": len(sent), "sent": sum(sent)}
+        found.append({"method": method, "devices": n} | beside)
+    return found

@@ -34,10 +34,10 @@ HEADINGS = ["method", "devices", "arguments, MB", "temporary, MB", "collectives"
 def run(quick: bool) -> dict[str, Any]:
     """The counts for each method and number of devices, and the rates on two devices."""
     numbers = (1, 8) if quick else (1, 2, 4, 8, 16, 32, 64)
-    found = [row for n in numbers for row in _alone("counts", n)]
+    found = [row for n in numbers for row in alone("scale.counts", n)]
     rows = sorted(found, key=lambda row: list(METHODS).index(row["method"]))
     print(table(HEADINGS, [_shown(row) for row in rows]))
-    rates = _alone("rates", 2, quick)
+    rates = alone("scale.rates", 2, quick)
     print("\nThroughput of two devices over that of one")
     methods = ["replicated", "fully sharded"]
     shown = [[r["case"], r["batch"], *(r[m]["median"] for m in methods)] for r in rates]
@@ -45,30 +45,33 @@ def run(quick: bool) -> dict[str, Any]:
     return {"counts": rows, "two devices over one": rates}
 
 
-def _alone(what: str, devices: int, quick: bool = False) -> Any:
-    """What `counts` or `rates` returns in a process with so many devices."""
+def alone(function: str, devices: int, quick: bool = False) -> Any:
+    """What a function of a part, such as "scale.rates", returns in a process with so many
+    devices."""
+    part, _, name = function.partition(".")
     program = (
         f"import jax, json; jax.config.update('jax_num_cpu_devices', {devices}); "
-        f"jax.config.update('jax_platforms', 'cpu'); from benchmarks import scale; "
-        f"print(json.dumps(scale.{what}({quick})))"
+        f"jax.config.update('jax_platforms', 'cpu'); from benchmarks import {part}; "
+        f"print(json.dumps({part}.{name}({quick})))"
     )
     command = [sys.executable, "-c", program]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def _replicated(case: Case, n: int) -> tuple[fnn.Layer, Mesh, bool]:
-    return fnn.mlp(case.sizes), _mesh(n, 1), False
+    return fnn.mlp(case.sizes), on_mesh(n, 1), False
 
 
 def _fully_sharded(case: Case, n: int) -> tuple[fnn.Layer, Mesh, bool]:
-    return fnn.mlp(case.sizes), _mesh(n, 1), True
+    return fnn.mlp(case.sizes), on_mesh(n, 1), True
 
 
 def _tensor(case: Case, n: int) -> tuple[fnn.Layer, Mesh, bool]:
-    return fnn.parallel.mlp(case.sizes, "model"), _mesh(1, n), False
+    return fnn.parallel.mlp(case.sizes, "model"), on_mesh(1, n), False
 
 
-def _mesh(data: int, model: int) -> Mesh:
+def on_mesh(data: int, model: int) -> Mesh:
+    """The devices of this process, as so many for the data by so many for the model."""
     return Mesh(jax.make_mesh((data, model), ("data", "model")).devices, ("data", "model"))
 
 
@@ -88,18 +91,7 @@ def counts(quick: bool) -> list[dict[str, Any]]:
 def count(case: Case, method: str, n: int) -> dict[str, Any]:
     """The memory and the collectives of one device in one step, from the compiled program."""
     network, mesh, shard_params = METHODS[method](case, n)
-    optimizer = fnn.adam(1e-3)
-    step = fnn.make_step(
-        network, fnn.softmax_cross_entropy, optimizer, mesh=mesh, shard_params=shard_params
-    )
-    on_mesh = fnn.parallel.fully_sharded(network, "data") if shard_params else network
-    split = fnn.parallel.shardings(lambda key: optimizer.init(on_mesh.init(key)), mesh)
-    state = jax.eval_shape(lambda key: optimizer.init(network.init(key)), jax.random.key(0))
-    like = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)  # noqa: E731
-    batch = jnp.zeros((case.batch, case.sizes[0])), jnp.zeros(case.batch, jnp.int32)
-    of_batch = partial(like, where=NamedSharding(mesh, PartitionSpec("data")))
-    arguments = jax.tree.map(like, state, split), jax.tree.map(of_batch, batch)
-    compiled = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+    compiled = lowered(network, case, mesh, shard_params).compile()
     memory, found = compiled.memory_analysis(), collectives(compiled.as_text())
     return {
         "arguments": memory.argument_size_in_bytes,
@@ -107,6 +99,25 @@ def count(case: Case, method: str, n: int) -> dict[str, Any]:
         "collectives": {kind: [k for k, _ in found].count(kind) for kind, _ in found},
         "sent": sum(sent for _, sent in found),
     }
+
+
+def lowered(network: fnn.Layer, case: Case, mesh: Mesh, shard_params: bool) -> Any:
+    """A step of Adam on the mesh, as `jax.stages.Lowered`: arguments split, nothing computed."""
+    optimizer = fnn.adam(1e-3)
+    step = fnn.make_step(
+        network, fnn.softmax_cross_entropy, optimizer, mesh=mesh, shard_params=shard_params
+    )
+    cut = fnn.parallel.fully_sharded(network, "data") if shard_params else network
+    split = fnn.parallel.shardings(lambda key: optimizer.init(cut.init(key)), mesh)
+    state = jax.eval_shape(lambda key: optimizer.init(network.init(key)), jax.random.key(0))
+    like = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)  # noqa: E731
+    batch = (case.batch, case.sizes[0]), (case.batch,)
+    of_batch = NamedSharding(mesh, PartitionSpec("data"))
+    arrays = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=of_batch)
+        for shape, dtype in zip(batch, (jnp.float32, jnp.int32), strict=True)
+    ]
+    return jax.jit(step, donate_argnums=0).lower(jax.tree.map(like, state, split), tuple(arrays))
 
 
 def collectives(program: str) -> list[tuple[str, float]]:
@@ -148,8 +159,8 @@ def rates(quick: bool) -> list[dict[str, Any]]:
         epochs = {}
         for name, options in {
             "one": {},
-            "replicated": {"mesh": _mesh(2, 1)},
-            "fully sharded": {"mesh": _mesh(2, 1), "shard_params": True},
+            "replicated": {"mesh": on_mesh(2, 1)},
+            "fully sharded": {"mesh": on_mesh(2, 1), "shard_params": True},
         }.items():
             train = fnn.make_train(
                 network,

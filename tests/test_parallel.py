@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import fnn
-from benchmarks import scale
+from benchmarks import interconnect, scale
 from fnn.parallel.devices import Devices
 
 HERE = Path(__file__).parent
@@ -42,6 +42,15 @@ def test_bytes_are_read_from_a_compiled_program():
     """
     expected = [("all-gather", 3 / 4 * 512), ("all-reduce", 6 / 4 * 68), ("reduce-scatter", 56)]
     assert scale.collectives(program) == expected
+
+
+def test_the_model_on_paper_counts_what_the_programs_send():
+    """All but what the first of four layers saves, whose input needs no gradient."""
+    saved = {"replicated": 0, "fully sharded": 1 / 12, "tensor": 1 / 4}
+    for row in interconnect.counted(quick=True):
+        model, program, share = row["model"], row["lowered"], 1 - saved[row["method"]]
+        assert program["collectives"] == share * model["collectives"]
+        assert program["sent"] == pytest.approx(share * model["sent"], rel=1e-3)
 
 
 def test_no_mesh_adds_no_operation():
