@@ -75,7 +75,7 @@ def run(quick: bool) -> dict:
         "quartile 1",
         "quartile 3",
         "ms per epoch",
-        "source alone",
+        "alone, ms",
     ]
     rows = [
         [name, against[name], r["median"], r["quartile_1"], r["quartile_3"],
@@ -84,7 +84,8 @@ def run(quick: bool) -> dict:
     ]  # fmt: skip
     print(f"{CASE.name}, {len(x)} examples in batches of {CASE.batch}\n")
     print(table(headings, rows))
-    return {"seconds": {n: s.summary() for n, s in samples.items()}, "rate_kept": ratios, "alone": alone}
+    seconds = {name: s.summary() for name, s in samples.items()}
+    return {"seconds": seconds, "rate_kept": ratios, "alone": alone}
 
 
 def epoch_of(source: Any, epochs: int) -> Callable[[], float]:
