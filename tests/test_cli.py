@@ -86,7 +86,10 @@ def test_a_device_that_is_there(tmp_path):
     finally:
         jax.config.update("jax_default_device", before)
     assert result.exit_code == 2
-    assert "'abacus' is no device; there are cpu:0, cpu:1" in result.stderr
+    assert "'--device': 'abacus' is no device; there are cpu:0, cpu:1" in result.stderr
+    result = run(*args, "--device", "cpu", "--devices", 2)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--device names one device" in result.stderr
 
 
 def test_values_in_their_own_units(tmp_path):

@@ -45,6 +45,16 @@ from fnn.__main__ import main
 main()
 """
 
+JOINED = """
+from jax._src import xla_bridge
+from fnn.parallel import processes
+def start(*where):
+    raise RuntimeError(f"JAX had started: {xla_bridge.backends_are_initialized()}")
+processes.start = start
+from fnn.__main__ import main
+main()
+"""
+
 
 def python(program, *args):
     return subprocess.run(
@@ -76,6 +86,12 @@ def test_the_versions_and_the_devices():
     assert result.exit_code == 0, result.output
     versions = f"fnn, version {__version__}\nJAX, version {jax.__version__}, on cpu:0"
     assert result.output.startswith(versions)
+
+
+def test_processes_join_before_jax_looks_at_its_devices(tmp_path):
+    """It would go on alone without a word."""
+    done = python(JOINED, "train", "iris", "--device", "cpu", "--out", tmp_path)
+    assert (done.returncode, done.stderr) == (1, "Error: JAX had started: False\n")
 
 
 def test_predict_imports_no_plots(tmp_path):

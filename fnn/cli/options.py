@@ -232,17 +232,18 @@ class Device(click.ParamType):
         return found[number or "0"]
 
 
-def _compute_on(ctx: click.Context, param: click.Parameter, chosen: Any) -> None:
+def compute_on(ctx: click.Context, param: click.Parameter | None, chosen: Any) -> None:
+    """Let JAX compute on this device unless told otherwise; None leaves the choice to it.
+
+    >>> compute_on(click.Context(click.Command("train")), None, None)
+    """
     if chosen is not None:
         jax.config.update("jax_default_device", chosen)
 
 
+DEVICE_HELP = "Where to compute: cpu, gpu, gpu:1, ...  [default: JAX's choice]"
 device = click.option(
-    "--device",
-    type=Device(),
-    expose_value=False,
-    callback=_compute_on,
-    help="Where to compute: cpu, gpu, gpu:1, ...  [default: JAX's choice]",
+    "--device", type=Device(), expose_value=False, callback=compute_on, help=DEVICE_HELP
 )
 
 

@@ -20,6 +20,7 @@ from fnn.cli import options
 
 LEFT = "another process of this run has ended, or can't be reached"
 OPTIONS = [
+    click.Option(["--device"], help=options.DEVICE_HELP),
     click.Option(
         ["--devices"],
         type=options.COUNT,
@@ -51,8 +52,8 @@ class Spread(click.Command):
         """The command's parameters, and `OPTIONS`.
 
         >>> command = Spread("name", callback=lambda: None)
-        >>> [option.name for option in command.get_params(click.Context(command))][:4]
-        ['devices', 'coordinator', 'processes', 'process']
+        >>> [option.name for option in command.get_params(click.Context(command))][:5]
+        ['device', 'devices', 'coordinator', 'processes', 'process']
         """
         own = super().get_params(ctx)
         return [*own[:-1], *OPTIONS, *own[-1:]]
@@ -66,11 +67,13 @@ class Spread(click.Command):
         Traceback (most recent call last):
         click.exceptions.UsageError: --coordinator, --processes and --process go together
         """
-        devices, *where = (ctx.params.pop(option.name) for option in OPTIONS)
+        device, devices, *where = (ctx.params.pop(option.name) for option in OPTIONS)
         if None in where and where != [None] * 3:
             raise click.UsageError("--coordinator, --processes and --process go together")
         if devices is not None and where != [None] * 3:
             raise click.UsageError("--devices counts those of one process, without --coordinator")
+        if device is not None and devices is not None:
+            raise click.UsageError("--device names one device, --devices says over how many to go")
         import jax
 
         from fnn.cli import environment
@@ -83,6 +86,10 @@ class Spread(click.Command):
         except RuntimeError as error:
             raise click.ClickException(str(error).splitlines()[0]) from error
         environment.check_device()
+        if device is not None:  # only now, for to look at the devices starts JAX
+            if jax.process_count() > 1:
+                raise click.UsageError("--device is for one process; several compute on all theirs")
+            options.compute_on(ctx, None, options.Device().convert(device, OPTIONS[0], ctx))
         if devices is not None and devices > len(jax.devices()):
             raise click.UsageError(f"--devices {devices}: there are {len(jax.devices())}")
         if jax.process_count() == 1:

@@ -83,7 +83,6 @@ LINES, FIRST = 25, 5
     "that did not lower its loss, and keep the network of the best epoch.",
 )
 @options.of_table
-@options.device
 @click.option(
     "--out",
     type=options.FOLDER,
