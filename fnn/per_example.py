@@ -47,7 +47,7 @@ import jax.numpy as jnp
 from fnn import numbers
 from fnn.backprop import example_shape, per_example_backward, weight_of
 from fnn.base import Array, Layer, Loss, Params, at_least_float32, check_layer, check_loss
-from fnn.reductions import Factor, products, squared, squared_norm, total, weighted
+from fnn.reductions import Factor, length, norm, products, squared, squared_norm, total, weighted
 
 
 def squared_norms(
@@ -132,8 +132,8 @@ def clipped_value_and_grad(
     is applied after clipping. For Poisson sampling at rate q give all examples, those drawn with
     the weight 1/q and the others with 0.
 
-    Where an example's squared norm, or its ratio to max_norm^2, is above the largest number of
-    its dtype, the gradient is NaN.
+    A layer with positions, such as a convolution, squares its norm: where that is above the
+    largest number of its dtype, the gradient is NaN.
 
     Raises ValueError for max_norm not above 0; f for a weight of another shape than the losses.
 
@@ -146,25 +146,24 @@ def clipped_value_and_grad(
     Array([-2.112], dtype=float32)
     """
     numbers.bound("clipped_value_and_grad", max_norm=max_norm)
-    with_norm = lambda factor, examples: _Normed(squared_norm(factor, examples), factor)  # noqa: E731
+    with_norm = lambda factor, examples: _Normed(norm(factor, examples), factor)  # noqa: E731
     reduced = _reduced(network, loss, with_norm, example_axes)
 
     def f(params: Params, x: Any, y: Any, weight: Array | None = None) -> tuple[Array, Params]:
         losses, normed = reduced(params, x, y)
         is_normed = lambda node: isinstance(node, _Normed)  # noqa: E731
-        norms = [node.squared_norm for node in jax.tree.leaves(normed, is_leaf=is_normed)]
-        norm = _over_parameters(norms, losses.shape, losses.dtype)
-        # max before sqrt: no division by a norm of 0, and its derivative stays finite.
-        excess = jnp.maximum(norm / jnp.asarray(max_norm, norm.dtype) ** 2, 1)
+        norms = [node.norm for node in jax.tree.leaves(normed, is_leaf=is_normed)]
+        norm_of_all = _length(norms, losses.shape, losses.dtype)
+        excess = norm_of_all / jnp.asarray(max_norm, norm_of_all.dtype)
         # 1/inf would leave the example out without a word.
-        scale = 1 / jnp.sqrt(jnp.where(excess < jnp.inf, excess, jnp.nan)) / losses.size
+        scale = 1 / jnp.where(excess < jnp.inf, jnp.maximum(excess, 1), jnp.nan) / losses.size
         if weight is not None:
             weight = weight_of(losses, weight)
             losses, scale = losses * weight, scale * weight.astype(scale.dtype)
 
         def clipped(node: _Normed) -> Array:
             sum_of = lambda factor: total(weighted(factor, scale))  # noqa: E731
-            copies = node.squared_norm.shape[: node.squared_norm.ndim - losses.ndim]
+            copies = node.norm.shape[: node.norm.ndim - losses.ndim]
             for n in reversed(copies):  # of `repeat`
                 sum_of = jax.vmap(sum_of, axis_size=n)
             return sum_of(node.factor)
@@ -177,7 +176,7 @@ def clipped_value_and_grad(
 class _Normed(NamedTuple):
     """A factor, kept until the norms of all parameters together are known."""
 
-    squared_norm: Array
+    norm: Array
     factor: Factor
 
 
@@ -277,6 +276,12 @@ def _reduced(
         return losses, per_example_backward(network, params, residuals, dy, reduce, examples)
 
     return f
+
+
+def _length(norms: list[Array], shape: tuple[int, ...], dtype: Any) -> Array:
+    """The norm over all parameters, from that of each, the copies' axes in front of `shape`."""
+    start = jnp.zeros((1, *shape), at_least_float32(dtype))
+    return length(jnp.concatenate([start, *(a.reshape(-1, *shape) for a in norms)]), (0,))
 
 
 def _over_parameters(tree: Any, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -18,6 +18,7 @@ of left and right holds dy and the other does not depend on it.
     total          sum_n g_n            (*shape of the parameter)
     rows           g_n                  as a Direct (*examples, *shape of the parameter)
     squared_norm   ||g_n||^2            (*examples)
+    norm           ||g_n||, where its square overflows too
     products       <g_n, g_k>           (*examples, *examples)
     squared        the factor of g_n * g_n, entry by entry
     weighted       the factor of weight_n g_n
@@ -439,6 +440,51 @@ def _(factor: Widened, examples: int | None = None) -> Array:
 def _(factor: Sum, examples: int | None = None) -> Array:
     count = len(factor.batch) if examples is None else examples
     return squared_norm(_joined(factor, count), count)
+
+
+@singledispatch
+def norm(factor: Factor, examples: int | None = None) -> Array:
+    """||g_n|| for each example: ||left_n|| ||right_n||, or ||value_n||, each by `length`. Of other
+    factors, and of positions of an Outer, it is the square root of `squared_norm`.
+
+    >>> norm(Outer(jnp.array([[3.0, 4.0]]), jnp.array([[1e30]])))
+    Array([5.e+30], dtype=float32)
+    """
+    return jnp.sqrt(squared_norm(factor, examples))
+
+
+@norm.register
+def _(factor: Outer, examples: int | None = None) -> Array:
+    if _has_positions(factor, examples):
+        return jnp.sqrt(squared_norm(factor, examples))
+    return length(factor.left, (-1,)) * length(factor.right, (-1,))
+
+
+@norm.register
+def _(factor: Direct, examples: int | None = None) -> Array:
+    if _has_positions(factor, examples):
+        factor = rows(factor, examples)
+    return length(factor.value, _last(factor.ndim))
+
+
+@norm.register
+def _(factor: Widened, examples: int | None = None) -> Array:
+    return norm(factor.factor, examples)
+
+
+def length(a: Array, axes: tuple[int, ...]) -> Array:
+    """The Euclidean norm over these axes, in at least float32: max|a| ||a / max|a|||, whose squares
+    can't overflow. Its derivative at 0 is 0.
+
+    >>> length(jnp.array([[3e30, 4e30], [0.0, 0.0]]), (-1,))
+    Array([5.e+30, 0.e+00], dtype=float32)
+    """
+    if not axes:
+        return jnp.abs(_widened(a))
+    a = _widened(a)
+    largest = jnp.abs(a).max(axes, keepdims=True, initial=0)
+    squares = _square(a / jnp.where(largest > 0, largest, 1)).sum(axes)
+    return largest.reshape(squares.shape) * jnp.sqrt(jnp.maximum(squares, 1))
 
 
 @singledispatch

@@ -20,6 +20,7 @@ from fnn.reductions import (
     Changed,
     Direct,
     Factor,
+    norm,
     products,
     rows,
     squared,
@@ -113,6 +114,11 @@ def _(factor: Changed, examples: int | None = None) -> Direct:
 @squared_norm.register(Summed | Scattered)
 def _(factor: Changed, examples: int | None = None) -> Array:
     return squared_norm(factor.factor, examples)
+
+
+@norm.register(Summed | Scattered)
+def _(factor: Changed, examples: int | None = None) -> Array:
+    return norm(factor.factor, examples)
 
 
 @squared_norm.register
