@@ -119,7 +119,8 @@ RULES = [
             (z := (2 * y - 1) * x) <= -1, -z, jnp.where(z >= 1, 0, (z - 1) ** 2 / 4)),
         (X, jnp.array([[1, 0, 1], [0, 0, 1]]))),
     Rule("optax.multiclass_sparsemax_loss", optax.losses.multiclass_sparsemax_loss,
-        lambda x, i: (p := _simplex(x)) @ x - (p @ p) / 2 - x[i] + 0.5, (X[1], jnp.array(1))),
+        jax.vmap(lambda x, i: (p := _simplex(x)) @ x - (p @ p) / 2 - x[i] + 0.5),
+        (X, jnp.array([1, 2]))),
     Rule("flax dot_general", lambda a, b: flax.linen.fp8_ops.dot_general_with_precision(a, b, DOT),
         lambda a, b: a @ b, (X, A)),
     Rule("jax.nn.logsumexp", jax.nn.logsumexp, lambda x: jnp.log(jnp.exp(x).sum()), (X,)),
@@ -150,13 +151,18 @@ def changed(rule: Rule) -> Iterator[Callable[..., Any]]:
         wrong, reached = _with_change(pull, place)(*rule.args, dy=dy)
         if not reached:
             break
-        pairs = zip(jax.tree.leaves(wrong), jax.tree.leaves(right), strict=True)
-        moved = [np.abs(np.asarray(a, float) - np.asarray(b, float)) for a, b in pairs if a.size]
-        size = max(np.abs(np.asarray(b, float)).max() for b in jax.tree.leaves(right))
+        pairs = zip(_floats(wrong), _floats(right), strict=True)
+        moved = [np.abs(a - b) for a, b in pairs]
+        size = max(np.abs(b).max() for b in _floats(right))
         if max(m.max() for m in moved) > 1e-3 * size:
             found.append(place)
     for place in found[:: max(1, math.ceil(len(found) / CHANGES))]:
         yield _custom(rule.f, lambda *a, dy, place=place: _with_change(pull, place)(*a, dy=dy)[0])
+
+
+def _floats(tree: Any) -> list[Any]:
+    """The leaves that are gradients of numbers: JAX's of integers are of dtype float0."""
+    return [np.asarray(a, float) for a in jax.tree.leaves(tree) if a.dtype != jax.dtypes.float0]
 
 
 def _custom(f: Callable[..., Any], pull: Callable[..., Any]) -> Callable[..., Any]:

@@ -365,3 +365,18 @@ def test_a_separator_by_name_and_a_header_are_taken(passengers, tmp_path):
     assert "59 examples" in result.stdout
     wrong = run("describe", tmp_path / "a.csv", "--separator", "dot")
     assert "'dot' is none of , ; | comma semicolon tab pipe" in wrong.stderr
+
+
+def test_names_cannot_move_the_cursor(tmp_path):
+    """A heading of two lines, and one that would colour the terminal."""
+    path = tmp_path / "table.csv"
+    rows = "".join(f"{i % 7},{i % 3 / 2},{'no' if i % 2 else 'yes'}\n" for i in range(40))
+    path.write_text(f'"weight\n(kg)",\033[31mage,answer\n{rows}')
+    shown = [run("describe", path).stdout]
+    out = ("--out", tmp_path / "run")
+    assert run("train", path, "--epochs", 1, "--hidden", 2, *out).exit_code == 0
+    shown.append(run("explain", tmp_path / "run", path).stdout)
+    for text in shown:
+        assert "\033" not in text
+        assert r"weight\n(kg)" in text
+        assert r"\x1b[31mage" in text

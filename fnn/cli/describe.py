@@ -6,6 +6,7 @@ import numpy as np
 from fnn import data
 from fnn.cli import options
 from fnn.cli.runs import HELD_OUT
+from fnn.cli.table import aligned
 
 
 @click.command()
@@ -47,7 +48,4 @@ def describe(
         y = examples.y.reshape(len(examples.y), -1)[:, j]
         kind = "classes" if examples.classes else "values"
         rows.append((name, kind, str(len(np.unique(y))), "0", "to predict"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    for name, kind, count, empty, use in rows:
-        counts = f"{count:>{widths[2]}}  {empty:>{widths[3]}}"
-        click.echo(f"{name:{widths[0]}}  {kind:{widths[1]}}  {counts}  {use}")
+    click.echo(aligned(rows, "<<>><"))

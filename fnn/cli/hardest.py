@@ -10,6 +10,7 @@ import numpy as np
 from fnn import per_example
 from fnn.cli import options, plots, runs
 from fnn.cli.runs import Run
+from fnn.cli.table import printable
 from fnn.data import Dataset
 
 
@@ -57,7 +58,8 @@ def hardest(
     side = math.isqrt(every.x.shape[1])
     if every.columns or side < 8 or side * side != every.x.shape[1]:
         for i, caption in zip(largest, captions, strict=True):
-            click.echo(f"example {numbers[i]:{len(str(len(whole)))}}  {norms[i]:#.3g}  {caption}")
+            number = f"{numbers[i]:{len(str(len(whole)))}}"
+            click.echo(f"example {number}  {norms[i]:#.3g}  {printable(caption)}")
         return
     title = f"the largest gradients of {source}: label, prediction, gradient norm"
     named = [f"{caption}\n{norms[i]:.3g}" for i, caption in zip(largest, captions, strict=True)]

@@ -6,6 +6,7 @@ import numpy as np
 
 from fnn.cli import runs
 from fnn.cli.metrics import Classified, Predicted
+from fnn.cli.table import aligned
 from fnn.data import Dataset
 from fnn.fitting import CHUNK
 
@@ -44,10 +45,7 @@ class Importance(NamedTuple):
         for name, means, deviations in zip(self.columns, self.mean, self.deviation, strict=True):
             cells = zip(means, deviations, digits, strict=True)
             rows.append([name, *(f"{m:.{d}f} ± {spread:.{d}f}" for m, spread, d in cells)])
-        first, *rest = zip(*rows, strict=True)
-        columns = [[cell.ljust(max(map(len, first))) for cell in first]]
-        columns += [[cell.rjust(max(map(len, cells))) for cell in cells] for cells in rest]
-        return "\n".join("  ".join(row) for row in zip(*columns, strict=True))
+        return aligned(rows, "<>")
 
 
 def of(run: runs.Run, examples: Dataset, repeats: int, seed: int) -> Importance:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
+from fnn.cli.table import aligned
+
 RARELY = 0.1
 """A class of whose examples fewer than this share are found is worth a warning."""
 SHOWN = 20
@@ -147,7 +149,7 @@ class Classified(NamedTuple):
             both = (self.precision[i], self.recall[i])
             cells = ["-" if math.isnan(share) else f"{share:.4f}" for share in both]
             rows.append([self.classes[i], str(self.examples[i]), *cells])
-        return "\n".join([*_aligned(rows), *last])
+        return "\n".join([aligned(rows, ">"), *last])
 
     def table(self) -> str:
         """The confusion matrix with its names.
@@ -162,7 +164,7 @@ class Classified(NamedTuple):
         rows = [["", *self.classes], *([name, *map(str, row)] for name, row in counts)]
         width = max(len(cell) for row in rows for cell in row)
         rows = [[cell.rjust(width) for cell in row] for row in rows]
-        return "\n".join(["true class in rows, predicted class in columns", *_aligned(rows)])
+        return f"true class in rows, predicted class in columns\n{aligned(rows, '>')}"
 
     def warning(self) -> str | None:
         """The classes that are hardly ever found, in one line; None where there is none.
@@ -290,12 +292,3 @@ def show(found: Classified | Predicted, part: str = "") -> None:
 
 def _finite(number: float) -> float | None:
     return float(number) if math.isfinite(number) else None
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    """The rows as lines, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]

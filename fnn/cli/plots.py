@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fnn import atomic
+from fnn.cli.table import printable
 
 
 def make_room(path: Path) -> None:
@@ -166,7 +167,7 @@ def _figure(height: float, title: str) -> Figure:
 
 def _drawable(text: str) -> str:
     """The text with question marks for bytes of a file's name that are no text."""
-    return text.encode(errors="replace").decode()
+    return printable(text.encode(errors="replace").decode())
 
 
 def _write(figure: Figure, path: Path) -> None:

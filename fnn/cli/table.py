@@ -1,0 +1,31 @@
+"""Text for people: rows under one another, and names without characters that terminals act on."""
+
+from collections.abc import Sequence
+
+
+def aligned(rows: Sequence[Sequence[str]], sides: str) -> str:
+    """The rows as lines, each column as wide as its widest cell and aligned to its side, "<" or
+    ">"; the last side is that of all columns left.
+
+    >>> print(aligned([("", "share"), ("cat", "0.5"), ("a\\nb", "0.25")], "<>"))
+          share
+    cat     0.5
+    a\\nb   0.25
+    """
+    shown = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    sides = sides.ljust(len(widths), sides[-1])
+    lines = (
+        "  ".join(f"{cell:{side}{n}}" for cell, side, n in zip(row, sides, widths, strict=False))
+        for row in shown
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def printable(text: str) -> str:
+    """The text, its line breaks and control characters as Python writes them.
+
+    >>> print(printable("weight\\n(kg)"), printable("größe"))
+    weight\\n(kg) größe
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
