@@ -10,6 +10,7 @@ Each number of devices is a process of its own: JAX fixes it when it starts.
 """
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -134,7 +135,10 @@ def collectives(program: str) -> list[tuple[str, float]]:
             continue
         result, kind = match.groups()
         shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
-        size = sum(BYTES[dtype] * _product(dims) for dtype, dims in shapes)
+        size = sum(
+            BYTES[dtype] * math.prod(map(int, filter(None, dims.split(","))))
+            for dtype, dims in shapes
+        )
         g = group_size(line)
         share = {"all-reduce": 2 * (g - 1) / g, "reduce-scatter": g - 1, "collective-permute": 1}
         if g > 1:
@@ -146,6 +150,9 @@ def group_size(line: str) -> int:
     """How many devices take part in each group of a collective."""
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(match[1])
+    if match := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):  # after jax 0.10
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
     match = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
     return len(match[1].split(",")) if match else jax.device_count()
 
@@ -178,13 +185,6 @@ def rates(quick: bool) -> list[dict[str, Any]]:
         rate = {name: ratio(samples["one"], samples[name]).summary() for name in samples}
         found.append({"case": case.name, "batch": case.batch} | rate)
     return found
-
-
-def _product(dims: str) -> int:
-    product = 1
-    for size in filter(None, dims.split(",")):
-        product *= int(size)
-    return product
 
 
 def _shown(row: dict[str, Any]) -> list[Any]:

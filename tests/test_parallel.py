@@ -39,8 +39,10 @@ def test_bytes_are_read_from_a_compiled_program():
       %b = (f32[16]{0}, f32[]) all-reduce(%q, %r), replica_groups=[2,4]<=[8], to_apply=%add
       %c = f32[2]{0} reduce-scatter(%s), replica_groups=[1,8]<=[8], dimensions={0}
       %d = f32[2]{0} all-reduce(%s), replica_groups=[8,1]<=[8], to_apply=%add
+      %e = f32[4]{0} all-reduce(%s), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add
     """
     expected = [("all-gather", 3 / 4 * 512), ("all-reduce", 6 / 4 * 68), ("reduce-scatter", 56)]
+    expected.append(("all-reduce", 6 / 4 * 16))
     assert scale.collectives(program) == expected
 
 
