@@ -536,3 +536,23 @@ def test_fuzzed_columns(tmp_path_factory, columns, header, mark, quoted, keep):
             assert bare.shape[1] == whole.shape[1]
     except DataError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_an_error_of_entry_is_no_distance(tmp_path):
+    """A height of 31800 among heights of about 1.7: nothing learned there can be meant."""
+    rng = np.random.default_rng(0)
+    rows = [f"{1.7 + 0.1 * rng.normal():.3f},{i % 3},{'no' if i % 2 else 'yes'}" for i in range(99)]
+    (tmp_path / "train.csv").write_text("\n".join(["height,class,answer", *rows]) + "\n")
+    train = data.load(str(tmp_path / "train.csv"))
+    encoding = data.Encoding.of(train)
+    x = encoding.aligned(train).x.copy()
+    assert np.abs(encoding.apply(x)).max() < 5
+    x[3, 0], x[4, 0], x[5, 0] = 31800.0, -31800.0, np.nan
+    z = encoding.apply(x)
+    assert (z[3, 0], z[4, 0]) == (10, -10)
+    assert encoding.unseen(x) == [
+        "column 'height': 1 blank, where training saw none, filled with 1.709",
+        "column 'height': 2 values more than 10 standard deviations off, taken as 10",
+    ]
+    arrays = data.Encoding((), data.Scaling(np.zeros(1), np.ones(1)))
+    assert arrays.apply(np.array([[31800.0]])) == 31800

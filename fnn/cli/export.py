@@ -12,7 +12,7 @@ from fnn import atomic
 from fnn.cli import options, runs
 from fnn.data import Encoding, Scaling
 from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME
-from fnn.data.encoding import HOURS, WEEK, Feature
+from fnn.data.encoding import FAR, HOURS, WEEK, Feature
 from fnn.export import PLATFORMS, lowered
 
 
@@ -67,8 +67,11 @@ def program(run: runs.Run) -> Callable[[jax.Array], jax.Array]:
     outputs = None if run.outputs is None else _in_float32("value", run.outputs)
     params = run.progress.best.params
 
+    far = FAR if run.inputs.features else np.inf
+
     def predicted(x: jax.Array) -> jax.Array:
-        y, _ = run.network.forward(params, ((_inputs(run.inputs, x) - mean) - rest) / scale)
+        z = ((_inputs(run.inputs, x) - mean) - rest) / scale
+        y, _ = run.network.forward(params, jnp.clip(z, -far, far))
         return jax.nn.softmax(y) if outputs is None else y * outputs[2] + outputs[0]
 
     return predicted

@@ -18,6 +18,9 @@ ROWS = 20
 """In fewer rows, that all values differ says nothing about a column."""
 LARGEST = 1e150
 """The squares of numbers beyond this overflow."""
+FAR = 10
+"""Standard deviations: a number farther from the training part's mean becomes an input as if it
+were so far. Most are errors of entry, and a network goes on in a straight line for ever."""
 YEAR, WEEK, HOURS = CYCLES = ("year", "week", "day")
 KNOWN = {DATE: CYCLES, TIME: (HOURS,)}
 """The cycles of a kind of column."""
@@ -115,10 +118,11 @@ class Feature(NamedTuple):
 
 class Unseen(NamedTuple):
     """What n examples hold that training never saw, for each of the features that are used: the
-    number of categories that are none of those learned, and of blanks where there were none.
+    number of categories that are none of those learned, of blanks where there were none, and of
+    numbers `FAR` off.
 
     >>> pet = Feature("pet", "category", values=("dog",))
-    >>> Unseen((pet,), 2, np.array([1]), np.array([0])).lines()
+    >>> Unseen((pet,), 2, np.array([1]), np.array([0]), np.array([0])).lines()
     ["column 'pet': 1 of 2 values was never seen in training"]
     """
 
@@ -126,16 +130,17 @@ class Unseen(NamedTuple):
     n: int
     new: np.ndarray
     blank: np.ndarray
+    far: np.ndarray
 
     def lines(self) -> list[str]:
         """One line per column that holds any.
 
-        >>> Unseen((), 2, np.empty(0), np.empty(0)).lines()
+        >>> Unseen((), 2, *[np.empty(0)] * 3).lines()
         []
         """
         lines = []
-        for i, (feature, new, blank) in enumerate(
-            zip(self.features, self.new, self.blank, strict=True)
+        for i, (feature, new, blank, far) in enumerate(
+            zip(self.features, self.new, self.blank, self.far, strict=True)
         ):
             column = f"column {feature.name!r}" if feature.name else f"input column {i + 1}"
             if new:
@@ -145,6 +150,12 @@ class Unseen(NamedTuple):
                 filled = "" if feature.kind == CATEGORY else f", filled with {feature.fill:.4g}"
                 blanks = "blank" if blank == 1 else "blanks"
                 lines.append(f"{column}: {blank} {blanks}, where training saw none{filled}")
+            if far:
+                values = "value" if far == 1 else "values"
+                lines.append(
+                    f"{column}: {far} {values} more than {FAR} standard deviations off, taken as "
+                    f"{FAR}"
+                )
         return lines
 
 
@@ -258,7 +269,8 @@ class Encoding(NamedTuple):
         return part._replace(x=x, features=names if part.features else (), columns=kept)
 
     def apply(self, x: np.ndarray, first: int = 0) -> np.ndarray:
-        """The columns x (n, d_in) of an aligned part as inputs (n, width) float32.
+        """The columns x (n, d_in) of an aligned part as inputs (n, width) float32. Those of a table
+        are at most `FAR`.
 
         Raises DataError as `Scaling.apply` does; `first` is the number of x's first example.
 
@@ -267,13 +279,15 @@ class Encoding(NamedTuple):
         >>> encoding.apply(np.array([[np.nan]]))
         array([[2.]], dtype=float32)
         """
-        return self.scaling.apply(self._inputs(x), first)
+        z = self.scaling.apply(self._inputs(x), first)
+        return np.clip(z, -FAR, FAR, out=z) if self.features else z
 
     def unseen(self, x: np.ndarray) -> list[str]:
         """What the columns x of an aligned part hold that training never saw, one line per column:
-        categories that are none of those learned, and blanks where there were none.
+        categories that are none of those learned, blanks where there were none, numbers `FAR` off.
 
-        >>> encoding = Encoding((Feature("pet", "category", values=("dog",)),), None)
+        >>> pet = Feature("pet", "category", values=("dog",))
+        >>> encoding = Encoding((pet,), Scaling(np.zeros(1), np.ones(1)))
         >>> encoding.unseen(np.array([[0.0], [-1.0]]))
         ["column 'pet': 1 of 2 values was never seen in training"]
         """
@@ -282,7 +296,8 @@ class Encoding(NamedTuple):
     def count_unseen(self, x: np.ndarray, counted: Unseen | None = None) -> Unseen:
         """What `unseen` says of x, added to what is counted already.
 
-        >>> encoding = Encoding((Feature("pet", "category", values=("dog",)),), None)
+        >>> pet = Feature("pet", "category", values=("dog",))
+        >>> encoding = Encoding((pet,), Scaling(np.zeros(1), np.ones(1)))
         >>> encoding.count_unseen(np.array([[0.0], [-1.0]])).new
         array([1])
         """
@@ -290,9 +305,21 @@ class Encoding(NamedTuple):
         full = np.array([not f.flag for f in self.used], bool)
         new = np.where(coded, (x == -1).sum(0), 0) if self.used else np.empty(0, int)
         blank = np.where(full, np.isnan(x).sum(0), 0) if self.used else np.empty(0, int)
+        far = self._far(x)
         if counted is None:
-            return Unseen(self.used, len(x), new, blank)
-        return Unseen(self.used, counted.n + len(x), counted.new + new, counted.blank + blank)
+            return Unseen(self.used, len(x), new, blank, far)
+        before = counted.new, counted.blank, counted.far
+        sums = (a + b for a, b in zip(before, (new, blank, far), strict=True))
+        return Unseen(self.used, counted.n + len(x), *sums)
+
+    def _far(self, x: np.ndarray) -> np.ndarray:
+        """For each column that is used, how many numbers of x are `FAR` off."""
+        if not self.used:
+            return np.empty(0, int)
+        first = np.cumsum([0, *(f.width for f in self.used)])[:-1]
+        mean, scale = self.scaling.mean[first], self.scaling.scale[first]
+        numbers = np.array([f.kind != CATEGORY for f in self.used], bool)
+        return np.where(numbers, (np.abs(x - mean) > FAR * scale).sum(0), 0)
 
     def left_out(self) -> list[str]:
         """Which columns are left out, and why: one line per reason.
