@@ -3,33 +3,33 @@ from functools import wraps
 
 import jax
 import pytest
-from jax._src import compiler
 from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("FNN_TEST_DEVICES", 2)))
 
+if JAX_0_10 := jax.__version_info__[:2] == (0, 10):
+    from jax._src import compiler
 
-compiler_options = compiler.get_compile_options
+    compiler_options = compiler.get_compile_options
 
-
-@wraps(compiler_options)
-def without_fusion_emitters(*args, **kwargs):
-    """The options of a compilation that takes half the time. JAX has no public way to give XLA an
-    option for all programs but the environment, which counts for other processes too; and after
-    jax 0.10 XLA has no such option any more."""
-    options = compiler_options(*args, **kwargs)
-    options.env_option_overrides = [
-        *options.env_option_overrides,
-        ("xla_cpu_use_fusion_emitters", False),
-    ]
-    return options
+    @wraps(compiler_options)
+    def without_fusion_emitters(*args, **kwargs):
+        """The options of a compilation that takes half the time. JAX has no public way to give XLA
+        an option for all programs but the environment, which counts for other processes too; and
+        after jax 0.10 XLA has no such option any more."""
+        options = compiler_options(*args, **kwargs)
+        options.env_option_overrides = [
+            *options.env_option_overrides,
+            ("xla_cpu_use_fusion_emitters", False),
+        ]
+        return options
 
 
 def optimize(much):
     """Whether XLA compiles as users do it, or little and fast."""
     jax.config.update("jax_disable_most_optimizations", not much)
-    if jax.__version_info__[:2] == (0, 10):
+    if JAX_0_10:
         compiler.get_compile_options = compiler_options if much else without_fusion_emitters
 
 
