@@ -132,8 +132,9 @@ def clipped_value_and_grad(
     is applied after clipping. For Poisson sampling at rate q give all examples, those drawn with
     the weight 1/q and the others with 0.
 
-    A layer with positions, such as a convolution, squares its norm: where that is above the
-    largest number of its dtype, the gradient is NaN.
+    The gradient is NaN where max_norm / (m ||g_n||) is below the smallest normal number of its
+    dtype, 1e-38 in float32; of a layer with positions, such as a convolution, also where the square
+    of its norm is above the largest.
 
     Raises ValueError for max_norm not above 0; f for a weight of another shape than the losses.
 
@@ -155,8 +156,12 @@ def clipped_value_and_grad(
         norms = [node.norm for node in jax.tree.leaves(normed, is_leaf=is_normed)]
         norm_of_all = _length(norms, losses.shape, losses.dtype)
         excess = norm_of_all / jnp.asarray(max_norm, norm_of_all.dtype)
-        # 1/inf would leave the example out without a word.
-        scale = 1 / jnp.where(excess < jnp.inf, jnp.maximum(excess, 1), jnp.nan) / losses.size
+        excess = jnp.maximum(excess, 1)
+        # A step of Newton's method from 1 / excess, whose derivative does not square what is large.
+        inverse = jax.lax.stop_gradient(1 / excess)
+        scale = inverse * (2 - excess * inverse) / losses.size
+        # What vanishes would leave the example out without a word.
+        scale = jnp.where(scale >= jnp.finfo(scale.dtype).tiny, scale, jnp.nan)
         if weight is not None:
             weight = weight_of(losses, weight)
             losses, scale = losses * weight, scale * weight.astype(scale.dtype)

@@ -216,7 +216,13 @@ def test_arrays_are_cut_along_their_rows():
     assert cut(fnn.dense(16, 10)) == {"W": P(None, "data"), "b": P()}
     twice = fnn.repeat(fnn.repeat(fnn.dense(16, 16), 8), 8)
     assert cut(twice) == {"W": P(None, None, "data"), "b": P(None, None, "data")}
-    assert cut(fnn.repeat(fnn.layer_norm(5), 8)) == {"gain": P(), "bias": P()}
+    assert cut(fnn.embedding(8000, 50)) == {"table": P("data")}
+    matrix, gain = (
+        fnn.identity._replace(init=lambda key, shape=shape: jnp.ones(shape))
+        for shape in ((16, 8), (8,))
+    )
+    both = fnn.serial(fnn.repeat(matrix, 8), gain)
+    assert cut(both) == (P(None, None, "data"), P("data"))
 
 
 def test_mistakes_are_named():
@@ -234,12 +240,7 @@ def test_mistakes_are_named():
     bad = jax.tree.map(lambda a: a[:1], MLP.init(KEY))
     with pytest.raises(ValueError, match="fully_sharded: expected .* 8 equal parts"):
         inside(lambda x: fully_sharded(MLP, "data").forward(bad, x)[0])(X)
-    scaled = fnn.Layer(  # of a number alone nothing tells the copies
-        lambda key: jnp.ones(()),
-        lambda c, x: (c * x, x),
-        lambda c, x, dy, reduce=fnn.total: (reduce(fnn.Direct((dy * x).sum(-1), 0)), c * dy),
-    )
-    layer = fully_sharded(fnn.repeat(scaled, 8), "data")
+    layer = fully_sharded(fnn.repeat(fnn.layer_norm(5), 8), "data")
     with pytest.raises(ValueError, match=r"repeat\(fully_sharded"):
         fnn.make_step(layer, fnn.mse, fnn.sgd(0.1), mesh=DATA)(
             fnn.sgd(0.1).init(layer.init(KEY)), (X[:8, :5], X[:8, :5])

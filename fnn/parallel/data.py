@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax.tree_util import DictKey
 
 from fnn.base import Array, Grads, Layer, Params, Residuals, check_layer, measured, varying_with
 from fnn.parallel.axes import check_tracked, is_mapped, varying
@@ -56,9 +57,9 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
         backward   dx = f's dx at gather(params),
                    dparams = f's dparams, summed over the axis, this device's part
 
-    Each array is cut along the first of its dimensions that the number of devices divides, where
-    what a device holds lies in one piece; one without such a dimension stays whole. The axes that
-    a `repeat` inside puts in front do not count. Parameters are gathered for the time of the
+    Each array is cut along a dimension that the number of devices divides; one without such a
+    dimension stays whole. Rows come first, so that each part is contiguous, and the axes that a
+    `repeat` inside may have put in front come last. Parameters are gathered for the time of the
     layer's own forward or backward pass, so put it around each layer,
     `repeat(fully_sharded(layer, axis), n)` for example, and one layer's are whole at a time.
 
@@ -82,7 +83,8 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
         n = jax.lax.axis_size(axis)
 
         def part(a: Array, copies: int) -> Array:
-            dims = [dim for dim in range(copies, a.ndim) if a.shape[dim] % n == 0]
+            rows_first = [*range(copies, a.ndim), *reversed(range(copies))]
+            dims = [dim for dim in rows_first if a.shape[dim] % n == 0]
             if n == 1 or not dims or axis in varying(a):
                 return a
             size = a.shape[dims[0]] // n
@@ -145,13 +147,15 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
 
 
 def _copies(params: Params) -> Any:
-    """For each array, how many of its first axes a `repeat` may have put there: as many as leave
-    the array of fewest axes beside it, in the same layer's params, one of its own."""
+    """For each array, how many of its first axes a `repeat` may have put in front: one fewer than
+    the fewest axes of any array in the same dict, for most layers have a vector. Of an array that
+    is in no dict nothing is known, and all axes but the last may be such."""
     leaves, form = jax.tree.flatten_with_path(params)
+    layer = lambda path: path[:-1] if path and isinstance(path[-1], DictKey) else path  # noqa: E731
     fewest: dict[Any, int] = {}
     for path, a in leaves:
-        fewest[path[:-1]] = min(a.ndim, fewest.get(path[:-1], a.ndim))
-    return jax.tree.unflatten(form, [max(0, fewest[path[:-1]] - 1) for path, _ in leaves])
+        fewest[layer(path)] = min(a.ndim, fewest.get(layer(path), a.ndim))
+    return jax.tree.unflatten(form, [max(0, fewest[layer(path)] - 1) for path, _ in leaves])
 
 
 def cut_dim(name: str, n: int, whole: tuple[int, ...], part: tuple[int, ...]) -> int:
