@@ -16,8 +16,8 @@ if JAX_0_10 := jax.__version_info__[:2] == (0, 10):
     @wraps(compiler_options)
     def without_fusion_emitters(*args, **kwargs):
         """The options of a compilation that takes half the time. JAX has no public way to give XLA
-        an option for all programs but the environment, which counts for other processes too; and
-        after jax 0.10 XLA has no such option any more."""
+        an option for all programs but the environment, which other processes inherit; and after
+        jax 0.10 XLA no longer has this option."""
         options = compiler_options(*args, **kwargs)
         options.env_option_overrides = [
             *options.env_option_overrides,

@@ -106,6 +106,8 @@ def test_texts_dates_and_blanks_are_encoded_in_the_program(tmp_path):
     x[3, 0] = 5e4  # an error of entry
     y = program(trained)(x.astype(np.float32))
     np.testing.assert_allclose(y, runs.predict(trained, x), rtol=1e-5, atol=1e-5)
+    infinite = np.where(np.arange(x.size).reshape(x.shape) == 0, np.inf, x)
+    assert np.isnan(program(trained)(infinite.astype(np.float32))[0]).all()
 
     runs.save(tmp_path, trained)
     said = run("export", tmp_path, tmp_path / "network.bin").stdout

@@ -71,7 +71,8 @@ def program(run: runs.Run) -> Callable[[jax.Array], jax.Array]:
 
     def predicted(x: jax.Array) -> jax.Array:
         z = ((_inputs(run.inputs, x) - mean) - rest) / scale
-        y, _ = run.network.forward(params, jnp.clip(z, -far, far))
+        z = jnp.where(jnp.isinf(z), jnp.nan, jnp.clip(z, -far, far))
+        y, _ = run.network.forward(params, z)
         return jax.nn.softmax(y) if outputs is None else y * outputs[2] + outputs[0]
 
     return predicted

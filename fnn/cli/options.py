@@ -233,7 +233,7 @@ class Device(click.ParamType):
 
 
 def compute_on(ctx: click.Context, param: click.Parameter | None, chosen: Any) -> None:
-    """Let JAX compute on this device unless told otherwise; None leaves the choice to it.
+    """Make this device JAX's default; None leaves the choice to JAX.
 
     >>> compute_on(click.Context(click.Command("train")), None, None)
     """

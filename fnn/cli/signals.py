@@ -47,8 +47,8 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _raise_again(ignored: Any) -> None:
-    """Send the SIGINT whose exception Python would only print once more, a moment later: a signal
-    to the main thread also ends what it waits for."""
+    """Send SIGINT again, a moment later, where Python would only print its exception. Sent to the
+    main thread, it also ends whatever that waits for."""
     if issubclass(ignored.exc_type, KeyboardInterrupt):
         again = signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)
         threading.Timer(0.01, *again).start()

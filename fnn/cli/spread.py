@@ -73,7 +73,7 @@ class Spread(click.Command):
         if devices is not None and where != [None] * 3:
             raise click.UsageError("--devices counts those of one process, without --coordinator")
         if device is not None and devices is not None:
-            raise click.UsageError("--device names one device, --devices says over how many to go")
+            raise click.UsageError("--device names one device, --devices their number")
         import jax
 
         from fnn.cli import environment
@@ -86,9 +86,9 @@ class Spread(click.Command):
         except RuntimeError as error:
             raise click.ClickException(str(error).splitlines()[0]) from error
         environment.check_device()
-        if device is not None:  # only now, for to look at the devices starts JAX
+        if device is not None:  # only now, because looking at the devices starts JAX
             if jax.process_count() > 1:
-                raise click.UsageError("--device is for one process; several compute on all theirs")
+                raise click.UsageError("--device is for one process: several use all their devices")
             options.compute_on(ctx, None, options.Device().convert(device, OPTIONS[0], ctx))
         if devices is not None and devices > len(jax.devices()):
             raise click.UsageError(f"--devices {devices}: there are {len(jax.devices())}")

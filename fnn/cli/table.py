@@ -1,5 +1,6 @@
 """Text for people: rows under one another, and names without characters that terminals act on."""
 
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -23,9 +24,10 @@ def aligned(rows: Sequence[Sequence[str]], sides: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text, its line breaks and control characters as Python writes them.
+    """The text, its line breaks and invisible control characters as Python writes them.
 
     >>> print(printable("weight\\n(kg)"), printable("größe"))
     weight\\n(kg) größe
     """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    shown = lambda c: c.isprintable() or unicodedata.category(c) == "Zs"  # noqa: E731
+    return "".join(c if shown(c) else repr(c)[1:-1] for c in text)

@@ -287,7 +287,8 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
     features = f"{columns} feature{'s' * (columns != 1)}"
     if run.sizes[0] != columns:
         features += f" as {run.sizes[0]} inputs"
-    notes = [*examples.train.notes, *run.inputs.left_out()]
+    far = run.inputs.unseen(run.inputs.aligned(examples.train).x)
+    notes = [*examples.train.notes, *run.inputs.left_out(), *far]
     click.echo(
         f"data      {source}: {sum(counts.values())} examples, {features}, {outputs}; "
         f"{', '.join(f'{count} {name}' for name, count in counts.items())}\n"

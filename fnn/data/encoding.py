@@ -19,8 +19,8 @@ ROWS = 20
 LARGEST = 1e150
 """The squares of numbers beyond this overflow."""
 FAR = 10
-"""Standard deviations: a number farther from the training part's mean becomes an input as if it
-were so far. Most are errors of entry, and a network goes on in a straight line for ever."""
+"""Standard deviations: a number farther from the training part's mean is treated as if it were
+exactly this far. Most such numbers are data-entry errors, and a network extrapolates linearly."""
 YEAR, WEEK, HOURS = CYCLES = ("year", "week", "day")
 KNOWN = {DATE: CYCLES, TIME: (HOURS,)}
 """The cycles of a kind of column."""
@@ -119,7 +119,7 @@ class Feature(NamedTuple):
 class Unseen(NamedTuple):
     """What n examples hold that training never saw, for each of the features that are used: the
     number of categories that are none of those learned, of blanks where there were none, and of
-    numbers `FAR` off.
+    numbers more than `FAR` standard deviations off.
 
     >>> pet = Feature("pet", "category", values=("dog",))
     >>> Unseen((pet,), 2, np.array([1]), np.array([0]), np.array([0])).lines()
@@ -269,8 +269,8 @@ class Encoding(NamedTuple):
         return part._replace(x=x, features=names if part.features else (), columns=kept)
 
     def apply(self, x: np.ndarray, first: int = 0) -> np.ndarray:
-        """The columns x (n, d_in) of an aligned part as inputs (n, width) float32. Those of a table
-        are at most `FAR`.
+        """The columns x (n, d_in) of an aligned part as inputs (n, width) float32. A table's inputs
+        are between -`FAR` and `FAR`.
 
         Raises DataError as `Scaling.apply` does; `first` is the number of x's first example.
 
@@ -279,12 +279,16 @@ class Encoding(NamedTuple):
         >>> encoding.apply(np.array([[np.nan]]))
         array([[2.]], dtype=float32)
         """
-        z = self.scaling.apply(self._inputs(x), first)
-        return np.clip(z, -FAR, FAR, out=z) if self.features else z
+        inputs = self._inputs(x)
+        if self.features:
+            mean, scale = self.scaling
+            inputs = np.clip(inputs, mean - FAR * scale, mean + FAR * scale)
+        return self.scaling.apply(inputs, first)
 
     def unseen(self, x: np.ndarray) -> list[str]:
         """What the columns x of an aligned part hold that training never saw, one line per column:
-        categories that are none of those learned, blanks where there were none, numbers `FAR` off.
+        categories that are none of those learned, blanks where there were none, and numbers more
+        than `FAR` standard deviations off.
 
         >>> pet = Feature("pet", "category", values=("dog",))
         >>> encoding = Encoding((pet,), Scaling(np.zeros(1), np.ones(1)))
@@ -313,7 +317,7 @@ class Encoding(NamedTuple):
         return Unseen(self.used, counted.n + len(x), *sums)
 
     def _far(self, x: np.ndarray) -> np.ndarray:
-        """For each column that is used, how many numbers of x are `FAR` off."""
+        """How many numbers of x are more than `FAR` standard deviations off, for each column."""
         if not self.used:
             return np.empty(0, int)
         first = np.cumsum([0, *(f.width for f in self.used)])[:-1]
