@@ -40,7 +40,7 @@ optimize(False)
 def optimized(request):
     """Most tests compile more than they compute, so XLA is told to optimize little. What is
     marked `optimized` is compiled as users do it: what is compared bit for bit, and what reads
-    compiled programs."""
+    compiled programs. What another test has compiled stays as it is: single operations."""
     optimize(request.node.get_closest_marker("optimized") is not None)
     yield
     optimize(False)

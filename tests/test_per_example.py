@@ -278,25 +278,22 @@ def test_a_norm_whose_square_overflows_is_clipped_as_any_other(size):
     )
 
 
-@pytest.mark.parametrize("wide", [1, 1000])
-@pytest.mark.parametrize("n", [1, 1000, 100_000])
-@pytest.mark.parametrize("size", [1e30, 1e33, 1e35, 9e37, 1e38])
-def test_a_clipped_gradient_has_its_norm_or_is_nan(size, n, wide):
+@pytest.mark.parametrize(("n", "wide"), [(1, 1), (1, 1000), (1000, 1), (100_000, 1)])
+def test_a_clipped_gradient_has_its_norm_or_is_nan(n, wide):
     """One large example among n: no bound is broken, and no example is left out without a word."""
     layer = fnn.dense(wide, 1)
     params = {"W": jnp.zeros((1, wide), jnp.float32), "b": jnp.zeros(1, jnp.float32)}
-    x = jnp.zeros((n, wide), jnp.float32).at[0].set(size)
     y = jnp.zeros((n, 1), jnp.float32).at[0].set(1)
-    _, grads = jax.jit(per_example.clipped_value_and_grad(layer, fnn.mae, 100.0))(params, x, y)
-    whole = n * np.linalg.norm(np.asarray(grads["W"], float))
-    assert np.isnan(whole) or abs(whole - 100) < 1e-3
-    if size * n * wide <= 1e38:
-        assert not np.isnan(whole)
+    clip = jax.jit(per_example.clipped_value_and_grad(layer, fnn.mae, 100.0))
+    for size in (1e30, 1e33, 1e35, 9e37, 1e38):
+        x = jnp.zeros((n, wide), jnp.float32).at[0].set(size)
+        whole = n * np.linalg.norm(np.asarray(clip(params, x, y)[1]["W"], float))
+        assert np.isnan(whole) or abs(whole - 100) < 1e-3
+        assert not np.isnan(whole) or size * n * wide > 1e38
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-25, 1e-20, 1e-15, 1.0, 1e6, 1e9, 1e12])
-def test_a_clipped_gradient_has_a_derivative(size):
-    """Of the whole of it by x: beyond the bound only its direction changes."""
+def test_a_clipped_gradient_has_a_derivative():
+    """By x, in both modes, within the bound and beyond it, where its direction alone changes."""
     layer = fnn.dense(2, 2)
     params = jax.tree.map(lambda p: p.astype(jnp.float32), layer.init(KEY))
     x, v = (jnp.array(a, jnp.float32) for a in ([[1.0, -2.0]], [[0.3, 0.7]]))
@@ -306,14 +303,16 @@ def test_a_clipped_gradient_has_a_derivative(size):
         grads = per_example.clipped_value_and_grad(layer, fnn.mse, 1.0)(params, x, y)[1]
         return grads["W"][0, 0] + 2 * grads["W"][1, 1]
 
+    @jax.jit
     def both(x, v, params, y):
         along = jax.jvp(lambda x: clipped(x, params, y), (x,), (v,))[1]
-        return along, (jax.grad(clipped)(x, params, y) * v).sum()
+        return jnp.stack([along, (jax.grad(clipped)(x, params, y) * v).sum()])
 
-    wide = jax.tree.map(lambda a: a.astype(jnp.float64), (size * x, v, params, y))
-    expected = np.asarray(both(*wide))
-    got = np.asarray(both(jnp.float32(size) * x, v, params, y))
-    np.testing.assert_allclose(got * max(size, 1), expected * max(size, 1), rtol=1e-3, atol=1e-5)
+    for size in (0.0, 1e-30, 1e-25, 1e-20, 1e-15, 1.0, 1e6, 1e9, 1e12):
+        got = np.asarray(both(jnp.float32(size) * x, v, params, y), float)
+        wide = jax.tree.map(lambda a: a.astype(jnp.float64), (size * x, v, params, y))
+        large = max(size, 1)
+        np.testing.assert_allclose(got * large, both(*wide) * large, rtol=1e-3, atol=1e-5)
 
 
 def test_bad_arguments_are_refused():
