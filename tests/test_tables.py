@@ -548,7 +548,9 @@ def test_an_error_of_entry_is_no_distance(tmp_path):
     x = encoding.aligned(train).x.copy()
     assert np.abs(encoding.apply(x)).max() < 5
     x[3, 0], x[4, 0], x[5, 0] = 31800.0, -1e300, np.nan
+    before = x.copy()
     z = encoding.apply(x)
+    np.testing.assert_array_equal(x, before)
     np.testing.assert_allclose(z[3:5, 0], (10, -10), rtol=1e-6)
     assert encoding.unseen(x) == [
         "column 'height': 1 blank, where training saw none, filled with 1.709",

@@ -280,9 +280,9 @@ class Encoding(NamedTuple):
         array([[2.]], dtype=float32)
         """
         inputs = self._inputs(x)
-        if self.features:
-            mean, scale = self.scaling
-            inputs = np.clip(inputs, mean - FAR * scale, mean + FAR * scale)
+        low, high = self._limits()
+        if self.features and ((inputs < low) | (inputs > high)).any():  # most need no copy
+            inputs = np.clip(inputs, low, high)
         return self.scaling.apply(inputs, first)
 
     def unseen(self, x: np.ndarray) -> list[str]:
@@ -321,9 +321,14 @@ class Encoding(NamedTuple):
         if not self.used:
             return np.empty(0, int)
         first = np.cumsum([0, *(f.width for f in self.used)])[:-1]
-        mean, scale = self.scaling.mean[first], self.scaling.scale[first]
+        low, high = (limit[first] for limit in self._limits())
         numbers = np.array([f.kind != CATEGORY for f in self.used], bool)
-        return np.where(numbers, (np.abs(x - mean) > FAR * scale).sum(0), 0)
+        return np.where(numbers, ((x < low) | (x > high)).sum(0), 0)
+
+    def _limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """The inputs before standardisation that are `FAR` below and above the mean: (width,)."""
+        mean, scale = self.scaling
+        return mean - FAR * scale, mean + FAR * scale
 
     def left_out(self) -> list[str]:
         """Which columns are left out, and why: one line per reason.
