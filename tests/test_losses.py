@@ -36,7 +36,7 @@ def test_finite_differences_agree(case):
 
 @every_loss
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 6e-2)])
-def test_one_loss_an_example_in_the_predictions_dtype(case, dtype, tolerance):
+def test_one_loss_per_example_in_the_predictions_dtype(case, dtype, tolerance):
     prediction = jnp.asarray(case.prediction, dtype)
     both = jax.jit(lambda p, t: (case.loss.value(p, t), case.loss.gradient(p, t)))
     value, gradient = both(prediction, case.target)

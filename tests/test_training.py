@@ -64,7 +64,7 @@ def recorder():
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 8, 22, 23])
-def test_every_example_is_used_once_an_epoch(batch_size):
+def test_every_example_is_used_once_per_epoch(batch_size):
     layer, loss, optimizer = recorder()
     data = (jnp.arange(23.0)[:, None], jnp.zeros(23))
     epoch = jax.jit(fnn.make_epoch(layer, loss, optimizer, batch_size))

@@ -66,7 +66,6 @@ def program(run: runs.Run) -> Callable[[jax.Array], jax.Array]:
     mean, rest, scale = _in_float32("input", run.inputs.scaling)
     outputs = None if run.outputs is None else _in_float32("value", run.outputs)
     params = run.progress.best.params
-
     far = FAR if run.inputs.features else np.inf
 
     def predicted(x: jax.Array) -> jax.Array:

@@ -232,10 +232,10 @@ class Device(click.ParamType):
         return found[number or "0"]
 
 
-def compute_on(ctx: click.Context, param: click.Parameter | None, chosen: Any) -> None:
+def compute_on(ctx: click.Context, param: click.Parameter, chosen: Any) -> None:
     """Make this device JAX's default; None leaves the choice to JAX.
 
-    >>> compute_on(click.Context(click.Command("train")), None, None)
+    >>> compute_on(click.Context(click.Command("train")), click.Option(["--device"]), None)
     """
     if chosen is not None:
         jax.config.update("jax_default_device", chosen)

@@ -89,7 +89,7 @@ class Spread(click.Command):
         if device is not None:  # only now, because looking at the devices starts JAX
             if jax.process_count() > 1:
                 raise click.UsageError("--device is for one process: several use all their devices")
-            options.compute_on(ctx, None, options.Device().convert(device, OPTIONS[0], ctx))
+            options.compute_on(ctx, OPTIONS[0], options.Device().convert(device, OPTIONS[0], ctx))
         if devices is not None and devices > len(jax.devices()):
             raise click.UsageError(f"--devices {devices}: there are {len(jax.devices())}")
         if jax.process_count() == 1:

@@ -4,7 +4,7 @@
     fully_sharded   data parallelism: examples split, params and optimizer state cut
     sharded         tensor parallelism: a layer cut, between `copy_to` and `sum_over`
     mlp             `fnn.mlp` so cut, with its params
-    specs           which part of each array a device holds; `create` makes each its part
+    specs           which part of an array each device holds; `create` makes it there
 
 `fnn.make_step`, `make_epoch`, `make_train` and `fit` take a mesh, and do all of this.
 """

@@ -1,4 +1,4 @@
-"""Which part of each array a device of the mesh holds, as `jax.sharding.PartitionSpec`s."""
+"""Which part of an array each device of the mesh holds, as `jax.sharding.PartitionSpec`s."""
 
 from collections.abc import Callable
 from typing import Any
