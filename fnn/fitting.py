@@ -24,20 +24,16 @@ from fnn.base import Array, Layer, Loss, Optimizer, Params, at, at_least_float32
 from fnn.numbers import count as check_count
 from fnn.parallel.devices import Devices
 from fnn.parallel.shares import Shares
-from fnn.parallel.specs import create, untyped
+from fnn.parallel.specs import untyped
 from fnn.prefetch import ahead
 from fnn.training import (
     Augment,
     Data,
     Record,
     State,
+    Training,
     count,
-    epoch_keys,
     in_batches,
-    loss_of,
-    make_epoch,
-    make_step,
-    make_steps,
 )
 
 AHEAD = 0.1
@@ -181,7 +177,8 @@ def fit(
         )
     if metrics and validation is None:
         raise ValueError("fit: expected validation=(x, y) to measure the metrics on, got none")
-    devices = Devices.of("fit", mesh, shard_params)
+    training = Training.of("fit", network, loss, optimizer, augment, record, mesh, shard_params)
+    devices = training.devices
     arrays = isinstance(data, tuple) and all(hasattr(a, "shape") for a in data)
     arrays = arrays or isinstance(data, Shares)
     if arrays if batch_size is None else not (isinstance(data, Shares) or _is_pair(data)):
@@ -191,21 +188,21 @@ def fit(
     earlier = [] if start is None else start.history
     if patience is not None and not all("validation_loss" in entry for entry in earlier):
         raise ValueError("fit: expected a start with validation losses for patience, got none")
-    make_step(network, loss, optimizer)  # refuses what is not a layer, a loss or an optimizer
     init_key, shuffle_key = split(key, 2)
     if start is None:
-        fresh = _fresh(network, optimizer, init_key, devices)
+        fresh = _fresh(training, init_key)
         start = Progress(fresh, [], fresh)
     state, history, best = start.state, list(start.history), start.best
     if validation is not None:
         validation = _placed("fit: validation", network, loss, state, validation, devices)
     names = ["loss", *([] if validation is None else ["validation_loss", *(metrics or {})])]
-    numbers = _make_numbers(network, loss, metrics or {}, devices)
-    make: Callable[..., Any] = _make_streamed_epoch
-    if batch_size is not None:
+    numbers = _make_numbers(training, metrics or {})
+    if batch_size is None:
+        epoch = _make_streamed_epoch(training, numbers)
+    else:
+        check_count("make_epoch", batch_size=batch_size)
         data = _placed("fit", network, loss, state, data, devices)
-        make = partial(_make_watched_epoch, batch_size=batch_size)
-    epoch = make(network, loss, optimizer, numbers, devices, augment=augment, record=record)
+        epoch = _make_watched_epoch(training, numbers, batch_size)
 
     def begin(number: int, state: State) -> _Epoch:
         return _Epoch(number, *epoch(state, data, validation, shuffle_key, number))
@@ -220,23 +217,13 @@ def fit(
         finite, *values = np.asarray(now.numbers).tolist()
         if not finite:
             epoch_key = jax.random.fold_in(shuffle_key, now.number)
-            order_key, step_key = epoch_keys(epoch_key, network, augment)
+            order_key, step_key = training.epoch_keys(epoch_key)
             again = _pairs(data)
             if batch_size is not None:
                 again = _batches(data, batch_size, order_key, devices)
             for place, batch in enumerate(_pairs(data) if batch_size is None else [], 1):
                 check_data(f"fit: batch {place}", network, loss, state.params, *batch)
-            step, value, leaf = first_fault(
-                network,
-                loss,
-                optimizer,
-                state,
-                again,
-                key=step_key,
-                augment=augment,
-                mesh=mesh,
-                shard_params=shard_params,
-            )
+            step, value, leaf = first_fault(training, state, again, step_key)
             raise DivergedError(now.number, step, value, leaf, state, history)
         state = now.state
         history.append(entry := dict(zip(names, values, strict=True)))
@@ -279,18 +266,15 @@ def epochs_since_best(history: list[dict[str, Any]]) -> int:
     return len(ranked) - 1 - ranked.index(min(ranked)) if ranked else 0
 
 
-def _make_numbers(
-    network: Layer, loss: Loss, metrics: Mapping[str, Metric], devices: Devices | None
-) -> Callable:
+def _make_numbers(training: Training, metrics: Mapping[str, Metric]) -> Callable:
     """numbers(state, mean loss, data, validation) -> one array: whether loss and state are finite,
     the loss, and on the validation data the loss and the metrics."""
-
-    placed = network if devices is None else devices.network(network)
+    network, loss, devices = training.network, training.loss, training.devices
 
     def here(params: Params, statistics: Any, x: Any) -> Any:
-        return predicted(at(placed, None, statistics), params, x)
+        return predicted(at(network, None, statistics), params, x)
 
-    evaluated = here if devices is None else devices.forward(placed, here)
+    evaluated = here if devices is None else devices.forward(network, here)
 
     def numbers(state: State, value: Array, data: Data, validation: Data | None) -> Array:
         found = [all_finite((state, value)), value]
@@ -330,35 +314,17 @@ def predicted(layer: Layer, params: Params, x: Any) -> Any:
 
 
 def _make_watched_epoch(
-    network: Layer,
-    loss: Loss,
-    optimizer: Optimizer,
-    numbers: Callable[..., Array],
-    devices: Devices | None,
-    *,
-    batch_size: int,
-    augment: Augment | None,
-    record: Record | None,
+    training: Training, numbers: Callable[..., Array], batch_size: int
 ) -> Callable[..., tuple[State, Array, Any]]:
     """epoch(state, data, validation, key, number) -> (state, numbers, noted): one program."""
-    mesh, shard_params = _of(devices)
-    epoch = make_epoch(
-        network,
-        loss,
-        optimizer,
-        batch_size,
-        augment=augment,
-        record=record,
-        mesh=mesh,
-        shard_params=shard_params,
-    )
+    record, devices = training.record, training.devices
 
     @jax.jit
     def watched(
         state: State, data: Data, validation: Data | None, key: Array, number: Any
     ) -> tuple[State, Array, Any]:
-        state, noted = epoch(state, data, jax.random.fold_in(key, number))
-        found = numbers(state, loss_of(noted, record), data, validation)
+        state, noted = training.epoch(batch_size, state, data, jax.random.fold_in(key, number))
+        found = numbers(state, training.loss_of(noted), data, validation)
         noted = None if record is None else noted[1]
         return state, *((found, noted) if devices is None else devices.whole((found, noted)))
 
@@ -366,41 +332,22 @@ def _make_watched_epoch(
 
 
 def _make_streamed_epoch(
-    network: Layer,
-    loss: Loss,
-    optimizer: Optimizer,
-    numbers: Callable[..., Array],
-    devices: Devices | None,
-    *,
-    augment: Augment | None,
-    record: Record | None,
+    training: Training, numbers: Callable[..., Array]
 ) -> Callable[..., tuple[State, Array, Any]]:
     """epoch(state, batches, validation, key, number) -> (state, numbers, noted): each batch a
     step, in their order."""
-    mesh, shard_params = _of(devices)
-    step, steps = (
-        make(
-            network,
-            loss,
-            optimizer,
-            augment=augment,
-            record=record,
-            mesh=mesh,
-            shard_params=shard_params,
-        )
-        for make in (make_step, make_steps)
-    )
+    loss, record, devices = training.loss, training.record, training.devices
     numbers = jax.jit(numbers)
 
     @partial(jax.jit, donate_argnums=0)
     def advance(state: State, group: list[Data], key: Array | None) -> tuple[State, Any]:
         first, *later = group
         if not later:
-            state, noted = step(state, first, key)
+            state, noted = training.step(state, first, key)
             noted = jax.tree.map(lambda a: a[None], noted)
         else:
             stacked = jax.tree.map(lambda *a: jnp.stack(a), *later)
-            state, noted = steps(state, first, stacked, lambda batch: batch, key)
+            state, noted = training.steps(state, first, stacked, lambda batch: batch, key)
         noted = noted, jnp.stack([_targets_fit(loss, examples(batch)[1]) for batch in group])
         return state, noted if devices is None else devices.whole(noted)
 
@@ -409,7 +356,7 @@ def _make_streamed_epoch(
     ) -> tuple[State, Array, Any]:
         # The caller's state stays valid; the copy's memory is used again step after step.
         state = jax.tree.map(jnp.copy, state)
-        _, step_key = epoch_keys(jax.random.fold_in(key, number), network, augment)
+        _, step_key = training.epoch_keys(jax.random.fold_in(key, number))
         noted: list[Any] = []
         counts: list[int] = []
         with closing(ahead(_groups(batches), PREFETCH)) as groups:
@@ -431,7 +378,7 @@ def _make_streamed_epoch(
                 "iterator or a generator allows once: give a list, or an object with __iter__"
             )
         noted, fit = ([entry[i] for entry in noted] for i in range(2))
-        values = [loss_of(entry, record) for entry in noted]
+        values = [training.loss_of(entry) for entry in noted]
         mean = sum(float(v.mean()) * n for v, n in zip(values, counts, strict=True)) / sum(counts)
         # What was not looked at before is then found in the replay, by its batch.
         mean = mean if all(batch.all() for batch in fit) else np.nan
@@ -506,16 +453,10 @@ def _batches(data: Data, batch_size: int, key: Array, devices: Devices | None) -
         yield batch(data, rest, count(data) % batch_size)
 
 
-def _of(devices: Devices | None) -> tuple[Mesh | None, bool]:
-    return (None, False) if devices is None else devices
-
-
-def _fresh(network: Layer, optimizer: Optimizer, key: Array, devices: Devices | None) -> State:
+def _fresh(training: Training, key: Array) -> State:
     """The state before training, each device making its part."""
-    if devices is None:
-        return optimizer.init(network.init(key))
-    network = devices.network(network)
-    return create(lambda key: optimizer.init(network.init(key)), devices.mesh, key)
+    fresh = lambda key: training.optimizer.init(training.network.init(key))  # noqa: E731
+    return (fresh if training.devices is None else jax.jit(fresh))(key)
 
 
 def _placed(
@@ -603,16 +544,7 @@ def first_not_finite(tree: Any) -> str | None:
 
 
 def first_fault(
-    network: Layer,
-    loss: Loss,
-    optimizer: Optimizer,
-    state: State,
-    batches: Iterable[Data],
-    *,
-    key: Array | None = None,
-    augment: Augment | None = None,
-    mesh: Mesh | None = None,
-    shard_params: bool = False,
+    training: Training, state: State, batches: Iterable[Data], key: Array | None = None
 ) -> tuple[int, float, str]:
     """Train from `state` on these batches until something is not finite: (step, loss, leaf).
 
@@ -621,21 +553,12 @@ def first_fault(
     >>> import fnn
     >>> optimizer, params = fnn.sgd(1e30), {"W": jnp.ones((1, 1)), "b": jnp.ones(1)}
     >>> batches = [(jnp.ones((1, 1)), jnp.zeros((1, 1)))] * 5
-    >>> first_fault(fnn.dense(1, 1), fnn.mse, optimizer, optimizer.init(params), batches)
+    >>> training = Training.of("fit", fnn.dense(1, 1), fnn.mse, optimizer)
+    >>> first_fault(training, optimizer.init(params), batches)
     (2, inf, 'updated params.W')
     """
     gradient = lambda state, grads, value: grads  # noqa: E731
-    step = jax.jit(
-        make_step(
-            network,
-            loss,
-            optimizer,
-            augment=augment,
-            record=gradient,
-            mesh=mesh,
-            shard_params=shard_params,
-        )
-    )
+    step = jax.jit(training._replace(record=gradient).step)
     for number, batch in enumerate(batches, 1):
         state, (value, grads) = step(state, batch, key)
         for kind, tree in (("gradient", grads), ("updated", state), ("loss", value)):

@@ -37,8 +37,8 @@ exists for the whole batch only.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial, singledispatch
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -58,6 +58,27 @@ class Factor:
 
     batch: tuple[int, ...]
     ndim: int
+
+    def total(self) -> Array:
+        raise NotImplementedError
+
+    def rows(self, examples: int | None = None) -> "Direct":
+        raise NotImplementedError
+
+    def squared_norm(self, examples: int | None = None) -> Array:
+        return self.rows(examples).squared_norm()
+
+    def norm(self, examples: int | None = None) -> Array:
+        return jnp.sqrt(self.squared_norm(examples))
+
+    def products(self, examples: int | None = None) -> Array:
+        return self.rows(examples).products()
+
+    def squared(self, examples: int | None = None) -> "Factor":
+        return self.rows(examples).squared()
+
+    def weighted(self, weight: Array) -> "Factor":
+        return self.rows(weight.ndim).weighted(weight)
 
 
 Reduce = Callable[[Factor], Any]
@@ -89,6 +110,40 @@ class Outer(Factor):
             )
         return self.left.shape[:-1]
 
+    def total(self) -> Array:
+        return _outer_total(self, None)
+
+    def rows(self, examples: int | None = None) -> "Direct":
+        left, right = (_with_positions(a, examples, 1) for a in (self.left, self.right))
+        return Direct(jnp.einsum("...pi,...pj->...ij", left, right), 2)
+
+    def squared_norm(self, examples: int | None = None) -> Array:
+        if not _has_positions(self, examples):
+            return _square(self.left).sum(-1) * _square(self.right).sum(-1)
+        left, right = (_with_positions(a, examples, 1) for a in (self.left, self.right))
+        if 2 * left.shape[-2] ** 2 > left.shape[-1] * right.shape[-1]:
+            return squared_norm(rows(self, examples))
+        between = lambda a: jnp.einsum("...pi,...qi->...pq", _widened(a), _widened(a))  # noqa: E731
+        return (between(left) * between(right)).sum((-2, -1))
+
+    def norm(self, examples: int | None = None) -> Array:
+        if _has_positions(self, examples):
+            return jnp.sqrt(squared_norm(self, examples))
+        return length(self.left, (-1,)) * length(self.right, (-1,))
+
+    def products(self, examples: int | None = None) -> Array:
+        if _has_positions(self, examples):
+            return products(rows(self, examples))
+        return products(Direct(self.left)) * products(Direct(self.right))
+
+    def squared(self, examples: int | None = None) -> Factor:
+        if _has_positions(self, examples):
+            return squared(rows(self, examples))
+        return Outer(_square(self.left), _square(self.right))
+
+    def weighted(self, weight: Array) -> Factor:
+        return Outer(self.left * beside(weight, self.left), self.right)
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["ndim"])
 @dataclass(frozen=True)
@@ -108,6 +163,37 @@ class Direct(Factor):
     def batch(self) -> tuple[int, ...]:  # type: ignore[override]
         """The leading axes."""
         return self.value.shape[: self.value.ndim - self.ndim]
+
+    def total(self) -> Array:
+        return self.value.sum(tuple(range(self.value.ndim - self.ndim)))
+
+    def rows(self, examples: int | None = None) -> "Direct":
+        value = _with_positions(self.value, examples, self.ndim)
+        return Direct(value.sum(-1 - self.ndim), self.ndim)
+
+    def squared_norm(self, examples: int | None = None) -> Array:
+        if _has_positions(self, examples):
+            self = rows(self, examples)
+        return _square(self.value).sum(_last(self.ndim))
+
+    def norm(self, examples: int | None = None) -> Array:
+        if _has_positions(self, examples):
+            self = rows(self, examples)
+        return length(self.value, _last(self.ndim))
+
+    def products(self, examples: int | None = None) -> Array:
+        if _has_positions(self, examples):
+            self = rows(self, examples)
+        wide = _widened(self.value)
+        return jnp.tensordot(wide, wide, axes=(_last(self.ndim), _last(self.ndim)))
+
+    def squared(self, examples: int | None = None) -> Factor:
+        if _has_positions(self, examples):
+            self = rows(self, examples)
+        return Direct(_square(self.value), self.ndim)
+
+    def weighted(self, weight: Array) -> Factor:
+        return Direct(self.value * beside(weight, self.value), self.ndim)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["index", "value"], meta_fields=["size"])
@@ -134,6 +220,33 @@ class Rows(Factor):
         """The axes of the index."""
         return self.index.shape
 
+    def total(self) -> Array:
+        index, value = self.index.ravel(), self.value.reshape(-1, self.value.shape[-1])
+        sums = jax.ops.segment_sum(_widened(value), index, self.size)
+        return sums.astype(value.dtype)
+
+    def rows(self, examples: int | None = None) -> "Direct":
+        one = lambda index, value: total(Rows(index, value, self.size))  # noqa: E731
+        return Direct(_for_each_example(one, self, examples), 2)
+
+    def squared_norm(self, examples: int | None = None) -> Array:
+        """sum_pq [index_np == index_nq] <value_np, value_nq>."""
+        return squared_norm(Direct(_distinct(self, examples).value, 2))
+
+    def products(self, examples: int | None = None) -> Array:
+        """Of the rows that the batch uses alone: sum_pq [index_np == index_kq] <value_np, value_kq>."""
+        used = min(self.index.size, self.size)
+        _, place = jnp.unique(self.index, return_inverse=True, size=used)
+        place = place.reshape(self.index.shape)
+        return products(rows(Rows(place, self.value, used), examples))
+
+    def squared(self, examples: int | None = None) -> Factor:
+        distinct = _distinct(self, examples)
+        return Rows(distinct.index, _square(distinct.value), self.size)
+
+    def weighted(self, weight: Array) -> Factor:
+        return Rows(self.index, self.value * beside(weight, self.value), self.size)
+
 
 class Changed(Factor):
     """What is done to a `factor` leaves its batch and its parameter's rank as they are.
@@ -155,6 +268,28 @@ class Changed(Factor):
         return self.factor.ndim
 
 
+class SamePerExample(Changed):
+    """Each example's gradient is that of `factor`; only the sum over the batch differs."""
+
+    def rows(self, examples: int | None = None) -> "Direct":
+        return rows(self.factor, examples)
+
+    def squared_norm(self, examples: int | None = None) -> Array:
+        return squared_norm(self.factor, examples)
+
+    def norm(self, examples: int | None = None) -> Array:
+        return norm(self.factor, examples)
+
+    def products(self, examples: int | None = None) -> Array:
+        return products(self.factor, examples)
+
+    def squared(self, examples: int | None = None) -> Factor:
+        return replace(self, factor=squared(self.factor, examples))
+
+    def weighted(self, weight: Array) -> Factor:
+        return replace(self, factor=weighted(self.factor, weight))
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["factor", "mask"], meta_fields=[])
 @dataclass(frozen=True)
 class Masked(Changed):
@@ -167,6 +302,26 @@ class Masked(Changed):
 
     factor: Factor
     mask: Array
+
+    def total(self) -> Array:
+        return total(self.factor) * self.mask
+
+    def rows(self, examples: int | None = None) -> "Direct":
+        inner = rows(self.factor, examples)
+        return Direct(inner.value * self.mask, inner.ndim)
+
+    def squared_norm(self, examples: int | None = None) -> Array:
+        """||(l r^T) * M||^2 = sum_ij l_i^2 M_ij^2 r_j^2."""
+        inner = self.factor.factor if isinstance(self.factor, Widened) else self.factor
+        if not isinstance(inner, Outer) or _has_positions(inner, examples):
+            return squared_norm(rows(self, examples))
+        return ((_square(inner.left) @ _square(self.mask)) * _square(inner.right)).sum(-1)
+
+    def squared(self, examples: int | None = None) -> Factor:
+        return Masked(squared(self.factor, examples), _square(self.mask))
+
+    def weighted(self, weight: Array) -> Factor:
+        return Masked(weighted(self.factor, weight), self.mask)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["a", "b"], meta_fields=[])
@@ -191,6 +346,20 @@ class Sum(Factor):
     def ndim(self) -> int:  # type: ignore[override]
         """That of both."""
         return self.a.ndim
+
+    def total(self) -> Array:
+        return total(self.a) + total(self.b)
+
+    def rows(self, examples: int | None = None) -> "Direct":
+        a, b = rows(self.a, examples), rows(self.b, examples)
+        return Direct(a.value + b.value, a.ndim)
+
+    def squared_norm(self, examples: int | None = None) -> Array:
+        count = len(self.batch) if examples is None else examples
+        return squared_norm(_joined(self, count), count)
+
+    def weighted(self, weight: Array) -> Factor:
+        return Sum(weighted(self.a, weight), weighted(self.b, weight))
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["shape", "batch", "dtype"])
@@ -221,10 +390,23 @@ class Zero(Factor):
         """The rank of the parameter."""
         return len(self.shape)
 
+    def total(self) -> Array:
+        return jnp.zeros(self.shape, self.dtype)
+
+    def rows(self, examples: int | None = None) -> "Direct":
+        batch = self.batch[:examples]
+        return Direct(jnp.zeros((*batch, *self.shape), self.dtype), self.ndim)
+
+    def squared_norm(self, examples: int | None = None) -> Array:
+        return jnp.zeros(self.batch[:examples], at_least_float32(self.dtype))
+
+    def weighted(self, weight: Array) -> Factor:
+        return self
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["factor"], meta_fields=["dtype"])
 @dataclass(frozen=True)
-class Widened(Changed):
+class Widened(SamePerExample):
     """The gradients of a factor that was computed in a narrow dtype: products run in that dtype,
     sums over the batch and the result are in `dtype`.
 
@@ -235,6 +417,18 @@ class Widened(Changed):
 
     factor: Factor
     dtype: Any
+
+    def total(self) -> Array:
+        inner = self.factor
+        if isinstance(inner, Outer):
+            return _outer_total(inner, self.dtype)
+        floating = lambda a: jnp.issubdtype(a.dtype, jnp.floating)  # noqa: E731
+        widened = lambda a: a.astype(self.dtype) if floating(a) else a  # noqa: E731
+        return total(jax.tree.map(widened, inner))
+
+    def rows(self, examples: int | None = None) -> "Direct":
+        inner = rows(self.factor, examples)
+        return Direct(inner.value.astype(self.dtype), inner.ndim)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["name"])
@@ -261,8 +455,15 @@ class Whole(Factor):
         """The parameter's."""
         return self.value.ndim
 
+    def total(self) -> Array:
+        return self.value
 
-@singledispatch
+    def rows(self, examples: int | None = None) -> "Direct":
+        raise TypeError(
+            f"{self.name}: its gradient exists for the whole batch only, not per example"
+        )
+
+
 def total(factor: Factor) -> Array:
     """Sum over the batch: sum_n left_n right_n^T, or sum_n value_n. Shape of the parameter.
 
@@ -273,114 +474,18 @@ def total(factor: Factor) -> Array:
     Array([[5.],
            [5.]], dtype=float32)
     """
-    raise _unknown(factor)
+    return _known(factor).total()
 
 
-@total.register
-def _(factor: Outer) -> Array:
-    return _outer_total(factor, None)
-
-
-@total.register
-def _(factor: Direct) -> Array:
-    return factor.value.sum(tuple(range(factor.value.ndim - factor.ndim)))
-
-
-@total.register
-def _(factor: Rows) -> Array:
-    index, value = factor.index.ravel(), factor.value.reshape(-1, factor.value.shape[-1])
-    sums = jax.ops.segment_sum(_widened(value), index, factor.size)
-    return sums.astype(value.dtype)
-
-
-@total.register
-def _(factor: Masked) -> Array:
-    return total(factor.factor) * factor.mask
-
-
-@total.register
-def _(factor: Sum) -> Array:
-    return total(factor.a) + total(factor.b)
-
-
-@total.register
-def _(factor: Zero) -> Array:
-    return jnp.zeros(factor.shape, factor.dtype)
-
-
-@total.register
-def _(factor: Widened) -> Array:
-    inner = factor.factor
-    if isinstance(inner, Outer):
-        return _outer_total(inner, factor.dtype)
-    floating = lambda a: jnp.issubdtype(a.dtype, jnp.floating)  # noqa: E731
-    widened = lambda a: a.astype(factor.dtype) if floating(a) else a  # noqa: E731
-    return total(jax.tree.map(widened, inner))
-
-
-@total.register
-def _(factor: Whole) -> Array:
-    return factor.value
-
-
-@singledispatch
 def rows(factor: Factor, examples: int | None = None) -> Direct:
     """One gradient per example, as a Direct without positions: the general form to fall back on.
 
     >>> rows(Outer(jnp.ones((2, 1)), jnp.array([[1.0, 2.0], [3.0, 4.0]]))).value.shape
     (2, 1, 2)
     """
-    raise _unknown(factor)
+    return _known(factor).rows(examples)
 
 
-@rows.register
-def _(factor: Outer, examples: int | None = None) -> Direct:
-    left, right = (_with_positions(a, examples, 1) for a in (factor.left, factor.right))
-    return Direct(jnp.einsum("...pi,...pj->...ij", left, right), 2)
-
-
-@rows.register
-def _(factor: Direct, examples: int | None = None) -> Direct:
-    value = _with_positions(factor.value, examples, factor.ndim)
-    return Direct(value.sum(-1 - factor.ndim), factor.ndim)
-
-
-@rows.register
-def _(factor: Rows, examples: int | None = None) -> Direct:
-    one = lambda index, value: total(Rows(index, value, factor.size))  # noqa: E731
-    return Direct(_for_each_example(one, factor, examples), 2)
-
-
-@rows.register
-def _(factor: Masked, examples: int | None = None) -> Direct:
-    inner = rows(factor.factor, examples)
-    return Direct(inner.value * factor.mask, inner.ndim)
-
-
-@rows.register
-def _(factor: Zero, examples: int | None = None) -> Direct:
-    batch = factor.batch[:examples]
-    return Direct(jnp.zeros((*batch, *factor.shape), factor.dtype), factor.ndim)
-
-
-@rows.register
-def _(factor: Widened, examples: int | None = None) -> Direct:
-    inner = rows(factor.factor, examples)
-    return Direct(inner.value.astype(factor.dtype), inner.ndim)
-
-
-@rows.register
-def _(factor: Whole, examples: int | None = None) -> Direct:
-    raise TypeError(f"{factor.name}: its gradient exists for the whole batch only, not per example")
-
-
-@rows.register
-def _(factor: Sum, examples: int | None = None) -> Direct:
-    a, b = rows(factor.a, examples), rows(factor.b, examples)
-    return Direct(a.value + b.value, a.ndim)
-
-
-@singledispatch
 def squared_norm(factor: Factor, examples: int | None = None) -> Array:
     """||g_n||^2 for each example: ||left_n||^2 ||right_n||^2, or ||value_n||^2. Goodfellow 2015.
 
@@ -390,59 +495,9 @@ def squared_norm(factor: Factor, examples: int | None = None) -> Array:
     >>> squared_norm(Outer(jnp.array([[3.0, 4.0]]), jnp.array([[2.0]])))
     Array([100.], dtype=float32)
     """
-    return squared_norm(rows(factor, examples))
+    return _known(factor).squared_norm(examples)
 
 
-@squared_norm.register
-def _(factor: Outer, examples: int | None = None) -> Array:
-    if not _has_positions(factor, examples):
-        return _square(factor.left).sum(-1) * _square(factor.right).sum(-1)
-    left, right = (_with_positions(a, examples, 1) for a in (factor.left, factor.right))
-    if 2 * left.shape[-2] ** 2 > left.shape[-1] * right.shape[-1]:
-        return squared_norm(rows(factor, examples))
-    between = lambda a: jnp.einsum("...pi,...qi->...pq", _widened(a), _widened(a))  # noqa: E731
-    return (between(left) * between(right)).sum((-2, -1))
-
-
-@squared_norm.register
-def _(factor: Direct, examples: int | None = None) -> Array:
-    if _has_positions(factor, examples):
-        factor = rows(factor, examples)
-    return _square(factor.value).sum(_last(factor.ndim))
-
-
-@squared_norm.register
-def _(factor: Rows, examples: int | None = None) -> Array:
-    """sum_pq [index_np == index_nq] <value_np, value_nq>."""
-    return squared_norm(Direct(_distinct(factor, examples).value, 2))
-
-
-@squared_norm.register
-def _(factor: Masked, examples: int | None = None) -> Array:
-    """||(l r^T) * M||^2 = sum_ij l_i^2 M_ij^2 r_j^2."""
-    inner = factor.factor.factor if isinstance(factor.factor, Widened) else factor.factor
-    if not isinstance(inner, Outer) or _has_positions(inner, examples):
-        return squared_norm(rows(factor, examples))
-    return ((_square(inner.left) @ _square(factor.mask)) * _square(inner.right)).sum(-1)
-
-
-@squared_norm.register
-def _(factor: Zero, examples: int | None = None) -> Array:
-    return jnp.zeros(factor.batch[:examples], at_least_float32(factor.dtype))
-
-
-@squared_norm.register
-def _(factor: Widened, examples: int | None = None) -> Array:
-    return squared_norm(factor.factor, examples)
-
-
-@squared_norm.register
-def _(factor: Sum, examples: int | None = None) -> Array:
-    count = len(factor.batch) if examples is None else examples
-    return squared_norm(_joined(factor, count), count)
-
-
-@singledispatch
 def norm(factor: Factor, examples: int | None = None) -> Array:
     """||g_n|| for each example: ||left_n|| ||right_n||, or ||value_n||, each by `length`. Of other
     factors, and of positions of an Outer, it is the square root of `squared_norm`.
@@ -450,26 +505,7 @@ def norm(factor: Factor, examples: int | None = None) -> Array:
     >>> norm(Outer(jnp.array([[3.0, 4.0]]), jnp.array([[1e30]])))
     Array([5.e+30], dtype=float32)
     """
-    return jnp.sqrt(squared_norm(factor, examples))
-
-
-@norm.register
-def _(factor: Outer, examples: int | None = None) -> Array:
-    if _has_positions(factor, examples):
-        return jnp.sqrt(squared_norm(factor, examples))
-    return length(factor.left, (-1,)) * length(factor.right, (-1,))
-
-
-@norm.register
-def _(factor: Direct, examples: int | None = None) -> Array:
-    if _has_positions(factor, examples):
-        factor = rows(factor, examples)
-    return length(factor.value, _last(factor.ndim))
-
-
-@norm.register
-def _(factor: Widened, examples: int | None = None) -> Array:
-    return norm(factor.factor, examples)
+    return _known(factor).norm(examples)
 
 
 def length(a: Array, axes: tuple[int, ...]) -> Array:
@@ -493,7 +529,6 @@ def length(a: Array, axes: tuple[int, ...]) -> Array:
     return jnp.where(squares > 0, root * undo.reshape(root.shape), squares)
 
 
-@singledispatch
 def products(factor: Factor, examples: int | None = None) -> Array:
     """<g_n, g_k> for each two examples: <left_n, left_k> <right_n, right_k>, or
     <value_n, value_k>; the axes of the examples once for n, then once for k.
@@ -502,39 +537,9 @@ def products(factor: Factor, examples: int | None = None) -> Array:
     Array([[1., 2.],
            [2., 4.]], dtype=float32)
     """
-    return products(rows(factor, examples))
+    return _known(factor).products(examples)
 
 
-@products.register
-def _(factor: Outer, examples: int | None = None) -> Array:
-    if _has_positions(factor, examples):
-        return products(rows(factor, examples))
-    return products(Direct(factor.left)) * products(Direct(factor.right))
-
-
-@products.register
-def _(factor: Direct, examples: int | None = None) -> Array:
-    if _has_positions(factor, examples):
-        factor = rows(factor, examples)
-    wide = _widened(factor.value)
-    return jnp.tensordot(wide, wide, axes=(_last(factor.ndim), _last(factor.ndim)))
-
-
-@products.register
-def _(factor: Widened, examples: int | None = None) -> Array:
-    return products(factor.factor, examples)
-
-
-@products.register
-def _(factor: Rows, examples: int | None = None) -> Array:
-    """Of the rows that the batch uses alone: sum_pq [index_np == index_kq] <value_np, value_kq>."""
-    used = min(factor.index.size, factor.size)
-    _, place = jnp.unique(factor.index, return_inverse=True, size=used)
-    place = place.reshape(factor.index.shape)
-    return products(rows(Rows(place, factor.value, used), examples))
-
-
-@singledispatch
 def squared(factor: Factor, examples: int | None = None) -> Factor:
     """The factor of the squared entries: without positions, the square of left_n right_n^T,
     entry by entry, is the outer product of the squares.
@@ -542,82 +547,16 @@ def squared(factor: Factor, examples: int | None = None) -> Factor:
     >>> total(squared(Outer(jnp.array([[3.0], [1.0]]), jnp.array([[2.0], [1.0]]))))
     Array([[37.]], dtype=float32)
     """
-    return squared(rows(factor, examples))
+    return _known(factor).squared(examples)
 
 
-@squared.register
-def _(factor: Outer, examples: int | None = None) -> Factor:
-    if _has_positions(factor, examples):
-        return squared(rows(factor, examples))
-    return Outer(_square(factor.left), _square(factor.right))
-
-
-@squared.register
-def _(factor: Direct, examples: int | None = None) -> Factor:
-    if _has_positions(factor, examples):
-        factor = rows(factor, examples)
-    return Direct(_square(factor.value), factor.ndim)
-
-
-@squared.register
-def _(factor: Rows, examples: int | None = None) -> Factor:
-    distinct = _distinct(factor, examples)
-    return Rows(distinct.index, _square(distinct.value), factor.size)
-
-
-@squared.register
-def _(factor: Masked, examples: int | None = None) -> Factor:
-    return Masked(squared(factor.factor, examples), _square(factor.mask))
-
-
-@squared.register
-def _(factor: Widened, examples: int | None = None) -> Factor:
-    return squared(factor.factor, examples)
-
-
-@singledispatch
 def weighted(factor: Factor, weight: Array) -> Factor:
     """The factor of weight_n g_n, for weight (*examples): one number per example.
 
     >>> total(weighted(Direct(jnp.array([[1.0], [2.0]])), jnp.array([1.0, 0.5])))
     Array([2.], dtype=float32)
     """
-    return weighted(rows(factor, weight.ndim), weight)
-
-
-@weighted.register
-def _(factor: Outer, weight: Array) -> Factor:
-    return Outer(factor.left * beside(weight, factor.left), factor.right)
-
-
-@weighted.register
-def _(factor: Direct, weight: Array) -> Factor:
-    return Direct(factor.value * beside(weight, factor.value), factor.ndim)
-
-
-@weighted.register
-def _(factor: Rows, weight: Array) -> Factor:
-    return Rows(factor.index, factor.value * beside(weight, factor.value), factor.size)
-
-
-@weighted.register
-def _(factor: Masked, weight: Array) -> Factor:
-    return Masked(weighted(factor.factor, weight), factor.mask)
-
-
-@weighted.register
-def _(factor: Zero, weight: Array) -> Factor:
-    return factor
-
-
-@weighted.register
-def _(factor: Widened, weight: Array) -> Factor:
-    return Widened(weighted(factor.factor, weight), factor.dtype)
-
-
-@weighted.register
-def _(factor: Sum, weight: Array) -> Factor:
-    return Sum(weighted(factor.a, weight), weighted(factor.b, weight))
+    return _known(factor).weighted(weight)
 
 
 def _outer_total(factor: Outer, dtype: Any) -> Array:
@@ -704,7 +643,9 @@ def _last(ndim: int) -> tuple[int, ...]:
     return tuple(range(-ndim, 0))
 
 
-def _unknown(factor: Any) -> TypeError:
-    return TypeError(
-        f"reduce: expected a factor such as Outer or Direct, got {type(factor).__name__}"
-    )
+def _known(factor: Any) -> Factor:
+    if not isinstance(factor, Factor):
+        raise TypeError(
+            f"reduce: expected a factor such as Outer or Direct, got {type(factor).__name__}"
+        )
+    return factor

@@ -27,7 +27,8 @@ device's share. What `record` sees are whole arrays.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,72 +76,9 @@ def make_step(
     >>> float(value), float(state.params["W"][0, 0])
     (1.0, 0.5)
     """
-    value_and_grad(network, loss)  # refuses what is not a layer or a loss
-    check_optimizer("make_step", optimizer)
-    devices = Devices.of("make_step", mesh, shard_params)
-    if devices is not None:
-        network, optimizer = devices.take(network, optimizer)
-    begin = _begin(network, loss, augment, record, devices)
-
-    def step(state: State, batch: Data, key: Array | None = None) -> tuple[State, Any]:
-        grads, noted = begin(state, batch, key)
-        return optimizer.update(state, grads), noted
-
-    return step
-
-
-def make_steps(
-    network: Layer,
-    loss: Loss,
-    optimizer: Optimizer,
-    *,
-    augment: Augment | None = None,
-    record: Record | None = None,
-    mesh: Mesh | None = None,
-    shard_params: bool = False,
-) -> Callable[..., tuple[State, Any]]:
-    """steps(state, first, later, batch_of, key=None) -> (state, losses): a step for each batch.
-
-    batch_of makes a batch of first, and of each entry along the leading axis of later. What
-    each step returns beside the state is stacked along a leading axis.
-
-    Each step is cut in two, and the scan's body ends the one before and begins its own. So all
-    that read the parameters come after the update, which XLA then does in place; with the
-    update last it copies each W that the backward pass may still be reading.
-
-    >>> import fnn
-    >>> optimizer = fnn.sgd(0.25)
-    >>> steps = make_steps(fnn.dense(1, 1), fnn.mse, optimizer)
-    >>> state = optimizer.init({"W": jnp.ones((1, 1)), "b": jnp.zeros(1)})
-    >>> batches = jnp.ones((3, 1, 1)), jnp.zeros((3, 1, 1))
-    >>> first, later = (jax.tree.map(lambda a: a[i], batches) for i in (0, slice(1, None)))
-    >>> steps(state, first, later, lambda batch: batch)[1]
-    Array([1., 0., 0.], dtype=float32)
-    """
-    value_and_grad(network, loss)  # refuses what is not a layer or a loss
-    check_optimizer("make_steps", optimizer)
-    devices = Devices.of("make_steps", mesh, shard_params)
-    if devices is not None:
-        network, optimizer = devices.take(network, optimizer)
-    begin = _begin(network, loss, augment, record, devices)
-
-    def steps(
-        state: State,
-        first: Any,
-        later: Any,
-        batch_of: Callable[[Any], Data],
-        key: Array | None = None,
-    ) -> tuple[State, Any]:
-        def step(begun: tuple[State, Params], batch: Any) -> tuple[Any, Any]:
-            state = optimizer.update(*begun)
-            grads, noted = begin(state, batch_of(batch), key)
-            return (state, grads), noted
-
-        grads, noted = begin(state, batch_of(first), key)
-        begun, others = jax.lax.scan(step, (state, grads), later)
-        return optimizer.update(*begun), jax.tree.map(_prepended, noted, others)
-
-    return steps
+    return Training.of(
+        "make_step", network, loss, optimizer, augment, record, mesh, shard_params
+    ).step
 
 
 def make_epoch(
@@ -172,29 +110,10 @@ def make_epoch(
     4
     """
     numbers.count("make_epoch", batch_size=batch_size)
-    devices = Devices.of("make_epoch", mesh, shard_params)
-    make: tuple[Any, ...] = (network, loss, optimizer)
-    step, steps = (
-        f(*make, augment=augment, record=record, mesh=mesh, shard_params=shard_params)
-        for f in (make_step, make_steps)
+    training = Training.of(
+        "make_epoch", network, loss, optimizer, augment, record, mesh, shard_params
     )
-
-    def epoch(state: State, data: Data, key: Array) -> tuple[State, Any]:
-        n = count(data)
-        if batch_size > n:
-            raise ValueError(f"make_epoch: batch_size {batch_size} is larger than the data: {n}")
-        order_key, step_key = epoch_keys(key, network, augment)
-        batches, rest, batch_of = in_batches(order_key, data, batch_size, devices)
-        state, noted = steps(state, batches[0], batches[1:], batch_of, step_key)
-        sum_of_losses = loss_of(noted, record).sum() * batch_size
-        if rest.size:
-            state, last = step(state, batch_of(rest, n % batch_size), step_key)
-            sum_of_losses += loss_of(last, record) * (n % batch_size)
-            noted = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), noted, last)
-        mean = sum_of_losses / n
-        return state, mean if record is None else (mean, noted[1])
-
-    return epoch
+    return partial(training.epoch, batch_size)
 
 
 def make_train(
@@ -225,64 +144,146 @@ def make_train(
     >>> jax.jit(train)(network.init(key), data, key)[1].shape
     (5,)
     """
-    numbers.count("make_train", epochs=epochs)
-    epoch = make_epoch(
-        network,
-        loss,
-        optimizer,
-        batch_size,
-        augment=augment,
-        record=record,
-        mesh=mesh,
-        shard_params=shard_params,
+    numbers.count("make_train", epochs=epochs, batch_size=batch_size)
+    training = Training.of(
+        "make_train", network, loss, optimizer, augment, record, mesh, shard_params
     )
-    devices = Devices.of("make_train", mesh, shard_params)
-    if devices is not None:
-        network, optimizer = devices.take(network, optimizer)
 
     def train(params: Params, data: Data, key: Array) -> tuple[State, Any]:
-        keys = split(key, epochs)
-        data = data if devices is None else devices.shares(data)
-        return jax.lax.scan(lambda s, k: epoch(s, data, k), optimizer.init(params), keys)
+        data = data if training.devices is None else training.devices.shares(data)
+        epoch = lambda state, key: training.epoch(batch_size, state, data, key)  # noqa: E731
+        return jax.lax.scan(epoch, training.optimizer.init(params), split(key, epochs))
 
     return train
 
 
-def _begin(
-    network: Layer,
-    loss: Loss,
-    augment: Augment | None,
-    record: Record | None,
-    devices: Devices | None,
-) -> Callable[[State, Data, Array | None], tuple[Params, Any]]:
-    """begin(state, batch, key) -> (grads, noted): the first half of a step, of which
-    optimizer.update(state, grads) is the second."""
-    keyed = needs_key(network, augment)
+class Training(NamedTuple):
+    """What `make_step`, `make_epoch`, `make_train` and `fit` were asked for, checked, the network
+    and the optimizer on the devices of the mesh if there is one."""
 
-    def gradient(
-        params: Params, batch: Data, keys: Array | None, scale: Array | None, weights: Array | None
-    ) -> tuple[Array, Params]:
-        layer = network
-        if keys is not None:
-            layer_key, augment_key = keys
-            layer = at(network, layer_key)
-            batch = batch if augment is None else _pair("augment", augment(augment_key, batch))
-        weighed = loss if weights is None else weighted(loss, weights)
-        return value_and_grad(layer, _scaled(weighed, scale))(params, *batch)
+    network: Layer
+    loss: Loss
+    optimizer: Optimizer
+    augment: Augment | None
+    record: Record | None
+    devices: Devices | None
+    gradient: Callable[..., tuple[Array, Params]]
 
-    everywhere = gradient if devices is None else devices.gradient(network, gradient)
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        network: Layer,
+        loss: Loss,
+        optimizer: Optimizer,
+        augment: Augment | None = None,
+        record: Record | None = None,
+        mesh: Mesh | None = None,
+        shard_params: bool = False,
+    ) -> "Training":
+        """Raises as `make_step` does, in the caller's name."""
+        value_and_grad(network, loss)  # refuses what is not a layer or a loss
+        check_optimizer(name, optimizer)
+        devices = Devices.of(name, mesh, shard_params)
+        if devices is not None:
+            network, optimizer = devices.take(network, optimizer)
+        gradient = partial(_gradient, network, loss, augment)
+        if devices is not None:
+            gradient = devices.gradient(network, gradient)
+        return cls(network, loss, optimizer, augment, record, devices, gradient)
 
-    def begin(state: State, batch: Data, key: Array | None) -> tuple[Params, Any]:
+    @property
+    def draws(self) -> bool:
+        """Whether a step draws random numbers."""
+        return self.network.varying is not None or self.augment is not None
+
+    def epoch_keys(self, key: Array) -> tuple[Array, Array | None]:
+        """An epoch's key as those of its order and of its steps, None where they need none."""
+        order_key, step_key = split(key, 2) if self.draws else (key, None)
+        return order_key, step_key
+
+    def loss_of(self, noted: Any) -> Array:
+        """The loss, or losses, in what a step returns beside the state."""
+        return noted if self.record is None else noted[0]
+
+    def begin(self, state: State, batch: Data, key: Array | None) -> tuple[Params, Any]:
+        """(grads, noted): the first half of a step, of which optimizer.update(state, grads) is
+        the second."""
         keys = None
-        if keyed:
+        if self.draws:
             if key is None:
                 raise TypeError("step: expected a key, for random layers or augment, got none")
             keys = split(jax.random.fold_in(key, state.step), 2)
         scale = getattr(state, "loss_scale", None)
-        value, grads = everywhere(state.params, batch, keys, scale, None)
-        return grads, value if record is None else (value, record(state, grads, value))
+        value, grads = self.gradient(state.params, batch, keys, scale, None)
+        noted = value if self.record is None else (value, self.record(state, grads, value))
+        return grads, noted
 
-    return begin
+    def step(self, state: State, batch: Data, key: Array | None = None) -> tuple[State, Any]:
+        """One update."""
+        grads, noted = self.begin(state, batch, key)
+        return self.optimizer.update(state, grads), noted
+
+    def steps(
+        self,
+        state: State,
+        first: Any,
+        later: Any,
+        batch_of: Callable[[Any], Data],
+        key: Array | None = None,
+    ) -> tuple[State, Any]:
+        """A step for each batch, what each returns beside the state along a leading axis.
+
+        batch_of makes a batch of first, and of each entry along the leading axis of later.
+
+        Each step is cut in two, and the scan's body ends the one before and begins its own. So all
+        that read the parameters come after the update, which XLA then does in place; with the
+        update last it copies each W that the backward pass may still be reading.
+        """
+
+        def step(begun: tuple[State, Params], batch: Any) -> tuple[Any, Any]:
+            state = self.optimizer.update(*begun)
+            grads, noted = self.begin(state, batch_of(batch), key)
+            return (state, grads), noted
+
+        grads, noted = self.begin(state, batch_of(first), key)
+        begun, others = jax.lax.scan(step, (state, grads), later)
+        return self.optimizer.update(*begun), jax.tree.map(_prepended, noted, others)
+
+    def epoch(self, batch_size: int, state: State, data: Data, key: Array) -> tuple[State, Any]:
+        """Every example once; see `make_epoch`."""
+        n = count(data)
+        if batch_size > n:
+            raise ValueError(f"make_epoch: batch_size {batch_size} is larger than the data: {n}")
+        order_key, step_key = self.epoch_keys(key)
+        batches, rest, batch_of = in_batches(order_key, data, batch_size, self.devices)
+        state, noted = self.steps(state, batches[0], batches[1:], batch_of, step_key)
+        sum_of_losses = self.loss_of(noted).sum() * batch_size
+        if rest.size:
+            state, last = self.step(state, batch_of(rest, n % batch_size), step_key)
+            sum_of_losses += self.loss_of(last) * (n % batch_size)
+            noted = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), noted, last)
+        mean = sum_of_losses / n
+        return state, mean if self.record is None else (mean, noted[1])
+
+
+def _gradient(
+    network: Layer,
+    loss: Loss,
+    augment: Augment | None,
+    params: Params,
+    batch: Data,
+    keys: Array | None,
+    scale: Array | None,
+    weights: Array | None,
+) -> tuple[Array, Params]:
+    """(mean loss, grads) of a batch, with its random layers and its augmentation at their keys."""
+    if keys is not None:
+        layer_key, augment_key = keys
+        network = at(network, layer_key)
+        batch = batch if augment is None else _pair("augment", augment(augment_key, batch))
+    weighed = loss if weights is None else weighted(loss, weights)
+    return value_and_grad(network, _scaled(weighed, scale))(params, *batch)
 
 
 def _pair(name: str, batch: Any) -> Data:
@@ -297,36 +298,6 @@ def _scaled(loss: Loss, scale: Array | None) -> Loss:
         return loss
     scaled = lambda g: g * scale.astype(g.dtype)  # noqa: E731
     return loss._replace(gradient=lambda p, t: jax.tree.map(scaled, loss.gradient(p, t)))
-
-
-def needs_key(network: Layer, augment: Augment | None) -> bool:
-    """Whether a step of this network draws random numbers.
-
-    >>> import fnn
-    >>> needs_key(fnn.mlp((2, 1)), None)
-    False
-    """
-    return network.varying is not None or augment is not None
-
-
-def epoch_keys(key: Array, network: Layer, augment: Augment | None) -> tuple[Array, Array | None]:
-    """An epoch's key as the key of its order and the key of its steps, None where they need none.
-
-    >>> import fnn
-    >>> epoch_keys(jax.random.key(0), fnn.relu, None)[1] is None
-    True
-    """
-    order_key, step_key = split(key, 2) if needs_key(network, augment) else (key, None)
-    return order_key, step_key
-
-
-def loss_of(noted: Any, record: Record | None) -> Array:
-    """The loss, or losses, in what a step returns beside the state.
-
-    >>> loss_of((1.5, "noted"), lambda state, grads, value: "noted")
-    1.5
-    """
-    return noted if record is None else noted[0]
 
 
 def shuffled(key: Array, n: int, batch_size: int) -> tuple[Array, Array]:

@@ -127,21 +127,17 @@ class _Single(Factor):
     def ndim(self) -> int:  # type: ignore[override]
         return self.sum.ndim
 
+    def total(self) -> Array:
+        return self.sum
 
-@total.register
-def _(factor: _Single) -> Array:
-    return factor.sum
+    def rows(self, examples: int | None = None) -> Direct:
+        def gradient(x: Array, dy: Any) -> Array:
+            dparams = jax.vjp(lambda params: self.own.apply(params, x), self.params)[1](dy)[0]
+            return jax.tree.leaves(dparams)[self.index]
 
-
-@rows.register
-def _(factor: _Single, examples: int | None = None) -> Direct:
-    def gradient(x: Array, dy: Any) -> Array:
-        dparams = jax.vjp(lambda params: factor.own.apply(params, x), factor.params)[1](dy)[0]
-        return jax.tree.leaves(dparams)[factor.index]
-
-    for _ in range(factor.own.batch_axes):
-        gradient = jax.vmap(gradient)
-    return rows(Direct(gradient(factor.x, factor.dy), factor.ndim), examples)
+        for _ in range(self.own.batch_axes):
+            gradient = jax.vmap(gradient)
+        return rows(Direct(gradient(self.x, self.dy), self.ndim), examples)
 
 
 def from_equinox(module: Any, ndim: int = 1) -> Layer:

@@ -20,7 +20,6 @@ from fnn.reductions import (
     rows,
     squared_norm,
     total,
-    weighted,
 )
 
 
@@ -148,34 +147,26 @@ class Conv(Factor):
         x = jnp.pad(self.x, [*none, *self.zeros, (0, 0)])
         return Outer(self.dy, jnp.concatenate(windows(x, self.window, self.stride), -1))
 
+    def total(self) -> Array:
+        x, dy = _images(self.x), _images(self.dy)
+        zeros = [
+            (low, k - 1 + (count - 1) * s + 1 - length - low)
+            for k, (low, _), length, count, s in zip(
+                self.window, self.zeros, x.shape[1:3], dy.shape[1:3], self.stride, strict=True
+            )
+        ]
+        return _convolution(x, dy, "CHWN,IHWO,CHWN", zeros=zeros, kernel_apart=self.stride)
 
-@total.register
-def _(factor: Conv) -> Array:
-    x, dy = _images(factor.x), _images(factor.dy)
-    zeros = [
-        (low, k - 1 + (count - 1) * s + 1 - length - low)
-        for k, (low, _), length, count, s in zip(
-            factor.window, factor.zeros, x.shape[1:3], dy.shape[1:3], factor.stride, strict=True
-        )
-    ]
-    return _convolution(x, dy, "CHWN,IHWO,CHWN", zeros=zeros, kernel_apart=factor.stride)
+    def rows(self, examples: int | None = None) -> Direct:
+        value = _for_each_example(lambda one: rows(one.outer(), 0).value, self, examples)
+        shape = (self.dy.shape[-1], *self.window, self.x.shape[-1])
+        return Direct(value.reshape(*value.shape[:-2], *shape), 4)
 
+    def squared_norm(self, examples: int | None = None) -> Array:
+        return _for_each_example(lambda one: squared_norm(one.outer(), 0), self, examples)
 
-@rows.register
-def _(factor: Conv, examples: int | None = None) -> Direct:
-    value = _for_each_example(lambda one: rows(one.outer(), 0).value, factor, examples)
-    shape = (factor.dy.shape[-1], *factor.window, factor.x.shape[-1])
-    return Direct(value.reshape(*value.shape[:-2], *shape), 4)
-
-
-@squared_norm.register
-def _(factor: Conv, examples: int | None = None) -> Array:
-    return _for_each_example(lambda one: squared_norm(one.outer(), 0), factor, examples)
-
-
-@weighted.register
-def _(factor: Conv, weight: Array) -> Factor:
-    return replace(factor, dy=factor.dy * beside(weight, factor.dy))
+    def weighted(self, weight: Array) -> Factor:
+        return replace(self, dy=self.dy * beside(weight, self.dy))
 
 
 def _for_each_example(f: Callable[[Conv], Array], factor: Conv, examples: int | None) -> Array:

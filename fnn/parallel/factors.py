@@ -9,30 +9,20 @@ What is per example stays with the device that has the example. So a reduction t
 examples, such as clipping, sums what it weighed over all devices.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from fnn.base import Array
 from fnn.parallel.axes import varying
-from fnn.reductions import (
-    Changed,
-    Direct,
-    Factor,
-    norm,
-    products,
-    rows,
-    squared,
-    squared_norm,
-    total,
-    weighted,
-)
+from fnn.reductions import Factor, SamePerExample, products, squared_norm, total
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["factor"], meta_fields=["axis"])
 @dataclass(frozen=True)
-class Summed(Changed):
+class Summed(SamePerExample):
     """The gradients of a parameter that every device of the axis holds.
 
     Where the total is the same on all devices, for all have the same cotangents, it is that.
@@ -45,10 +35,14 @@ class Summed(Changed):
     factor: Factor
     axis: str
 
+    def total(self) -> Array:
+        value = total(self.factor)
+        return jax.lax.psum(value, self.axis) if self.axis in varying(value) else value
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["factor"], meta_fields=["axis", "dim"])
 @dataclass(frozen=True)
-class Scattered(Changed):
+class Scattered(SamePerExample):
     """The gradients of a parameter of which each device of the axis keeps a part along `dim`.
 
     >>> import jax.numpy as jnp
@@ -60,10 +54,14 @@ class Scattered(Changed):
     axis: str
     dim: int
 
+    def total(self) -> Array:
+        value = total(self.factor)
+        return jax.lax.psum_scatter(value, self.axis, scatter_dimension=self.dim, tiled=True)
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["factor"], meta_fields=["axis"])
 @dataclass(frozen=True)
-class Shard(Changed):
+class Shard(SamePerExample):
     """The gradients of a part of a parameter; the other parts' are on the other devices of the
     axis, for the same examples. Norms and products are those of the whole parameter.
 
@@ -74,6 +72,18 @@ class Shard(Changed):
 
     factor: Factor
     axis: str
+
+    def total(self) -> Array:
+        return total(self.factor)
+
+    def squared_norm(self, examples: int | None = None) -> Array:
+        return jax.lax.psum(squared_norm(self.factor, examples), self.axis)
+
+    def products(self, examples: int | None = None) -> Array:
+        return jax.lax.psum(products(self.factor, examples), self.axis)
+
+    def norm(self, examples: int | None = None) -> Array:
+        return jnp.sqrt(self.squared_norm(examples))
 
 
 def is_over(factor: Factor, axis: str) -> bool:
@@ -87,60 +97,3 @@ def is_over(factor: Factor, axis: str) -> bool:
         return True
     inner = [value for f in fields(factor) if isinstance(value := getattr(factor, f.name), Factor)]  # type: ignore[arg-type]
     return bool(inner) and all(is_over(one, axis) for one in inner)
-
-
-@total.register
-def _(factor: Summed) -> Array:
-    value = total(factor.factor)
-    return jax.lax.psum(value, factor.axis) if factor.axis in varying(value) else value
-
-
-@total.register
-def _(factor: Scattered) -> Array:
-    value = total(factor.factor)
-    return jax.lax.psum_scatter(value, factor.axis, scatter_dimension=factor.dim, tiled=True)
-
-
-@total.register
-def _(factor: Shard) -> Array:
-    return total(factor.factor)
-
-
-@rows.register(Summed | Scattered | Shard)
-def _(factor: Changed, examples: int | None = None) -> Direct:
-    return rows(factor.factor, examples)
-
-
-@squared_norm.register(Summed | Scattered)
-def _(factor: Changed, examples: int | None = None) -> Array:
-    return squared_norm(factor.factor, examples)
-
-
-@norm.register(Summed | Scattered)
-def _(factor: Changed, examples: int | None = None) -> Array:
-    return norm(factor.factor, examples)
-
-
-@squared_norm.register
-def _(factor: Shard, examples: int | None = None) -> Array:
-    return jax.lax.psum(squared_norm(factor.factor, examples), factor.axis)
-
-
-@products.register(Summed | Scattered)
-def _(factor: Changed, examples: int | None = None) -> Array:
-    return products(factor.factor, examples)
-
-
-@products.register
-def _(factor: Shard, examples: int | None = None) -> Array:
-    return jax.lax.psum(products(factor.factor, examples), factor.axis)
-
-
-@squared.register(Summed | Scattered | Shard)
-def _(factor: Summed, examples: int | None = None) -> Factor:
-    return replace(factor, factor=squared(factor.factor, examples))
-
-
-@weighted.register(Summed | Scattered | Shard)
-def _(factor: Summed, weight: Array) -> Factor:
-    return replace(factor, factor=weighted(factor.factor, weight))
