@@ -91,7 +91,7 @@ def run(quick: bool) -> dict[str, Any]:
     y = jax.random.randint(jax.random.key(3), (BATCH,), 0, 10)
     objective = fnn.objective(NETWORK, loss)
     each = jax.vmap(jax.grad(lambda p, x, y: objective(p, x[None], y[None])), (None, 0, 0))
-    gram = lambda g: sum(  # noqa: E731
+    gram = lambda g: sum(
         leaf.reshape(BATCH, -1) @ leaf.reshape(BATCH, -1).T for leaf in jax.tree.leaves(g)
     )
     for name, ours, of_held in (
@@ -100,7 +100,7 @@ def run(quick: bool) -> dict[str, Any]:
         ("second_moment", per_example.second_moment(NETWORK, loss), squares),
         ("gram", per_example.gram(NETWORK, loss), gram),
     ):
-        held = lambda params, x, y, of_held=of_held: of_held(each(params, x, y))  # noqa: E731
+        held = lambda params, x, y, of_held=of_held: of_held(each(params, x, y))
         statistics[name] = _compare(ours, held, (params, x, y), rounds)
     parts = [(f"{name}, {part}", r) for name, parts in layers.items() for part, r in parts.items()]
     print(f"\nbatch {BATCH}, {jax.default_backend()}")

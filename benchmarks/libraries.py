@@ -124,14 +124,14 @@ def temporary(program: Any) -> float:
 def microbatches(f: Callable, size: int, params: Any, x: Any, y: Any) -> Any:
     """The mean of f's gradients over microbatches of `size`, one after another."""
     parts = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), (x, y))
-    add = lambda sums, part: (jax.tree.map(jnp.add, sums, f(params, *part)[1]), None)  # noqa: E731
+    add = lambda sums, part: (jax.tree.map(jnp.add, sums, f(params, *part)[1]), None)
     sums, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
     return jax.tree.map(lambda a: a * size / len(x), sums)
 
 
 def dense_only(blocks: Any) -> list[Any]:
     """A and S of each dense layer."""
-    is_block = lambda node: isinstance(node, curvature.Kronecker)  # noqa: E731
+    is_block = lambda node: isinstance(node, curvature.Kronecker)
     return [b for b in jax.tree.leaves(blocks, is_leaf=is_block) if is_block(b)]
 
 

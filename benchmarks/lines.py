@@ -49,7 +49,7 @@ def pairs() -> dict[str, Pair]:
         text = (ROOT / "docs" / f"{page}.md").read_text()
         programs = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
         for name, (ours, shown) in zip(names, programs, strict=True):
-            theirs = (ROOT / "benchmarks" / "twins" / f"{name}.py").read_text()
+            theirs = (ROOT / "docs" / "twins" / f"{name}.py").read_text()
             found[name] = Pair(ours, theirs, shown)
     return found
 

@@ -144,7 +144,7 @@ def changed(rule: Rule) -> Iterator[Callable[..., Any]]:
     """Copies of the rule's function with one operation of its pullback changed; at most `CHANGES`,
     spread over the pullback."""
     dy = jnp.cos(1.0 + jnp.arange(float(np.size(y := rule.f(*rule.args))))).reshape(y.shape)
-    pull = lambda *args, dy: jax.vjp(rule.f, *args)[1](dy.astype(rule.f(*args).dtype))  # noqa: E731
+    pull = lambda *args, dy: jax.vjp(rule.f, *args)[1](dy.astype(rule.f(*args).dtype))
     right = pull(*rule.args, dy=dy)
     found = []
     for place in range(200):
@@ -187,7 +187,7 @@ def _with_change(pull: Callable[..., Any], place: int) -> Callable[..., tuple[An
 
 def _evaluate(jaxpr: Any, consts: list[Any], arrays: list[Any], left: list[int]) -> list[Any]:
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arrays], strict=True))
-    read = lambda v: v.val if hasattr(v, "val") else values[v]  # noqa: E731
+    read = lambda v: v.val if hasattr(v, "val") else values[v]
     for equation in jaxpr.eqns:
         operands = [read(v) for v in equation.invars]
         name, inner = equation.primitive.name, equation.params.get("jaxpr")

@@ -111,7 +111,7 @@ def lowered(network: fnn.Layer, case: Case, mesh: Mesh, shard_params: bool) -> A
     cut = fnn.parallel.fully_sharded(network, "data") if shard_params else network
     split = fnn.parallel.shardings(lambda key: optimizer.init(cut.init(key)), mesh)
     state = jax.eval_shape(lambda key: optimizer.init(network.init(key)), jax.random.key(0))
-    like = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)  # noqa: E731
+    like = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)
     batch = (case.batch, case.sizes[0]), (case.batch,)
     of_batch = NamedSharding(mesh, PartitionSpec("data"))
     arrays = [
@@ -178,7 +178,7 @@ def rates(quick: bool) -> list[dict[str, Any]]:
                 mesh=options.get("mesh"),
                 shard_params=name == "fully sharded",
             )
-            split = fnn.parallel.Shares.of(data, options["mesh"]) if options else data
+            split = fnn.parallel.ShardedExamples.of(data, options["mesh"]) if options else data
             params = network.init(jax.random.key(0))
             epochs[name] = partial(jax.jit(train), params, split, jax.random.key(1))
         samples = alternate(epochs, rounds=3 if quick else 10, least=0.1)

@@ -1,6 +1,6 @@
 """The judge against its peers, on the same planted bugs: `python -m benchmarks.verify`.
 
-The bugs are those of `tests/bugs.py`, planted into a 784-64-64-10 relu network with softmax
+The bugs are those of `tests/verify/bugs.py`, planted into a 784-64-64-10 relu network with softmax
 cross-entropy and 128 examples, the loss scaled by 1e-4, 1 and 1e4. Each checker is called as its
 documentation has it, on the same gradient:
 
@@ -41,7 +41,7 @@ from jax.test_util import check_grads
 
 from benchmarks import rules
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "verify"))
 
 from bugs import GRADIENT_BUGS, SETTINGS, Setting, Steps, _cross_entropy, _cross_entropy_start
 
@@ -131,7 +131,7 @@ def by_torch(f, params, x, y, scale):
     with jax.enable_x64(True):
         params, x = jax.tree.map(lambda a: a.astype(jnp.float64), (params, x))
         flat, unravel = jax.flatten_util.ravel_pytree(params)
-        gradient = lambda flat: f(unravel(flat), x, y, jnp.asarray(scale, x.dtype))  # noqa: E731
+        gradient = lambda flat: f(unravel(flat), x, y, jnp.asarray(scale, x.dtype))
 
         class Loss(torch.autograd.Function):
             @staticmethod

@@ -56,7 +56,6 @@ from fnn.combinators import (
     skip as skip,
     stop_gradient as stop_gradient,
 )
-from fnn.fitting import DivergedError as DivergedError, Progress as Progress, fit as fit
 from fnn.layers.conv import conv2d as conv2d
 from fnn.layers.dense import dense as dense
 from fnn.layers.dropout import dropout as dropout
@@ -96,7 +95,12 @@ from fnn.reductions import (
     Sum as Sum,
     total as total,
 )
-from fnn.training import make_epoch as make_epoch, make_step as make_step, make_train as make_train
+from fnn.training.fitting import DivergedError as DivergedError, Progress as Progress, fit as fit
+from fnn.training.steps import (
+    make_epoch as make_epoch,
+    make_step as make_step,
+    make_train as make_train,
+)
 from fnn.wrappers import (
     accumulate as accumulate,
     average as average,

@@ -24,8 +24,8 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from fnn.axes import cast, varying
 from fnn.base import Array, Layer, Params, Residuals, check_layer
-from fnn.parallel.axes import cast, varying
 
 Linear = Callable[[list[Any], list[Any]], list[Array]]
 """f(residuals, arrays) -> arrays, linear in the second argument; all flat."""

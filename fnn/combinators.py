@@ -66,7 +66,7 @@ def serial(*layers: Layer) -> Layer:
             dparams.append(dp)
         return tuple(reversed(dparams)), dy
 
-    parts = lambda params: list(zip(layers, params, strict=True))  # noqa: E731
+    parts = lambda params: list(zip(layers, params, strict=True))
     return Layer(init, forward, backward, _varying(serial, layers), parts)
 
 
@@ -129,7 +129,7 @@ def skip(layer: Layer) -> Layer:
         dparams, dx = layer.backward(params, residuals, dy, reduce)
         return dparams, dy + dx
 
-    parts = lambda params: [(layer, params)]  # noqa: E731
+    parts = lambda params: [(layer, params)]
     return Layer(layer.init, forward, backward, _varying_alone(skip, layer), parts)
 
 
@@ -197,7 +197,7 @@ def repeat(layer: Layer, n: int) -> Layer:
     plain = copies(None, None)
     if layer.varying is None:
         return plain
-    at_key = lambda key, s: copies(None if key is None else split(key, n), s)  # noqa: E731
+    at_key = lambda key, s: copies(None if key is None else split(key, n), s)
     return plain._replace(varying=Varying(at_key, measure))
 
 
@@ -231,7 +231,7 @@ def masked(layer: Layer, mask: Params) -> Layer:
         factors, dx = layer.backward(kept(params), residuals, dy, lambda factor: factor)
 
         def one(p: Array, m: Array, factor: Factor) -> Any:
-            of = lambda factor, m: reduce(Masked(factor, m.astype(p.dtype)))  # noqa: E731
+            of = lambda factor, m: reduce(Masked(factor, m.astype(p.dtype)))
             copies = m.shape[: m.ndim - factor.ndim]
             for n in reversed(copies):  # of a `repeat` inside
                 of = jax.vmap(of, axis_size=n)
@@ -239,7 +239,7 @@ def masked(layer: Layer, mask: Params) -> Layer:
 
         return jax.tree.map(one, params, jax.tree.map(jnp.asarray, mask), factors), dx
 
-    measure = lambda params, x, key: measured(layer, kept(params), x, key)  # noqa: E731
+    measure = lambda params, x, key: measured(layer, kept(params), x, key)
     varying = varying_with(layer, lambda layer: masked(layer, mask), measure)
     return Layer(layer.init, forward, backward, varying, lambda params: [(layer, kept(params))])
 
@@ -382,7 +382,7 @@ def _varying(combine: Callable[..., Layer], layers: tuple[Layer, ...]) -> Varyin
 
 def _varying_alone(combine: Callable[[Layer], Layer], layer: Layer) -> Varying | None:
     """For a combinator of one layer whose residuals are that layer's."""
-    measure = lambda params, x, key: combine(_measuring(layer, key)).forward(params, x)  # noqa: E731
+    measure = lambda params, x, key: combine(_measuring(layer, key)).forward(params, x)
     return varying_with(layer, combine, measure)
 
 
@@ -422,7 +422,7 @@ def _check_mask(mask: Params, params: Params) -> None:
 
 
 def _check_same(name: str, x: Any, y: Any) -> None:
-    form = lambda tree: jax.tree.map(lambda a: f"{a.dtype}{a.shape}", tree)  # noqa: E731
+    form = lambda tree: jax.tree.map(lambda a: f"{a.dtype}{a.shape}", tree)
     if form(x) != form(y):
         raise ValueError(
             f"{name}: expected a layer that keeps shape and dtype, got {form(x)} -> {form(y)}"

@@ -70,7 +70,7 @@ def ggn_diagonal(
     >>> ggn_diagonal(network, fnn.mse)(params, x, y)["W"].round(1)
     Array([[1., 4.]], dtype=float32)
     """
-    diagonal = lambda factor, examples: total(_over_columns(squared(factor, examples)))  # noqa: E731
+    diagonal = lambda factor, examples: total(_over_columns(squared(factor, examples)))
     reduced = _reduced(network, loss, root, diagonal, example_axes)
 
     def f(params: Params, x: Any, y: Any) -> Params:

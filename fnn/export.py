@@ -48,7 +48,7 @@ def save(network: Layer, params: Params, example: Any, path: str | Path) -> None
            [5.]], dtype=float32)
     """
     check_layer("save", network)
-    measure = lambda params, x: measured(network, params, x, None)[1]  # noqa: E731
+    measure = lambda params, x: measured(network, params, x, None)[1]
     if jax.tree.leaves(jax.eval_shape(measure, params, example)):
         raise ValueError(
             "save: the network keeps statistics: expected "

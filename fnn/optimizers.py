@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from fnn import numbers
+from fnn.axes import over_devices
 from fnn.base import Array, Optimizer, Params, at_least_float32, check_optimizer
-from fnn.parallel.axes import over_devices
 from fnn.schedules import Schedule
 
 Rate = float | Array | Schedule
@@ -357,7 +357,7 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
         norm = jnp.sqrt(jnp.maximum(sum(squares), 1))
         above = norm > max_norm / unit
         divisor, scale = jnp.where(above, unit, 1), jnp.where(above, max_norm / norm, 1)
-        clip = lambda g: (g.astype(_wide(g)) / divisor * scale).astype(g.dtype)  # noqa: E731
+        clip = lambda g: (g.astype(_wide(g)) / divisor * scale).astype(g.dtype)
         return optimizer.update(state, jax.tree.map(clip, grads))
 
     return Optimizer(optimizer.init, update)

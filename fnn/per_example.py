@@ -109,7 +109,7 @@ def second_moment(
     >>> second_moment(network, fnn.mse)(params, x, y)["b"]
     Array([20.], dtype=float32)
     """
-    squares = lambda factor, examples: total(squared(factor, examples))  # noqa: E731
+    squares = lambda factor, examples: total(squared(factor, examples))
     reduced = _reduced(network, loss, squares, example_axes)
 
     def f(params: Params, x: Any, y: Any) -> Params:
@@ -147,12 +147,12 @@ def clipped_value_and_grad(
     Array([-2.112], dtype=float32)
     """
     numbers.bound("clipped_value_and_grad", max_norm=max_norm)
-    with_norm = lambda factor, examples: _Normed(norm(factor, examples), factor)  # noqa: E731
+    with_norm = lambda factor, examples: _Normed(norm(factor, examples), factor)
     reduced = _reduced(network, loss, with_norm, example_axes)
 
     def f(params: Params, x: Any, y: Any, weight: Array | None = None) -> tuple[Array, Params]:
         losses, normed = reduced(params, x, y)
-        is_normed = lambda node: isinstance(node, _Normed)  # noqa: E731
+        is_normed = lambda node: isinstance(node, _Normed)
         norms = [node.norm for node in jax.tree.leaves(normed, is_leaf=is_normed)]
         norm_of_all = _length(norms, losses.shape, losses.dtype)
         excess = norm_of_all / jnp.asarray(max_norm, norm_of_all.dtype)
@@ -167,7 +167,7 @@ def clipped_value_and_grad(
             losses, scale = losses * weight, scale * weight.astype(scale.dtype)
 
         def clipped(node: _Normed) -> Array:
-            sum_of = lambda factor: total(weighted(factor, scale))  # noqa: E731
+            sum_of = lambda factor: total(weighted(factor, scale))
             copies = node.norm.shape[: node.norm.ndim - losses.ndim]
             for n in reversed(copies):  # of `repeat`
                 sum_of = jax.vmap(sum_of, axis_size=n)
@@ -242,7 +242,7 @@ def gradient_noise_scale(
     >>> gradient_noise_scale(network, fnn.mse)(params, x, y).trace
     Array(18., dtype=float32)
     """
-    both_of = lambda factor, examples: (squared_norm(factor, examples), total(factor))  # noqa: E731
+    both_of = lambda factor, examples: (squared_norm(factor, examples), total(factor))
     reduced = _reduced(network, loss, both_of, example_axes)
 
     def f(params: Params, x: Any, y: Any) -> NoiseScale:

@@ -56,7 +56,7 @@ def compute_in(layer: Layer, dtype: Any) -> Layer:
 
 def _cast(tree: Any, dtype: Any) -> Any:
     """The tree with its floating-point arrays in dtype."""
-    floating = lambda a: jnp.issubdtype(a.dtype, jnp.floating)  # noqa: E731
+    floating = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
     return jax.tree.map(lambda a: a.astype(dtype) if floating(a) else a, tree)
 
 

@@ -123,7 +123,7 @@ class Outer(Factor):
         left, right = (_with_positions(a, examples, 1) for a in (self.left, self.right))
         if 2 * left.shape[-2] ** 2 > left.shape[-1] * right.shape[-1]:
             return squared_norm(rows(self, examples))
-        between = lambda a: jnp.einsum("...pi,...qi->...pq", _widened(a), _widened(a))  # noqa: E731
+        between = lambda a: jnp.einsum("...pi,...qi->...pq", _widened(a), _widened(a))
         return (between(left) * between(right)).sum((-2, -1))
 
     def norm(self, examples: int | None = None) -> Array:
@@ -226,7 +226,7 @@ class Rows(Factor):
         return sums.astype(value.dtype)
 
     def rows(self, examples: int | None = None) -> "Direct":
-        one = lambda index, value: total(Rows(index, value, self.size))  # noqa: E731
+        one = lambda index, value: total(Rows(index, value, self.size))
         return Direct(_for_each_example(one, self, examples), 2)
 
     def squared_norm(self, examples: int | None = None) -> Array:
@@ -234,7 +234,7 @@ class Rows(Factor):
         return squared_norm(Direct(_distinct(self, examples).value, 2))
 
     def products(self, examples: int | None = None) -> Array:
-        """Of the rows that the batch uses alone: sum_pq [index_np == index_kq] <value_np, value_kq>."""
+        """sum_pq [index_np == index_kq] <value_np, value_kq>, over the rows that the batch uses."""
         used = min(self.index.size, self.size)
         _, place = jnp.unique(self.index, return_inverse=True, size=used)
         place = place.reshape(self.index.shape)
@@ -284,10 +284,10 @@ class SamePerExample(Changed):
         return products(self.factor, examples)
 
     def squared(self, examples: int | None = None) -> Factor:
-        return replace(self, factor=squared(self.factor, examples))
+        return replace(self, factor=squared(self.factor, examples))  # type: ignore[type-var]
 
     def weighted(self, weight: Array) -> Factor:
-        return replace(self, factor=weighted(self.factor, weight))
+        return replace(self, factor=weighted(self.factor, weight))  # type: ignore[type-var]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["factor", "mask"], meta_fields=[])
@@ -422,8 +422,8 @@ class Widened(SamePerExample):
         inner = self.factor
         if isinstance(inner, Outer):
             return _outer_total(inner, self.dtype)
-        floating = lambda a: jnp.issubdtype(a.dtype, jnp.floating)  # noqa: E731
-        widened = lambda a: a.astype(self.dtype) if floating(a) else a  # noqa: E731
+        floating = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
+        widened = lambda a: a.astype(self.dtype) if floating(a) else a
         return total(jax.tree.map(widened, inner))
 
     def rows(self, examples: int | None = None) -> "Direct":

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from fnn import numbers
+from fnn.axes import over_devices
 from fnn.base import Array, Optimizer, Params, at_least_float32, check_optimizer
-from fnn.parallel.axes import over_devices
 
 
 class AccumulateState(NamedTuple):
@@ -58,7 +58,7 @@ def accumulate(optimizer: Optimizer, k: int) -> Optimizer:
 
     def init(params: Params) -> AccumulateState:
         inner = optimizer.init(params)
-        zeros = lambda p: jnp.zeros(p.shape, at_least_float32(p.dtype))  # noqa: E731
+        zeros = lambda p: jnp.zeros(p.shape, at_least_float32(p.dtype))
         return AccumulateState(inner, jnp.zeros((), jnp.int32), jax.tree.map(zeros, inner.params))
 
     def update(state: AccumulateState, grads: Params) -> AccumulateState:
@@ -114,7 +114,7 @@ def average(optimizer: Optimizer, decay: float) -> Optimizer:
     def init(params: Params) -> AverageState:
         inner = optimizer.init(params)
         # A copy: a buffer can be donated only once.
-        wide = lambda p: jnp.array(p, at_least_float32(p.dtype))  # noqa: E731
+        wide = lambda p: jnp.array(p, at_least_float32(p.dtype))
         return AverageState(inner, jax.tree.map(wide, inner.params))
 
     def update(state: AverageState, grads: Params) -> AverageState:
@@ -183,7 +183,7 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
     def split(params: Params) -> dict[str, Any]:
         """The params of each label, with `_Elsewhere` for all others."""
         given = labels(params) if callable(labels) else labels
-        below = lambda label, part: jax.tree.map(lambda _: label, part)  # noqa: E731
+        below = lambda label, part: jax.tree.map(lambda _: label, part)
         try:
             each = jax.tree.map(below, given, params)
         except ValueError as error:

@@ -258,7 +258,7 @@ def test_files_and_names_that_pages_mention_exist(page):
 
 @pytest.mark.parametrize("page", TEXT)
 def test_the_tests_that_pages_name_exist(page):
-    sources = [path.read_text() for path in Path(__file__).parent.glob("test_*.py")]
+    sources = [path.read_text() for path in Path(__file__).parent.rglob("test_*.py")]
     known = set(re.findall(r"^def (test_\w+)", "\n".join(sources), re.M))
     named = set(re.findall(r"`(test_\w+)`", TEXT[page]))
     assert named - known == set()

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 import fnn
 from fnn import cli, export
-from fnn.cli import runs
 from fnn.cli.export import _place, program
+from fnn.runs import run as runs
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from fnn import checkpoint, cli, data, shards
-from fnn.checkpoint import CheckpointError
-from fnn.cli import runs
+from fnn import checkpoint, cli, data
+from fnn.checkpoint import CheckpointError, shards
 from fnn.data import DataError
 from fnn.data.encoding import features_of
+from fnn.runs import run as runs
 
 ROWS = NamedSharding(jax.make_mesh((2,), ("data",), devices=jax.devices()[:2]), P("data"))
 TREE = {"w": jax.device_put(np.arange(8.0, dtype=np.float32), ROWS)}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn import fitting
-from fnn.fitting import DivergedError, Progress, epochs_since_best
+from fnn.training import fitting
+from fnn.training.fitting import DivergedError, Progress, epochs_since_best
 
 pytestmark = [pytest.mark.usefixtures("compiled_once"), pytest.mark.optimized]
 
@@ -119,7 +119,9 @@ def test_what_is_not_finite_is_found_in_any_tree():
 def test_a_fault_that_is_not_met_again_is_step_0():
     network, optimizer = planted("loss", 100)
     state = optimizer.init(network.init(KEY))
-    step, loss, leaf = fitting.first_fault(fitting.Training.of("fit", network, fnn.mse, optimizer), state, [SMALL] * 3)
+    step, loss, leaf = fitting.first_fault(
+        fitting.Training.of("fit", network, fnn.mse, optimizer), state, [SMALL] * 3
+    )
     assert (step, leaf, np.isnan(loss)) == (0, "loss", True)
     assert "in epoch 7: the loss" in str(DivergedError(7, step, loss, leaf, state, []))
 

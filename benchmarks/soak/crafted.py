@@ -11,8 +11,8 @@ import numpy as np
 
 from fnn import checkpoint
 from fnn.checkpoint import CheckpointError
-from fnn.cli import runs
 from fnn.data import DataError
+from fnn.runs import run as runs
 
 WORDS: list[Any] = [None, True, 0, -1, 1, 2**31, 2**80, 10**11, 0.5, float("nan"), "", "adam"]
 WORDS += [[], [1], [10**11], ["a", "a", "a"], {}, {"a": 1}, [[1]], [{}], "1" * 300, [0.5, 2]]

@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 from fnn import checkpoint
-from fnn.cli import runs
+from fnn.runs import run as runs
 
 
 def damage(folder: Path, each: int, seed: int) -> dict[str, int]:

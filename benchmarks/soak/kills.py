@@ -11,7 +11,7 @@ import sklearn.metrics  # noqa: F401
 
 from benchmarks.soak import forked
 from fnn.atomic import UNFINISHED
-from fnn.cli import runs
+from fnn.runs import run as runs
 
 
 def kills(folder: Path, wanted: int, seed: int) -> dict[str, int]:

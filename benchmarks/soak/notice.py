@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 import fnn
-from fnn.fitting import all_finite
-from fnn.training import make_epoch
+from fnn.training.fitting import all_finite
+from fnn.training.steps import make_epoch
 
 
 def notice(rounds: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sklearn.datasets
 import sklearn.metrics  # noqa: F401
 
 from benchmarks.soak import forked
-from fnn.cli import runs
+from fnn.runs import run as runs
 
 
 def together(folder: Path, rounds: int, seed: int) -> dict[str, int]:

@@ -48,7 +48,7 @@ def from_optax(transformation: Any) -> Optimizer:
         params, step, slots = state
         with jax.numpy_dtype_promotion("standard"):
             updates, slots = transformation.update(grads, slots, params)
-        moved = lambda p, u: (p + u).astype(p.dtype)  # noqa: E731
+        moved = lambda p, u: (p + u).astype(p.dtype)
         return OptaxState(jax.tree.map(moved, params, updates), step + 1, slots)
 
     return Optimizer(init, update)

@@ -5,8 +5,8 @@ import numpy as np
 
 from fnn import data
 from fnn.cli import options
-from fnn.cli.runs import HELD_OUT
-from fnn.cli.table import aligned
+from fnn.runs.run import HELD_OUT
+from fnn.runs.text import aligned
 
 
 @click.command()

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import click
 
-from fnn.cli import metrics, options, runs
-from fnn.cli.metrics import SHOWN, Classified
+from fnn.cli import options
+from fnn.runs import metrics, run as runs
+from fnn.runs.metrics import SHOWN, Classified
 
 
 @click.command()

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from fnn.cli import importance, options, plots, runs
+from fnn.cli import options
+from fnn.runs import importance, plots, run as runs
 
 PICTURE = "importance.png"
 SHOWN = 20

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn import atomic
-from fnn.cli import options, runs
+from fnn.cli import options
 from fnn.data import Encoding, Scaling
 from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME
 from fnn.data.encoding import FAR, HOURS, WEEK, Feature
 from fnn.export import PLATFORMS, lowered
+from fnn.runs import run as runs
 
 
 @click.command()

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from fnn import per_example
-from fnn.cli import options, plots, runs
-from fnn.cli.runs import Run
-from fnn.cli.table import printable
+from fnn.cli import options
 from fnn.data import Dataset
+from fnn.runs import plots, run as runs
+from fnn.runs.run import Run
+from fnn.runs.text import printable
 
 
 @click.command()

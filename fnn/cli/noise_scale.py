@@ -6,8 +6,9 @@ import click
 import jax
 
 from fnn import per_example
-from fnn.cli import options, plots, runs
-from fnn.cli.runs import Run
+from fnn.cli import options
+from fnn.runs import plots, run as runs
+from fnn.runs.run import Run
 
 
 @click.command("noise-scale")

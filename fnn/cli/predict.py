@@ -14,7 +14,8 @@ import polars
 from polars.io.plugins import register_io_source
 
 from fnn import atomic
-from fnn.cli import options, runs
+from fnn.cli import options
+from fnn.runs import run as runs
 
 PIECE = 1 << 22
 """Bytes that are copied at a time."""

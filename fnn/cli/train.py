@@ -14,11 +14,12 @@ from fnn import atomic, verify
 from fnn.backprop import objective, value_and_grad
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
-from fnn.cli import metrics, options, report, runs, signals
-from fnn.cli.runs import NETWORKS, Examples, Run, Settings
+from fnn.cli import options, signals
 from fnn.cli.spread import Spread
-from fnn.fitting import DivergedError, epochs_since_best
 from fnn.parallel import processes
+from fnn.runs import metrics, report, run as runs
+from fnn.runs.run import NETWORKS, Examples, Run, Settings
+from fnn.training.fitting import DivergedError, epochs_since_best
 
 LINES, FIRST = 25, 5
 """The most epochs that are printed, of which the first ones without a gap."""

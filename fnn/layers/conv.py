@@ -173,7 +173,7 @@ def _for_each_example(f: Callable[[Conv], Array], factor: Conv, examples: int | 
     """f of each example's own factor, 16 at a time: patches are larger than the images by the
     window's size, and for so few of them they stay in the processor's cache."""
     batch = factor.batch[: len(factor.batch) if examples is None else examples]
-    one = lambda pair: f(replace(factor, x=pair[0], dy=pair[1]))  # noqa: E731
+    one = lambda pair: f(replace(factor, x=pair[0], dy=pair[1]))
     flat = (a.reshape(-1, *a.shape[len(batch) :]) for a in (factor.x, factor.dy))
     each = jax.lax.map(one, tuple(flat), batch_size=16)
     return each.reshape(*batch, *each.shape[1:])

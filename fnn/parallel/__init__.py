@@ -10,12 +10,12 @@
 """
 
 from fnn.parallel.data import fully_sharded, replicated
-from fnn.parallel.shares import Shares
-from fnn.parallel.specs import create, shardings, specs
+from fnn.parallel.examples import ShardedExamples
+from fnn.parallel.partition import create, shardings, specs
 from fnn.parallel.tensor import column_dense, copy_to, mlp, row_dense, sharded, sum_over
 
 __all__ = [
-    "Shares",
+    "ShardedExamples",
     "column_dense",
     "copy_to",
     "create",

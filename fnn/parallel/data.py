@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from jax.tree_util import DictKey
 
+from fnn.axes import check_tracked, is_mapped, varying
 from fnn.base import Array, Grads, Layer, Params, Residuals, check_layer, measured, varying_with
-from fnn.parallel.axes import check_tracked, is_mapped, varying
 from fnn.parallel.factors import Scattered, Summed, is_over
 from fnn.reductions import Factor, Reduce, total
 
@@ -151,7 +151,7 @@ def _copies(params: Params) -> Any:
     the fewest axes of any array in the same dict, for most layers have a vector. Of an array that
     is in no dict nothing is known, and all axes but the last may be such."""
     leaves, form = jax.tree.flatten_with_path(params)
-    layer = lambda path: path[:-1] if path and isinstance(path[-1], DictKey) else path  # noqa: E731
+    layer = lambda path: path[:-1] if path and isinstance(path[-1], DictKey) else path
     fewest: dict[Any, int] = {}
     for path, a in leaves:
         fewest[layer(path)] = min(a.ndim, fewest.get(layer(path), a.ndim))

@@ -15,8 +15,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from fnn.axes import varying
 from fnn.base import Array
-from fnn.parallel.axes import varying
 from fnn.reductions import Factor, SamePerExample, products, squared_norm, total
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fnn.parallel.specs import automatic
+from fnn.parallel.partition import automatic
 
 CONNECT = 60
 """Seconds for which the processes wait for one another at the start."""

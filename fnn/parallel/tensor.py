@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.activations import identity, relu
+from fnn.axes import cast, check_tracked, is_mapped, varying
 from fnn.base import (
     Array,
     Grads,
@@ -26,7 +27,6 @@ from fnn.base import (
 )
 from fnn.combinators import serial
 from fnn.layers.dense import dense
-from fnn.parallel.axes import cast, check_tracked, is_mapped, varying
 from fnn.parallel.data import cut_dim
 from fnn.parallel.factors import Shard
 from fnn.reductions import Factor, Reduce, total
@@ -146,7 +146,7 @@ def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
                     f"sharded: params {part.shape} are whole on every device of {axis!r}, but "
                     f"have another gradient on each"
                 )
-            of = lambda factor: reduce(factor if dim < 0 else Shard(factor, axis))  # noqa: E731
+            of = lambda factor: reduce(factor if dim < 0 else Shard(factor, axis))
             for n in reversed(part.shape[: part.ndim - factor.ndim]):  # copies of a repeat
                 of = jax.vmap(of, axis_size=n)
             return of(factor)
@@ -186,7 +186,7 @@ def column_dense(d_in: int, d_out: int, axis: str) -> Layer:
     (3, 8)
     """
     name = f"column_dense({d_in}, {d_out})"
-    part = lambda n: dense(d_in, _part(name, d_out, n, axis))  # noqa: E731
+    part = lambda n: dense(d_in, _part(name, d_out, n, axis))
     copy, layer = copy_to(axis), sharded(part, axis)
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
@@ -215,7 +215,7 @@ def row_dense(d_in: int, d_out: int, axis: str) -> Layer:
     (3, 4)
     """
     name = f"row_dense({d_in}, {d_out})"
-    cut = lambda n: dense(_part(name, d_in, n, axis), d_out)  # noqa: E731
+    cut = lambda n: dense(_part(name, d_in, n, axis), d_out)
     layer, add = sharded(cut, axis), sum_over(axis)
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:

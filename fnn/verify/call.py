@@ -228,7 +228,7 @@ def same_arrays(one: Inputs, other: Inputs) -> bool:
     (True, False)
     """
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=False)
-    same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())  # noqa: E731
+    same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
     same_form = [*map(len, one)] == [*map(len, other)]
     return same_form and all(a is b or same(a, b) for a, b in pairs)
 
@@ -266,7 +266,7 @@ def _holds_numpy_arrays(function: Callable[..., Any], *inputs: Any) -> bool:
 
 @lru_cache(maxsize=256)
 def _holds_by_shape(function: Callable[..., Any], form: Any, shapes: tuple[Any, ...]) -> bool:
-    flat = lambda *leaves: function(*jax.tree.unflatten(form, leaves))  # noqa: E731
+    flat = lambda *leaves: function(*jax.tree.unflatten(form, leaves))
     return _has_numpy_constant(jax.make_jaxpr(flat)(*shapes))
 
 

@@ -381,7 +381,7 @@ def _by_own_rule(f: Callable[..., Any], theta: Any, dy: Any) -> Any:
 
 def _like(dy: Any, y: Any) -> Any:
     """The cotangent in y's dtypes: a kernel may return less than float64."""
-    cast = lambda d, a: d.astype(a.dtype) if differentiable(a) else d  # noqa: E731
+    cast = lambda d, a: d.astype(a.dtype) if differentiable(a) else d
     return jax.tree.map(cast, dy, y)
 
 

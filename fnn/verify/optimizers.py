@@ -102,7 +102,7 @@ def _at_scale(
     """The leaves of the check with gradients and parameters of this size."""
     random = np.random.default_rng(0)
     start = jax.tree.map(lambda p: p * jnp.asarray(scale, p.dtype), params)
-    sparse = lambda shape: random.standard_normal(shape) * (random.random(shape) < 0.9)  # noqa: E731
+    sparse = lambda shape: random.standard_normal(shape) * (random.random(shape) < 0.9)
     grads = [
         jax.tree.map(lambda p: jnp.asarray(scale * sparse(p.shape), p.dtype), params)
         for _ in range(UPDATES)
@@ -118,7 +118,7 @@ def _at_scale(
     own = _by_rule(rule, schedule, theta, gs, at_least_float32(dtype), dtype)
 
     def at_moved_inputs(u: float) -> list[np.ndarray]:
-        move = lambda a: a * (1 + u * random.choice((-1.0, 1.0), a.shape))  # noqa: E731
+        move = lambda a: a * (1 + u * random.choice((-1.0, 1.0), a.shape))
         return [
             _by_rule(rule, schedule, move(theta), move(gs), np.float64, np.float64)
             for _ in range(MOVES)
@@ -182,7 +182,7 @@ def _followed(optimizer: Any, params: Params, grads: list[Any]) -> tuple[np.ndar
     for g in grads:
         state = optimizer.update(state, g)
         path.append(_flat(state.params))
-    form = lambda tree: jax.tree.map(lambda a: f"{a.dtype}{a.shape}", tree)  # noqa: E731
+    form = lambda tree: jax.tree.map(lambda a: f"{a.dtype}{a.shape}", tree)
     if form(state.params) != form(params):
         note = f"expected {form(params)}, got {form(state.params)}"
         return np.zeros(0), [unfit("params", note)]

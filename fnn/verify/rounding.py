@@ -61,7 +61,7 @@ def _evaluate(
 ) -> list[Any]:
     """The results of a jaxpr, with every result of arithmetic moved by u."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arrays], strict=True))
-    read = lambda v: v.val if hasattr(v, "val") else values[v]  # noqa: E731
+    read = lambda v: v.val if hasattr(v, "val") else values[v]
     for equation in jaxpr.eqns:
         operands = [read(v) for v in equation.invars]
         inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))

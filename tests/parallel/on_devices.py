@@ -1,6 +1,6 @@
 """`fnn.parallel` on 8 virtual devices against one: `test_parallel.py` runs these in a process.
 
-By hand: FNN_TEST_DEVICES=8 python -m pytest -n 0 tests/on_devices.py
+By hand: FNN_TEST_DEVICES=8 python -m pytest -n 0 tests/parallel/on_devices.py
 """
 
 import re
@@ -13,9 +13,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import fnn
 from fnn import catalog, parallel
-from fnn.fitting import Progress
-from fnn.parallel import Shares, copy_to, fully_sharded, replicated, sharded, sum_over
-from fnn.parallel.devices import Devices
+from fnn.parallel import ShardedExamples, copy_to, fully_sharded, replicated, sharded, sum_over
+from fnn.training.fitting import Progress
+from fnn.training.mesh import Devices
 
 KEY = jax.random.key(3)
 SIZES = (16, 32, 24, 10)
@@ -263,7 +263,7 @@ def fits(data, batch_size, epochs, **options):
 
 def test_fit_on_a_mesh_is_fit(monkeypatch):
     """Of full batches, with validation, metrics, patience and record."""
-    monkeypatch.setattr(fnn.fitting, "CHUNK", 3)  # each device predicts in several chunks
+    monkeypatch.setattr(fnn.training.fitting, "CHUNK", 3)  # each device predicts in several chunks
     accuracy = lambda prediction, y: (prediction.argmax(-1) == y).astype(jnp.float32)
     options = {"validation": (X[:37], Y[-37:]), "metrics": {"accuracy": accuracy}, "patience": 2}
     (one, history), (many, again) = fits((X, Y), 103, 8, **options)
@@ -323,13 +323,13 @@ def test_arrays_split_by_their_types():
     assert difference(got, jax.jit(gradient)(params, X[:40], Y[:40])) < 1e-6
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"explicit axes \('data', 'model'\)"):
         fnn.make_step(MLP, fnn.mse, fnn.sgd(0.1), mesh=mesh)
-    shares = Shares.of((x, y), mesh)
+    shares = ShardedExamples.of((x, y), mesh)
     assert difference(shares.arrays, (X[:40], Y[:40])) == 0
 
 
 def test_shares_keep_the_order():
     for n in (8, 9, 15, 103):
-        shares = Shares.of((X[:n], Y[:n]), DATA)
+        shares = ShardedExamples.of((X[:n], Y[:n]), DATA)
         assert all(len(a) == 8 * shares.rows for a in jax.tree.leaves(shares.arrays))
         assert difference(shares.examples(shares.arrays), (X[:n], Y[:n])) == 0
         weights = [np.broadcast_to(shares.weights(i), shares.rows) for i in range(8)]

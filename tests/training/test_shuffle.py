@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fnn import shuffle
-from fnn.shuffle import permutation
+from fnn.training import shuffle
+from fnn.training.shuffle import permutation
 
 KEY = jax.random.key(11)
 

@@ -27,9 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import atomic, extras, leaves, shards
+from fnn import atomic, extras
 from fnn.base import Params
-from fnn.leaves import Container, is_key
+from fnn.checkpoint import leaves, shards
+from fnn.checkpoint.leaves import Container, is_key
 
 with extras.needs("data"):
     import safetensors

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from sklearn import metrics
 
 from fnn import cli
-from fnn.cli import runs
-from fnn.cli.metrics import SHOWN, Classified, Predicted
+from fnn.runs import run as runs
+from fnn.runs.metrics import SHOWN, Classified, Predicted
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 RNG = np.random.default_rng(0)

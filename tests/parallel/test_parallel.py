@@ -11,7 +11,7 @@ import pytest
 
 import fnn
 from benchmarks import interconnect, scale
-from fnn.parallel.devices import Devices
+from fnn.training.mesh import Devices
 
 HERE = Path(__file__).parent
 

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from fnn import cli, data
-from fnn.cli import runs
 from fnn.data import DataError, Encoding, readers
+from fnn.runs import run as runs
 
 WAYS = {
     "a code of digits": ("code", ["007", "A1", "1e3"], ["007", "1e3"], [0.0, 1.0]),

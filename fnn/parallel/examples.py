@@ -11,19 +11,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn.base import Array
-from fnn.parallel.specs import automatic, untyped
+from fnn.parallel.partition import automatic, untyped
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["n", "devices"])
 @dataclass(frozen=True)
-class Shares:
+class ShardedExamples:
     """n examples, split over the devices: arrays is (x, y), or any tree of arrays whose first
     axis has one part after another for each device, all of the same length `rows`.
 
     Where the devices don't divide n, the first n % devices parts have one example more, and the
     last row of the others repeats another device's example, so that it doesn't count.
 
-    >>> shares = Shares.of(jnp.arange(5), jax.make_mesh((1,), ("data",)))
+    >>> shares = ShardedExamples.of(jnp.arange(5), jax.make_mesh((1,), ("data",)))
     >>> shares.n, shares.rows, shares.arrays
     (5, 5, Array([0, 1, 2, 3, 4], dtype=int32))
     """
@@ -33,10 +33,10 @@ class Shares:
     devices: int
 
     @classmethod
-    def of(cls, data: Any, mesh: Mesh) -> "Shares":
+    def of(cls, data: Any, mesh: Mesh) -> "ShardedExamples":
         """The examples in the arrays of `data` as shares; NumPy's move to the devices part by part.
 
-        >>> Shares.of(np.ones((4, 2)), jax.make_mesh((1,), ("data",))).arrays.shape
+        >>> ShardedExamples.of(np.ones((4, 2)), jax.make_mesh((1,), ("data",))).arrays.shape
         (4, 2)
         """
         n, devices = len(jax.tree.leaves(data)[0]), mesh.shape["data"]
@@ -53,11 +53,12 @@ class Shares:
         return cls(jax.tree.map(split, data), n, devices)
 
     @classmethod
-    def read(cls, rows: Callable[[np.ndarray], Any], n: int, mesh: Mesh) -> "Shares":
+    def read(cls, rows: Callable[[np.ndarray], Any], n: int, mesh: Mesh) -> "ShardedExamples":
         """n examples as shares, of which each process reads those of its own devices, by
         rows(places) -> the examples, NumPy's arrays, at these places from 0 to n - 1.
 
-        >>> shares = Shares.read(lambda places: 2 * places, 5, jax.make_mesh((1,), ("data",)))
+        >>> mesh = jax.make_mesh((1,), ("data",))
+        >>> shares = ShardedExamples.read(lambda places: 2 * places, 5, mesh)
         >>> shares.n, shares.arrays
         (5, Array([0, 2, 4, 6, 8], dtype=int32))
         """
@@ -73,7 +74,7 @@ class Shares:
         def joined(*parts: np.ndarray) -> Array:
             held = dict(zip(read, parts, strict=True))
             shape = (len(places), *parts[0].shape[1:])
-            part_of = lambda index: held[index[0].start, index[0].stop]  # noqa: E731
+            part_of = lambda index: held[index[0].start, index[0].stop]
             return jax.make_array_from_callback(shape, sharding, part_of)
 
         return cls(jax.tree.map(joined, *read.values()), n, devices)
@@ -86,7 +87,7 @@ class Shares:
     def repeats(self, device: Array) -> Any:
         """Whether the last row of the device's part repeats another's example.
 
-        >>> bool(Shares(jnp.arange(6), n=5, devices=2).repeats(1))
+        >>> bool(ShardedExamples(jnp.arange(6), n=5, devices=2).repeats(1))
         True
         """
         return device >= self.n % self.devices if self.n % self.devices else False
@@ -95,7 +96,7 @@ class Shares:
         """The weights (rows,) or () of the device's examples, with which the sum over the devices
         of the weighted means is the mean over all n examples.
 
-        >>> Shares(jnp.arange(6), n=5, devices=2).weights(1)
+        >>> ShardedExamples(jnp.arange(6), n=5, devices=2).weights(1)
         Array([0.6, 0.6, 0. ], dtype=float32)
         """
         if self.n % self.devices == 0:
@@ -106,7 +107,7 @@ class Shares:
     def examples(self, tree: Any) -> Any:
         """The n examples, in their order and without repeated ones, of arrays laid out as these.
 
-        >>> shares = Shares.of(jnp.arange(5), jax.make_mesh((1,), ("data",)))
+        >>> shares = ShardedExamples.of(jnp.arange(5), jax.make_mesh((1,), ("data",)))
         >>> shares.examples(shares.arrays)
         Array([0, 1, 2, 3, 4], dtype=int32)
         """

@@ -20,8 +20,8 @@ from sklearn import datasets, metrics
 
 from fnn import atomic, checkpoint, cli, data
 from fnn.checkpoint import CheckpointError
-from fnn.cli import plots, report, runs
 from fnn.data import DataError
+from fnn.runs import plots, report, run as runs
 
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 6, seed=1)
 

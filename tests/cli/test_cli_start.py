@@ -15,8 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from fnn import __version__
-from fnn.cli import fnn, runs, signals
+from fnn.cli import fnn, signals
 from fnn.cli.group import COMMANDS, Group
+from fnn.runs import run as runs
 
 HEAVY = {"jax", "jaxlib", "numpy", "scipy", "sklearn", "matplotlib", "safetensors", "tqdm"}
 HEAVY |= {"polars", "pandas", "pyarrow"}

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from together import free_port
 
 from fnn import checkpoint
-from fnn.cli import fnn, runs
+from fnn.cli import fnn
+from fnn.runs import run as runs
 
 OPTIONS = ["--hidden", "8", "--batch-size", "120", "--epochs", "3"]
 TRAIN = ["train", "iris", *OPTIONS]

@@ -26,15 +26,15 @@ from fnn.base import Layer, Loss, Optimizer
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
 from fnn.cli import environment
-from fnn.cli.metrics import Classified, Predicted
+from fnn.runs.metrics import Classified, Predicted
 from fnn.combinators import serial
 from fnn.data import DataError, Dataset, Encoding, Reading, Scaling
 from fnn.data.encoding import features_of
-from fnn.fitting import CHUNK, Progress, epochs_since_best, fit, predicted
+from fnn.training.fitting import CHUNK, Progress, epochs_since_best, fit, predicted
 from fnn.layers.flatten import unflatten
 from fnn.models import cnn, mlp
 from fnn.optimizers import adamw
-from fnn.parallel import Shares, processes
+from fnn.parallel import ShardedExamples, processes
 
 environment.settle()
 
@@ -342,8 +342,8 @@ def train(
     def placed(part: Dataset) -> Any:
         if mesh is None:
             return run.standardised(part)
-        rows = lambda i: run.standardised(part._replace(x=part.x[i], y=part.y[i]))  # noqa: E731
-        return Shares.read(rows, len(part.x), mesh)
+        rows = lambda i: run.standardised(part._replace(x=part.x[i], y=part.y[i]))
+        return ShardedExamples.read(rows, len(part.x), mesh)
 
     def note(number: int, state: Any, entry: dict[str, Any]) -> bool | None:
         nonlocal run, best

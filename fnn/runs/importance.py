@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fnn.cli import runs
-from fnn.cli.metrics import Classified, Predicted
-from fnn.cli.table import aligned
+from fnn.runs import run as runs
+from fnn.runs.metrics import Classified, Predicted
+from fnn.runs.text import aligned
 from fnn.data import Dataset
-from fnn.fitting import CHUNK
+from fnn.training.fitting import CHUNK
 
 
 class Importance(NamedTuple):
@@ -57,7 +57,7 @@ def of(run: runs.Run, examples: Dataset, repeats: int, seed: int) -> Importance:
 
     Raises DataError as `runs.evaluate` does.
 
-    >>> from fnn.cli.runs import Settings, prepare
+    >>> from fnn.runs.run import Settings, prepare
     >>> run, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
     >>> found = of(run, examples.test, repeats=1, seed=0)
     >>> found.measures, sorted(found.columns)[0]

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from fnn import cli, data
-from fnn.cli import runs
+from fnn.runs import run as runs
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

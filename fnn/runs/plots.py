@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fnn import atomic
-from fnn.cli.table import printable
+from fnn.runs.text import printable
 
 
 def make_room(path: Path) -> None:

@@ -22,11 +22,11 @@ from jax.sharding import Mesh
 from fnn import losses
 from fnn.base import Array, Layer, Loss, Optimizer, Params, at, at_least_float32, split, statistics
 from fnn.numbers import count as check_count
-from fnn.parallel.devices import Devices
-from fnn.parallel.shares import Shares
-from fnn.parallel.specs import untyped
-from fnn.prefetch import ahead
-from fnn.training import (
+from fnn.parallel.examples import ShardedExamples
+from fnn.parallel.partition import untyped
+from fnn.training.mesh import Devices
+from fnn.training.prefetch import ahead
+from fnn.training.steps import (
     Augment,
     Data,
     Record,
@@ -148,7 +148,7 @@ def fit(
 
     `mesh` and `shard_params` too are those of `fnn.training`: data and validation are split over
     the devices of the mesh, each of which holds its part of the state. data and validation may
-    be `fnn.parallel.Shares`, whose entries are not checked.
+    be `fnn.parallel.ShardedExamples`, whose entries are not checked.
 
     Raises as `make_epoch` does; ValueError for epochs or patience below 1, patience or metrics
     without validation, arrays that `check_data` refuses, a batch_size with batches or without
@@ -180,8 +180,8 @@ def fit(
     training = Training.of("fit", network, loss, optimizer, augment, record, mesh, shard_params)
     devices = training.devices
     arrays = isinstance(data, tuple) and all(hasattr(a, "shape") for a in data)
-    arrays = arrays or isinstance(data, Shares)
-    if arrays if batch_size is None else not (isinstance(data, Shares) or _is_pair(data)):
+    arrays = arrays or isinstance(data, ShardedExamples)
+    if arrays if batch_size is None else not (isinstance(data, ShardedExamples) or _is_pair(data)):
         raise ValueError(f"fit: expected a batch_size with arrays (x, y) alone, got {batch_size}")
     if start is not None and not isinstance(start, Progress):
         raise TypeError(f"fit: expected start=Progress(...), got {type(start).__name__}")
@@ -280,9 +280,9 @@ def _make_numbers(training: Training, metrics: Mapping[str, Metric]) -> Callable
         found = [all_finite((state, value)), value]
         if validation is not None:
             measured = statistics(network, state.params, examples(data)[0])
-            inputs, _ = validation.arrays if isinstance(validation, Shares) else validation
+            inputs, _ = validation.arrays if isinstance(validation, ShardedExamples) else validation
             prediction = evaluated(state.params, measured, inputs)
-            if isinstance(validation, Shares):
+            if isinstance(validation, ShardedExamples):
                 prediction = validation.examples(prediction)
             _, y = examples(validation)
             found.append(loss.value(prediction, y).mean())
@@ -301,7 +301,7 @@ def predicted(layer: Layer, params: Params, x: Any) -> Any:
     Array([[0.],
            [1.]], dtype=float32)
     """
-    forward = lambda x: layer.forward(params, x)[0]  # noqa: E731
+    forward = lambda x: layer.forward(params, x)[0]
     n = len(jax.tree.leaves(x)[0])
     whole = n - n % CHUNK
     if n <= CHUNK:
@@ -455,7 +455,7 @@ def _batches(data: Data, batch_size: int, key: Array, devices: Devices | None) -
 
 def _fresh(training: Training, key: Array) -> State:
     """The state before training, each device making its part."""
-    fresh = lambda key: training.optimizer.init(training.network.init(key))  # noqa: E731
+    fresh = lambda key: training.optimizer.init(training.network.init(key))
     return (fresh if training.devices is None else jax.jit(fresh))(key)
 
 
@@ -463,7 +463,7 @@ def _placed(
     name: str, network: Layer, loss: Loss, state: State, data: Any, devices: Devices | None
 ) -> Data:
     """Data, checked, on the device or as shares on the devices."""
-    if isinstance(data, Shares):
+    if isinstance(data, ShardedExamples):
         return data
     if devices is None:
         data = _on_device(name, data)
@@ -474,12 +474,12 @@ def _placed(
 
 
 def examples(data: Data) -> Any:
-    """(x, y), of `Shares` too.
+    """(x, y), of `ShardedExamples` too.
 
     >>> examples((1, 2))
     (1, 2)
     """
-    return data.examples(data.arrays) if isinstance(data, Shares) else data
+    return data.examples(data.arrays) if isinstance(data, ShardedExamples) else data
 
 
 def _is_pair(data: Any) -> bool:
@@ -557,7 +557,7 @@ def first_fault(
     >>> first_fault(training, optimizer.init(params), batches)
     (2, inf, 'updated params.W')
     """
-    gradient = lambda state, grads, value: grads  # noqa: E731
+    gradient = lambda state, grads, value: grads
     step = jax.jit(training._replace(record=gradient).step)
     for number, batch in enumerate(batches, 1):
         state, (value, grads) = step(state, batch, key)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn import fitting
-from fnn.prefetch import ahead
+from fnn.training import fitting
+from fnn.training.prefetch import ahead
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)

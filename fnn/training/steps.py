@@ -6,7 +6,7 @@
 
 The batch size chooses the kind of gradient descent: 1 is stochastic, m mini-batch, n full.
 
-`fnn.fitting` has the host's loop around these, for people who watch.
+`fnn.training.fitting` has the host's loop around these, for people who watch.
 
 Random layers and `augment`. In training, update t draws from fold_in(k, t), t being the `.step` of
 the optimizer's state and k the key of `make_step`, or one that `make_epoch`, `make_train` and
@@ -37,13 +37,13 @@ from jax.sharding import Mesh
 from fnn import numbers
 from fnn.backprop import value_and_grad
 from fnn.base import Array, Layer, Loss, Optimizer, Params, at, check_optimizer, split
-from fnn.parallel.devices import Devices, weighted
-from fnn.parallel.shares import Shares
-from fnn.shuffle import permutation
+from fnn.parallel.examples import ShardedExamples
+from fnn.training.mesh import Devices, weighted
+from fnn.training.shuffle import permutation
 
 Data = Any
 """(x, y), arrays or trees of arrays, with the examples along the first axis of all; on a mesh also
-`fnn.parallel.Shares` of such a pair."""
+`fnn.parallel.ShardedExamples` of such a pair."""
 State = Any
 """An optimizer's state."""
 Augment = Callable[[Array, Data], Data]
@@ -151,7 +151,7 @@ def make_train(
 
     def train(params: Params, data: Data, key: Array) -> tuple[State, Any]:
         data = data if training.devices is None else training.devices.shares(data)
-        epoch = lambda state, key: training.epoch(batch_size, state, data, key)  # noqa: E731
+        epoch = lambda state, key: training.epoch(batch_size, state, data, key)
         return jax.lax.scan(epoch, training.optimizer.init(params), split(key, epochs))
 
     return train
@@ -187,7 +187,7 @@ class Training(NamedTuple):
         devices = Devices.of(name, mesh, shard_params)
         if devices is not None:
             network, optimizer = devices.take(network, optimizer)
-        gradient = partial(_gradient, network, loss, augment)
+        gradient: Callable[..., Any] = partial(_gradient, network, loss, augment)
         if devices is not None:
             gradient = devices.gradient(network, gradient)
         return cls(network, loss, optimizer, augment, record, devices, gradient)
@@ -296,7 +296,7 @@ def _scaled(loss: Loss, scale: Array | None) -> Loss:
     """The loss, its gradient multiplied by the scale that the state of `scale_loss` holds."""
     if scale is None:
         return loss
-    scaled = lambda g: g * scale.astype(g.dtype)  # noqa: E731
+    scaled = lambda g: g * scale.astype(g.dtype)
     return loss._replace(gradient=lambda p, t: jax.tree.map(scaled, loss.gradient(p, t)))
 
 
@@ -327,7 +327,7 @@ def in_batches(
     n = count(data)
     if devices is None:
         arrays = jax.tree.map(jnp.asarray, data)
-        take = lambda rows, size=0: jax.tree.map(lambda a: a[rows], arrays)  # noqa: E731
+        take = lambda rows, size=0: jax.tree.map(lambda a: a[rows], arrays)
         return *shuffled(key, n, batch_size), take
     if batch_size % devices.number and batch_size != n:
         raise ValueError(
@@ -335,7 +335,7 @@ def in_batches(
             f"examples, got {batch_size}"
         )
     shares = devices.shares(data)
-    share = lambda rows, size=batch_size: devices.batch(shares, rows, size)  # noqa: E731
+    share = lambda rows, size=batch_size: devices.batch(shares, rows, size)
     return *devices.shuffled(key, shares, batch_size), share
 
 
@@ -347,7 +347,7 @@ def count(data: Data) -> int:
     >>> count((jnp.ones((5, 2)), {"class": jnp.ones(5), "value": jnp.ones((5, 1))}))
     5
     """
-    if isinstance(data, Shares):
+    if isinstance(data, ShardedExamples):
         return data.n
     x, y = _pair("data", data)
     if any(not getattr(a, "shape", ()) for a in jax.tree.leaves(data)):

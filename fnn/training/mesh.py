@@ -1,4 +1,4 @@
-"""Training on the devices of a mesh: what `fnn.training` and `fnn.fitting` do there.
+"""Training on the devices of a mesh: what `fnn.training` and `fnn.training.fitting` do there.
 
 Forward and backward run inside of `jax.shard_map`, each device on its share of a batch. What
 stands outside sees whole arrays, of which each device holds its part: an optimizer or a `record`
@@ -14,10 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn.base import Array, Layer, Loss, Optimizer, Params
 from fnn.parallel.data import fully_sharded, replicated
-from fnn.parallel.shares import Shares
-from fnn.parallel.specs import automatic, shardings, specs
+from fnn.parallel.examples import ShardedExamples
+from fnn.parallel.partition import automatic, shardings, specs
 from fnn.reductions import beside
-from fnn.shuffle import permutation
+from fnn.training.shuffle import permutation
 
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec("data")
 
@@ -94,13 +94,13 @@ class Devices(NamedTuple):
         """
         network = self.network(network)
         parts = shardings(lambda key: optimizer.init(network.init(key)), self.mesh)
-        pin = lambda state: jax.lax.with_sharding_constraint(state, parts)  # noqa: E731
+        pin = lambda state: jax.lax.with_sharding_constraint(state, parts)
         return network, Optimizer(
             lambda params: pin(optimizer.init(params)),
             lambda state, grads: pin(optimizer.update(state, grads)),
         )
 
-    def shares(self, data: Any) -> Shares:
+    def shares(self, data: Any) -> ShardedExamples:
         """The examples split over the devices, unless they are.
 
         >>> import fnn
@@ -108,7 +108,7 @@ class Devices(NamedTuple):
         >>> devices.shares((jnp.ones((4, 2)), jnp.ones(4))).n
         4
         """
-        return data if isinstance(data, Shares) else Shares.of(data, self.mesh)
+        return data if isinstance(data, ShardedExamples) else ShardedExamples.of(data, self.mesh)
 
     def gradient(
         self, network: Layer, gradient: Callable[..., tuple[Array, Params]]
@@ -175,7 +175,7 @@ class Devices(NamedTuple):
         """
         return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, WHOLE))
 
-    def shuffled(self, key: Array, data: Shares, batch_size: int) -> tuple[Array, Array]:
+    def shuffled(self, key: Array, data: ShardedExamples, batch_size: int) -> tuple[Array, Array]:
         """An epoch's batches, as rows of each device's own share in an order of its own:
         (n // batch_size, rows of a batch), and the rest. Repeated examples come last.
 
@@ -198,7 +198,7 @@ class Devices(NamedTuple):
         out_specs = (PartitionSpec(None, "data"), SPLIT)
         return jax.shard_map(on_device, mesh=self.mesh, in_specs=WHOLE, out_specs=out_specs)(key)
 
-    def batch(self, data: Shares, rows: Array, n: int) -> Shares:
+    def batch(self, data: ShardedExamples, rows: Array, n: int) -> ShardedExamples:
         """The batch of n examples in these rows of each device's share.
 
         >>> import fnn
@@ -206,9 +206,9 @@ class Devices(NamedTuple):
         >>> devices.batch(devices.shares(jnp.arange(10)), jnp.array([3, 1]), 2).arrays
         Array([3, 1], dtype=int32)
         """
-        take = lambda arrays, rows: jax.tree.map(lambda a: a[rows], arrays)  # noqa: E731
+        take = lambda arrays, rows: jax.tree.map(lambda a: a[rows], arrays)
         spread = jax.shard_map(take, mesh=self.mesh, in_specs=(SPLIT, SPLIT), out_specs=SPLIT)
-        return Shares(spread(data.arrays, rows), n, self.number)
+        return ShardedExamples(spread(data.arrays, rows), n, self.number)
 
 
 def weighted(loss: Loss, weights: Array) -> Loss:
@@ -219,7 +219,7 @@ def weighted(loss: Loss, weights: Array) -> Loss:
     >>> loss.value(jnp.ones((2, 1)), jnp.zeros((2, 1)))
     Array([1. , 0.5], dtype=float32)
     """
-    each = lambda a: a * beside(weights, a)  # noqa: E731
+    each = lambda a: a * beside(weights, a)
     return Loss(
         lambda prediction, target: each(loss.value(prediction, target)),
         lambda prediction, target: jax.tree.map(each, loss.gradient(prediction, target)),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from fnn.cli.table import aligned
+from fnn.runs.text import aligned
 
 RARELY = 0.1
 """A class of whose examples fewer than this share are found is worth a warning."""

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from fnn import atomic
-from fnn.cli import plots
+from fnn.runs import plots
 
 HISTORY = "history.csv"
 PICTURE = "curves.png"

@@ -29,5 +29,5 @@ def printable(text: str) -> str:
     >>> print(printable("weight\\n(kg)"), printable("größe"))
     weight\\n(kg) größe
     """
-    shown = lambda c: c.isprintable() or unicodedata.category(c) == "Zs"  # noqa: E731
+    shown = lambda c: c.isprintable() or unicodedata.category(c) == "Zs"
     return "".join(c if shown(c) else repr(c)[1:-1] for c in text)

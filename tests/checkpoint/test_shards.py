@@ -14,9 +14,9 @@ import safetensors.numpy
 import together
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from fnn import atomic, checkpoint, shards
-from fnn.checkpoint import CheckpointError
-from fnn.parallel import Shares
+from fnn import atomic, checkpoint
+from fnn.checkpoint import CheckpointError, shards
+from fnn.parallel import ShardedExamples
 
 ROWS = NamedSharding(jax.make_mesh((2,), ("data",), devices=jax.devices()[:2]), P("data"))
 WHOLE = NamedSharding(ROWS.mesh, P())
@@ -48,7 +48,8 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P, SingleDeviceSharding
-from fnn import checkpoint, shards
+from fnn import checkpoint
+from fnn.checkpoint import shards
 
 shards.BLOCK = 256
 W, B = np.random.default_rng(0).normal(size=(16, 24)).astype("f4"), np.arange(8.0, dtype="f4")
@@ -290,9 +291,11 @@ def test_shares_are_read_by_those_who_hold_them():
         asked.append(places.tolist())
         return {"x": np.float32([[i, i] for i in places]), "y": places}
 
-    shares = Shares.read(rows, 5, ROWS.mesh)
+    shares = ShardedExamples.read(rows, 5, ROWS.mesh)
     assert asked == [[0, 1, 2], [3, 4, 4]]
-    whole = Shares.of({"x": np.float32([[i, i] for i in range(5)]), "y": np.arange(5)}, ROWS.mesh)
+    whole = ShardedExamples.of(
+        {"x": np.float32([[i, i] for i in range(5)]), "y": np.arange(5)}, ROWS.mesh
+    )
     same(shares.arrays, whole.arrays)
     assert (shares.n, shares.devices) == (whole.n, whole.devices)
     assert [a.sharding for a in shares.arrays.values()] == [
