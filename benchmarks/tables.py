@@ -31,7 +31,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from benchmarks.report import table as aligned
 from fnn import cli, data
-from fnn.runs.run import HELD_OUT
+from fnn.runs.evaluation import HELD_OUT
 
 LOWER, HIGHER = 0.02, 0.05
 """By how much the accuracy may be lower, and by which share the RMSE may be higher."""

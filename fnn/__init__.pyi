@@ -6,6 +6,7 @@ from fnn import (
     initializers as initializers,
     parallel as parallel,
     per_example as per_example,
+    runs as runs,
     schedules as schedules,
     verify as verify,
 )
@@ -56,6 +57,7 @@ from fnn.combinators import (
     skip as skip,
     stop_gradient as stop_gradient,
 )
+from fnn.errors import Error as Error
 from fnn.layers.conv import conv2d as conv2d
 from fnn.layers.dense import dense as dense
 from fnn.layers.dropout import dropout as dropout

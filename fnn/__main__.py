@@ -8,12 +8,6 @@ def main() -> None:
     """Run the command line, or say how to install click where it is missing.
 
     A file name that is not text in UTF-8 is printed as the bytes that it is.
-
-    >>> from unittest import mock
-    >>> with mock.patch("sys.argv", ["fnn", "--version"]):
-    ...     main()
-    Traceback (most recent call last):
-    SystemExit: 0
     """
     try:
         _open_streams()
@@ -31,7 +25,7 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Open a standard stream that came closed, so that no file gets its number and its words.
+    """Reopen closed standard streams, so that no data file receives descriptor 0 to 2.
 
     A closed standard output ends the command: what it is asked for would be lost.
     """

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 import fnn
-from fnn import cli, export
+from fnn import cli, export, runs
 from fnn.cli.export import _place, program
-from fnn.runs import run as runs
+from fnn.runs import files, training
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -54,7 +54,7 @@ def predictions(folder, source):
 
 def test_a_run_predicts_the_same_without_fnn(tmp_path):
     run("train", "iris", "--epochs", 6, "--patience", 1, "--learning-rate", 0.1, "--out", tmp_path)
-    trained = runs.load(tmp_path)
+    trained = files.load(tmp_path)
     assert trained.progress.best.step < trained.progress.state.step
     result = run("export", tmp_path, tmp_path / "network.bin")
     assert result.exit_code == 0, result.output
@@ -71,7 +71,7 @@ def test_a_run_predicts_the_same_without_fnn(tmp_path):
 def prepared(source, network="mlp"):
     """A run of no epochs yet."""
     settings = runs.Settings((8,), "tanh", "sgd", 0.1, 32, 1, seed=0, network=network)
-    return runs.prepare(source, settings)[0]
+    return training.prepare(source, settings)[0]
 
 
 def test_values_have_their_units_and_columns_far_from_zero_their_digits(tmp_path):
@@ -80,13 +80,13 @@ def test_values_have_their_units_and_columns_far_from_zero_their_digits(tmp_path
     np.savez(tmp_path / "data.npz", x=x, y=1000 + 50 * (x[:, 0] - 2e6))
     trained = prepared(tmp_path / "data.npz")
     y = program(trained)(x.astype(np.float32))
-    np.testing.assert_allclose(y, runs.predict(trained, x), rtol=2e-5)
+    np.testing.assert_allclose(y, trained.predict(x), rtol=2e-5)
 
 
 def test_images_are_columns_of_pixels():
     trained, x = prepared("digits", "cnn"), fnn.data.load("digits").x[:40]
     call = jax.export.deserialize(export.lowered(program(trained), x[:1].astype(np.float32))).call
-    np.testing.assert_allclose(call(x.astype(np.float32)), runs.predict(trained, x), atol=1e-5)
+    np.testing.assert_allclose(call(x.astype(np.float32)), trained.predict(x), atol=1e-5)
 
 
 def test_texts_dates_and_blanks_are_encoded_in_the_program(tmp_path):
@@ -102,14 +102,14 @@ def test_texts_dates_and_blanks_are_encoded_in_the_program(tmp_path):
     trained = prepared(source)
     cycles = [feature.cycles for feature in trained.inputs.used]
     assert cycles == [(), (), ("year", "week"), ("day",)]
-    x = runs.inputs(trained, source)
+    x = np.concatenate(list(trained.parts(source)))
     x[3, 0] = 5e4  # an error of entry
     y = program(trained)(x.astype(np.float32))
-    np.testing.assert_allclose(y, runs.predict(trained, x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, trained.predict(x), rtol=1e-5, atol=1e-5)
     infinite = np.where(np.arange(x.size).reshape(x.shape) == 0, np.inf, x)
     assert np.isnan(program(trained)(infinite.astype(np.float32))[0]).all()
 
-    runs.save(tmp_path, trained)
+    files.save(tmp_path, trained)
     said = run("export", tmp_path, tmp_path / "network.bin").stdout
     assert "x[:, 0] is age: nan for a blank" in said
     assert "x[:, 1] is pet: 0 for cat, 1 for dog, -1 for any other, nan for a blank" in said
@@ -128,7 +128,7 @@ def test_places_in_the_year_are_the_calendars():
 def test_columns_that_float32_cannot_hold_are_refused(tmp_path):
     x = np.random.default_rng(0).normal(size=(64, 2)) * [1, 1e-60]
     np.savez(tmp_path / "data.npz", x=x, y=x[:, 0])
-    runs.save(tmp_path, prepared(tmp_path / "data.npz"))
+    files.save(tmp_path, prepared(tmp_path / "data.npz"))
     result = run("export", tmp_path, tmp_path / "network.bin")
     assert result.exit_code == 1
     assert "float32 can't hold the mean or the scale of input 2, " in result.stderr

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from fnn import checkpoint, cli, data
+from fnn import checkpoint, cli, data, runs
 from fnn.checkpoint import CheckpointError, shards
 from fnn.data import DataError
 from fnn.data.encoding import features_of
-from fnn.runs import run as runs
+from fnn.runs import files, training
 
 ROWS = NamedSharding(jax.make_mesh((2,), ("data",), devices=jax.devices()[:2]), P("data"))
 TREE = {"w": jax.device_put(np.arange(8.0, dtype=np.float32), ROWS)}
@@ -95,7 +95,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "a.csv").write_text("a,y\n" + "".join(f"{i}.5,{i * 2}.25\n" for i in range(30)))
     settings = runs.Settings((), "relu", "sgd", 0.1, 8, 1, seed=0)
-    runs.save(folder, runs.prepare(folder / "a.csv", settings)[0])
+    files.save(folder, training.prepare(folder / "a.csv", settings)[0])
     return folder
 
 
@@ -108,13 +108,11 @@ def trained(tmp_path_factory):
         "explain . a.csv --out a.csv",
         "explain . a.csv --out run.safetensors",
         "export . run.safetensors",
-        "noise-scale a.csv --out a.csv",
-        "hardest a.csv --out a.csv",
         "train history.csv --out . --overwrite",
         "train a.csv --out other",
     ],
 )
-def test_no_command_replaces_what_it_reads_or_what_is_of_no_run(line, trained, monkeypatch):
+def test_no_command_replaces_what_it_reads_or_what_belongs_to_no_run(line, trained, monkeypatch):
     monkeypatch.chdir(trained)
     if not os.path.exists("link.csv"):
         os.symlink("a.csv", "link.csv")
@@ -125,7 +123,7 @@ def test_no_command_replaces_what_it_reads_or_what_is_of_no_run(line, trained, m
     result = command(*line.split())
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
-    assert "would be replaced" in result.stderr or "is of no run" in result.stderr
+    assert "would be replaced" in result.stderr or "does not belong to a run" in result.stderr
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from fnn import checkpoint
+from fnn import checkpoint, runs
 from fnn.checkpoint import CheckpointError
 from fnn.data import DataError
-from fnn.runs import run as runs
+from fnn.runs import files, training
 
 WORDS: list[Any] = [None, True, 0, -1, 1, 2**31, 2**80, 10**11, 0.5, float("nan"), "", "adam"]
 WORDS += [[], [1], [10**11], ["a", "a", "a"], {}, {"a": 1}, [[1]], [{}], "1" * 300, [0.5, 2]]
@@ -21,11 +21,11 @@ WORDS += [[], [1], [10**11], ["a", "a", "a"], {}, {"a": 1}, [[1]], [{}], "1" * 3
 def crafted(folder: Path, wanted: int, seed: int) -> dict[str, int]:
     """A run's metadata with one to three entries replaced, and in some its arrays."""
     rng = random.Random(seed)
-    run, examples = runs.prepare("iris", runs.Settings((4,), "tanh", "sgd", 0.1, 32, 1, seed=0))
-    run = runs.train(run, examples, lambda newest: None)
-    runs.save(folder, run)
-    path = folder / runs.FILE
-    good, tree = checkpoint.read_metadata(path), runs._tree(run)
+    run, examples = training.prepare("iris", runs.Settings((4,), "tanh", "sgd", 0.1, 32, 1, seed=0))
+    run = training.advance(run, examples, lambda newest: None)
+    files.save(folder, run)
+    path = folder / files.FILE
+    good, tree = checkpoint.read_metadata(path), files._tree(run)
     arrays, form = jax.tree.flatten(tree)
     leaves = [np.asarray(a) for a in arrays]
     counts = {"inputs": wanted, "refused": 0, "sound": 0}
@@ -44,12 +44,12 @@ def crafted(folder: Path, wanted: int, seed: int) -> dict[str, int]:
         checkpoint.save(path, jax.tree.unflatten(form, scaled), metadata)
         try:
             with np.errstate(all="ignore"):
-                found = runs.load(folder)
+                found = files.load(folder)
         except CheckpointError:
             counts["refused"] += 1
             continue
         try:
-            assert np.isfinite(runs.predict(found, examples.test.x)).all()
+            assert np.isfinite(found.predict(examples.test.x)).all()
         except DataError:
             counts["refused"] += 1
             continue

@@ -3,24 +3,24 @@
 import random
 from pathlib import Path
 
-from fnn import checkpoint
-from fnn.runs import run as runs
+from fnn import checkpoint, runs
+from fnn.runs import files, training
 
 
 def damage(folder: Path, each: int, seed: int) -> dict[str, int]:
     """A run's file with one bit flipped, or cut, or continued, or a piece of it changed."""
     settings = runs.Settings((4,), "tanh", "adam", 0.01, 32, 1, seed=0)
-    trained, examples = runs.prepare("iris", settings)
-    trained = runs.train(trained, examples, lambda newest: None)
-    runs.save(folder, trained)
-    path = folder / runs.FILE
+    trained, examples = training.prepare("iris", settings)
+    trained = training.advance(trained, examples, lambda newest: None)
+    files.save(folder, trained)
+    path = folder / files.FILE
     whole = path.read_bytes()
     rng = random.Random(seed)
 
     def refused(changed: bytes) -> bool:
         path.write_bytes(changed)
         try:
-            runs.load(folder)
+            files.load(folder)
         except checkpoint.CheckpointError:
             return True
         return False

@@ -11,7 +11,7 @@ import sklearn.metrics  # noqa: F401
 
 from benchmarks.soak import forked
 from fnn.atomic import UNFINISHED
-from fnn.runs import run as runs
+from fnn.runs import files
 
 
 def kills(folder: Path, wanted: int, seed: int) -> dict[str, int]:
@@ -36,7 +36,7 @@ def kills(folder: Path, wanted: int, seed: int) -> dict[str, int]:
             counts["kills"] += 1
             there = list(out.iterdir()) if out.exists() else []
             counts["while_writing"] += any(path.name.endswith(UNFINISHED) for path in there)
-            counts["before_first_save"] += not (out / runs.FILE).exists()
+            counts["before_first_save"] += not (out / files.FILE).exists()
             continue
         assert code == 0, f"exit code {code}: {log.read_text()[-2000:]}"
         assert {path.name: path.read_bytes() for path in out.iterdir()} == whole

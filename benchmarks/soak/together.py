@@ -9,7 +9,7 @@ import sklearn.datasets
 import sklearn.metrics  # noqa: F401
 
 from benchmarks.soak import forked
-from fnn.runs import run as runs
+from fnn.runs import files
 
 
 def together(folder: Path, rounds: int, seed: int) -> dict[str, int]:
@@ -23,7 +23,7 @@ def together(folder: Path, rounds: int, seed: int) -> dict[str, int]:
     longest, number = 0, 0
 
     def at_least(epochs: int) -> None:
-        found = len(runs.load(out).progress.history)
+        found = len(files.load(out).progress.history)
         (folder / "epochs").write_text(str(found))
         assert found >= epochs, f"{epochs} epochs became {found}"
 
@@ -44,7 +44,7 @@ def together(folder: Path, rounds: int, seed: int) -> dict[str, int]:
             assert "Traceback" not in log.read_text(), log.read_text()
             assert kind != "refused" or log.read_text().count("Error: ") == 1, log.read_text()
             counts[kind] += 1
-        if (out / runs.FILE).exists():
+        if (out / files.FILE).exists():
             forked.done(lambda epochs=longest: at_least(epochs), folder / "log")  # type: ignore[misc]
             longest = int((folder / "epochs").read_text())
     last = ["--epochs", longest + 1, "--out"]

@@ -31,6 +31,7 @@ from fnn import atomic, extras
 from fnn.base import Params
 from fnn.checkpoint import leaves, shards
 from fnn.checkpoint.leaves import Container, is_key
+from fnn.errors import Error
 
 with extras.needs("data"):
     import safetensors
@@ -42,7 +43,7 @@ HEADER_LIMIT = 100_000_000
 _BLANK = b"0" * 64
 
 
-class CheckpointError(ValueError):
+class CheckpointError(Error, ValueError):
     """A file that is no checkpoint, is damaged or holds another tree; the message says which.
 
     >>> raise CheckpointError("run.safetensors: not a checkpoint of fnn, or damaged")

@@ -1,8 +1,8 @@
 """The `fnn` command: train a network from the shell, and use it.
 
-One file per command: describe, train, predict, evaluate, noise_scale, hardest, verify. Beside
-them, what they share: group (the command group), options (parameter types), signals, runs,
-metrics, report and plots.
+One file per command: describe, train, predict, evaluate, explain, export, verify. Beside them,
+what they share: group (the command group), options (parameter types), environment (JAX's
+settings), spread (several devices and processes), signals.
 """
 
 from fnn.cli.group import fnn as fnn

@@ -1,11 +1,14 @@
 """`fnn describe`: how each column of a table would be used."""
 
+from typing import Any
+
 import click
 import numpy as np
 
 from fnn import data
 from fnn.cli import options
-from fnn.runs.run import HELD_OUT
+from fnn.runs.evaluation import HELD_OUT
+from fnn.runs.settings import Settings
 from fnn.runs.text import aligned
 
 
@@ -13,26 +16,18 @@ from fnn.runs.text import aligned
 @click.argument("source")
 @options.of_table
 @click.option("--seed", type=options.SEED, default=0, help="As for train.")
-def describe(
-    source: str,
-    target: str | None,
-    task: str | None,
-    drop: tuple[str, ...],
-    keep: tuple[str, ...],
-    missing: str,
-    separator: str | None,
-    header: bool | None,
-    seed: int,
-) -> None:
+def describe(source: str, **given: Any) -> None:
     """Show how each column of SOURCE would be used, without training.
 
     SOURCE and the options are as for train. Values and blanks are counted in all rows; what
     becomes of a column is decided by the part of them that train would learn from.
     """
-    reading = data.Reading(separator, header, missing, drop)
-    examples = data.load(source, target=target, task=task, reading=reading)
-    train, _ = data.split(examples, HELD_OUT, seed)
-    features = data.Encoding.of(train, keep).features
+    settings = Settings()._replace(**given)
+    examples = data.load(
+        source, target=settings.target, task=settings.task, reading=settings.reading
+    )
+    train, _ = data.split(examples, HELD_OUT, settings.seed)
+    features = data.Encoding.of(train, settings.keep).features
     click.echo(f"{examples.name}: {len(examples.x)} examples")
     for note in examples.notes:
         click.echo(note)

@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from fnn.cli import options
-from fnn.runs import metrics, run as runs
-from fnn.runs.metrics import SHOWN, Classified
+from fnn.runs import evaluation, files
+from fnn.runs.metrics import SHOWN, Classified, Predicted
 
 
 @click.command()
@@ -24,15 +24,26 @@ def evaluate(run: Path, source: tuple[str, ...], as_json: bool) -> None:
     has a test part, only that part; of other data, the examples that are equal to none that it
     was trained on. The target of a CSV file with a header is found by its name.
     """
-    trained = runs.load(run)
-    examples, which = runs.held_out(trained, runs.read(trained, source))
+    trained = files.load(run)
+    examples, which = evaluation.held_out(trained, trained.read(source))
     for line in trained.inputs.unseen(examples.x):
         click.echo(f"Warning: {line}", err=True)
-    found = runs.evaluate(trained, examples)
+    found = evaluation.evaluate(trained, examples)
     if as_json:
         click.echo(json.dumps({"measured_on": which, **found.numbers()}, allow_nan=False))
         return
     click.echo(f"data      {' '.join(source)}: {which}")
-    metrics.show(found)
+    show(found)
     if isinstance(found, Classified) and len(found.classes) <= SHOWN:
         click.echo(found.table())
+
+
+def show(found: Classified | Predicted, part: str = "") -> None:
+    """Print the metrics, each line after the name of the part of the data; a warning goes to
+    stderr."""
+    for line in found.lines():
+        click.echo(f"{part}{line}")
+    if isinstance(found, Classified):
+        click.echo(found.per_class())
+        if warning := found.warning():
+            click.echo(f"Warning: {warning}", err=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from fnn.cli import options
-from fnn.runs import importance, plots, run as runs
+from fnn.runs import evaluation, files, importance, plots
 
 PICTURE = "importance.png"
 SHOWN = 20
@@ -32,15 +32,15 @@ def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Pa
     RMSE. Where two columns say the same, each can replace the other, and neither seems to matter.
     The examples are those that `fnn evaluate` measures.
     """
-    trained = runs.load(run)
+    trained = files.load(run)
     picture = out or run / PICTURE
-    runs.check_apart(picture, *source, run / runs.FILE)
+    files.check_apart(picture, *source, run / files.FILE)
     plots.make_room(picture)
-    examples, which = runs.held_out(trained, runs.read(trained, source))
+    examples, which = evaluation.held_out(trained, trained.read(source))
     click.echo(f"data      {' '.join(source)}: {which}")
-    for line in runs.evaluate(trained, examples).lines():
+    for line in evaluation.evaluate(trained, examples).lines():
         click.echo(line)
-    found = importance.of(trained, examples, repeats, seed)
+    found = importance.measured(trained, examples, repeats, seed)
     click.echo(f"worse by, when a column is shuffled (mean ± deviation of {repeats} shuffles):")
     click.echo(found.table())
     drawn = found.columns[:SHOWN], found.mean[:SHOWN, 0], found.deviation[:SHOWN, 0]

@@ -10,11 +10,12 @@ import numpy as np
 
 from fnn import atomic
 from fnn.cli import options
-from fnn.data import Encoding, Scaling
+from fnn.data import DataError, Encoding, Scaling
 from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME
 from fnn.data.encoding import FAR, HOURS, WEEK, Feature
 from fnn.export import PLATFORMS, lowered
-from fnn.runs import run as runs
+from fnn.runs import files
+from fnn.runs.run import Run
 
 
 @click.command()
@@ -25,10 +26,10 @@ def export(run: Path, file: Path) -> None:
 
     The program takes what the network was trained on, in its own units, (n, columns) float32, and
     returns what `fnn predict` writes: each class's probability, or the values in their units.
-    What stands for a text, a date or a blank is said.
+    The numbers that stand for a text, a date or a blank are listed.
     """
-    runs.check_apart(file, run / runs.FILE)
-    trained = runs.load(run)
+    files.check_apart(file, run / files.FILE)
+    trained = files.load(run)
     d_in = trained.inputs.d_in
     example = jax.ShapeDtypeStruct((1, d_in), jnp.float32)
     atomic.write(file, lowered(program(trained), example))
@@ -42,25 +43,20 @@ def export(run: Path, file: Path) -> None:
     click.echo(f'call      jax.export.deserialize(open("{file}", "rb").read()).call(x)')
 
 
-def program(run: runs.Run) -> Callable[[jax.Array], jax.Array]:
-    """f(x): x (n, columns) as `runs.inputs` reads them, to probabilities (n, classes), or values
+def program(run: Run) -> Callable[[jax.Array], jax.Array]:
+    """f(x): x (n, columns) as `Run.parts` reads them, to probabilities (n, classes), or values
     (n, k) in their units.
 
-    In float32 throughout: what `runs.predict` computes in float64 before and after the network
+    In float32 throughout: what `Run.predict` computes in float64 before and after the network
     differs by rounding. The mean is taken off in two parts, so that numbers close to each other
     and far from 0 keep their differences.
 
-    Raises ValueError for a column whose mean or scale has no place in float32, and for one of
+    Raises DataError for a column whose mean or scale has no place in float32, and for one of
     dates with a time of day.
-
-    >>> run, examples = runs.prepare("iris", runs.Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
-    >>> x = examples.test.x[:2]
-    >>> bool(jnp.allclose(program(run)(jnp.float32(x)), runs.predict(run, x), atol=1e-5))
-    True
     """
     for feature in run.inputs.used:
         if feature.kind == DATE and HOURS in feature.cycles:
-            raise ValueError(
+            raise DataError(
                 f"export: column {feature.name!r} has dates with a time of day, which float32 "
                 f"can't hold to the minute; train on the date and the time as two columns"
             )
@@ -124,7 +120,7 @@ def _in_float32(kind: str, scaling: Scaling) -> tuple[np.ndarray, np.ndarray, np
     limits = np.finfo(np.float32)
     fits = (scaling.scale >= limits.tiny) & (scaling.scale <= limits.max)
     for i in np.flatnonzero(~fits | (np.abs(scaling.mean) > limits.max)):
-        raise ValueError(
+        raise DataError(
             f"export: float32 can't hold the mean or the scale of {kind} {i + 1}, "
             f"{scaling.mean[i]:.3g} and {scaling.scale[i]:.3g}"
         )

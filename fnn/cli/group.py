@@ -1,18 +1,21 @@
-"""The group of commands, and its answer to faults.
+"""The group of commands, and its error handling.
 
 A command's module is imported when the command is used, so that `fnn --help` imports neither
 JAX nor scikit-learn.
 """
 
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from fnn import __version__, extras
 from fnn.cli import signals
+from fnn.errors import Error
 
 COMMANDS = {
     "describe": "Show how each column of SOURCE would be used, without training.",
@@ -21,34 +24,39 @@ COMMANDS = {
     "evaluate": "Measure the network in folder RUN on SOURCE.",
     "export": "Write the network in folder RUN to FILE, as a program for JAX that needs no fnn.",
     "explain": "Measure what each column of SOURCE is worth to the network in folder RUN.",
-    "noise-scale": "Draw the gradient noise scale along a training run on SOURCE.",
-    "hardest": "Show the examples of SOURCE whose gradients are largest after training.",
     "verify": "Check derivatives and update rules against independent references.",
 }
-"""Each command's name and summary. `noise-scale` is `noise_scale` in the module `noise_scale`."""
+"""Each command's name and summary. `train` is `train` in the module `train`."""
+FAULT = 70
+"""The exit code of a fault of fnn: EX_SOFTWARE of BSD."""
+DEBUG = click.Option(
+    ["--debug"],
+    is_flag=True,
+    expose_value=False,
+    show_default=False,
+    callback=lambda ctx, param, on: ctx.meta.update({param.name: on}),
+    help="Print the traceback of a fault of fnn.",
+)
 
 
 class Imported(Mapping[str, click.Command]):
-    """The commands of these names; the lookup of one imports its module.
-
-    >>> commands = Imported(["train", "verify"])
-    >>> list(commands), "predict" in commands
-    (['train', 'verify'], False)
-    >>> commands["verify"].name
-    'verify'
-    """
+    """The commands of these names; the lookup of one imports its module."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
 
     def __getitem__(self, name: str) -> click.Command:
-        """The command. Raises KeyError for an unknown name, ValueError where JAX has no device."""
+        """The command, JAX being set for it. Raises KeyError for an unknown name, Error where JAX
+        has no device."""
         if name not in self.names:
             raise KeyError(name)
-        module = name.replace("-", "_")
-        command: click.Command = getattr(import_module(f"fnn.cli.{module}"), module)
+        command: click.Command = getattr(import_module(f"fnn.cli.{name}"), name)
+        if DEBUG not in command.params:
+            command.params.append(DEBUG)
+        environment = import_module("fnn.cli.environment")
+        environment.settle()
         if type(command) is click.Command:  # a Spread says first what devices there are
-            import_module("fnn.cli.environment").check_device()
+            environment.check_device()
         signals.end_by_exception()
         return command
 
@@ -66,55 +74,69 @@ class Imported(Mapping[str, click.Command]):
 
 
 class Group(click.Group):
-    """A group that lists its commands without importing them, and reports a fault in one line.
+    """A group that lists its commands without importing them, and reports each error in a line.
 
-    >>> from click.testing import CliRunner
-    >>> result = CliRunner().invoke(fnn, ["tran"])
-    >>> result.exit_code, "Error: No such command 'tran'." in result.stderr
-    (2, True)
+    An error of the user's input or of the machine ends the command with exit code 1; anything
+    else is a fault of fnn, which ends it with `FAULT`.
     """
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the help page's list of commands, from `COMMANDS` alone.
-
-        >>> from click.testing import CliRunner
-        >>> "  evaluate     Measure" in CliRunner().invoke(fnn, ["--help"]).output
-        True
-        """
+        """Write the help page's list of commands, from `COMMANDS` only."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that the user named.
-
-        An error that the library raises for the user's input, and a library that is not
-        installed, end it with one line and exit code 1.
-
-        >>> from click.testing import CliRunner
-        >>> result = CliRunner().invoke(fnn, ["predict", "no/such/folder", "iris"])
-        >>> result.exit_code, result.stderr
-        (1, 'Error: no/such/folder/run.safetensors: there is no trained run\\n')
-        """
+        """Run the command that the user named."""
         try:
             with extras.needs("cli"):
                 return super().invoke(ctx)
-        except BrokenPipeError:
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
             click.echo("Aborted!", err=True)
             raise SystemExit(signals.INTERRUPTED) from None
-        except ModuleNotFoundError as error:
-            raise click.ClickException(str(error)) from error
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(f"{where}{error.strerror or error}") from error
-        except (ValueError, TypeError, ArithmeticError, MemoryError) as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
-        except RuntimeError as error:
-            jax = sys.modules.get("jax")
-            if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
-                raise
-            raise click.ClickException(str(error).splitlines()[0]) from error
+        except Exception as error:
+            if (line := _explained(error)) is None:
+                _report_fault(error, ctx.meta.get(DEBUG.name, False))
+            raise click.ClickException(line) from error
+
+
+def _explained(error: Exception) -> str | None:
+    """What to say of an error of the user's input or of the machine; None for a fault of fnn."""
+    if isinstance(error, Error):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error}" if str(error) else "out of memory"
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(error, jax.errors.JaxRuntimeError):
+        return str(error).splitlines()[0]
+    return None
+
+
+def _report_fault(error: Exception, debug: bool) -> NoReturn:
+    """Say that this is a fault of fnn, write its traceback to a file or with debug print it, and
+    end the command."""
+    text = "".join(traceback.format_exception(error))
+    where = "here is its traceback; please report it"
+    try:
+        if not debug:
+            handle, path = tempfile.mkstemp(".txt", "fnn-fault-")
+            with open(handle, "w", errors="backslashreplace") as file:
+                file.write(f"fnn {__version__}: {' '.join(sys.argv)}\n{text}")
+            where = f"its traceback is in {path}; please report it, --debug prints it"
+    except OSError:
+        debug = True
+    click.echo(f"{text if debug else ''}Error: a fault of fnn, {_named(error)}: {where}", err=True)
+    raise SystemExit(FAULT) from error
+
+
+def _named(error: Exception) -> str:
+    """The error's type, and the first line of what it says."""
+    said = str(error).splitlines()
+    return f"{type(error).__name__} ({said[0]})" if said else type(error).__name__
 
 
 def _show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:

@@ -1,5 +1,6 @@
 """Types of the commands' parameters: what a word on the command line may be."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,45 +12,34 @@ from fnn import data
 
 
 class Whole(click.IntRange):
-    """A whole number in digits, from `min` to `max`.
-
-    >>> Whole(min=1)("12")
-    12
-    >>> Whole(min=1)("1_2")
-    Traceback (most recent call last):
-    click.exceptions.BadParameter: '1_2' is not a whole number
-    """
+    """A whole number in digits, from `min` to `max`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number.
-
-        >>> Whole(min=1).convert("7", None, None)
-        7
-        """
+        """The number."""
         if "_" in str(value):  # Python's int takes 1_000
             self.fail(f"{value!r} is not a whole number", param, ctx)
         return super().convert(value, param, ctx)
 
 
-class Place(click.Path):
-    """A path; an empty word, such as a shell variable that is not set, is refused.
+class Number(click.FloatRange):
+    """A finite number in a range, in digits."""
 
-    >>> Place()("runs/a")
-    PosixPath('runs/a')
-    >>> Place()("")
-    Traceback (most recent call last):
-    click.exceptions.BadParameter: expected a path, got an empty word
-    """
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if "_" in str(value) or not math.isfinite(number):  # Python's float takes 1_000
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+class Place(click.Path):
+    """A path; an empty word, such as a shell variable that is not set, is refused."""
 
     def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
         super().__init__(path_type=Path, file_okay=file_okay, dir_okay=dir_okay)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path.
-
-        >>> Place().convert("a.csv", None, None)
-        PosixPath('a.csv')
-        """
+        """The path."""
         if not str(value):
             self.fail("expected a path, got an empty word", param, ctx)
         return super().convert(value, param, ctx)
@@ -57,50 +47,31 @@ class Place(click.Path):
 
 COUNT = Whole(min=1)
 SEED = Whole(min=0, max=2**32 - 1)
+RATE = Number(min=0, min_open=True)
+SHARE = Number(min=0)
 FILE = Place(dir_okay=False)
 FOLDER = Place(file_okay=False)
 
 
 class Name(click.Choice):
-    """One of some names; for any other, the error suggests the closest.
-
-    >>> Name(["sgd", "adam"])("adam")
-    'adam'
-    >>> Name(["sgd", "adam"])("adm")
-    Traceback (most recent call last):
-    click.exceptions.BadParameter: 'adm' is unknown: did you mean 'adam'?
-    """
+    """One of some names; for any other, the error suggests the closest."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name.
-
-        >>> Name(["sgd", "adam"]).convert("sgd", None, None)
-        'sgd'
-        """
+        """The name."""
         if value not in self.choices:
             self.fail(f"{value!r} is unknown: {data.nearest(value, self.choices)}", param, ctx)
         return str(value)
 
 
 class Widths(click.ParamType):
-    """Whole numbers of at least 1 and at most nine digits, separated by commas; an empty word for
-    no hidden layer.
-
-    >>> Widths()("64,32"), Widths()("")
-    ((64, 32), ())
-    """
+    """Whole numbers from 1 to 999999999, separated by commas; an empty word for no hidden layer."""
 
     name = "widths"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
-        """The widths.
-
-        >>> Widths().convert("64, x", None, None)
-        Traceback (most recent call last):
-        click.exceptions.BadParameter: '64, x' is not a list of widths such as 64,32
-        """
+        """The widths."""
         parts = [part.strip() for part in value.split(",")] if value.strip() else []
         digits = all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts)
         if not digits or not all(map(int, parts)):
@@ -109,44 +80,25 @@ class Widths(click.ParamType):
 
 
 class Names(click.ParamType):
-    """Names of columns, separated by commas.
-
-    >>> Names()("name, age")
-    ('name', 'age')
-    """
+    """Names of columns, separated by commas."""
 
     name = "names"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
-        """The names, each once.
-
-        >>> Names().convert("age,,age", None, None)
-        ('age',)
-        """
+        """The names, each once."""
         parts = value if isinstance(value, tuple) else str(value).split(",")
         return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
 class Separator(click.ParamType):
-    """What stands between the cells of a table, as a character or by its name.
-
-    >>> Separator()("tab"), Separator()(";")
-    ('\\t', ';')
-    >>> Separator()("x")
-    Traceback (most recent call last):
-    click.exceptions.BadParameter: 'x' is none of , ; | comma semicolon tab pipe
-    """
+    """What stands between the cells of a table, as a character or by its name."""
 
     name = "separator"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The character.
-
-        >>> Separator().convert("pipe", None, None)
-        '|'
-        """
+        """The character."""
         named = {name.removesuffix("s"): mark for mark, name in data.SEPARATORS.items()}
         mark = named.get(value, value.replace("\\t", "\t"))
         if mark not in data.SEPARATORS:
@@ -154,21 +106,14 @@ class Separator(click.ParamType):
         return str(mark)
 
 
-target = click.option(
-    "--target", help="Target column of a table, by name or index from 0.  [default: the last]"
-)
-
-
 def of_table(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with the options that say how a table is read.
-
-    >>> show = click.command("show")(of_table(lambda missing, **others: click.echo(missing)))
-    >>> show.main(["--missing", "error"], standalone_mode=False)
-    error
-    """
+    """Give a command the options for reading a table."""
     for option in reversed(
         (
-            target,
+            click.option(
+                "--target",
+                help="Target column of a table, by name or index from 0.  [default: the last]",
+            ),
             click.option(
                 "--task",
                 type=Name(data.TASKS),
@@ -204,21 +149,12 @@ def of_table(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Device(click.ParamType):
-    """A device that JAX has, such as cpu, gpu or gpu:1.
-
-    >>> Device()("cpu").platform
-    'cpu'
-    """
+    """A device that JAX has, such as cpu, gpu or gpu:1."""
 
     name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The device.
-
-        >>> Device().convert("abacus", None, None)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        click.exceptions.BadParameter: 'abacus' is no device; there are cpu:0...
-        """
+        """The device."""
         if not isinstance(value, str):
             return value
         kind, _, number = value.partition(":")
@@ -233,10 +169,7 @@ class Device(click.ParamType):
 
 
 def compute_on(ctx: click.Context, param: click.Parameter, chosen: Any) -> None:
-    """Make this device JAX's default; None leaves the choice to JAX.
-
-    >>> compute_on(click.Context(click.Command("train")), click.Option(["--device"]), None)
-    """
+    """Make the device JAX's default; None leaves the choice to JAX."""
     if chosen is not None:
         jax.config.update("jax_default_device", chosen)
 
@@ -245,42 +178,3 @@ DEVICE_HELP = "Where to compute: cpu, gpu, gpu:1, ...  [default: JAX's choice]"
 device = click.option(
     "--device", type=Device(), expose_value=False, callback=compute_on, help=DEVICE_HELP
 )
-
-
-class Number(click.ParamType):
-    """A finite number above 0, or with `zero` of at least 0.
-
-    >>> Number()("1e-3"), Number(zero=True)("0")
-    (0.001, 0.0)
-    """
-
-    name = "number"
-
-    def __init__(self, *, zero: bool = False) -> None:
-        self.zero = zero
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """The number.
-
-        >>> Number().convert("-1", None, None)
-        Traceback (most recent call last):
-        click.exceptions.BadParameter: '-1' is not a number above 0
-        """
-        try:
-            number = float("nan" if "_" in str(value) else value)  # Python's float takes 1_000
-        except ValueError:
-            number = float("nan")
-        if not (0 < number < float("inf") or (self.zero and number == 0)):
-            self.fail(f"{value!r} is not a number {self.range}", param, ctx)
-        return number
-
-    @property
-    def range(self) -> str:
-        """The numbers that are taken, in words.
-
-        >>> Number(zero=True).range
-        'of at least 0'
-        """
-        return "of at least 0" if self.zero else "above 0"

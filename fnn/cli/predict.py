@@ -15,7 +15,8 @@ from polars.io.plugins import register_io_source
 
 from fnn import atomic
 from fnn.cli import options
-from fnn.runs import run as runs
+from fnn.runs import evaluation, files
+from fnn.runs.run import Run
 
 PIECE = 1 << 22
 """Bytes that are copied at a time."""
@@ -41,17 +42,17 @@ def predict(run: Path, source: str, out: Path | None) -> None:
     standard output has the rows before it, and FILE is as it was.
     """
     if out is not None:
-        runs.check_apart(out, source, run / runs.FILE)
-    trained = runs.load(run)
+        files.check_apart(out, source, run / files.FILE)
+    trained = files.load(run)
     unseen = None
 
     def parts() -> Iterator[np.ndarray]:
         nonlocal unseen
-        for x in runs.parts(trained, source):
+        for x in trained.parts(source):
             unseen = trained.inputs.count_unseen(x, unseen)
             yield x
 
-    frames = (_frame(trained, piece) for piece in runs.predictions(trained, parts()))
+    frames = (_frame(trained, piece) for piece in evaluation.predictions(trained, parts()))
     if out is None:
         for text in _csv(frames):
             click.echo(text, nl=False)
@@ -64,7 +65,7 @@ def predict(run: Path, source: str, out: Path | None) -> None:
         click.echo(f"Warning: {line}", err=True)
 
 
-def _frame(trained: runs.Run, predictions: np.ndarray) -> polars.DataFrame:
+def _frame(trained: Run, predictions: np.ndarray) -> polars.DataFrame:
     """Predictions with the names of their columns, and of classes the predicted one."""
     if not trained.classes:
         return polars.DataFrame(predictions, schema=list(trained.values))

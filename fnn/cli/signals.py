@@ -18,24 +18,13 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def end_at_once() -> None:
-    """Let Ctrl-C end the process with a line, as long as nothing can be lost: during imports.
-
-    >>> end_at_once()
-    >>> signal.getsignal(signal.SIGINT) is _end
-    True
-    >>> _ = signal.signal(signal.SIGINT, signal.default_int_handler)
-    """
+    """Let Ctrl-C end the process with a line, as long as nothing can be lost: during imports."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 
 
 def end_by_exception() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt after `end_at_once`, so that what was begun is tidied.
-
-    >>> end_by_exception()
-    >>> signal.getsignal(signal.SIGINT) is _end
-    False
-    """
+    """Let Ctrl-C raise KeyboardInterrupt after `end_at_once`, so that what was begun is tidied."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = _raise_again
@@ -62,11 +51,6 @@ def held_back() -> Iterator[list[int]]:
 
     The first of each is only collected; the second acts as it would outside the block. Call it
     in the main thread: Python raises ValueError in any other.
-
-    >>> with held_back() as received:
-    ...     signal.raise_signal(signal.SIGTERM)
-    >>> received == [signal.SIGTERM]
-    True
     """
     received: list[int] = []
 

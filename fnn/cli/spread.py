@@ -1,6 +1,6 @@
 """A command on several devices and processes: the options that say which, and how they end.
 
-Of several processes the first speaks and writes. One that fails leaves at once, without waiting
+Of several processes the first prints and writes. One that fails leaves at once, without waiting
 for the others: they notice, say so in one line, and leave too.
 """
 
@@ -24,7 +24,7 @@ OPTIONS = [
     click.Option(
         ["--devices"],
         type=options.COUNT,
-        help="Split each batch over so many devices of this machine: of a CPU, virtual ones.",
+        help="Split each batch over this many devices of this machine: of a CPU, virtual ones.",
     ),
     click.Option(
         ["--coordinator"],
@@ -41,20 +41,10 @@ OPTIONS = [
 
 class Spread(click.Command):
     """A command that gets, as its context's obj, the mesh of the devices that it was given, None
-    for one device alone.
-
-    >>> command = Spread("name", callback=lambda: print(click.get_current_context().obj))
-    >>> command.main([], standalone_mode=False)
-    None
-    """
+    for a single device."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The command's parameters, and `OPTIONS`.
-
-        >>> command = Spread("name", callback=lambda: None)
-        >>> [option.name for option in command.get_params(click.Context(command))][:5]
-        ['device', 'devices', 'coordinator', 'processes', 'process']
-        """
+        """The command's parameters, and `OPTIONS`."""
         own = super().get_params(ctx)
         return [*own[:-1], *OPTIONS, *own[-1:]]
 
@@ -62,30 +52,14 @@ class Spread(click.Command):
         """Start the processes, and run the command with the mesh.
 
         Raises UsageError for options that contradict one another or the machine.
-
-        >>> Spread("name", callback=lambda: None).main(["--process", "1"], standalone_mode=False)
-        Traceback (most recent call last):
-        click.exceptions.UsageError: --coordinator, --processes and --process go together
         """
         device, devices, *where = (ctx.params.pop(option.name) for option in OPTIONS)
-        if None in where and where != [None] * 3:
-            raise click.UsageError("--coordinator, --processes and --process go together")
-        if devices is not None and where != [None] * 3:
-            raise click.UsageError("--devices counts those of one process, without --coordinator")
-        if device is not None and devices is not None:
-            raise click.UsageError("--device names one device, --devices their number")
+        _check(device, devices, where)
         import jax
 
-        from fnn.cli import environment
         from fnn.parallel import processes
 
-        if devices is not None:
-            environment.offer_devices(devices)
-        try:
-            processes.start(*where)
-        except RuntimeError as error:
-            raise click.ClickException(str(error).splitlines()[0]) from error
-        environment.check_device()
+        _start(devices, where)
         if device is not None:  # only now, because looking at the devices starts JAX
             if jax.process_count() > 1:
                 raise click.UsageError("--device is for one process: several use all their devices")
@@ -103,11 +77,36 @@ class Spread(click.Command):
             return super().invoke(ctx)
 
 
+def _check(device: str | None, devices: int | None, where: list[Any]) -> None:
+    """Raise UsageError for options that contradict one another."""
+    if None in where and where != [None] * 3:
+        raise click.UsageError("--coordinator, --processes and --process go together")
+    if devices is not None and where != [None] * 3:
+        raise click.UsageError("--devices counts those of one process, without --coordinator")
+    if device is not None and devices is not None:
+        raise click.UsageError("--device names one device, --devices their number")
+
+
+def _start(devices: int | None, where: list[Any]) -> None:
+    """Join the other processes. Raises ClickException where that fails."""
+    from fnn.cli import environment
+    from fnn.parallel import processes
+
+    if devices is not None:
+        environment.offer_devices(devices)
+    try:
+        processes.start(*where)
+    except (RuntimeError, ValueError) as error:
+        raise click.ClickException(str(error).splitlines()[0]) from error
+    environment.check_device()
+
+
 @contextmanager
-def _one_of_several(speaks: bool) -> Iterator[None]:
-    """Keep the output of a process that does not speak to itself, and what the libraries beneath
-    print too. Where they give up, or where the block fails, the process leaves at once."""
-    sys.stdout = _copy(sys.stdout) if speaks else open(os.devnull, "w")  # noqa: SIM115
+def _one_of_several(is_first: bool) -> Iterator[None]:
+    """Silence every process but the first, and the libraries beneath it.
+
+    Where those give up, or where the block fails, the process leaves at once."""
+    sys.stdout = _copy(sys.stdout) if is_first else open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = _copy(sys.stderr)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

@@ -15,10 +15,14 @@ from fnn.backprop import objective, value_and_grad
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
 from fnn.cli import options, signals
+from fnn.cli.evaluate import show
 from fnn.cli.spread import Spread
 from fnn.parallel import processes
-from fnn.runs import metrics, report, run as runs
-from fnn.runs.run import NETWORKS, Examples, Run, Settings
+from fnn.runs import files, report, training
+from fnn.runs.evaluation import evaluate
+from fnn.runs.run import Run
+from fnn.runs.settings import NETWORKS, Settings
+from fnn.runs.training import DEFAULTS, Examples
 from fnn.training.fitting import DivergedError, epochs_since_best
 
 LINES, FIRST = 25, 5
@@ -37,7 +41,7 @@ LINES, FIRST = 25, 5
 @click.option(
     "--network",
     type=options.Name(list(NETWORKS)),
-    default="mlp",
+    default=DEFAULTS.network,
     help="A multi-layer perceptron, or a convolutional network for square images.",
 )
 @click.option(
@@ -49,32 +53,43 @@ LINES, FIRST = 25, 5
 @click.option(
     "--activation",
     type=options.Name(list(ACTIVATIONS)),
-    default="relu",
+    default=DEFAULTS.activation,
     help="Activation of the hidden layers.",
 )
 @click.option(
-    "--optimizer", type=options.Name(list(OPTIMIZERS)), default="adamw", help="Update rule."
+    "--optimizer",
+    type=options.Name(list(OPTIMIZERS)),
+    default=DEFAULTS.optimizer,
+    help="Update rule.",
 )
 @click.option(
-    "--learning-rate", type=options.Number(), default="0.001", help="Step size of the update rule."
+    "--learning-rate",
+    type=options.RATE,
+    default=DEFAULTS.learning_rate,
+    help="Step size of the update rule.",
 )
 @click.option(
     "--batch-size",
     type=options.COUNT,
-    default=32,
+    show_default="32, or all where there are fewer",
     help="Examples per step: 1 is stochastic, all is full-batch gradient descent.",
 )
-@click.option("--epochs", type=options.COUNT, default=100, help="Passes over the training part.")
+@click.option(
+    "--epochs",
+    type=options.COUNT,
+    default=DEFAULTS.epochs,
+    help="Passes over the training part.",
+)
 @click.option(
     "--weight-decay",
-    type=options.Number(zero=True),
-    default="0.01",
-    help="Share of itself that each parameter loses per epoch; of adamw alone.",
+    type=options.SHARE,
+    show_default="0.01",
+    help="Share of itself that each parameter loses per epoch; only with adamw.",
 )
 @click.option(
     "--seed",
     type=options.SEED,
-    default=0,
+    default=DEFAULTS.seed,
     help="Decides the split, the initial parameters and the order of the examples.",
 )
 @click.option(
@@ -96,7 +111,7 @@ LINES, FIRST = 25, 5
 )
 @click.option(
     "--save-every",
-    type=options.Number(zero=True),
+    type=options.SHARE,
     default=1.0,
     help="Seconds between saves while training; 0 saves after each epoch.",
 )
@@ -108,23 +123,7 @@ def train(
     resume: bool,
     overwrite: bool,
     save_every: float,
-    network: str,
-    hidden: tuple[int, ...] | None,
-    activation: str,
-    optimizer: str,
-    learning_rate: float,
-    batch_size: int,
-    epochs: int,
-    weight_decay: float | None,
-    seed: int,
-    patience: int | None,
-    target: str | None,
-    task: str | None,
-    separator: str | None,
-    header: bool | None,
-    missing: str,
-    drop: tuple[str, ...],
-    keep: tuple[str, ...],
+    **given: Any,
 ) -> None:
     """Train a network on SOURCE and measure it on held-out examples.
 
@@ -136,99 +135,74 @@ def train(
     of the examples is held out, stratified by class, unless the source has a test part. Numbers
     are standardised by the training part; `fnn describe` shows what becomes of a table's columns.
     The run is saved as it goes; Ctrl-C ends it after the current epoch, and --resume continues it
-    as if it had never stopped. A run of other data or other settings that the folder holds is
-    replaced by --overwrite alone.
+    as if it had never stopped. A run of other data or other settings in the folder is replaced
+    only with --overwrite.
     """
     if resume and overwrite:
         raise click.UsageError("--resume continues the run in the folder, --overwrite replaces it")
-    given = Settings(
-        NETWORKS[network] if hidden is None else hidden,
-        activation,
-        optimizer,
-        learning_rate,
-        batch_size,
-        epochs,
-        seed,
-        patience,
-        target,
-        task,
-        separator,
-        header,
-        missing,
-        drop,
-        keep,
-        _weight_decay(ctx, optimizer, weight_decay),
-        network,
-    )
-    out = out or runs.folder(source[0])
-    version = runs.version(out)
-    for name in (runs.FILE, report.HISTORY, report.PICTURE):
-        runs.check_apart(out / name, *source)
-        if version is None and not overwrite and (out / name).is_file():
-            raise click.ClickException(
-                f"{out / name} is of no run; --overwrite replaces it, --out chooses another folder"
-            )
+    settings = _given(given)
+    out = out or files.default_folder(source[0])
+    version = _version(out, source, overwrite)
     earlier = None if version is None or overwrite else _earlier(out)
-    settings = given
     if resume and earlier is not None:
-        settings = _continued(ctx, given, earlier.settings, out)
-    run, examples = runs.prepare(source, settings)
-    is_default = ctx.get_parameter_source("batch_size") is ParameterSource.DEFAULT
-    if is_default and settings.batch_size > len(examples.train.x):
-        settings = settings._replace(batch_size=len(examples.train.x))
-        run = run._replace(settings=settings)
-    if settings.batch_size > len(examples.train.x):
-        raise click.UsageError(
-            f"--batch-size {settings.batch_size} is larger than the {len(examples.train.x)} "
-            "examples to train on"
-        )
+        settings = _continued(ctx, settings, earlier.settings, out)
+    run, examples = training.prepare(source, settings)
+    name = " ".join(source)
     if earlier is not None:
-        _check_same(earlier, run, " ".join(source), out, resume)
+        _check_same(earlier, run, name, out, resume)
         run = earlier._replace(settings=settings) if resume else run
-    _show_plan(" ".join(source), run, examples)
+    _show_plan(name, run, examples)
     _check_gradient(run, examples)
     if not processes.is_first():
         *_, stopped = _train(run, examples, None, save_every, ctx.obj)
         raise SystemExit(128 + stopped if stopped else 0)
     with atomic.owned(out):
-        if runs.version(out) != version:
+        if files.version(out) != version:
             raise click.ClickException(f"another process has just changed the run in {out}")
-        runs.check_writable(out, run)
+        files.check_writable(out, run)
         report.check(out)
         run, times, stopped = _train(run, examples, out, save_every, ctx.obj)
         if not run.progress.history:
             raise click.ClickException("stopped before the end of the first epoch: nothing to save")
-        runs.save(out, run)
-        title = f"{' '.join(source)}, {'-'.join(map(str, run.sizes))}"
-        problems = report.write(out, run.progress.history, title)
-    click.echo(f"saved     {out}: {runs.FILE}, {report.HISTORY}, {report.PICTURE}")
-    for problem in problems:
-        click.echo(f"Warning: {problem}", err=True)
-    if len(times) > 1:
-        rate = len(examples.train.x) * (len(times) - 1) / (times[-1] - times[0])
-        click.echo(f"speed     {rate:.0f} examples per second, from the second epoch on")
-    metrics.show(runs.evaluate(run, examples.test), "test ")
+        run.save(out)
+        problems = run.report(out, f"{name}, {'-'.join(map(str, run.sizes))}")
+    _show_outcome(run, examples, out, times, problems)
     if stopped:
         raise SystemExit(128 + stopped)
 
 
-def _weight_decay(ctx: click.Context, optimizer: str, share: float | None) -> float | None:
-    """The share for adamw, None for others. Raises UsageError where they are given one."""
-    if optimizer == "adamw":
-        return share
-    if _is_given(ctx, "weight_decay"):
-        raise click.UsageError(f"--weight-decay is of --optimizer adamw alone, not of {optimizer}")
-    return None
+def _given(options: dict[str, Any]) -> Settings:
+    """The settings that the options give. Raises UsageError for those that contradict others."""
+    settings = Settings(*(options[name] for name in Settings._fields))
+    if settings.weight_decay is not None and settings.optimizer != "adamw":
+        raise click.UsageError(
+            f"--weight-decay applies only to --optimizer adamw, not to {settings.optimizer}"
+        )
+    return settings
 
 
 def _is_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
+def _version(out: Path, source: tuple[str, ...], overwrite: bool) -> tuple[int, ...] | None:
+    """The version of the run in the folder. Raises ClickException where a file of another kind
+    would be replaced."""
+    version = files.version(out)
+    for name in (files.FILE, report.HISTORY, report.PICTURE):
+        files.check_apart(out / name, *source)
+        if version is None and not overwrite and (out / name).is_file():
+            raise click.ClickException(
+                f"{out / name} does not belong to a run; --overwrite replaces it, "
+                "--out chooses another folder"
+            )
+    return version
+
+
 def _earlier(out: Path) -> Run:
     """The run in the folder. Raises ClickException where it can't be read."""
     try:
-        return runs.load(out)
+        return files.load(out)
     except CheckpointError as error:
         raise click.ClickException(f"{error}; --overwrite replaces it") from error
 
@@ -277,35 +251,42 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
         "held out": examples.test,
     }
     counts = {name: len(part.x) for name, part in parts.items() if part is not None}
-    kind = "class" if run.classes else "value"
-    k = run.sizes[-1]
-    outputs = f"{k} {kind}" + ("" if k == 1 else "es" if run.classes else "s")
-    decay = settings.weight_decay
-    slowed = "" if decay is None else f"weight decay {decay:g} per epoch, "
-    size = sum(leaf.size for leaf in jax.tree.leaves(run.progress.state.params))
-    network = "" if settings.network == "mlp" else f"{settings.network} "
-    columns = run.inputs.d_in
-    features = f"{columns} feature{'s' * (columns != 1)}"
-    if run.sizes[0] != columns:
+    outputs = _counted(run.sizes[-1], "class" if run.classes else "value")
+    features = _counted(run.inputs.d_in, "feature")
+    if run.sizes[0] != run.inputs.d_in:
         features += f" as {run.sizes[0]} inputs"
     far = run.inputs.unseen(run.inputs.aligned(examples.train).x)
-    notes = [*examples.train.notes, *run.inputs.left_out(), *far]
     click.echo(
         f"data      {source}: {sum(counts.values())} examples, {features}, {outputs}; "
-        f"{', '.join(f'{count} {name}' for name, count in counts.items())}\n"
-        + "".join(f"          {note}\n" for note in notes)
-        + f"network   {network}{'-'.join(map(str, run.sizes))}, {settings.activation}, "
-        f"{size} parameters\ntraining  {settings.optimizer}({settings.learning_rate:g}), "
-        f"{slowed}batches of {settings.batch_size}, {settings.epochs} epochs"
+        + ", ".join(f"{count} {name}" for name, count in counts.items())
     )
-    history, patience = run.progress.history, settings.patience
-    if history:
-        end = ""
-        if len(history) >= settings.epochs:
-            end = ": nothing to do, these are all; a larger --epochs goes on"
-        elif patience is not None and epochs_since_best(history) >= patience:
-            end = f": nothing to do, its patience of {patience} epochs has ended"
-        click.echo(f"resumed   after epoch {len(history)}{end}")
+    for note in (*examples.train.notes, *run.inputs.left_out(), *far):
+        click.echo(f"          {note}")
+    decay = settings.weight_decay
+    decayed = "" if decay is None else f"weight decay {decay:g} per epoch, "
+    size = sum(leaf.size for leaf in jax.tree.leaves(run.progress.state.params))
+    network = "" if settings.network == "mlp" else f"{settings.network} "
+    click.echo(
+        f"network   {network}{'-'.join(map(str, run.sizes))}, {settings.activation}, "
+        f"{size} parameters\ntraining  {settings.optimizer}({settings.learning_rate:g}), "
+        f"{decayed}batches of {settings.batch_size}, {settings.epochs} epochs"
+    )
+    if run.progress.history:
+        click.echo(f"resumed   after epoch {len(run.progress.history)}{_end(run)}")
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" + ("" if n == 1 else "es" if noun.endswith("s") else "s")
+
+
+def _end(run: Run) -> str:
+    """Why a run that was trained before has nothing left to do; empty where it has."""
+    history, patience = run.progress.history, run.settings.patience
+    if len(history) >= run.settings.epochs:
+        return ": nothing to do, these are all; a larger --epochs goes on"
+    if patience is not None and epochs_since_best(history) >= patience:
+        return f": nothing to do, its patience of {patience} epochs has ended"
+    return ""
 
 
 def _check_gradient(run: Run, examples: Examples) -> None:
@@ -355,7 +336,7 @@ def _train(
             show(history)
         bar.update()
         if out is not None and times[-1] - saved >= save_every:
-            runs.save(out, run)
+            run.save(out)
             saved = time.perf_counter()
         return processes.any_of(bool(received))
 
@@ -365,11 +346,11 @@ def _train(
         tqdm(total=epochs, initial=done, unit="epoch", leave=False, disable=None) as bar,
     ):
         try:
-            runs.train(run, examples, on_epoch, mesh)
+            training.advance(run, examples, on_epoch, mesh)
         except DivergedError as error:
             kept = "nothing is saved"
             if out is not None and run.progress.history:
-                runs.save(out, run)
+                run.save(out)
                 kept = f"{out} has the network after epoch {len(run.progress.history)}"
             raise click.ClickException(f"{error}; {kept}") from error
         if shown < len(run.progress.history) > done:
@@ -377,3 +358,16 @@ def _train(
         if received:
             bar.write(f"interrupted after {len(run.progress.history)} of {epochs} epochs")
     return run, times, received[0] if received else 0
+
+
+def _show_outcome(
+    run: Run, examples: Examples, out: Path, times: list[float], problems: list[str]
+) -> None:
+    """Print what was saved, how fast training was, and the metrics on the held-out examples."""
+    click.echo(f"saved     {out}: {files.FILE}, {report.HISTORY}, {report.PICTURE}")
+    for problem in problems:
+        click.echo(f"Warning: {problem}", err=True)
+    if len(times) > 1:
+        rate = len(examples.train.x) * (len(times) - 1) / (times[-1] - times[0])
+        click.echo(f"speed     {rate:.0f} examples per second, from the second epoch on")
+    show(evaluate(run, examples.test), "test ")

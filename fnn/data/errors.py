@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fnn.errors import Error
 
-class DataError(ValueError):
+
+class DataError(Error, ValueError):
     """Data that can't be used; the message says where and why.
 
     >>> raise DataError("a.csv: line 3, column 2: no value")

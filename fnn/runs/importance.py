@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fnn.runs import run as runs
-from fnn.runs.metrics import Classified, Predicted
-from fnn.runs.text import aligned
 from fnn.data import Dataset
+from fnn.runs.evaluation import evaluate
+from fnn.runs.metrics import Classified, Predicted
+from fnn.runs.run import Run
+from fnn.runs.text import aligned
 from fnn.training.fitting import CHUNK
 
 
@@ -30,14 +31,7 @@ class Importance(NamedTuple):
     deviation: np.ndarray
 
     def table(self) -> str:
-        """A row per column, for people; the largest mean has four digits.
-
-        >>> found = Importance(("a", "b"), ("R2",), np.array([[1.5], [0]]), np.zeros((2, 1)))
-        >>> print(found.table())
-        column             R2
-        a       1.500 ± 0.000
-        b       0.000 ± 0.000
-        """
+        """A row per column, for people; the largest mean has four digits."""
         scale = np.abs(self.mean).max(0)
         places = 3 - np.floor(np.log10(scale, out=np.zeros(len(scale)), where=scale > 0))
         digits = np.clip(places, 0, 9).astype(int)
@@ -48,20 +42,14 @@ class Importance(NamedTuple):
         return aligned(rows, "<>")
 
 
-def of(run: runs.Run, examples: Dataset, repeats: int, seed: int) -> Importance:
+def measured(run: Run, examples: Dataset, repeats: int, seed: int) -> Importance:
     """The permutation importance of each column that the run uses, on aligned examples.
 
     For classes it is measured in log loss and in accuracy; for a value in RMSE and in R2; for
-    several values in the mean of their R2. Of more than `CHUNK` examples, so many are drawn.
+    several values in the mean of their R2. Of more than `CHUNK` examples, `CHUNK` are drawn.
     Breiman 2001, section 10; Fisher, Rudin & Dominici 2019.
 
-    Raises DataError as `runs.evaluate` does.
-
-    >>> from fnn.runs.run import Settings, prepare
-    >>> run, examples = prepare("iris", Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
-    >>> found = of(run, examples.test, repeats=1, seed=0)
-    >>> found.measures, sorted(found.columns)[0]
-    (('log loss', 'accuracy'), 'petal length (cm)')
+    Raises DataError as `evaluate` does.
     """
     rng = np.random.default_rng(seed)
     if len(examples.x) > CHUNK:
@@ -69,7 +57,7 @@ def of(run: runs.Run, examples: Dataset, repeats: int, seed: int) -> Importance:
         examples = examples._replace(x=examples.x[rows], y=examples.y[rows])
 
     def cost(x: np.ndarray) -> dict[str, float]:
-        return _cost(runs.evaluate(run, examples._replace(x=x)))
+        return _cost(evaluate(run, examples._replace(x=x)))
 
     def shuffled(column: int) -> np.ndarray:
         x = examples.x.copy()

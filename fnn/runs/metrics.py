@@ -3,7 +3,6 @@
 import math
 from typing import Any, NamedTuple
 
-import click
 import numpy as np
 
 from fnn.runs.text import aligned
@@ -41,12 +40,7 @@ class Classified(NamedTuple):
     def of(
         cls, classes: tuple[str, ...], labels: np.ndarray, probabilities: np.ndarray
     ) -> "Classified":
-        """Compare labels (n,), indices into classes, with predicted probabilities (n, k).
-
-        >>> chances = np.array([[0.75, 0.25], [0.25, 0.75]])
-        >>> Classified.of(("cat", "dog"), np.array([0, 0]), chances).accuracy
-        0.5
-        """
+        """Compare labels (n,), indices into classes, with predicted probabilities (n, k)."""
         from sklearn import metrics
 
         every = np.arange(len(classes))
@@ -71,29 +65,16 @@ class Classified(NamedTuple):
 
     @property
     def examples(self) -> np.ndarray:
-        """The number of examples of each class, (k,).
-
-        >>> Classified.of(("cat", "dog"), np.array([0, 0]), np.eye(2)).examples.tolist()
-        [2, 0]
-        """
+        """The number of examples of each class, (k,)."""
         return self.confusion.sum(1)
 
     @property
     def largest(self) -> float:
-        """The share of the largest class: the accuracy of always predicting it.
-
-        >>> Classified.of(("cat", "dog"), np.array([0, 0, 1]), np.eye(2)[[0, 0, 0]]).largest
-        0.6666666666666666
-        """
+        """The share of the largest class: the accuracy of always predicting it."""
         return float(self.examples.max() / self.examples.sum())
 
     def numbers(self) -> dict[str, Any]:
-        """The metrics for programs, as JSON has them: numbers are finite or None.
-
-        >>> found = Classified.of(("cat", "dog"), np.array([0, 0]), np.eye(2)).numbers()
-        >>> found["accuracy"], found["roc_auc"], found["classes"]["dog"]
-        (0.5, None, {'examples': 0, 'precision': 0.0, 'recall': None})
-        """
+        """The metrics for programs, as JSON has them: numbers are finite or None."""
         each = zip(self.classes, self.examples, self.precision, self.recall, strict=True)
         return {
             "examples": int(self.examples.sum()),
@@ -114,15 +95,7 @@ class Classified(NamedTuple):
         }
 
     def lines(self) -> list[str]:
-        """The metrics for people, one per line.
-
-        >>> found = Classified.of(("cat", "dog"), np.array([0, 1, 1]), np.eye(2)[[0, 1, 0]])
-        >>> print("\\n".join(found.lines()))
-        accuracy 0.6667 (the largest class alone: 0.6667)
-        balanced accuracy 0.7500
-        log loss 12.0146
-        ROC AUC 0.7500
-        """
+        """The metrics for people, one per line."""
         rest = {"balanced accuracy": self.balanced_accuracy, "log loss": self.log_loss}
         if len(self.classes) == 2 and not math.isnan(self.roc_auc):
             rest["ROC AUC"] = self.roc_auc
@@ -132,12 +105,6 @@ class Classified(NamedTuple):
     def per_class(self) -> str:
         """A row per class: its examples, its precision and its recall. Of more than `SHOWN`
         classes, those with the lowest recall.
-
-        >>> found = Classified.of(("cat", "dog"), np.array([0, 1, 1]), np.eye(2)[[0, 0, 0]])
-        >>> print(found.per_class())
-        class  examples  precision  recall
-          cat         1     0.3333  1.0000
-          dog         2          -  0.0000
         """
         shown: Any = range(len(self.classes))
         last = []
@@ -152,14 +119,7 @@ class Classified(NamedTuple):
         return "\n".join([aligned(rows, ">"), *last])
 
     def table(self) -> str:
-        """The confusion matrix with its names.
-
-        >>> print(Classified.of(("cat", "dog"), np.array([0, 1]), np.eye(2)).table())
-        true class in rows, predicted class in columns
-             cat  dog
-        cat    1    0
-        dog    0    1
-        """
+        """The confusion matrix with its names."""
         counts = zip(self.classes, self.confusion, strict=True)
         rows = [["", *self.classes], *([name, *map(str, row)] for name, row in counts)]
         width = max(len(cell) for row in rows for cell in row)
@@ -167,12 +127,7 @@ class Classified(NamedTuple):
         return f"true class in rows, predicted class in columns\n{aligned(rows, '>')}"
 
     def warning(self) -> str | None:
-        """The classes that are hardly ever found, in one line; None where there is none.
-
-        >>> found = Classified.of(("cat", "dog"), np.array([0, 1, 1]), np.eye(2)[[0, 0, 0]])
-        >>> found.warning()
-        "hardly ever found: class 'dog', 0 of its 2 examples"
-        """
+        """The classes that are hardly ever found, in one line; None where there is none."""
         right = np.diag(self.confusion)
         missed = [
             f"class {name!r}, {found} of its {n} examples"
@@ -207,12 +162,7 @@ class Predicted(NamedTuple):
     def of(
         cls, names: tuple[str, ...], y: np.ndarray, prediction: np.ndarray, mean: np.ndarray
     ) -> "Predicted":
-        """Compare the true values y (n, k) with a prediction (n, k) and with a mean (k,).
-
-        >>> y = np.array([[1.0], [3.0]])
-        >>> Predicted.of(("price",), y, y, np.array([2.0])).r2
-        array([1.])
-        """
+        """Compare the true values y (n, k) with a prediction (n, k) and with a mean (k,)."""
         from sklearn import metrics
 
         # In units of its largest magnitude: the squares of values of any size are then finite.
@@ -236,11 +186,6 @@ class Predicted(NamedTuple):
     def numbers(self) -> dict[str, Any]:
         """The metrics for programs, as JSON has them: numbers are finite or None. Of several
         values each metric has one number per name.
-
-        >>> y = np.array([[1.0], [3.0]])
-        >>> found = Predicted.of(("price",), y, y, np.array([2.0])).numbers()
-        >>> found["rmse"], found["rmse_of_mean"], found["r2"]
-        (0.0, 1.0, 1.0)
         """
         found: dict[str, Any] = {"examples": self.examples}
         for metric in ("rmse", "rmse_of_mean", "mae", "mae_of_mean", "r2"):
@@ -250,14 +195,7 @@ class Predicted(NamedTuple):
         return found
 
     def lines(self) -> list[str]:
-        """The metrics for people, three lines per value.
-
-        >>> y = np.array([[1.0], [3.0]])
-        >>> print("\\n".join(Predicted.of(("price",), y, y, np.array([2.0])).lines()))
-        RMSE 0, compared with 1 for predicting the mean
-        MAE 0, compared with 1 for predicting the mean
-        R2 1.0000
-        """
+        """The metrics for people, three lines per value."""
         lines = []
         for i, name in enumerate(self.names):
             of = f" {name}" if len(self.names) > 1 else ""
@@ -270,24 +208,6 @@ class Predicted(NamedTuple):
             ]
             lines.append(f"R2{of} {self.r2[i]:.4f}")
         return lines
-
-
-def show(found: Classified | Predicted, part: str = "") -> None:
-    """Print the metrics for people, each line after the part of the data that they are of; a
-    warning goes to stderr.
-
-    >>> y = np.array([[1.0], [3.0]])
-    >>> show(Predicted.of(("price",), y, y, np.array([2.0])), "test ")
-    test RMSE 0, compared with 1 for predicting the mean
-    test MAE 0, compared with 1 for predicting the mean
-    test R2 1.0000
-    """
-    for line in found.lines():
-        click.echo(f"{part}{line}")
-    if isinstance(found, Classified):
-        click.echo(found.per_class())
-        if warning := found.warning():
-            click.echo(f"Warning: {warning}", err=True)
 
 
 def _finite(number: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Pictures of a training run and of its per-example gradients."""
+"""Pictures of a training run and of what its columns are worth."""
 
 import errno
 import io
@@ -15,10 +15,7 @@ from fnn.runs.text import printable
 
 
 def make_room(path: Path) -> None:
-    """Make the folder of a picture. Raises OSError where that fails or nothing can be written.
-
-    >>> make_room(Path("picture.png"))
-    """
+    """Make the folder of a picture. Raises OSError where that fails or nothing can be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
@@ -30,13 +27,6 @@ def curves(history: list[dict[str, float]], path: Path, title: str) -> None:
     Each entry of the history is an epoch. It has `loss`, `test_loss`, perhaps `validation_loss`,
     and one more, the quality, whose key becomes its label. Raises OSError where the file can't
     be written; an older one is then as it was.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "curves.png"
-    ...     curves([{"loss": 1.0, "test_loss": 1.5, "test_accuracy": 0.5}], path, "one epoch")
-    ...     path.read_bytes()[1:4]
-    b'PNG'
     """
     figure = _figure(3.4, title)
     left, right = figure.subplots(1, 2)
@@ -68,39 +58,6 @@ def curves(history: list[dict[str, float]], path: Path, title: str) -> None:
     _write(figure, path)
 
 
-def noise_scale(
-    trace: Sequence[float], squared_norm: Sequence[float], path: Path, title: str
-) -> None:
-    """Draw the gradient's noise and signal after each epoch as a PNG, and their ratio beside it.
-
-    trace and squared_norm are those of `fnn.per_example.gradient_noise_scale`, one per epoch.
-    Raises OSError where the file can't be written.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     noise_scale([2.0, 1.0], [0.5, 0.1], Path(folder) / "scale.png", "two epochs")
-    ...     (Path(folder) / "scale.png").read_bytes()[1:4]
-    b'PNG'
-    """
-    figure = _figure(3.4, title)
-    left, right = figure.subplots(1, 2, sharex=True)
-    epochs = range(1, len(trace) + 1)
-    # The estimate of the squared norm can be negative, which a logarithmic axis can't show.
-    signal = np.where(np.asarray(squared_norm) > 0, squared_norm, np.nan)
-    left.plot(epochs, trace, "C0.-", label="noise: trace of the covariance")
-    left.plot(epochs, signal, "C1.-", label="signal: squared norm of the mean")
-    right.plot(epochs, np.asarray(trace) / signal, "C2.-")
-    left.set(ylabel="noise and signal")
-    left.legend(frameon=False, fontsize="small")
-    right.set(ylabel="noise scale, in examples")
-    for axes in (left, right):
-        axes.set(xlabel="epoch", yscale="log")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    _write(figure, path)
-
-
 def importances(
     names: Sequence[str],
     mean: np.ndarray,
@@ -113,13 +70,6 @@ def importances(
 
     names are n, in their order from the top; mean and deviation (n,) are in units of the measure.
     Raises OSError where the file can't be written.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "importance.png"
-    ...     importances(("age",), np.ones(1), np.ones(1), "RMSE", path, "a table")
-    ...     path.read_bytes()[1:4]
-    b'PNG'
     """
     figure = _figure(1.2 + 0.28 * len(names), title)
     axes = figure.subplots()
@@ -133,27 +83,6 @@ def importances(
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    _write(figure, path)
-
-
-def images(pictures: np.ndarray, captions: Sequence[str], path: Path, title: str) -> None:
-    """Draw grey images (n, height, width) as a PNG, ten per row, each with its caption.
-
-    Raises OSError where the file can't be written.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     images(np.eye(8)[None], ["diagonal"], Path(folder) / "images.png", "an image")
-    ...     (Path(folder) / "images.png").read_bytes()[1:4]
-    b'PNG'
-    """
-    rows = -(-len(pictures) // 10)
-    figure = _figure(0.3 + 1.15 * rows, title)
-    for axes in (grid := figure.subplots(rows, 10, squeeze=False)).flat:
-        axes.set_axis_off()
-    for axes, picture, caption in zip(grid.flat, pictures, captions, strict=False):
-        axes.imshow(picture, cmap="gray_r")
-        axes.set_title(caption, fontsize="small", parse_math=False)
     _write(figure, path)
 
 

@@ -14,10 +14,7 @@ PICTURE = "curves.png"
 
 
 def check(folder: Path) -> None:
-    """Raise IsADirectoryError where a folder stands at the place of one of the files.
-
-    >>> check(Path("no/such/folder"))
-    """
+    """Raise IsADirectoryError where a folder stands at the place of one of the files."""
     for path in (folder / HISTORY, folder / PICTURE):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -28,14 +25,6 @@ def write(folder: Path, history: list[dict[str, float]], title: str) -> list[str
 
     Returns what could not be written and why, for the run is whole without either; an older
     file is then as it was.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as name:
-    ...     entry = {"loss": 1.0, "test_loss": 1.5, "test_accuracy": 0.5}
-    ...     problems = write(Path(name), [entry], "one epoch")
-    ...     print((Path(name) / HISTORY).read_text(), end="")
-    epoch,loss,test_loss,test_accuracy
-    1,1.0,1.5,0.5
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, ["epoch", *history[0]], lineterminator="\n")

@@ -7,11 +7,6 @@ from collections.abc import Sequence
 def aligned(rows: Sequence[Sequence[str]], sides: str) -> str:
     """The rows as lines, each column as wide as its widest cell and aligned to its side, "<" or
     ">"; the last side is that of all columns left.
-
-    >>> print(aligned([("", "share"), ("cat", "0.5"), ("a\\nb", "0.25")], "<>"))
-          share
-    cat     0.5
-    a\\nb   0.25
     """
     shown = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
@@ -24,10 +19,6 @@ def aligned(rows: Sequence[Sequence[str]], sides: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text, its line breaks and invisible control characters as Python writes them.
-
-    >>> print(printable("weight\\n(kg)"), printable("größe"))
-    weight\\n(kg) größe
-    """
+    """The text, its line breaks and invisible control characters as Python writes them."""
     shown = lambda c: c.isprintable() or unicodedata.category(c) == "Zs"
     return "".join(c if shown(c) else repr(c)[1:-1] for c in text)

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from fnn import losses
 from fnn.base import Array, Layer, Loss, Optimizer, Params, at, at_least_float32, split, statistics
+from fnn.errors import Error
 from fnn.numbers import count as check_count
 from fnn.parallel.examples import ShardedExamples
 from fnn.parallel.partition import untyped
@@ -69,7 +70,7 @@ class Progress(NamedTuple):
     best: State
 
 
-class DivergedError(FloatingPointError):
+class DivergedError(Error, FloatingPointError):
     """A loss, a gradient or a state that is no longer finite.
 
     epoch and step (from 1; step 0 where it was not found again) say when. leaf is the first

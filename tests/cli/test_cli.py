@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from fnn import cli, data
-from fnn.runs import run as runs
+from fnn.runs import files
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -114,20 +114,19 @@ def test_the_seed_decides_everything(tmp_path):
         (["train", "iris", "--epohcs", "3"], "'--epochs'"),
         (["train", "iris", "--hidden", "8,x"], "'8,x' is not a list of widths"),
         (["train", "iris", "--hidden", "0"], "'0' is not a list of widths"),
-        (["train", "iris", "--learning-rate", "nan"], "'nan' is not a number above 0"),
-        (["train", "iris", "--learning-rate", "-1"], "'-1' is not a number above 0"),
-        (["train", "iris", "--learning-rate", "1_0"], "'1_0' is not a number above 0"),
-        (["train", "iris", "--learning-rate", "1e400"], "'1e400' is not a number above 0"),
-        (["train", "iris", "--save-every", "nan"], "'nan' is not a number of at least 0"),
-        (["train", "iris", "--save-every", "inf"], "'inf' is not a number of at least 0"),
-        (["train", "iris", "--save-every", "-1"], "'-1' is not a number of at least 0"),
+        (["train", "iris", "--learning-rate", "nan"], "'nan' is not a finite number"),
+        (["train", "iris", "--learning-rate", "-1"], "-1.0 is not in the range x>0"),
+        (["train", "iris", "--learning-rate", "1_0"], "'1_0' is not a finite number"),
+        (["train", "iris", "--learning-rate", "1e400"], "'1e400' is not a finite number"),
+        (["train", "iris", "--save-every", "nan"], "'nan' is not a finite number"),
+        (["train", "iris", "--save-every", "inf"], "'inf' is not a finite number"),
+        (["train", "iris", "--save-every", "-1"], "-1.0 is not in the range x>=0"),
         (["train", "iris", "--epochs", "1_0"], "'1_0' is not a whole number"),
         (["train", "iris", "--seed", "1_0"], "'1_0' is not a whole number"),
         (["train", "iris", "--hidden", "8,1_0"], "'8,1_0' is not a list of widths"),
         (["train", "iris", "--hidden", "99999999999"], "'99999999999' is not a list of widths"),
         (["train", "iris", "--hidden", "8,00"], "'8,00' is not a list of widths"),
         (["train", "iris", "--batch-size", "0"], "batch-size"),
-        (["train", "iris", "--batch-size", "1000"], "larger than the 120 examples"),
         (["train", "iris", "--epochs", "0"], "epochs"),
         (["train", "iris", "--optimizer", "adm"], "did you mean 'adam'?"),
         (["train", "iris", "--activation", "softmax"], "'softmax' is unknown: known are elu"),
@@ -141,6 +140,13 @@ def test_wrong_options_get_one_line(args, message, tmp_path, monkeypatch):
     assert len(errors) == 1
     assert message in errors[0]
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_batch_larger_than_the_training_part_is_refused(tmp_path):
+    result = run("train", "iris", "--batch-size", 1000, "--out", tmp_path / "run")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "the batch size 1000 is larger than the 120 examples to train on" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_help_gives_every_default():
@@ -163,7 +169,7 @@ def test_help_gives_every_default():
         "adamw",
         "0.001",
         "0.01",
-        "32",
+        "32, or all where there are fewer",
         "100",
         "runs/SOURCE",
     ):
@@ -194,7 +200,7 @@ def test_ctrl_c_leaves_what_was_learned(tmp_path):
     assert "test accuracy" in rest
     with open(out / "history.csv") as file:
         assert len(list(csv.DictReader(file))) >= 5
-    assert len(runs.load(out).progress.history) >= 5
+    assert len(files.load(out).progress.history) >= 5
 
 
 def test_a_split_keeps_each_class_and_every_example():
@@ -216,38 +222,6 @@ def test_scaling_is_undone():
     np.testing.assert_allclose(scaling.undo(z), x, rtol=1e-4)
     constant = data.Scaling.of(np.ones((4, 1), np.float32))
     np.testing.assert_array_equal(constant.apply(np.ones((4, 1), np.float32)), np.zeros((4, 1)))
-
-
-def test_noise_scale_is_measured_after_each_epoch_and_drawn(tmp_path):
-    result = run("noise-scale", "digits", "--epochs", 3, "--out", tmp_path / "new" / "scale.png")
-    assert result.exit_code == 0, result.output
-    rows = [row.split() for row in result.stdout.splitlines() if row.startswith("epoch")]
-    assert [row[1] for row in rows] == ["1", "2", "3"]
-    scales = [float(row[-1]) for row in rows]
-    assert 20 < scales[0] < scales[1] < scales[2] < 2000
-    assert (tmp_path / "new" / "scale.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_hardest_rows_of_a_table_are_printed(tmp_path):
-    rows = [f"{i % 7},{i % 7 + i % 2}\n" for i in range(60)]
-    rows[41] = "3,90.5\n"
-    rows[7] = rows[50] = "3,\n"  # without a target: left out, but still rows of the table
-    (tmp_path / "a.csv").write_text("x,y\n" + "".join(rows))
-    args = ("--target", "y", "--count", 3, "--epochs", 2, "--out", tmp_path / "h.png")
-    result = run("hardest", tmp_path / "a.csv", *args)
-    assert result.exit_code == 0, result.output
-    shown = [row for row in result.stdout.splitlines() if row.startswith("example")]
-    assert len(shown) == 3
-    assert shown[0].split()[1] == "42"
-    assert "90.5, predicted" in shown[0]
-    assert not (tmp_path / "h.png").exists()
-
-
-def test_the_hardest_digits_are_misclassified_more_often_than_others(tmp_path):
-    result = run("hardest", "digits", "--count", 20, "--out", tmp_path / "hardest.png")
-    assert result.exit_code == 0, result.output
-    assert int(result.stdout.split("misclassified: ")[1].split()[0]) >= 10
-    assert (tmp_path / "hardest.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.fixture(scope="module")

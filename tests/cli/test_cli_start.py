@@ -5,19 +5,24 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import click
 import jax
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from fnn import __version__
-from fnn.cli import fnn, signals
-from fnn.cli.group import COMMANDS, Group
-from fnn.runs import run as runs
+from fnn import __version__, cli, data, runs
+from fnn.checkpoint import CheckpointError
+from fnn.cli import environment, fnn, signals
+from fnn.cli.group import COMMANDS, DEBUG, FAULT, Group
+from fnn.data import DataError, Encoding
+from fnn.runs import files, training
+from fnn.training.fitting import DivergedError
 
 HEAVY = {"jax", "jaxlib", "numpy", "scipy", "sklearn", "matplotlib", "safetensors", "tqdm"}
 HEAVY |= {"polars", "pandas", "pyarrow"}
@@ -96,8 +101,8 @@ def test_processes_join_before_jax_looks_at_its_devices(tmp_path):
 
 
 def test_predict_imports_no_plots(tmp_path):
-    run, _ = runs.prepare("iris", runs.Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
-    runs.save(tmp_path, run)
+    run, _ = training.prepare("iris", runs.Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    files.save(tmp_path, run)
     done, heavy = imported("predict", tmp_path, "iris")
     assert done.returncode == 0, done.stderr
     assert "jax" in heavy
@@ -112,9 +117,9 @@ def test_the_table_says_of_a_command_what_the_command_says(name):
 
 
 def test_every_command_is_in_the_table():
-    folder = Path(runs.__file__).parent
+    folder = Path(cli.__file__).parent
     modules = {path.stem for path in folder.glob("*.py") if "@click.command(" in path.read_text()}
-    assert modules == {name.replace("-", "_") for name in COMMANDS}
+    assert modules == set(COMMANDS)
     listed = CliRunner().invoke(fnn, ["--help"]).output.partition("Commands:")[2]
     assert [line.split()[0] for line in listed.splitlines() if line[:3].strip()] == list(COMMANDS)
 
@@ -125,7 +130,7 @@ def test_every_command_is_in_the_table():
         ("click", ["--help"]),
         ("matplotlib", ["train", "iris"]),
         ("safetensors", ["predict", "a", "b"]),
-        ("sklearn", ["noise-scale", "iris"]),
+        ("sklearn", ["describe", "iris"]),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
@@ -186,7 +191,7 @@ def test_the_environment_decides_no_bit_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_THREEFRY_PARTITIONABLE", "0")
     done = python(IMPORTED, *train, tmp_path / "b")
     assert done.returncode == 0, done.stderr
-    first, second = ((tmp_path / run / runs.FILE).read_bytes() for run in "ab")
+    first, second = ((tmp_path / run / files.FILE).read_bytes() for run in "ab")
     assert first == second
 
 
@@ -204,9 +209,9 @@ SHELL = f"{sys.executable} -m fnn "
     ],
 )
 def test_output_that_is_lost_is_said(line, code, error, tmp_path):
-    run, _ = runs.prepare("iris", runs.Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    run, _ = training.prepare("iris", runs.Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
     (tmp_path / "run").mkdir()
-    runs.save(tmp_path / "run", run)
+    files.save(tmp_path / "run", run)
     done = subprocess.run(SHELL + line, shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr.strip()) == (code, error)
 
@@ -217,35 +222,94 @@ def test_without_standard_error_a_run_is_whole(tmp_path):
     done = subprocess.run(SHELL + train, shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
     assert "test accuracy" in done.stdout
-    assert len(runs.load(tmp_path / "run").progress.history) == 2
+    assert len(files.load(tmp_path / "run").progress.history) == 2
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (jax.errors.JaxRuntimeError("out of memory\nat 0x7f"), "out of memory"),
-        (ValueError("expected this,\n  got that"), "expected this, got that"),
+        (DataError("expected this,\n  got that"), "expected this, got that"),
         (FileNotFoundError(2, "No such file", "a.csv"), "a.csv: No such file"),
-        (FloatingPointError("diverged"), "diverged"),
+        (CheckpointError("damaged"), "damaged"),
+        (DivergedError(2, 7, np.inf, "x", None, []), "training diverged in epoch 2, step 7"),
+        (MemoryError(), "out of memory"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_a_fault_of_the_input_is_one_line(error, message):
     result = failing(error)
     assert result.exit_code == 1
-    assert result.stderr == f"Error: {message}\n"
+    assert result.stderr.startswith(f"Error: {message}")
+    assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a defect"), AssertionError(), BrokenPipeError(32)])
-def test_a_defect_is_not_hidden(error):
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a defect"), AssertionError(), ValueError("one"), KeyError("a")]
+)
+def test_any_other_error_is_a_fault_of_fnn_with_its_traceback_in_a_file(error, monkeypatch):
+    result = failing(error)
+    assert result.exit_code == FAULT == 70
+    assert result.stderr.startswith(f"Error: a fault of fnn, {type(error).__name__}")
+    assert result.stderr.count("\n") == 1
+    path = Path(result.stderr.split("traceback is in ")[1].split(";")[0])
+    assert "raise error" in path.read_text()
+    path.unlink()
+    monkeypatch.setattr(tempfile, "mkstemp", lambda *args: 1 / 0)
+    result = failing(error, "--debug")
+    assert result.exit_code == FAULT
+    assert result.stderr.startswith("Traceback (most recent call last):")
+    assert "raise error" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: a fault of fnn, ")
+
+
+def test_a_fault_is_shown_where_its_traceback_cannot_be_written(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
+    result = failing(ValueError("one"))
+    assert result.exit_code == FAULT
+    assert "raise error" in result.stderr
+
+
+@pytest.mark.parametrize("error", [KeyError("validation_loss"), ValueError("zero-size array")])
+@pytest.mark.parametrize("place", [(Encoding, "apply"), (training, "fit"), (data, "split")])
+def test_a_bug_in_the_library_is_no_mistake_of_the_user(place, error, tmp_path, monkeypatch):
+    def broken(*args, **options):
+        raise error
+
+    monkeypatch.setattr(*place, broken)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    args = ["train", "iris", "--epochs", "1", "--hidden", "2", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(fnn, args)
+    assert result.exit_code == FAULT
+    assert f"Error: a fault of fnn, {type(error).__name__} ({error})" in result.stderr
+    assert "in broken" in next(tmp_path.glob("fnn-fault-*.txt")).read_text()
+    assert "in broken" in CliRunner().invoke(fnn, [*args, "--debug"]).stderr
+
+
+def test_a_closed_pipe_is_no_fault():
+    error = BrokenPipeError(32)
     assert failing(error).exception is error
 
 
-def failing(error):
+def test_importing_runs_changes_no_setting_of_jax():
+    program = """
+import jax
+before = {name: getattr(jax.config, name) for name in %r}
+import fnn.runs, fnn.runs.report, fnn.runs.importance
+assert before == {name: getattr(jax.config, name) for name in %r}
+print(before["jax_default_prng_impl"], before["jax_enable_x64"])
+""" % ((list(environment.SETTINGS),) * 2)
+    settings = {"JAX_ENABLE_X64": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
+    assert (done.stdout, done.stderr) == ("rbg True\n", "")
+
+
+def failing(error, *args):
     """What the group makes of a command that raises this error."""
 
     def fail():
         raise error
 
-    group = Group(commands={"fail": click.Command("fail", callback=fail)})
-    return CliRunner().invoke(group, ["fail"])
+    command = click.Command("fail", callback=fail, params=[DEBUG])
+    return CliRunner().invoke(Group(commands={"fail": command}), ["fail", *args])

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
-from fnn import cli, data
+from fnn import cli, data, runs
 from fnn.data import DataError, Encoding, readers
-from fnn.runs import run as runs
+from fnn.runs import files, training
 
 WAYS = {
     "a code of digits": ("code", ["007", "A1", "1e3"], ["007", "1e3"], [0.0, 1.0]),
@@ -137,7 +137,7 @@ def test_predictions_in_parts(tmp_path, monkeypatch):
     rows = [f"{'uv'[i % 2]},{i % 7}.5,{i}.5\n" for i in range(40)]
     (tmp_path / "a.csv").write_text("pet,a,y\n" + "".join(rows))
     settings = runs.Settings((4,), "tanh", "sgd", 0.1, 32, 1, seed=0)
-    runs.save(tmp_path, runs.prepare(tmp_path / "a.csv", settings)[0])
+    files.save(tmp_path, training.prepare(tmp_path / "a.csv", settings)[0])
 
     def predict(*out):
         args = ["predict", tmp_path, tmp_path / "b.csv", *out]

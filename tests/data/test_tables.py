@@ -558,3 +558,13 @@ def test_an_error_of_entry_is_no_distance(tmp_path):
     ]
     arrays = data.Encoding((), data.Scaling(np.zeros(1), np.ones(1)))
     assert arrays.apply(np.array([[31800.0]])) == 31800
+
+
+def test_ids_with_blanks_are_no_row_numbers(tmp_path):
+    """A blank id says something; a column of ids without one does not."""
+    for blanks, left_out in ((0, "row numbers"), (1, "")):
+        ids = ["" if i < blanks else str(i) for i in range(40)]
+        rows = [f"{i},{n % 7}.5,{n / 3}" for n, i in enumerate(ids)]
+        (tmp_path / "a.csv").write_text("\n".join(["id,v,y", *rows]))
+        encoding = Encoding.of(data.load(tmp_path / "a.csv"))
+        assert encoding.features[0].left_out == left_out

@@ -15,7 +15,7 @@ from together import free_port
 
 from fnn import checkpoint
 from fnn.cli import fnn
-from fnn.runs import run as runs
+from fnn.runs import files
 
 OPTIONS = ["--hidden", "8", "--batch-size", "120", "--epochs", "3"]
 TRAIN = ["train", "iris", *OPTIONS]
@@ -48,7 +48,7 @@ def alone(tmp_path_factory):
     """The run of one process on one device: with full batches no order matters."""
     out = tmp_path_factory.mktemp("alone")
     assert here(*TRAIN, "--out", out).exit_code == 0
-    return runs.load(out)
+    return files.load(out)
 
 
 def check_same(run, expected):
@@ -69,12 +69,12 @@ def test_two_processes_train_together_as_one_does_and_the_first_alone_speaks(tmp
     assert first[1].startswith("devices   2 in 2 processes\n")
     assert len(re.findall("^epoch", first[1], re.M)) == 3
     assert second[1:] == ("", "")
-    check_same(runs.load(tmp_path), alone)
+    check_same(files.load(tmp_path), alone)
     # It goes on alone, on one device and on two.
     for done, epochs, devices in ((3, 5, 1), (5, 6, 2)):
         words = *TRAIN[:-1], epochs, "--out", tmp_path, "--resume", "--devices", devices
         assert f"resumed   after epoch {done}" in here(*words).stdout
-        assert len(runs.load(tmp_path).progress.history) == epochs
+        assert len(files.load(tmp_path).progress.history) == epochs
 
 
 @pytest.mark.long
@@ -88,7 +88,7 @@ def test_of_two_npy_files_each_process_reads_its_share(tmp_path):
     assert here(*train, "--out", tmp_path / "alone").exit_code == 0
     both = [ended(process) for process in two(*train, "--out", tmp_path / "two")]
     assert [code for code, *_ in both] == [0, 0], both
-    check_same(runs.load(tmp_path / "two"), runs.load(tmp_path / "alone"))
+    check_same(files.load(tmp_path / "two"), files.load(tmp_path / "alone"))
 
 
 def test_devices_of_this_machine(tmp_path, alone):
@@ -99,7 +99,7 @@ def test_devices_of_this_machine(tmp_path, alone):
     assert not list(tmp_path.iterdir())
     result = here(*words, 2)
     assert result.stdout.startswith("devices   2\n")
-    check_same(runs.load(tmp_path), alone)
+    check_same(files.load(tmp_path), alone)
 
 
 @pytest.mark.long
@@ -107,7 +107,7 @@ def test_a_processor_becomes_as_many_devices_as_asked(tmp_path, alone):
     code, said, errors = ended(started(*TRAIN, "--out", tmp_path, "--devices", 4))
     assert code == 0, errors
     assert said.startswith("devices   4\n")
-    check_same(runs.load(tmp_path), alone)
+    check_same(files.load(tmp_path), alone)
 
 
 @pytest.mark.long
@@ -124,7 +124,7 @@ def test_a_cluster_that_jax_knows_needs_no_options(tmp_path, alone):
     first, second = map(ended, both)
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert second[1:] == ("", "")
-    check_same(runs.load(tmp_path), alone)
+    check_same(files.load(tmp_path), alone)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_when_a_process_dies_the_other_ends_with_one_line(tmp_path, killed, how)
     both = two(*TRAIN[:-1], 10**6, "--save-every", "0", "--out", tmp_path)
     try:
         end = time.monotonic() + 120
-        while runs.version(tmp_path) is None and time.monotonic() < end:
+        while files.version(tmp_path) is None and time.monotonic() < end:
             time.sleep(0.2)
         both[killed].send_signal(how)
         out, errors = both[1 - killed].communicate(timeout=60)
@@ -167,11 +167,11 @@ def test_when_a_process_dies_the_other_ends_with_one_line(tmp_path, killed, how)
         "Error: another process of this run has ended, or can't be reached"
     ]
     assert bool(out) == (killed == 1)
-    epochs = len(runs.load(tmp_path).progress.history)
+    epochs = len(files.load(tmp_path).progress.history)
     assert epochs >= 1
     resumed = started(*TRAIN[:-1], epochs + 2, "--out", tmp_path, "--resume", "--devices", 2)
     assert ended(resumed)[0] == 0
-    assert len(checkpoint.read_metadata(tmp_path / runs.FILE)["history"]) == epochs + 2
+    assert len(checkpoint.read_metadata(tmp_path / files.FILE)["history"]) == epochs + 2
 
 
 @pytest.mark.long
@@ -179,7 +179,7 @@ def test_when_a_process_dies_the_other_ends_with_one_line(tmp_path, killed, how)
 def test_ctrl_c_in_one_process_ends_all_after_the_same_epoch(tmp_path, interrupted):
     both = two(*TRAIN[:-1], 10**6, "--save-every", "0", "--out", tmp_path)
     end = time.monotonic() + 120
-    while runs.version(tmp_path) is None and time.monotonic() < end:
+    while files.version(tmp_path) is None and time.monotonic() < end:
         time.sleep(0.2)
     both[interrupted].send_signal(signal.SIGINT)
     results = [ended(process) for process in both]
@@ -187,4 +187,4 @@ def test_ctrl_c_in_one_process_ends_all_after_the_same_epoch(tmp_path, interrupt
     assert results[1 - interrupted][0] in (0, 128 + signal.SIGINT)
     assert not any("Error" in errors for _, _, errors in results)  # they left together
     assert "saved     " in results[0][1]
-    assert 1 <= len(runs.load(tmp_path).progress.history) < 10**6
+    assert 1 <= len(files.load(tmp_path).progress.history) < 10**6

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 from sklearn import metrics
 
-from fnn import cli
-from fnn.runs import run as runs
+from fnn import cli, runs
+from fnn.runs import files, training
 from fnn.runs.metrics import SHOWN, Classified, Predicted
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -89,6 +89,44 @@ def test_a_class_that_is_hardly_ever_found_is_said():
         assert (measured.warning() is not None) == warned
     never = Classified.of(tuple("abcdef"), np.arange(6), np.eye(6)[[0] * 6]).warning()
     assert never.endswith("class 'd', 0 of its 1 examples; and 2 more classes")
+
+
+@pytest.mark.parametrize(("found", "warned"), [(1, True), (2, False), (3, False)])
+def test_the_warning_begins_below_a_tenth_of_a_class(found, warned):
+    """Exactly a tenth, 2 of 20, is worth no warning."""
+    labels = np.repeat([0, 1], [30, 20])
+    guesses = np.where(np.arange(50) >= 50 - found, 1, 0)
+    measured = Classified.of(("no", "yes"), labels, np.eye(2)[guesses])
+    assert (measured.warning() is not None) == warned
+
+
+def test_an_absent_class_is_no_row_of_zeros_and_costs_no_warning():
+    found = Classified.of(tuple("abc"), np.array([0, 0, 1]), np.eye(3)[[0, 1, 1]])
+    assert found.per_class().splitlines() == [
+        "class  examples  precision  recall",
+        "    a         2     1.0000  0.5000",
+        "    b         1     0.5000  1.0000",
+        "    c         0          -       -",
+    ]
+    assert found.warning() is None
+    assert found.balanced_accuracy == 0.75
+
+
+@pytest.mark.parametrize("k", [SHOWN, SHOWN + 1])
+def test_of_more_classes_than_are_shown_absent_ones_come_last(k):
+    """Every class but the first is absent or found: an absent one is not the worst found."""
+    labels = np.arange(1, k)  # the first class is absent
+    guesses = labels.copy()
+    guesses[-1] = 1  # the last is never found
+    found = Classified.of(tuple(f"c{i}" for i in range(k)), labels, np.eye(k)[guesses])
+    _, *rows = found.per_class().splitlines()
+    names = [row.split()[0] for row in rows[:SHOWN]]
+    if k == SHOWN:
+        assert names == [f"c{i}" for i in range(k)]
+        assert len(rows) == SHOWN
+    else:
+        assert names == [f"c{k - 1}", *(f"c{i}" for i in range(1, k - 1))]
+        assert rows[SHOWN:] == [f"the {SHOWN} of {k} classes with the lowest recall"]
 
 
 def test_of_many_classes_the_worst_found_are_shown():
@@ -177,11 +215,11 @@ def test_explain_ranks_the_columns_and_draws_them(tmp_path):
 def test_the_weight_decay_is_that_of_an_epoch(tmp_path):
     """Without a gradient, an epoch takes its share of each parameter, whatever its steps."""
     settings = runs.Settings((), "relu", "adamw", 0.1, 32, 5, seed=0, weight_decay=0.25)
-    run, _ = runs.prepare("iris", settings)
+    run, _ = training.prepare("iris", settings)
     assert run.learned == 120
-    runs.save(tmp_path, run)
+    files.save(tmp_path, run)
     for batch_size, steps in ((32, 4), (120, 1)):
-        read = runs.load(tmp_path)
+        read = files.load(tmp_path)
         read = read._replace(settings=settings._replace(batch_size=batch_size))
         state = read.progress.state
         for _ in range(steps):
@@ -190,4 +228,4 @@ def test_the_weight_decay_is_that_of_an_epoch(tmp_path):
         np.testing.assert_allclose(after, before * (1 - 0.25 / steps) ** steps, rtol=1e-5)
     result = command("train", "iris", "--optimizer", "sgd", "--weight-decay", 0.1)
     assert result.exit_code == 2
-    assert "--weight-decay is of --optimizer adamw alone, not of sgd" in result.stderr
+    assert "--weight-decay applies only to --optimizer adamw, not to sgd" in result.stderr

@@ -1,0 +1,82 @@
+"""What a run predicts, how good that is, and which examples may measure it."""
+
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+
+from fnn import data
+from fnn.data import DataError, Dataset
+from fnn.runs import digests
+from fnn.runs.metrics import Classified, Predicted
+from fnn.runs.run import Run
+from fnn.training.fitting import CHUNK
+
+HELD_OUT = 0.2
+"""The share of the data that is held out, and of the training part that patience validates on."""
+
+
+def predictions(run: Run, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """What `Run.predict` returns for parts of x, one after another, in pieces of `CHUNK` examples
+    and a last one of those that are left.
+
+    Raises DataError for another number of features, where it comes to the fault.
+    """
+    finish = jax.nn.softmax if run.outputs is None else lambda values: values
+    forward = jax.jit(lambda params, x: finish(run.network.forward(params, x)[0]))
+
+    def of(x: np.ndarray, first: int) -> np.ndarray:
+        piece = np.asarray(forward(run.progress.best.params, run.inputs.apply(x, first)))
+        return piece if run.outputs is None else run.outputs.undo(piece)
+
+    done, left = 0, np.empty((0, run.inputs.d_in))
+    for x in parts:
+        if x.shape[-1] != run.inputs.d_in:
+            raise DataError(f"expected {run.inputs.d_in} features, got {x.shape[-1]}")
+        left = np.concatenate([left, x]) if len(left) else x
+        while len(left) >= CHUNK:
+            yield of(left[:CHUNK], done)
+            done, left = done + CHUNK, left[CHUNK:]
+    if len(left):
+        yield of(left, done)
+
+
+def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
+    """Measure the run's predictions for aligned examples with known targets.
+
+    Raises DataError for examples of other features or values than the run's.
+    """
+    prediction = run.predict(examples.x)
+    if run.outputs is None:
+        return Classified.of(run.classes, examples.y, prediction)
+    if examples.y.shape != prediction.shape:
+        k = prediction.shape[-1]
+        raise DataError(f"{examples.name}: expected y (n, {k}), got {examples.y.shape}")
+    return Predicted.of(run.values, examples.y, prediction, run.outputs.mean)
+
+
+def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
+    """The examples to evaluate on, aligned, and a phrase describing them.
+
+    examples are as they were read. If the run was trained on this data, or if the data has a test
+    part, that is the test part, and the phrase counts those of it that are equal to examples that
+    the run was trained on. Otherwise it is the examples that are equal to none that the run was
+    trained on; all of them where each is equal to one, or where the run keeps no digests.
+
+    Raises DataError for examples of other features, classes or values than the run's.
+    """
+    if examples.test is not None or digests.of_data(examples) == run.digest:
+        test = run.aligned(data.split(examples, HELD_OUT, run.settings.seed)[1])
+        again = int(np.isin(digests.of_examples(test), run.seen).sum())
+        twice = f", {again} of them also trained on" if again else ""
+        return test, f"the held-out {len(test.x)} examples{twice}"
+    examples, n = run.aligned(examples), len(examples.x)
+    if not len(run.seen):
+        return examples, f"all {n} examples, some of which may have been trained on"
+    unseen = ~np.isin(digests.of_examples(examples), run.seen)
+    if unseen.all():
+        return examples, f"all {n} examples"
+    if not unseen.any():
+        return examples, f"all {n} examples, each of them trained on"
+    left = examples._replace(x=examples.x[unseen], y=examples.y[unseen])
+    return left, f"the {unseen.sum()} of {n} examples that were not trained on"

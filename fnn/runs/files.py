@@ -1,0 +1,175 @@
+"""A run in its folder.
+
+    run.safetensors   the state, the scaling, the settings and the history: the whole run
+    history.csv       the history as a table, see `report`
+    curves.png        the history as a picture
+
+Everything that a run needs is in one file, so that a crash leaves the run as it was after some
+epoch. With the data, a run's settings decide every bit of its result.
+"""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fnn import atomic, checkpoint, numbers
+from fnn.checkpoint import CheckpointError
+from fnn.data import DataError, Encoding, Scaling
+from fnn.data.encoding import features_of
+from fnn.runs.run import Run
+from fnn.runs.settings import Settings
+from fnn.runs.training import initial_state
+from fnn.training.fitting import Progress
+
+FILE = "run.safetensors"
+
+
+def default_folder(source: str | Path) -> Path:
+    """The folder of a source's run unless another is given: runs/iris for data/iris.csv.gz."""
+    return Path("runs") / Path(Path(source).resolve().name.removesuffix(".gz")).stem
+
+
+def save(folder: Path, run: Run) -> None:
+    """Write the run's file: see `Run.save`."""
+    metadata = {
+        "settings": run.settings._asdict(),
+        "digest": run.digest,
+        "learned": run.learned,
+        "features": run.features,
+        "classes": run.classes,
+        "targets": run.targets,
+        "sizes": run.sizes,
+        "seen": len(run.seen),
+        "columns": run.inputs.as_metadata(),
+        "history": run.progress.history,
+    }
+    checkpoint.save(folder / FILE, _tree(run), metadata)
+
+
+def check_apart(out: Path, *read: str | Path) -> None:
+    """Raise DataError where a file that is about to be written is one of those that are read."""
+    for path in read:
+        if os.path.isfile(out) and os.path.isfile(path) and os.path.samefile(out, path):
+            raise DataError(f"{out}: the file is read, and would be replaced")
+
+
+def version(folder: Path) -> tuple[int, ...] | None:
+    """What changes with each `save` to the folder; None where it holds no run."""
+    try:
+        status = os.stat(folder / FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
+def check_writable(folder: Path, run: Run) -> None:
+    """Write a file of the run's size to the folder, and remove it. Raises OSError if that fails."""
+    probe = folder / f"probe{atomic.UNFINISHED}"
+    try:
+        checkpoint.save(probe, _tree(run))
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def load(folder: str | Path) -> Run:
+    """Read a run back, bit for bit.
+
+    Settings that the file lacks, because they did not exist when it was written, have their
+    defaults.
+
+    Raises FileNotFoundError where there is no run; CheckpointError for a damaged file, for one
+    that holds something else or numbers that are not finite, and for settings that this version
+    does not know.
+
+    >>> import fnn
+    >>> fnn.runs.load("no/such/folder")
+    Traceback (most recent call last):
+    FileNotFoundError: [Errno 2] there is no trained run: 'no/such/folder/run.safetensors'
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, "there is no trained run", str(path))
+    held = checkpoint.read_metadata(path)
+    try:
+        run = _described(held)
+        state = jax.eval_shape(lambda: initial_state(run))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        problem = f"{error} not found" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"{path}: not a run that this version of fnn can read: {problem}"
+        ) from error
+    run = run._replace(progress=Progress(state, held["history"], state))
+    tree = checkpoint.load(path, _tree(run))
+    for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not np.isfinite(leaf).all():
+            where = jax.tree_util.keystr(place, simple=True, separator=".")
+            raise CheckpointError(f"{path}: {where} is not finite")
+    return run._replace(
+        seen=tree.get("seen", run.seen),
+        inputs=run.inputs._replace(scaling=tree["inputs"]),
+        outputs=tree["outputs"],
+        progress=Progress(tree["state"], held["history"], tree.get("best", tree["state"])),
+    )
+
+
+def _described(held: dict[str, Any]) -> Run:
+    """The run that a file's metadata describes, with arrays that only have their shapes."""
+    _check_types(held)
+    settings = Settings.of(held["settings"])
+    features, classes, targets = (tuple(held[n]) for n in ("features", "classes", "targets"))
+    d_in, *_, k = held["sizes"]
+    inputs, outputs = (Scaling(_empty(d), _empty(d)) for d in (d_in, k))
+    encoding = Encoding(features_of(held.get("columns", [])), inputs)
+    if encoding.features and sum(f.width for f in encoding.used) != d_in:
+        raise ValueError("its columns are not those of its inputs")
+    run = Run(
+        settings=settings,
+        digest=held["digest"],
+        seen=_empty(held.get("seen", 0), np.uint64),
+        learned=held.get("learned", 0),
+        features=features,
+        classes=classes,
+        targets=targets,
+        inputs=encoding,
+        outputs=None if classes else outputs,
+        progress=Progress(None, held["history"], None),
+    )
+    if settings.weight_decay is not None:
+        numbers.count("run", learned=run.learned)
+    if len(set(classes)) < len(classes) or run.sizes != tuple(held["sizes"]):
+        raise ValueError("its sizes are not those of its classes and layers")
+    return run
+
+
+def _empty(length: int, dtype: Any = np.float64) -> np.ndarray:
+    """Zeros that take no memory, for a length that only a file says."""
+    return np.broadcast_to(np.zeros((), dtype), (length,))
+
+
+def _check_types(held: dict[str, Any]) -> None:
+    """Raise TypeError for metadata of other types than `save` writes, KeyError for missing ones."""
+    text, number = (lambda v: isinstance(v, str)), (lambda v: isinstance(v, int | float))
+    entries = {"features": text, "classes": text, "targets": text, "sizes": number}
+    entries["history"] = lambda v: isinstance(v, dict) and all(map(number, v.values()))
+    for name, is_right in entries.items():
+        if not isinstance(held[name], list) or not all(map(is_right, held[name])):
+            raise TypeError(f"{name} is of another type")
+    if not isinstance(held["settings"], dict) or not isinstance(held["digest"], str):
+        raise TypeError("settings or digest are of another type")
+
+
+def _tree(run: Run) -> dict[str, Any]:
+    """The run's arrays. Without patience, the best state is the newest and is not repeated."""
+    best = {} if run.settings.patience is None else {"best": run.progress.best}
+    seen = {"seen": run.seen} if len(run.seen) else {}
+    return {
+        "state": run.progress.state,
+        "inputs": run.inputs.scaling,
+        "outputs": run.outputs,
+        **best,
+        **seen,
+    }

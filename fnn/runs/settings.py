@@ -1,0 +1,109 @@
+"""The settings of a run: what it is asked to do."""
+
+from typing import Any, NamedTuple
+
+from fnn import data, numbers
+from fnn.catalog import ACTIVATIONS, OPTIMIZERS
+from fnn.data import Reading
+
+NETWORKS = {"mlp": (256,), "cnn": (16, 32)}
+"""The kinds of networks, each with its hidden widths by default."""
+BATCH, DECAY = 32, 0.01
+"""The batch size by default, where there are so many examples; adamw's weight decay by default."""
+
+
+class Settings(NamedTuple):
+    """What a run is asked to do; the fields are the options of `fnn train`.
+
+    With hidden, batch_size or weight_decay None, the default depends on the network, the number
+    of examples or the optimizer: see `completed`. seed decides the split, the initial parameters
+    and the order of the examples. With patience, a fifth of the training part is for validation.
+    target, task, separator, header, missing, drop and keep say how a table is read: see
+    `fnn.data.load`. weight_decay, for adamw only, is the share of itself that a parameter loses
+    per epoch. network is "mlp" or "cnn".
+
+    >>> Settings(hidden=(64,), epochs=40).patience is None
+    True
+    """
+
+    hidden: tuple[int, ...] | None = None
+    activation: str = "relu"
+    optimizer: str = "adamw"
+    learning_rate: float = 0.001
+    batch_size: int | None = None
+    epochs: int = 100
+    seed: int = 0
+    patience: int | None = None
+    target: str | None = None
+    task: str | None = None
+    separator: str | None = None
+    header: bool | None = None
+    missing: str = "fill"
+    drop: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    weight_decay: float | None = None
+    network: str = "mlp"
+
+    @property
+    def reading(self) -> Reading:
+        """How a table is read."""
+        return Reading(self.separator, self.header, self.missing, self.drop)
+
+    def completed(self, examples: int) -> "Settings":
+        """The settings with the defaults that depend on others, for so many training examples."""
+        decay = DECAY if self.weight_decay is None else self.weight_decay
+        return self._replace(
+            hidden=NETWORKS[self.network] if self.hidden is None else self.hidden,
+            batch_size=self.batch_size or min(BATCH, examples),
+            weight_decay=decay if self.optimizer == "adamw" else self.weight_decay,
+        )
+
+    def checked(self) -> "Settings":
+        """The same settings. Raises ValueError or TypeError where one has no meaning."""
+        for width in self.hidden or ():
+            numbers.count("settings", hidden=width)
+        numbers.count("settings", epochs=self.epochs, batch_size=_or_one(self.batch_size))
+        numbers.count("settings", patience=_or_one(self.patience))
+        numbers.nonnegative("settings", seed=self.seed)
+        numbers.positive("settings", learning_rate=self.learning_rate)
+        if self.weight_decay is not None:
+            numbers.nonnegative("settings", weight_decay=self.weight_decay)
+            if self.optimizer != "adamw":
+                raise ValueError(f"weight decay with {self.optimizer}")
+        for name, known in (
+            ("activation", ACTIVATIONS),
+            ("optimizer", OPTIMIZERS),
+            ("task", (None, *data.TASKS)),
+            ("separator", (None, *data.SEPARATORS)),
+            ("header", (None, False, True)),
+            ("missing", data.MISSING),
+            ("network", NETWORKS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}")
+        if not all(isinstance(name, str) for name in (*self.drop, *self.keep)):
+            raise ValueError(f"the columns {self.drop} and {self.keep}")
+        if self.seed >= 2**32 or not isinstance(self.target, str | int | None):
+            raise ValueError(f"the seed {self.seed}, the target {self.target!r}")
+        return self
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> "Settings":
+        """The settings that a run's file holds.
+
+        One with a default that the file lacks did not exist when the file was written: its default
+        here is what training did before there was a choice. Raises ValueError for unknown
+        settings and for those that `checked` refuses, KeyError for one that every file has.
+        """
+        if unknown := sorted(saved.keys() - set(cls._fields)):
+            raise ValueError(f"unknown settings {', '.join(unknown)}")
+        always = {name: saved[name] for name in cls._fields[: cls._fields.index("patience")]}
+        every = cls._field_defaults | saved | always
+        for name in ("hidden", "drop", "keep"):
+            every[name] = tuple(every[name])
+        numbers.count("settings", batch_size=every["batch_size"])
+        return cls(*(every[name] for name in cls._fields)).checked()
+
+
+def _or_one(number: int | None) -> int:
+    return 1 if number is None else number

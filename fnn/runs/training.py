@@ -1,0 +1,214 @@
+"""How a run comes to be: its data read and split, its network trained."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fnn import data
+from fnn.data import DataError, Dataset, Encoding, Scaling
+from fnn.parallel import ShardedExamples, processes
+from fnn.runs import digests
+from fnn.runs.evaluation import HELD_OUT
+from fnn.runs.run import Run
+from fnn.runs.settings import Settings
+from fnn.training.fitting import Progress, epochs_since_best, fit, predicted
+
+DEFAULTS = Settings()
+
+
+class Examples(NamedTuple):
+    """The parts of the data: for training, for validation (with patience), and held out."""
+
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset
+
+
+def train(
+    source: data.Source,
+    settings: Settings = DEFAULTS,
+    on_epoch: Callable[[Run], bool | None] = lambda newest: None,
+) -> Run:
+    """Train a network on a source, as `fnn train` does, and return it.
+
+    source is as for `fnn.data.load`: a name, a file, a data frame. After each epoch on_epoch is
+    called with the run as it is then; training ends early where it returns True.
+
+    Raises ValueError or TypeError for settings without a meaning; DataError for data that can't be
+    used; DivergedError where the training diverges.
+
+    >>> import fnn
+    >>> run = fnn.runs.train("iris", fnn.runs.Settings(hidden=(16,), epochs=20, batch_size=8))
+    >>> run.evaluate("iris").accuracy > 0.8
+    True
+    """
+    return advance(*prepare(source, settings), on_epoch)
+
+
+def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
+    """Read and split the data, and make a run of no epochs yet, with fresh parameters.
+
+    Each process reads the whole source, except .npy pairs: process 0 reads them, the others
+    memory-map their shard.
+
+    Raises DataError for data that can't be used, and for more examples per batch than there are.
+    """
+    settings.checked()
+    mapped = data.is_mapped(source) and not processes.is_first()
+    if mapped:
+        everything = data.mapped(source, task=settings.task)
+    else:
+        everything = data.load(
+            source, target=settings.target, task=settings.task, reading=settings.reading
+        )
+    examples, inputs, outputs = _split(everything, settings, mapped)
+    train = examples.train
+    if settings.batch_size is not None and settings.batch_size > len(train.x):
+        size = f"the batch size {settings.batch_size}"
+        raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")
+    learned = [train] if examples.validation is None else [train, examples.validation]
+    few = not mapped and sum(len(part.x) for part in learned) <= digests.SEEN
+    seen = [digests.of_examples(part) for part in learned if few]
+    run = Run(
+        settings=settings.completed(len(train.x)),
+        digest="0" * 64 if mapped else digests.of_data(everything),
+        seen=np.concatenate(seen or [np.empty(0, np.uint64)]),
+        learned=len(train.x),
+        features=train.features,
+        classes=train.classes,
+        targets=train.targets,
+        inputs=inputs,
+        outputs=outputs,
+        progress=Progress(None, [], None),
+    )
+    if data.is_mapped(source):
+        run = _from_first(run)
+    state = initial_state(run)
+    return run._replace(progress=Progress(state, [], state)), examples
+
+
+def _split(
+    everything: Dataset, settings: Settings, mapped: bool
+) -> tuple[Examples, Encoding, Scaling | None]:
+    """The parts, aligned, and what the training part decides of inputs and outputs."""
+    train, test = data.split(everything, HELD_OUT, settings.seed)
+    validation = None
+    if settings.patience is not None:
+        train, validation = data.split(train, HELD_OUT, settings.seed)
+    inputs = Encoding((), _unknown(train.x)) if mapped else Encoding.of(train, settings.keep)
+    outputs = None if train.classes else (_unknown if mapped else Scaling.of)(train.y)
+    validation = validation and inputs.aligned(validation)
+    return Examples(inputs.aligned(train), validation, inputs.aligned(test)), inputs, outputs
+
+
+def _unknown(a: Any) -> Scaling:
+    """The scaling of a's columns before `_from_first`."""
+    return Scaling(np.zeros(a.shape[1]), np.ones(a.shape[1]))
+
+
+def _from_first(run: Run) -> Run:
+    """The run with what the first process has measured: the digest and the scalings."""
+    digest = np.frombuffer(run.digest.encode(), np.uint8)
+    scalings = (run.inputs.scaling, run.outputs)
+    values, form = jax.tree.flatten((digest, scalings))
+    digest, (scaling, outputs) = jax.tree.unflatten(form, processes.from_first(values))
+    inputs = run.inputs._replace(scaling=scaling)
+    return run._replace(digest=digest.tobytes().decode(), inputs=inputs, outputs=outputs)
+
+
+def initial_state(run: Run) -> Any:
+    """The optimizer's state before the first step, the same that `fit` starts from."""
+
+    def state(key: jax.Array) -> Any:
+        init_key, _ = jax.random.split(key)
+        return run.optimizer.init(run.network.init(init_key))
+
+    return jax.jit(state)(jax.random.key(run.settings.seed))
+
+
+def advance(
+    run: Run,
+    examples: Examples,
+    on_epoch: Callable[[Run], bool | None] = lambda newest: None,
+    mesh: Mesh | None = None,
+) -> Run:
+    """Train from where the run stands to its number of epochs, or until its patience ends, on the
+    devices of the mesh if there is one.
+
+    After each epoch on_epoch is called with the run as it is then; all of them share one history
+    list, which grows. Training ends early where on_epoch returns True. Returns the run at its
+    end. Raises as `fnn.fit` does.
+    """
+    measure = _measure(run)
+    is_first = processes.is_first()
+    test = jax.tree.map(jnp.asarray, run.standardised(examples.test)) if is_first else None
+    quality = "test_accuracy" if run.outputs is None else "test_RMSE"
+    history = list(run.progress.history)
+    best = run.progress.best
+
+    start = run.progress
+    if mesh is not None:
+        everywhere = processes.everywhere((start.state, start.best), mesh)
+        start = Progress(everywhere[0], start.history, everywhere[1])
+
+    def placed(part: Dataset) -> Any:
+        if mesh is None:
+            return run.standardised(part)
+        rows = lambda i: run.standardised(part._replace(x=part.x[i], y=part.y[i]))
+        return ShardedExamples.read(rows, len(part.x), mesh)
+
+    def note(number: int, state: Any, entry: dict[str, Any]) -> bool | None:
+        nonlocal run, best
+        state = state if mesh is None else processes.here(state)
+        if test is not None:
+            test_loss, test_quality = measure(state.params, *test)
+            entry = entry | {"test_loss": test_loss, quality: test_quality}
+        history.append(entry)
+        if examples.validation is None or epochs_since_best(history) == 0:
+            best = state
+        run = run._replace(progress=Progress(state, history, best))
+        return on_epoch(run)
+
+    fit(
+        run.network,
+        run.loss,
+        run.optimizer,
+        placed(examples.train),
+        key=jax.random.key(run.settings.seed),
+        epochs=run.settings.epochs,
+        batch_size=run.settings.batch_size,
+        validation=examples.validation and placed(examples.validation),
+        patience=run.settings.patience,
+        start=start,
+        on_epoch=note,
+        mesh=mesh,
+    )
+    return run
+
+
+def _measure(run: Run) -> Callable[..., tuple[float, float]]:
+    """measure(params, x, y) -> (mean loss, accuracy or RMSE in the values' units)."""
+
+    @jax.jit
+    def measured(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The mean loss, and the accuracy or each value's RMSE in standard units."""
+        prediction = predicted(run.network, params, x)
+        if run.outputs is None:
+            quality = (prediction.argmax(-1) == y).mean()
+        else:
+            quality = jnp.sqrt(jnp.square(prediction - y).mean(0))
+        return run.loss.value(prediction, y).mean(), quality
+
+    def measure(params: Any, x: jax.Array, y: jax.Array) -> tuple[float, float]:
+        loss, quality = measured(params, x, y)
+        if run.outputs is None:
+            return float(loss), float(quality)
+        # In float64 and by hypot: the values' units may be of any size.
+        rmse = np.hypot.reduce(np.asarray(quality, np.float64) * run.outputs.scale)
+        return float(loss), float(rmse / np.sqrt(quality.size))
+
+    return measure
