@@ -284,7 +284,7 @@ def test_evaluate_counts_the_held_out_examples_of_its_own_data(csv_run):
 
 
 def test_held_out_examples_that_were_trained_on_too_are_said(tmp_path):
-    settings = runs.Settings((), "relu", "sgd", 0.1, 32, 1, seed=0, task="regression")
+    settings = runs.Settings((), "relu", "sgd", 0.1, 16, 1, seed=0, task="regression")
     rows = [f"{i}.5,{i}.25\n" for i in range(30)]
     for name, text in (("once.csv", rows), ("twice.csv", rows * 2)):
         (tmp_path / name).write_text("".join(["x,y\n", *text]))
