@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.base import Array, Grads, Layer, Params, Residuals, is_floating
-from fnn.reductions import Direct, Factor, Reduce, Whole, rows, total
+from fnn.reductions import Direct, Factor, Reduce, Whole, total
 
 Apply = Callable[[Params, Any], Any]
 """apply(params, x) -> y."""
@@ -137,7 +137,7 @@ class _Single(Factor):
 
         for _ in range(self.own.batch_axes):
             gradient = jax.vmap(gradient)
-        return rows(Direct(gradient(self.x, self.dy), self.ndim), examples)
+        return Direct(gradient(self.x, self.dy), self.ndim).rows(examples)
 
 
 def from_equinox(module: Any, ndim: int = 1) -> Layer:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fnn.backprop import per_example_backward
 from fnn.base import Array, Layer, Params, Residuals
-from fnn.reductions import Direct, Factor, Whole, rows, squared_norm, total
+from fnn.reductions import Direct, Factor, Whole, total
 from fnn.verify.call import run
 from fnn.verify.leaf import NONE, TOLERANCE, Check, Leaf, measure, plainly, unfit
 from fnn.verify.trees import differentiable, named_leaves, random_cotangent
@@ -37,7 +37,7 @@ def reduce_both(factor: Factor, examples: int) -> Reduced:
     >>> reduce_both(Direct(jnp.ones((3, 2))), 1).gradients.value.shape
     (3, 2)
     """
-    return Reduced(rows(factor, examples), squared_norm(factor, examples))
+    return Reduced(factor.rows(examples), factor.squared_norm(examples))
 
 
 def per_example_leaf(
