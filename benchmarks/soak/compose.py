@@ -62,7 +62,7 @@ def compositions(folder: Path, wanted: int, seed: int) -> dict[str, int]:
 def _spec(rng: random.Random, d: int, depth: int) -> Spec:
     """A random composition of this depth, d features to d."""
     if depth == 0:
-        kind = rng.choice(LEAVES + ("dense", "activation"))
+        kind = rng.choice((*LEAVES, "dense", "activation"))
         return (kind, rng.choice(list(ACTIVATIONS))) if kind == "activation" else (kind,)
     kind = rng.choice([name for name in NESTS if name != "reversible" or d % 2 == 0])
     inner = lambda d=d: _spec(rng, d, depth - 1)
