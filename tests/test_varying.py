@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn import catalog, per_example, verify
+from fnn import per_example, verify
+from fnn.verify import cases
 
 KEY = jax.random.key(3)
 X = jax.random.normal(KEY, (8, 5))
@@ -100,7 +101,7 @@ def test_a_wrong_backward_at_a_key_is_seen():
 
 
 # What every combinator of the catalogue owes its layers, and those that it can't list.
-COMBINATORS = {name: of for name, (of, _) in catalog.COMBINATORS.items()} | {
+COMBINATORS = {name: of for name, (of, _) in cases.COMBINATORS.items()} | {
     "frozen": fnn.frozen,
 }
 every_combinator = pytest.mark.parametrize("of", COMBINATORS.values(), ids=COMBINATORS)

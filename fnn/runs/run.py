@@ -192,7 +192,7 @@ class Run(NamedTuple):
         """
         rate, decay = self.settings.learning_rate, self.settings.weight_decay
         if decay is None:
-            return OPTIMIZERS[self.settings.optimizer].make(rate)
+            return OPTIMIZERS[self.settings.optimizer](rate)
         steps = -(-self.learned // self.settings.batch_size)
         return adamw(rate, weight_decay=decay / (steps * rate))
 

@@ -12,10 +12,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import fnn
-from fnn import catalog, parallel
+from fnn import parallel
 from fnn.parallel import ShardedExamples, copy_to, fully_sharded, replicated, sharded, sum_over
 from fnn.training.fitting import Progress
 from fnn.training.mesh import Devices
+from fnn.verify.cases import LAYERS
 
 KEY = jax.random.key(3)
 SIZES = (16, 32, 24, 10)
@@ -497,7 +498,7 @@ def test_a_width_that_the_devices_do_not_divide_is_named():
 @pytest.mark.parametrize("wrap", [replicated, fully_sharded])
 def test_every_layer_of_the_catalogue(wrap):
     """Its gradient on 8 devices with 7 examples each is that of all 56 on one."""
-    for name, (plain, x) in catalog.LAYERS.items():
+    for name, (plain, x) in LAYERS.items():
         if name.endswith(", training"):  # draws, and normalises, on each device by itself
             continue
         if name.startswith("parallel."):  # wants an axis of its own
