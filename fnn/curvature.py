@@ -49,9 +49,10 @@ from fnn.base import (
     at_least_float32,
     check_layer,
     check_loss,
+    check_unmixed,
 )
 from fnn.losses import Root
-from fnn.optimizers import Rate, SGDState, sgd
+from fnn.optimizers import Rate, sgd
 from fnn.reductions import Direct, Factor, Masked, Outer, Rows
 
 
@@ -234,7 +235,7 @@ def kfac(learning_rate: Rate, damping: float | Array = 1e-3) -> Optimizer:
             return {"W": g[..., :-1], "b": g[..., -1]}
 
         directions = jax.tree.map(direction, state.params, state.bases, grads, is_leaf=_is_dense)
-        moved = descent.update(SGDState(state.params, state.step), directions)
+        moved = descent.update(descent.init(state.params)._replace(step=state.step), directions)
         return state._replace(params=moved.params, step=moved.step)
 
     return Optimizer(init, update)
@@ -364,6 +365,7 @@ def _reduced(
 
 def _root_of(loss: Loss, root: Root | None) -> Root:
     check_loss("loss", loss)
+    check_unmixed("curvature", loss)
     root = loss.root if root is None else root
     if root is None:
         raise ValueError(

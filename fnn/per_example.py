@@ -46,7 +46,16 @@ import jax.numpy as jnp
 
 from fnn import numbers
 from fnn.backprop import example_shape, per_example_backward, weight_of
-from fnn.base import Array, Layer, Loss, Params, at_least_float32, check_layer, check_loss
+from fnn.base import (
+    Array,
+    Layer,
+    Loss,
+    Params,
+    at_least_float32,
+    check_layer,
+    check_loss,
+    check_unmixed,
+)
 from fnn.reductions import Factor, Widened, length
 
 
@@ -286,6 +295,7 @@ def _reduced(
     """f(params, x, y) -> (losses (*examples), what reduce makes of each parameter's g_n)."""
     check_layer("network", network)
     check_loss("loss", loss)
+    check_unmixed("per_example", loss)
 
     def f(params: Params, x: Any, y: Any) -> tuple[Array, Any]:
         prediction, residuals = network.forward(params, x)

@@ -495,3 +495,33 @@ def test_clipping_an_empty_batch():
     value, grads = clip(params, jnp.ones((0, 4)), jnp.ones((0, 2)))
     assert value.shape == ()
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
+
+
+def info_nce():
+    """A loss whose value for one example depends on the others."""
+
+    def value(p, t):
+        return jax.nn.logsumexp(p @ t.T, -1) - (p * t).sum(-1)
+
+    def gradient(p, t):
+        return jax.nn.softmax(p @ t.T) @ t - t
+
+    return fnn.Loss(value, gradient, mixes=True)
+
+
+STATISTICS = [
+    per_example.squared_norms,
+    per_example.gram,
+    per_example.second_moment,
+    per_example.gradient_noise_scale,
+    lambda network, loss: per_example.clipped_value_and_grad(network, loss, 1.0),
+    lambda network, loss: fnn.curvature.ggn_diagonal(network, loss, root=fnn.mse.root),
+    lambda network, loss: fnn.curvature.kronecker_factors(network, loss, root=fnn.mse.root),
+]
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_a_loss_that_mixes_examples_is_refused_by_name(statistic):
+    with pytest.raises(TypeError, match="info_nce mixes the examples of a batch"):
+        statistic(fnn.dense(4, 2), info_nce())
+    statistic(fnn.dense(4, 2), info_nce()._replace(mixes=False))  # nothing else is refused
