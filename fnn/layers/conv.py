@@ -96,6 +96,55 @@ def conv2d(
     return Layer(init, forward, backward)
 
 
+def conv1d(
+    c_in: int,
+    c_out: int,
+    window: int = 3,
+    stride: int = 1,
+    padding: str = "SAME",
+    *,
+    weight_init: Callable[..., Array] = initializers.glorot_uniform,
+    bias_init: Callable[..., Array] = initializers.zeros,
+) -> Layer:
+    """c_out neurons that see each window of a sequence: `conv2d` on images of one row.
+
+    params {"W": (c_out, 1, window, c_in), "b": (c_out,)};
+    x (..., length, c_in) -> (..., places, c_out), places as columns of `conv2d`, and the
+    equations its own.
+
+    Raises ValueError for widths, windows and strides below 1, another padding, x or params of
+    other shapes and sequences shorter than a window; TypeError where x and W differ in dtype.
+
+    >>> layer = conv1d(3, 8, stride=2)
+    >>> y, residuals = layer.forward(layer.init(jax.random.key(0)), jnp.ones((5, 9, 3)))
+    >>> y.shape
+    (5, 5, 8)
+    """
+    name = f"conv1d({c_in}, {c_out}, {window})"
+    check_widths(name, c_in, c_out, window, stride)
+    inner = conv2d(
+        c_in,
+        c_out,
+        (1, window),
+        (1, stride),
+        padding,
+        weight_init=weight_init,
+        bias_init=bias_init,
+    )
+    shapes = {"W": (c_out, 1, window, c_in), "b": (c_out,)}
+
+    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+        check_input(name, params, shapes, x, "length", c_in)
+        y, residuals = inner.forward(params, jnp.expand_dims(x, -3))
+        return y.squeeze(-3), residuals
+
+    def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
+        dparams, dx = inner.backward(params, residuals, jnp.expand_dims(dy, -3), reduce)
+        return dparams, dx.squeeze(-3)
+
+    return Layer(inner.init, forward, backward)
+
+
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["x", "dy"],

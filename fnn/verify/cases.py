@@ -54,11 +54,15 @@ ACTIVATIONS: dict[str, tuple[Layer, Any]] = {
 LAYERS: dict[str, tuple[Layer, Any]] = {
     "dense": (fnn.dense(5, 3), _x(5)),
     "layer_norm": (fnn.layer_norm(6), _x(6)),
+    "rms_norm": (fnn.rms_norm(6), _x(6)),
+    "group_norm": (fnn.group_norm(6, 3), _x(2, 3, 6)),
     "batch_norm": (fnn.batch_norm(4), _x(4)),
     "batch_norm, training": (at(fnn.batch_norm(4), _KEY), _x(4)),
     "dropout": (fnn.dropout(0.4), _x(4)),
     "dropout, training": (at(fnn.dropout(0.4), _KEY), _x(4)),
     "embedding": (fnn.embedding(5, 3), np.array([3, 0, 3, 4, 1, 1, 0])),
+    "conv1d": (fnn.conv1d(2, 3), _x(5, 2)),
+    "conv1d, strided": (fnn.conv1d(2, 3, 4, 2, "VALID"), _x(9, 2)),
     "conv2d": (fnn.conv2d(2, 3), _x(4, 5, 2)),
     "conv2d, strided": (fnn.conv2d(2, 3, (3, 2), (2, 3)), _x(6, 7, 2)),
     "conv2d, valid": (fnn.conv2d(1, 2, (2, 3), (2, 1), "VALID"), _x(5, 4, 1)),
@@ -78,6 +82,7 @@ LAYERS: dict[str, tuple[Layer, Any]] = {
 COMBINATORS: dict[str, tuple[Callable[[Layer], Layer], Any]] = {
     "serial": (lambda f: fnn.serial(fnn.dense(5, 4), f, fnn.tanh, f), _x(5)),
     "fork": (lambda f: fnn.fork(f, fnn.tanh, f), _x(4)),
+    "gated": (lambda f: fnn.gated(f, fnn.serial(f, fnn.sigmoid)), _x(4)),
     "skip": (fnn.skip, _x(4)),
     "repeat": (lambda f: fnn.repeat(fnn.skip(f), 3), _x(4)),
     "masked": (lambda f: fnn.masked(f, _mask(f)), _x(4)),
@@ -94,6 +99,7 @@ LOSSES: dict[str, tuple[Loss, Any, Any]] = {
     "huber": (fnn.huber(), 2 * _ANY, _OTHER),
     "cross_entropy": (fnn.cross_entropy, _SHARES, _LABELS),
     "softmax_cross_entropy": (fnn.softmax_cross_entropy, _ANY, _LABELS),
+    "smoothed_cross_entropy": (fnn.smoothed_cross_entropy(0.2), _ANY, _LABELS),
     "binary_cross_entropy": (fnn.binary_cross_entropy, _UNIT, _UNIT[::-1]),
     "sigmoid_binary_cross_entropy": (fnn.sigmoid_binary_cross_entropy, _ANY, _UNIT),
 }
