@@ -57,6 +57,7 @@ from fnn.combinators import (
     skip as skip,
     stop_gradient as stop_gradient,
 )
+from fnn.layers.attention import attention as attention
 from fnn.layers.conv import conv1d as conv1d, conv2d as conv2d
 from fnn.layers.dense import dense as dense
 from fnn.layers.dropout import dropout as dropout
