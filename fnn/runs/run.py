@@ -30,7 +30,8 @@ from fnn.runs.metrics import Classified, Predicted
 from fnn.combinators import serial
 from fnn.data import DataError, Dataset, Encoding, Reading, Scaling
 from fnn.data.encoding import features_of
-from fnn.training.fitting import CHUNK, Progress, epochs_since_best, fit, predicted
+from fnn.training.evaluation import CHUNK, predicted
+from fnn.training.fitting import Progress, epochs_since_best, fit
 from fnn.layers.flatten import unflatten
 from fnn.models import cnn, mlp
 from fnn.optimizers import adamw

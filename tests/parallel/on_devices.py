@@ -206,7 +206,7 @@ def test_a_layer_is_cut_once():
     for network in (once, fully_sharded(once, "data"), fully_sharded(fnn.skip(once), "data")):
         assert parallel.specs(network.init, DATA) == {"W": P("data"), "b": P("data")}
     devices = Devices.of("test", DATA, shard_params=True)
-    network, optimizer = devices.take(fnn.dense(16, 16), fnn.adam(0.1))
+    network, optimizer = devices.place(fnn.dense(16, 16), fnn.adam(0.1))
     assert max(parts(optimizer.init(network.init(KEY)))) == 1 / 8
 
 
@@ -264,7 +264,9 @@ def fits(data, batch_size, epochs, **options):
 
 def test_fit_on_a_mesh_is_fit(monkeypatch):
     """Of full batches, with validation, metrics, patience and record."""
-    monkeypatch.setattr(fnn.training.fitting, "CHUNK", 3)  # each device predicts in several chunks
+    monkeypatch.setattr(
+        fnn.training.evaluation, "CHUNK", 3
+    )  # each device predicts in several chunks
     accuracy = lambda prediction, y: (prediction.argmax(-1) == y).astype(jnp.float32)
     options = {"validation": (X[:37], Y[-37:]), "metrics": {"accuracy": accuracy}, "patience": 2}
     (one, history), (many, again) = fits((X, Y), 103, 8, **options)
