@@ -35,9 +35,9 @@ MATHEMATICS = {
 }  # fmt: skip
 LINES = 60
 """The most lines of code that a function may have."""
-LONG = {"cli.train.train", "training.fitting.fit", "verify.gradients._check"}
+LONG = {"cli.train.train", "verify.gradients._check"}
 """Functions that have more."""
-PUBLIC = 400
+PUBLIC = 376
 """The most functions and classes at module level without an underscore, in the whole package."""
 
 
@@ -357,7 +357,7 @@ def test_there_are_few_public_names():
 
 def test_no_module_and_function_of_a_package_share_a_name():
     """`from fnn.package import name` has one meaning: a package hands on no name of its modules."""
-    for package in PACKAGES - {"cli"}:  # which has a command and its file by one name
+    for package in (PACKAGES & {*SOURCES}) - {"cli"}:  # which has a command and its file by one name
         tree = ast.parse(SOURCES[package])
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         handed_on = {a.asname or a.name for node in imports for a in node.names}
