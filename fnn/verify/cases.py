@@ -126,17 +126,21 @@ class Rule(NamedTuple):
     rule: Callable[..., Updated]
     per_array: bool = False
 
-    def changed(self) -> "Rule | None":
-        """With another value for every setting than its default, or None without settings: so that
-        one which is not used, or not as its source says, is seen."""
-        settings = {
+    def others(self) -> dict[str, Any]:
+        """A value for each setting that has a default, different from it."""
+        return {
             name: not value if isinstance(value, bool) else 0.6 * value + 0.05
             for name, parameter in inspect.signature(self.make).parameters.items()
             if isinstance(value := parameter.default, bool | float)
         }
-        if not settings:
+
+    def changed(self) -> "Rule | None":
+        """The rule with these values, so that a setting which is not used, or not as the source
+        says, is seen; None where there are no settings."""
+        if not self.others():
             return None
-        return Rule(partial(self.make, **settings), partial(self.rule, **settings), self.per_array)
+        make, rule = (partial(f, **self.others()) for f in (self.make, self.rule))
+        return Rule(make, rule, self.per_array)
 
 
 def _sgd(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
