@@ -38,7 +38,7 @@ def objective(network: Layer, loss: Loss) -> Callable[..., Array]:
 
     def f(params: Params, x: Any, y: Any, weight: Array | None = None) -> Array:
         prediction, _ = network.forward(params, x)
-        losses = loss.value(prediction, y)
+        losses = _losses(loss, prediction, y)
         return (losses if weight is None else losses * weight_of(losses, weight)).mean()
 
     return f
@@ -80,13 +80,26 @@ def _value_and_grad(
     weight: Array | None = None,
 ) -> tuple[Array, Params]:
     prediction, residuals = network.forward(params, x)
-    losses = loss.value(prediction, y)
+    losses = _losses(loss, prediction, y)
     dy = jax.tree.map(lambda g: g / losses.size, loss.gradient(prediction, y))
     if weight is not None:
         weight = weight_of(losses, weight)
         losses, dy = losses * weight, _weighted(dy, weight)
     grads, _ = network.backward(params, residuals, dy, reduce)
     return losses.mean(), grads
+
+
+def _losses(loss: Loss, prediction: Any, y: Any) -> Array:
+    """One loss per example. Raises ValueError for a mean over a batch: its gradient would be that
+    of the sum."""
+    losses = loss.value(prediction, y)
+    if losses.shape == () and any(a.ndim > 1 for a in jax.tree.leaves(prediction)):
+        shapes = jax.tree.map(jnp.shape, prediction)
+        raise ValueError(
+            f"loss: expected one loss per example from value(prediction, target) for predictions "
+            f"of shape {shapes}, got a single number; the mean over the batch is not its to take"
+        )
+    return losses
 
 
 def weight_of(losses: Array, weight: Array) -> Array:

@@ -234,7 +234,8 @@ def repeat(layer: Layer, n: int) -> Layer:
 
     def measure(params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
         keys = None if key is None else split(key, n)
-        return jax.lax.scan(lambda x, copy: measured(layer, copy[0], x, copy[1]), x, (params, keys))
+        one = lambda x, copy: measured(layer, copy[0], x, copy[1])
+        return jax.lax.scan(one, x, (params, keys), length=n)
 
     plain = copies(None, None)
     if layer.varying is None:

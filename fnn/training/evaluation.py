@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fnn.base import Array, Layer, Params, at, at_least_float32, statistics
 from fnn.parallel.examples import ShardedExamples
@@ -51,7 +50,7 @@ class Evaluation(NamedTuple):
             prediction = self._prediction(state.params, measured, validation)
             _, y = examples(validation)
             found.append(loss.value(prediction, y).mean())
-            found += [jnp.mean(metric(prediction, y)) for metric in self.metrics.values()]
+            found += [_mean(name, metric(prediction, y)) for name, metric in self.metrics.items()]
         dtype = at_least_float32(value.dtype)
         return jnp.stack([jnp.asarray(number).astype(dtype) for number in found])
 
@@ -72,8 +71,24 @@ class Evaluation(NamedTuple):
         names = ["loss", "validation_loss", *self.metrics]
         entry: dict[str, Any] = dict(zip(names, numbers, strict=False))
         if self.training.record is not None:
-            entry["record"] = jax.tree.map(np.asarray, noted)
+            entry["record"] = jax.tree.map(_on_host, noted)
         return entry
+
+
+def _mean(name: str, measured: Any) -> Array:
+    try:
+        return jnp.mean(jnp.asarray(measured))
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"fit: expected metrics[{name!r}] to return a number or an array of numbers, "
+            f"got {type(measured).__name__}"
+        ) from None
+
+
+def _on_host(noted: Array) -> Any:
+    """A random key has no form but JAX's."""
+    is_key = jnp.issubdtype(noted.dtype, jax.dtypes.prng_key)
+    return noted if is_key else jax.device_get(noted)
 
 
 def predicted(layer: Layer, params: Params, x: Any) -> Any:

@@ -167,7 +167,7 @@ def fit(
 
     last = len(history) if is_over() else epochs
     for now in _in_turn(begin, len(history) + 1, last, state, source.can_go_ahead):
-        finite, *numbers = np.asarray(now.numbers).tolist()
+        finite, *numbers = jax.device_get(now.numbers).tolist()
         if not finite:
             keys = training.epoch_keys(jax.random.fold_in(shuffle_key, now.number))
             fault = first_fault(training, state, source.batches(state, keys[0]), keys[1])
@@ -239,6 +239,6 @@ def _in_turn(
 
 def epochs_since_best(history: list[dict[str, Any]]) -> int:
     """How many epochs ago the validation loss was lowest for the first time; 0 for none yet."""
-    losses = [entry["validation_loss"] for entry in history]
+    losses = [entry.get("validation_loss", math.inf) for entry in history]
     ranked = [math.inf if math.isnan(value) else value for value in losses]
     return len(ranked) - 1 - ranked.index(min(ranked)) if ranked else 0

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from fnn import numbers
@@ -81,7 +82,8 @@ def make_step(
     )
 
     def step(state: State, batch: Data, key: Array | None = None) -> tuple[State, Any]:
-        state, noted = training.step(state, pair("step", batch, "a batch (x, y)"), key)
+        batch = pair("step", batch, "(state, (x, y), key=None) with a batch (x, y)")
+        state, noted = training.step(state, batch, key)
         return state, training.answer(noted)
 
     return step
@@ -163,6 +165,8 @@ def make_train(
     def train(params: Params, data: Data, key: Array) -> tuple[State, Any]:
         data = data if training.devices is None else training.devices.shares(data)
         epoch = lambda state, key: training.epoch(batch_size, state, data, key)
+        if hasattr(params, "params") and hasattr(params, "step"):
+            raise TypeError("train: expected (params, (x, y), key), got an optimizer's state")
         state = training.optimizer.init(params)
         state, noted = jax.lax.scan(epoch, state, split(key, epochs))
         return state, training.answer(noted)
@@ -243,6 +247,11 @@ class Training(NamedTuple):
 
     def _begin(self, state: State, batch: Data, key: Array | None) -> tuple[Params, _Noted]:
         """The first half of a step, of which optimizer.update(state, grads) is the second."""
+        if not (hasattr(state, "params") and hasattr(state, "step")):
+            raise TypeError(
+                f"step: expected an optimizer's state with .params and .step, such as "
+                f"optimizer.init(params), got {type(state).__name__}"
+            )
         keys = None
         if self._draws:
             if key is None:
@@ -250,7 +259,8 @@ class Training(NamedTuple):
             keys = split(jax.random.fold_in(key, state.step), 2)
         scale = getattr(state, "loss_scale", None)
         value, grads = self.gradient(state.params, batch, keys, scale, None)
-        return grads, _Noted(value, self.record and self.record(state, grads, value))
+        record = None if self.record is None else self.record(state, grads, value)
+        return grads, _Noted(value, jax.tree.map(_array, record))
 
     def step(self, state: State, batch: Data, key: Array | None = None) -> tuple[State, _Noted]:
         """One update."""
@@ -321,6 +331,13 @@ class Training(NamedTuple):
         shares = devices.shares(data)
         share = lambda rows, size=batch_size: devices.batch(shares, rows, size)
         return *devices.shuffled(key, shares, batch_size), share
+
+
+def _array(noted: Any) -> Array:
+    """What `record` returned, a Python number too."""
+    if not isinstance(noted, Array | np.ndarray | np.generic | bool | int | float | complex):
+        raise TypeError(f"record: expected a tree of arrays, got {type(noted).__name__}")
+    return jnp.asarray(noted)
 
 
 def _gradient(
