@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).parents[1]
 MODULES = ["fnn", *(m.name for m in pkgutil.walk_packages(fnn.__path__, "fnn."))]
 MODULES.remove("fnn.__main__")
-PUBLIC = """fnn fnn.verify fnn.per_example fnn.curvature fnn.checkpoint fnn.data fnn.schedules
-fnn.parallel fnn.export""".split()
+PACKAGES = ["verify", "per_example", "curvature", "checkpoint", "data", "schedules"]
+PUBLIC = ["fnn", *(f"fnn.{name}" for name in [*PACKAGES, "parallel", "export"])]
 PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
 PAGES += [ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
