@@ -27,9 +27,9 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).parents[1]
 MODULES = ["fnn", *(m.name for m in pkgutil.walk_packages(fnn.__path__, "fnn."))]
 MODULES.remove("fnn.__main__")
-PUBLIC = """fnn fnn.verify fnn.per_example fnn.curvature fnn.checkpoint fnn.data fnn.schedules
-fnn.parallel fnn.export""".split()
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PACKAGES = ["verify", "per_example", "curvature", "checkpoint", "data", "schedules"]
+PUBLIC = ["fnn", *(f"fnn.{name}" for name in [*PACKAGES, "parallel", "export"])]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
 PAGES += [ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
 README = TEXT["README.md"]
@@ -281,3 +281,11 @@ def test_extras_that_pages_install_exist(page):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for extras in re.findall(r"(?:\.|fnn)\[([\w,]+)\]", TEXT[page]):
         assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+def test_every_page_is_on_the_site_and_its_versions_agree():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    pages = set(re.findall(r": ([\w-]+\.md)$", nav, re.M))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - pages == set()
+    assert f"version: {fnn.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{fnn.__version__}]" in TEXT["CHANGELOG.md"]

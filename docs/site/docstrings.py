@@ -21,7 +21,7 @@ class Markdown(griffe.Extension):
 def markdown(text: str) -> str:
     """The docstring with its examples fenced and its prose escaped.
 
-    A paragraph that begins with a prompt is an example, an indented one is code, any other is prose.
+    A paragraph that begins with a prompt is an example, an indented one code, any other prose.
     """
     paragraphs = re.split(r"\n\s*\n", text)
     blocks, examples = [], []
@@ -42,9 +42,7 @@ def prose(paragraph: str) -> list[str]:
     """Prose, with what is indented under it, or an example that follows it at once, as code."""
     lines = paragraph.split("\n")
     for i, line in enumerate(lines):
-        if line.startswith(("    ", ">>> ")) and (i == 0 or not lines[i - 1].startswith("- ")):
-            if i and re.match(r"\s*(-|\d\.) ", lines[i - 1]):
-                continue
+        if line.startswith(("    ", ">>> ")):
             language = "pycon" if ">>>" in line else "text"
             before = [escaped("\n".join(lines[:i]))] if i else []
             return [*before, fenced(dedent("\n".join(lines[i:])), language)]
@@ -54,7 +52,7 @@ def prose(paragraph: str) -> list[str]:
 def escaped(text: str) -> str:
     """Stars, underscores and angles that Markdown would take for its own."""
     parts = CODE.split(text)
-    parts[::2] = [re.sub(r"([*_<|\[\]])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"([*_\[\]])", r"\\\1", p).replace("<", "&lt;") for p in parts[::2]]
     return "".join(parts)
 
 

@@ -8,6 +8,7 @@ import ast
 import re
 import sys
 from importlib import import_module
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +46,17 @@ def imported(package: str) -> dict[str, str]:
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not path.exists():
         return {}
-    body = ast.parse(path.read_text()).body
-    if path.name == "__init__.py":
-        names = [
-            (a.asname or a.name, n.module)
-            for n in body
-            if isinstance(n, ast.ImportFrom)
-            for a in n.names
-        ]
-        return {name: module for name, module in names if str(module).startswith("fnn")}
-    found = {n.name for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-    found |= {
-        t.id
-        for n in body
-        if isinstance(n, ast.Assign)
-        for t in n.targets
-        if isinstance(t, ast.Name)
-    }
-    return {name: f"fnn.{package}" for name in sorted(found) if not name.startswith("_")}
+    found = {}
+    for node in ast.parse(path.read_text()).body:
+        match node:
+            case ast.ImportFrom(module=str(module)) if path.name == "__init__.py":
+                if module.startswith("fnn"):
+                    found |= {alias.asname or alias.name: module for alias in node.names}
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                found[name] = f"fnn.{package}"
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                found[name] = f"fnn.{package}"
+    return {name: home for name, home in found.items() if not name.startswith("_")}
 
 
 def reference() -> dict[str, tuple[str, list[tuple[str, str]]]]:
@@ -101,23 +95,19 @@ def command() -> str:
         with click.Context(found, info_name=f"fnn {name}") as context:
             usage = found.get_usage(context).removeprefix("Usage: ")
             parts.append(f"## fnn {name}\n\n{summary}\n\n```sh\n{usage}\n```\n")
-            details = (found.help or "").replace("\b", "").strip().split("\n\n", 1)[1:]
-            parts += [f"{text}\n" for text in details]
-            records = [
-                p.get_help_record(context) for p in found.params if isinstance(p, click.Option)
-            ]
-            rows = [
-                f"| `{option.replace('|', chr(92) + '|')}` | {cell(text)} |"
-                for option, text in filter(None, records)
-            ]
+            paragraphs = cleandoc((found.help or "").replace("\b", "")).split("\n\n")
+            parts += [cell(text) + "\n" for text in paragraphs[1:]]
+            options = [p for p in found.params if isinstance(p, click.Option)]
+            records = filter(None, (option.get_help_record(context) for option in options))
+            rows = [f"| `{option}` | {cell(text)} |" for option, text in records]
             if rows:
                 parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]) + "\n")
     return "\n".join(parts)
 
 
 def cell(text: str) -> str:
-    """A help text in a table's cell."""
-    return re.sub(r"\s+", " ", re.sub(r"([|*_<\[\]])", r"\\\1", text))
+    """A help text as one line of Markdown."""
+    return re.sub(r"\s+", " ", re.sub(r"([*_\[\]])", r"\\\1", text)).replace("<", "&lt;")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -187,7 +177,7 @@ def on_page_markdown(text: str, *, page: Any, config: MkDocsConfig, files: Files
     text = re.sub(r"\[([^\]]*)\]\(([^)\s]+)\)", turn, text)
     if path in ("changelog.md", "command.md"):
         return text
-    parts = re.split(r"(^```.*?^```\n|^#.*\n)", text, flags=re.M | re.S)
+    parts = re.split(r"(^```.*?^```\n|^#[^\n]*\n)", text, flags=re.M | re.S)
     parts[::2] = [re.sub(r"(?<!\[)`([^`\n]+)`(?!\])", linked, part) for part in parts[::2]]
     return "".join(parts)
 
@@ -209,14 +199,8 @@ def turned(target: str, source: Path) -> str:
 
 def linked(match: re.Match[str]) -> str:
     """A name in code, or a call, as a link to its reference."""
-    code = match[1]
-    name = re.match(r"(?:\w+\.)*\w+", code)
-    anchor = NAMES.get(name[0]) if name else None
-    if (
-        anchor is None
-        or name is None
-        or name[0] in SHORT
-        or code[name.end() :][:1] not in ("", "(")
-    ):
+    name = re.match(r"((?:\w+\.)*\w+)(?:\(|$)", match[1])
+    anchor = NAMES.get(name[1]) if name and name[1] not in SHORT else None
+    if anchor is None:
         return match[0]
     return f"[{match[0]}]({anchor}.md)" if anchor.startswith("api/") else f"[{match[0]}][{anchor}]"
