@@ -109,7 +109,7 @@ DEVICES = {
         _figures(148, 128, 7672320000000, 132644864, 1.965, 191514411008, 232448),
     ),
 }
-"""By name. A TPU v4 or TPU7x is a core, half a chip, for that is what the compiler calls a device."""
+"""By name. A TPU v4 or TPU7x is a core, half a chip: the compiler calls that a device."""
 
 
 class Target(NamedTuple):

@@ -67,12 +67,12 @@ class _Instruction(NamedTuple):
         """
         if cycles := re.search(r'"estimated_cycles":"(\d+)"', self.line):
             return int(cycles[1]) / device.clock
-        models = dict(
-            (name, float(time) / 1e6)
+        models = {
+            name: float(time) / 1e6
             for time, name in re.findall(
                 r'"exec_time_us":([\d.e+\-]+),[^{}]*?"name":"([^"]*)"', self.line
             )
-        )
+        }
         product = "experimental-gemm-cost-model" in models or self.opcode == "custom-call"
         return models.get("sol" if product else "")
 

@@ -14,10 +14,11 @@ class Report(NamedTuple):
     sends around a ring)}, overlapped {kind: how many of them run beside kernels}. seconds, and
     those of loops, are modelled by XLA, without the time to start a kernel and mostly without
     that of communicating: None where it has no model. share is the part of the device's published
-    bfloat16 peak that the modelled time means. Where the compiler finds that the memory is too small,
-    fits is False, text is its message, and what it did not say is None.
+    bfloat16 peak that the modelled time means. Where the compiler finds the memory too small, fits
+    is False, text is its message, and what it did not say is None.
 
-    >>> report = Report("H100", 1, True, 8, 0, 4, 80e9, 2e9, {"fusion": 1}, (), {}, {}, 1e-5, 0.2, "")
+    >>> kernels, time = {"fusion": 1}, 1e-5
+    >>> report = Report("H100", 1, True, 8, 0, 4, 8e10, 2e9, kernels, (), {}, {}, time, 0.2, "")
     >>> report.fits, json.loads(report.to_json())["kernels"]
     (True, {'fusion': 1})
     """

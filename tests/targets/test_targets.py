@@ -15,6 +15,7 @@ from fnn.targets.devices import DEVICES, Target
 from fnn.targets.flops import products
 from fnn.targets.program import Program
 from fnn.targets.report import Report
+from fnn.training.shuffle import permutation
 
 HERE = Path(__file__).parent
 KINDS = {"v5e": "TPU v5e", "h100": "H100"}
@@ -171,3 +172,11 @@ def test_clocks_are_near_the_published_ones():
     assert DEVICES["TPU v4"].clock == pytest.approx(1.05e9, rel=0.01)
     assert all(1e9 < device.clock < 2.5e9 for device in DEVICES.values())
     assert np.isfinite([device.bandwidth for device in DEVICES.values()]).all()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_an_epoch_s_order_is_sorted_everywhere_but_on_a_cpu(platform):
+    """There the cipher's loop of unknown length would make the host wait."""
+    traced = jax.jit(permutation, static_argnums=1).trace(jax.random.key(0), 1000)
+    lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.sort" in lowered) == (platform != "cpu")
