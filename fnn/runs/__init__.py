@@ -1,0 +1,1 @@
+"""A network trained on a table or on arrays, with everything that its training decided."""
