@@ -135,7 +135,7 @@ def test_checking_and_data_do_not_know_each_other_and_nobody_imports_the_command
 
 
 def test_the_reader_of_imports_sees_sub_packages():
-    assert {"verify.checks", "cli.runs", "layers.dense"} <= set(SOURCES)
+    assert {"verify._checks", "cli.runs", "layers.dense"} <= set(SOURCES)
     planted = "from fnn.cli import runs\nimport fnn.data.readers\nfrom fnn import verify\n"
     assert ours("x", planted) >= {"cli.runs", "verify"}
     assert list(imports("x", "def f():\n    import optax", lazily=False)) == []
