@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fnn.data import Dataset
 from fnn.runs import run as runs
 from fnn.runs.metrics import Classified, Predicted
 from fnn.runs.text import aligned
-from fnn.data import Dataset
 from fnn.training.evaluation import CHUNK
 
 

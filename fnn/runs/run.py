@@ -26,16 +26,16 @@ from fnn.base import Layer, Loss, Optimizer
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.checkpoint import CheckpointError
 from fnn.cli import environment
-from fnn.runs.metrics import Classified, Predicted
 from fnn.combinators import serial
 from fnn.data import DataError, Dataset, Encoding, Reading, Scaling
 from fnn.data.encoding import features_of
-from fnn.training.evaluation import CHUNK, predicted
-from fnn.training.fitting import Progress, epochs_since_best, fit
 from fnn.layers.flatten import unflatten
 from fnn.models import cnn, mlp
 from fnn.optimizers import adamw
 from fnn.parallel import ShardedExamples, processes
+from fnn.runs.metrics import Classified, Predicted
+from fnn.training.evaluation import CHUNK, predicted
+from fnn.training.fitting import Progress, epochs_since_best, fit
 
 environment.settle()
 

@@ -22,11 +22,10 @@ import numpy as np
 
 from fnn.adapters.optax import from_optax
 from fnn.base import Array, Optimizer, Params, at_least_float32
-from fnn.verify.causes import likely_cause
-from fnn.verify.float64 import ROUNDOFF, unit_roundoff, widened
-from fnn.verify.leaf import NONE, TOLERANCE, Leaf, compared, measure, side_by_side, unfit
-from fnn.verify.report import Report
-from fnn.verify.trees import named_leaves
+from fnn.verify._arrays import ROUNDOFF, named_leaves, unit_roundoff, widened
+from fnn.verify._causes import likely_cause
+from fnn.verify._leaf import NONE, TOLERANCE, Leaf, compared, measure, side_by_side, unfit
+from fnn.verify._report import Report
 
 Rule = Callable[..., tuple[Any, tuple[Any, ...]]]
 Schedule = Callable[[Any], Any]

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import jax
 
 from fnn.base import Layer, Loss
+from fnn.verify._gradients import check_layer, check_loss
+from fnn.verify._report import Report
 from fnn.verify.cases import ACTIVATIONS, LAYERS, LOSSES, OPTIMIZERS, WRAPPERS
-from fnn.verify.gradients import check_layer, check_loss
 from fnn.verify.optimizers import check_optimizer
-from fnn.verify.report import Report
 
 
 def shipped() -> Iterator[tuple[str, Report]]:

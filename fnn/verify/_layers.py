@@ -1,4 +1,9 @@
-"""Whether a layer keeps `Layer`'s contract with `reduce`, which per-example statistics need.
+"""The first wrong layer of a network, counted from the output, where backpropagation begins.
+
+Each layer is compared with autodiff by itself, in float64, and gets the true cotangent of its
+output: one wrong layer is not taken for many. The layers of a network are its `Layer.parts`.
+
+Whether a layer keeps `Layer`'s contract with `reduce`, which per-example statistics need.
 
 A backward that changes what `reduce` returned, or doesn't call it, can be right as a sum over
 the batch: `total` is linear, so that plain backpropagation shows no difference. Two other
@@ -13,30 +18,72 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.backprop import per_example_backward
-from fnn.base import Array, Layer, Params, Residuals
+from fnn.base import Array, Layer, Loss, Params, Residuals
 from fnn.reductions import Direct, Factor, Whole, total
-from fnn.verify.call import run
-from fnn.verify.leaf import NONE, TOLERANCE, Check, Leaf, measure, plainly, unfit
-from fnn.verify.trees import differentiable, named_leaves, random_cotangent
+from fnn.verify._arrays import differentiable, named_leaves, random_cotangent
+from fnn.verify._call import run
+from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, Leaf, measure, plainly, unfit
+
+
+def first_wrong_part(network: Layer, loss: Loss, params: Params, x: Any, y: Any) -> str:
+    """Where the gradient of network and loss is wrong first: at the loss, or in a layer."""
+    prediction, _ = network.forward(params, x)
+    expected = jax.grad(lambda p: loss.value(p, y).sum(), allow_int=True)(prediction)
+    if _wrong_leaves(loss.gradient(prediction, y), expected):
+        return "first wrong from the output: the loss's gradient"
+    return first_wrong_layer(network, params, x, expected)
+
+
+def first_wrong_layer(layer: Layer, params: Params, x: Any, dy: Any, path: str = "") -> str:
+    """The layer of a network that is wrong by itself and nearest to the output; "" for a layer
+    that is not made of layers.
+
+    dy is the cotangent of the output, path the layer's own place in a larger network.
+    """
+    if layer.parts is None:
+        return ""
+    parts = layer.parts(params)
+    passed = []
+    for part, p in parts:
+        y, pull, residuals = jax.vjp(part.forward, p, x, has_aux=True)
+        passed.append((part, p, x, residuals, pull))
+        x = y
+    for count, (part, p, x, residuals, pull) in enumerate(reversed(passed), 1):
+        here = f"{path}[{len(parts) - count}]"
+        expected = dict(zip(("dparams", "dx"), pull(dy), strict=True))
+        got = dict(zip(("dparams", "dx"), part.backward(p, residuals, dy), strict=True))
+        if wrong := _wrong_leaves(got, expected):
+            kind = getattr(part.forward, "__qualname__", "layer").split(".")[0]
+            return first_wrong_layer(part, p, x, dy, here) or (
+                f"first wrong layer, number {count} of {len(parts)} counted from the output: "
+                f"{here} {kind}, {' and '.join(wrong)}"
+            )
+        dy = expected["dx"]
+    return f"at {path or 'the top'} each layer is right by itself, but not how they are joined"
+
+
+def _wrong_leaves(got: Any, expected: Any) -> list[str]:
+    """The names of the leaves that differ."""
+    found, right = named_leaves(got), named_leaves(expected)
+    return [name for name, leaf in right.items() if not _agree(found.get(name), leaf)]
+
+
+def _agree(got: Any, expected: Any) -> bool:
+    if not differentiable(expected) or expected.size == 0:
+        return True
+    same = got is not None and jnp.shape(got) == expected.shape
+    return same and measure(np.asarray(got), np.asarray(expected), FLOOR)[0] <= 100 * TOLERANCE
 
 
 class Reduced(NamedTuple):
-    """What `reduce` returns here for a parameter: each example's gradient, and its squared norm.
-
-    >>> reduce_both(Direct(jnp.array([[3.0, 4.0], [0.0, 1.0]])), 1).squared_norms
-    Array([25.,  1.], dtype=float32)
-    """
+    """What `reduce` returns here for a parameter: each example's gradient, and its squared norm."""
 
     gradients: Direct
     squared_norms: Array
 
 
 def reduce_both(factor: Factor, examples: int) -> Reduced:
-    """The two reductions at once.
-
-    >>> reduce_both(Direct(jnp.ones((3, 2))), 1).gradients.value.shape
-    (3, 2)
-    """
+    """The two reductions at once."""
     return Reduced(factor.rows(examples), factor.squared_norm(examples))
 
 
@@ -53,15 +100,6 @@ def per_example_leaf(
 
     The cotangent is drawn from `key`. An entry may differ by `bound` of its parameter's largest
     per-example gradient, or by 1e-7 of it.
-
-    >>> import fnn
-    >>> layer, x = fnn.dense(2, 1), jnp.array([[1.0, 2.0], [3.0, 5.0]])
-    >>> def scaled(params, x, dy, reduce):
-    ...     dparams, dx = layer.backward(params, x, dy, reduce)
-    ...     return {"W": 1.0 * dparams["W"], "b": dparams["b"]}, dx
-    >>> params = layer.init(jax.random.key(0))
-    >>> per_example_leaf(layer._replace(backward=scaled), params, x, None, 1e-5).verdict
-    'fail'
     """
     if not (_has_parameters(params) and _has_examples(x)):
         return None

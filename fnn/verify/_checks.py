@@ -17,16 +17,26 @@ differences   The gradient along one unit direction per leaf, against a slope by
 At a kink the direction is changed: entries of equal size move together, zeros not at all.
 A check is skipped where it can't tell: next to a kink, where rounding is as large as what is
 measured, and where the reference is zero or not finite.
+
+What the checks of a leaf add up to.
+
+"fail" where the float64 or the native check fails. "inconclusive" where that rests on no firm
+reference: one that is zero or mere rounding; a tie or border where autodiff or the gradient under
+test takes a slope between the two sides; a native check that could not tell; finite differences
+that contradict autodiff. Else "pass".
+
+A gradient that can't be had in float64 (a kernel for float32, say) passes by its native check,
+against autodiff in float64.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from fnn.verify.float64 import ROUNDOFF
-from fnn.verify.leaf import FLOOR, NONE, TOLERANCE, Check, compared, measure
-from fnn.verify.reference import Reference, Slope
+from fnn.verify._arrays import ROUNDOFF
+from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, compared, measure, plainly, side_by_side
+from fnn.verify._reference import Reference, Slope
 
 ENTRY = "entry"
 """The reason of a native check that failed at an entry by its own conditioning."""
@@ -49,9 +59,6 @@ def steps(unit: float) -> tuple[float, float]:
     """First steps of finite differences, relative to a leaf's norm, for a function of this
     roundoff: few kinks are within the first; the second is for where the first is lost in
     rounding.
-
-    >>> [round(float(np.log2(h))) for h in steps(2.0**-53)]
-    [-17, -12]
     """
     return unit ** (17 / 53), unit ** (12 / 53)
 
@@ -62,9 +69,6 @@ class Tested(NamedTuple):
     `position` is its place in the reference's stacks: 0 is the value, the arrays of theta follow.
     `native` is what the user runs. `wide` is the same computed in float64, or None, for the
     `reason`. Positions behind theta's are arrays that the function returns.
-
-    >>> Tested("dx", 1, np.ones(2), None, "gives float32").best
-    array([1., 1.])
     """
 
     name: str
@@ -75,24 +79,12 @@ class Tested(NamedTuple):
 
     @property
     def best(self) -> np.ndarray:
-        """The leaf in float64, or else as the user runs it.
-
-        >>> Tested("dx", 1, np.ones(2), np.zeros(2), "").best
-        array([0., 0.])
-        """
+        """The leaf in float64, or else as the user runs it."""
         return self.native if self.wide is None else self.wide
 
 
 def float64_check(tested: Tested, reference: Reference) -> Check:
-    """The leaf in float64 against autodiff in float64.
-
-    >>> import jax.numpy as jnp
-    >>> from fnn.verify.call import split
-    >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
-    >>> tested = Tested("dx", 1, np.array(5.0), np.array(5.0), "")
-    >>> float64_check(tested, Reference(call, inputs, 2.0**-24)).verdict
-    'fail'
-    """
+    """The leaf in float64 against autodiff in float64."""
     expected = reference.stacks[tested.position][0]
     if not np.isfinite(expected).all():
         return Check("skipped", reason="not finite")
@@ -144,11 +136,7 @@ def _zero_check(tested: Tested, wide: np.ndarray, reference: Reference) -> Check
 
 
 def relative(difference: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Each entry of a difference as `measure` has it: relative, infinite where not finite.
-
-    >>> [float(e) for e in relative(np.array([0.1, np.nan]), np.array([1.0, 0.0])).round(3)]
-    [0.1, inf]
-    """
+    """Each entry of a difference as `measure` has it: relative, infinite where not finite."""
     size = np.abs(expected) + FLOOR * np.abs(expected).max()
     size = size if size.any() else 1.0
     return np.where(np.isfinite(difference), np.abs(difference) / size, np.inf)
@@ -164,13 +152,6 @@ def _worst(excess: np.ndarray) -> tuple[tuple[int, ...], ...]:
 def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> Check:
     """The leaf in the dtype that the user runs against autodiff in float64; `autodiff` is the
     leaf by autodiff in the user's dtype.
-
-    >>> import jax.numpy as jnp
-    >>> from fnn.verify.call import split
-    >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
-    >>> tested = Tested("dx", 1, np.array(np.nan), np.array(6.0), "")
-    >>> native_check(tested, Reference(call, inputs, 2.0**-24), np.array(6.0)).verdict
-    'fail'
     """
     expected = reference.stacks[tested.position][0]
     if reference.roundoff <= ROUNDOFF:
@@ -209,10 +190,6 @@ def beyond_range(
 ) -> np.ndarray:
     """The leaf, with the expected value in place of an infinite or NaN one where a dtype of this
     roundoff can't hold it, or autodiff in that dtype has none either.
-
-    >>> expected = np.array([1e60, 1.0])
-    >>> float(beyond_range(np.array([np.inf, np.inf]), expected, expected, 2.0**-24)[0])
-    1e+60
     """
     largest = float(np.finfo(np.float16 if roundoff == 2.0**-11 else np.float32).max)
     excused = (np.abs(expected) > largest) | ~np.isfinite(autodiff)
@@ -232,14 +209,6 @@ def entry_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> C
     """Each entry of the native gradient by its own conditioning, and beside autodiff's own error
     in that entry: small entries do not drown among large ones. Down to the floor of the float64
     check. It fails with the error of the worst entry, and is skipped where it finds none.
-
-    >>> import jax.numpy as jnp
-    >>> from fnn.verify.call import split
-    >>> x = jnp.array([1e-2, 1.0])
-    >>> call, inputs = split(lambda f, theta: (f(theta).sum(), []), jnp.square, x, ())
-    >>> tested = Tested("dx", 1, np.array([0.02 + 2e-6, 2.0]), 2 * np.asarray(x), "")
-    >>> entry_check(tested, Reference(call, inputs, 2.0**-24), 2 * np.asarray(x)).verdict
-    'fail'
     """
     stack = reference.stacks[tested.position]
     if reference.roundoff <= ROUNDOFF or not (np.isfinite(stack).all() and stack[0].any()):
@@ -272,15 +241,6 @@ def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[C
 
     First all leaves move at once, and the slope must be the sum of what each predicts: an error
     of one would have to be undone by another's. A leaf that this leaves open moves alone.
-
-    >>> import jax.numpy as jnp
-    >>> from fnn.verify.call import split
-    >>> from fnn.verify.float64 import in_float64
-    >>> with in_float64():
-    ...     call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
-    ...     tested = Tested("dx", 1, np.array(6.0), np.array(6.0), "")
-    ...     differences_checks([tested], Reference(call, inputs, 2.0**-24))[0].verdict
-    'pass'
     """
     grads = {
         leaf.position: leaf.best
@@ -331,19 +291,110 @@ def _differences_check(slope: Slope, difference: float, share: float, firm: floa
 
 
 def entry_slope(tested: Tested, reference: Reference, index: tuple[int, ...]) -> Slope:
-    """The slope of f along one entry of the leaf alone.
-
-    >>> import jax.numpy as jnp
-    >>> from fnn.verify.call import split
-    >>> from fnn.verify.float64 import in_float64
-    >>> with in_float64():
-    ...     call, inputs = split(lambda f, theta: (f(theta), []), jnp.abs, jnp.array(0.0), ())
-    ...     tested = Tested("dx", 1, np.array(1.0), np.array(1.0), "")
-    ...     entry_slope(tested, Reference(call, inputs, 2.0**-24), ()).kink
-    True
-    """
+    """The slope of f along one entry of the leaf alone."""
     directions = [np.zeros(p.shape) for p in reference.inputs.theta]
     directions[tested.position - 1][index] = 1.0
     return reference.slope(
         directions, steps(reference.unit)[0] * reference.norms[tested.position - 1]
     )
+
+
+def decide(
+    tested: Tested,
+    expected: np.ndarray,
+    checks: tuple[Check, Check, Check],
+    slopes: Iterable[tuple[tuple[int, ...], Slope | None]],
+    custom: Sequence[str] = (),
+) -> tuple[str, str, tuple[int, ...]]:
+    """The verdict of a leaf, the reason, and the index of the worst entry.
+
+    checks are float64, native and differences; slopes are those along the entries that the float64
+    check refused, with their indices, worst first; custom are the functions with derivative rules
+    of their own that autodiff has run.
+    """
+    float64, native, differences = checks
+    _, index = measure(tested.best, expected, FLOOR)
+    if float64.verdict == "fail":
+        doubts = []
+        for at, slope in slopes:
+            verdict, note = _against_slope(float(tested.best[at]), float(expected[at]), slope)
+            contradicted = differences.verdict == "fail" and differences.reason != KINK
+            if verdict == "inconclusive" and slope and slope.kink and contradicted:
+                verdict, note = "fail", f"{note}; finite differences contradict it"
+            if verdict == "fail":
+                return verdict, _values(tested.best, expected, at) + note, at
+            doubts.append((at, note))
+        at, note = doubts[0]
+        return "inconclusive", _values(tested.best, expected, at) + note, at
+    if native.verdict == "fail":
+        index = native.entries[0] if native.entries else measure(tested.native, expected, 1)[1]
+        note = f"in the dtype that runs: {_values(tested.native, expected, index)}"
+        return "fail", note, index
+    if doubt := _doubt(tested, expected, checks, custom):
+        return "inconclusive", doubt, index
+    return "pass", "", index
+
+
+def _values(got: np.ndarray, expected: np.ndarray, index: tuple[int, ...]) -> str:
+    where = f"at {list(index)} " if index else ""
+    return where + side_by_side(expected[index], got[index])
+
+
+def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str, str]:
+    """What the slope along an entry says of the difference between `got` and autodiff's."""
+    if slope is not None and slope.kink:
+        low, high = sorted((slope.left, slope.right))
+        slack = 1e-6 * max(abs(low), abs(high))
+        between = low - slack <= got <= high + slack
+        # Autodiff on one side and this on the other contradict each other. Where either splits
+        # the tie (a maximum's two arguments share it, |x| has 0 at 0), both are right.
+        sided = [min(abs(d - low), abs(d - high)) <= slack for d in (wanted, got)]
+        note = f"; a tie or border, with slopes {plainly(low)} and {plainly(high)}"
+        return ("inconclusive" if between and not all(sided) else "fail"), note
+    if slope and abs(slope.value - got) <= slope.bound < abs(slope.value - wanted):
+        note = "; finite differences agree with what is under test, not with autodiff"
+        return "inconclusive", note
+    return "fail", ""
+
+
+def _doubt(
+    tested: Tested,
+    expected: np.ndarray,
+    checks: tuple[Check, Check, Check],
+    custom: Sequence[str],
+) -> str:
+    """Why checks of which none found an error do not add up to a pass; "" where they do."""
+    float64, native, differences = checks
+    if differences.verdict == "fail":
+        if custom:
+            return (
+                f"autodiff ran the rule of {', '.join(custom)}, and finite differences contradict "
+                "it: if that is what is under test, it was checked against itself; hand in "
+                "reference=, the function without the rule"
+            )
+        return "finite differences contradict autodiff: is a rule overridden?"
+    if float64.verdict != "skipped":
+        if native.verdict == "skipped" and native.reason in ("rounding", CANCELS):
+            return (
+                f"right in float64, but the native check is skipped: {native.reason}; at these "
+                "inputs this dtype holds too few digits to tell"
+            )
+        return ""
+    if float64.reason == TIE:
+        values = _values(tested.best, expected, float64.entries[0])
+        return f"{values}; a tie or border, where more than one value is right"
+    if float64.reason == CANCELS:
+        _, index = measure(tested.best, expected, FLOOR)
+        return f"{_values(tested.best, expected, index)}; autodiff itself cancels here"
+    if float64.reason == "zero":
+        return "the reference is zero everywhere: right and missing look alike"
+    if tested.wide is not None or float64.reason != tested.reason:
+        return f"the float64 reference can't decide: {float64.reason}"
+    if native.verdict == "skipped":
+        return f"float64: {float64.reason}; the native check is skipped: {native.reason}"
+    if custom and differences.verdict == "skipped" and differences.reason != "none":
+        return (
+            f"autodiff ran the rule of {', '.join(custom)}, and finite differences can't "
+            f"confirm it: {differences.reason}"
+        )
+    return ""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.verify.leaf import FLOOR, TOLERANCE, Leaf, measure, plainly
+from fnn.verify._leaf import FLOOR, TOLERANCE, Leaf, measure, plainly
 
 UNKNOWN = "cause unknown"
 
@@ -22,9 +22,6 @@ def likely_cause(
 
     theta is the parameter; lengths are those of the axes that a wrong factor may come from;
     integers are the arrays that may choose its rows.
-
-    >>> likely_cause(np.array([2.0, 4.0]), np.array([1.0, 2.0]), np.ones(2), [])
-    'every entry is 2 times the reference: a 2 too many'
     """
     return (
         _not_finite(got)
@@ -43,9 +40,6 @@ def likely_cause(
 def misshapen_cause(got: np.ndarray, expected: np.ndarray, others: Mapping[str, np.ndarray]) -> str:
     """Why a gradient may have another shape than its parameter; "" where no reason is seen.
     `others` are the references of the other leaves by name.
-
-    >>> misshapen_cause(np.ones((2, 3)), np.ones((3, 2)), {})
-    'its transpose matches'
     """
     for name, other in others.items():
         if got.shape == other.shape and _close(got, other):
@@ -61,15 +55,7 @@ def misshapen_cause(got: np.ndarray, expected: np.ndarray, others: Mapping[str, 
 
 
 def swapped(leaf: Leaf, leaves: Sequence[Leaf]) -> Leaf:
-    """The leaf; where it is wrong and matches another wrong leaf's reference, its note says so.
-
-    >>> from fnn.verify.leaf import NONE
-    >>> one, two = np.ones(2), 2 * np.ones(2)
-    >>> a = Leaf("a", "fail", NONE, NONE, NONE, got=two, expected=one)
-    >>> b = Leaf("b", "fail", NONE, NONE, NONE, got=one, expected=two)
-    >>> swapped(a, [a, b]).note
-    'it is the reference of b: swapped'
-    """
+    """The leaf; where it is wrong and matches another wrong leaf's reference, its note says so."""
     for other in leaves:
         if leaf.verdict == "fail" and other.name != leaf.name and other.verdict == "fail":
             same = leaf.got.shape == other.expected.shape

@@ -1,19 +1,122 @@
-"""What a checker found, as a table."""
+"""What a check would have refused: bugs planted into the gradient that it was given.
+
+What a checker found, as a table.
+
+What the inputs of a check can't show, in words.
+"""
 
 import html
 import json
 import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.verify.leaf import Check, Leaf
-from fnn.verify.power import Power, power_of
-from fnn.verify.trees import named_leaves
+from fnn.verify._arrays import named_leaves
+from fnn.verify._call import Inputs
+from fnn.verify._leaf import FLOOR, Check, Leaf, measure
+
+
+class Planted(NamedTuple):
+    """One bug planted into one leaf, and whether the check would have refused it."""
+
+    bug: str
+    leaf: str
+    seen: bool
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a check can see. `smallest` has for each leaf the least relative error it refuses:
+    of all entries at once, each by its own amount.
+    """
+
+    planted: tuple[Planted, ...]
+    smallest: dict[str, float]
+
+    def __str__(self) -> str:
+        """A line per kind of bug and per leaf."""
+        seen = sum(p.seen for p in self.planted)
+        lines = [f"power: {seen} of {len(self.planted)} planted bugs seen"]
+        for bug in dict.fromkeys(p.bug for p in self.planted):
+            tried = [p for p in self.planted if p.bug == bug]
+            missed = [p.leaf for p in tried if not p.seen]
+            what = f"missed in {', '.join(missed)}" if missed else "seen"
+            text = f"{bug:32} {len(tried):3} leaves  {what}"
+            lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        lines.append("smallest relative error seen")
+        lines += [f"  {name:32} {error:.1e}" for name, error in self.smallest.items()]
+        return "\n".join(lines)
+
+
+def planted_bugs(g: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Bugs for a gradient g: the name, and g with the bug in it."""
+    yield "sign", -g
+    yield "zero", 0 * g
+    yield "twice", 2 * g
+    yield "half", g / 2
+    yield "NaN in one entry", _with_entry(g, np.nan)
+    yield "rounded to bfloat16", np.asarray(jnp.asarray(g, jnp.bfloat16), g.dtype)
+    yield "rounded to float32", g.astype(np.float32).astype(g.dtype)
+    if g.size > 1:
+        yield "largest entry negated", _with_entry(g, -g.flat[np.abs(g).argmax()])
+        yield "shifted by one entry", np.roll(g.ravel(), 1).reshape(g.shape)
+    if g.ndim > 1:
+        yield "last row zero", np.concatenate([g[:-1], 0 * g[-1:]])
+        yield "last column zero", np.concatenate([g[..., :-1], 0 * g[..., -1:]], -1)
+    if g.ndim == 2 and g.shape[0] == g.shape[1] > 1:
+        yield "transposed", g.T
+
+
+def _with_entry(g: np.ndarray, value: Any) -> np.ndarray:
+    g = g.copy()
+    g.flat[np.abs(g).argmax()] = value
+    return g
+
+
+def power_of(leaves: Sequence[Leaf]) -> Power:
+    """The power of the float64 check of these leaves: bugs are planted into each finite leaf.
+    Where that check was skipped, nothing is seen.
+    """
+    tried = [leaf for leaf in leaves if leaf.got.size]
+    planted, smallest = [], {}
+    for leaf in tried:
+        got, expected = leaf.got, leaf.expected
+        if not (np.isfinite(got).all() and np.isfinite(expected).all()):
+            smallest[leaf.name] = np.inf
+            continue
+
+        def seen(g: np.ndarray, leaf: Leaf = leaf, expected: np.ndarray = expected) -> bool:
+            ran = leaf.float64.verdict != "skipped"
+            return ran and not measure(g, expected, FLOOR)[0] <= leaf.float64.bound
+
+        for bug, g in planted_bugs(got):
+            if not np.array_equal(g, got):
+                planted.append(Planted(bug, leaf.name, seen(g)))
+        for other in tried:
+            if other is not leaf and other.got.shape == got.shape:
+                planted.append(Planted(f"swapped with {other.name}", leaf.name, seen(other.got)))
+        smallest[leaf.name] = _smallest(seen, expected)
+    return Power(tuple(planted), smallest)
+
+
+def _smallest(seen: Callable[[np.ndarray], bool], expected: np.ndarray) -> float:
+    """The least relative error refused, by bisection of its exponent between 1e-16 and 1."""
+    noise = np.random.default_rng(0).uniform(-1, 1, expected.shape)
+    noise = expected * noise / np.abs(noise).max()
+    low, high = -16.0, 0.0
+    if not seen(expected + noise):
+        return np.inf
+    while high - low > 0.05:
+        middle = (low + high) / 2
+        low, high = (low, middle) if seen(expected + 10**middle * noise) else (middle, high)
+    return float(10**high)
+
 
 WIDTH = 100
 """Columns of the table, at most."""
@@ -193,3 +296,25 @@ def _pasted(leaf: Any) -> str:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return f"jax.random.wrap_key_data({np.asarray(jax.random.key_data(leaf)).tolist()})"
     return f"jnp.array({np.asarray(leaf).tolist()}, jnp.{leaf.dtype})"
+
+
+def blind_spots(inputs: Inputs) -> tuple[str, ...]:
+    """What a bug may hide behind at these inputs. `fnn.verify.search` looks there."""
+    return tuple(_found(inputs))
+
+
+def _found(inputs: Inputs) -> Iterator[str]:
+    theta = [np.asarray(a, np.float64) for a in inputs.theta if a.size]
+    values = np.concatenate([np.ravel(a) for a in theta] or [np.zeros(0)])
+    for value, name in ((1, "ones"), (0, "zeros")):
+        if any(a.size > 1 and (a == value).all() for a in theta):
+            yield f"an array of {name} only"
+    if (values != 0).all():
+        yield "no zeros"
+    if len(np.unique(values)) == len(values) > 1:
+        yield "no ties"
+    if (np.abs(values) < 3).all():
+        yield "only |values| < 3"
+    sizes = [n for a in theta for n in a.shape]
+    if len(sizes) > 1 and len(set(sizes)) == 1:
+        yield "all sizes equal"

@@ -14,16 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array
-from fnn.verify.float64 import in_float64, unit_roundoff
-from fnn.verify.trees import as_arrays, differentiable
+from fnn.verify._arrays import as_arrays, differentiable, in_float64, unit_roundoff
 
 
 class Inputs(NamedTuple):
-    """The arrays of a call: those it is differentiated in, other floats, and all other arrays.
-
-    >>> Inputs([jnp.ones(2)], [], []).theta
-    [Array([1., 1.], dtype=float32)]
-    """
+    """The arrays of a call: those it is differentiated in, other floats, and all other arrays."""
 
     theta: list[Any]
     floats: list[Any]
@@ -36,10 +31,6 @@ class Call(NamedTuple):
     `kinds` says of each leaf of (theta, rest) which list it is in: "theta", "floats", "others",
     or "fixed" for a value that the user's function gets as it is. Equal calls share one
     compilation.
-
-    >>> call, inputs = split(lambda f, theta, n: f(theta, n), pow, jnp.array(3.0), (2,))
-    >>> call.kinds, float(call(inputs))
-    (('theta', 'fixed'), 9.0)
     """
 
     rule: Callable[..., Any]
@@ -49,12 +40,7 @@ class Call(NamedTuple):
     fixed: tuple[Any, ...]
 
     def arguments(self, inputs: Inputs) -> tuple[Any, tuple[Any, ...]]:
-        """The trees theta and rest.
-
-        >>> call, inputs = split(lambda f, theta: f(theta), sum, {"w": jnp.array(3.0)}, ())
-        >>> call.arguments(inputs)[0]["w"] is inputs.theta[0]
-        True
-        """
+        """The trees theta and rest."""
         lists = {**inputs._asdict(), "fixed": self.fixed}
         sources = {kind: iter(leaves) for kind, leaves in lists.items()}
         return jax.tree.unflatten(self.form, [next(sources[kind]) for kind in self.kinds])
@@ -71,10 +57,6 @@ def split(
     """The call rule(function, theta, *rest) and its inputs.
 
     Raises TypeError for complex numbers in theta.
-
-    >>> call, inputs = split(lambda f, theta, x: f(theta, x), max, jnp.ones(2), (jnp.arange(2),))
-    >>> [len(arrays) for arrays in inputs]
-    [1, 0, 1]
     """
     theta = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, float) else a, theta)
     leaves, form = jax.tree.flatten(as_arrays((theta, rest)))
@@ -98,22 +80,13 @@ def split(
 
 
 def evaluate(call: Call, inputs: Inputs) -> Any:
-    """The call's result.
-
-    >>> call, inputs = split(lambda f, theta: f(theta), jnp.sin, jnp.array(0.0), ())
-    >>> float(evaluate(call, inputs))
-    0.0
-    """
+    """The call's result."""
     return call(inputs)
 
 
 def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array], list[Array]]:
     """For a call that returns a scalar and a list of arrays: the scalar, its gradient with
     respect to theta by autodiff, and the arrays.
-
-    >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
-    >>> differentiate(call, inputs)[1]
-    [Array(6., dtype=float32, weak_type=True)]
     """
 
     def f(theta: list[Any]) -> tuple[Array, list[Array]]:
@@ -127,10 +100,6 @@ def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array], list[
 def evaluate_moved(call: Call, inputs: Inputs, directions: list[Any], steps: Any) -> Any:
     """The scalars of such a call where each array of theta is moved along its direction, for each
     of the steps.
-
-    >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
-    >>> [float(f) for f in evaluate_moved(call, inputs, [2.0], np.array([0.5, 1.0]))]
-    [16.0, 25.0]
     """
 
     def one(step: Any) -> Any:
@@ -152,10 +121,6 @@ def _compiled(program: Callable[..., Any]) -> Callable[..., Any]:
 def run(program: Callable[..., Any], call: Any, *arrays: Any) -> Any:
     """program(call, *arrays), compiled; or as it is, where the user's function can't be traced,
     for it branches on values or is NumPy's.
-
-    >>> call, inputs = split(lambda f, theta: f(theta), float, jnp.array(3.0), ())
-    >>> run(evaluate, call, inputs)
-    3.0
     """
     try:
         return _compiled(program)(call, *arrays)
@@ -170,10 +135,6 @@ COMPILED = 3
 def run_gradient(call: Call, inputs: Inputs) -> Any:
     """call(inputs), compiled; where `COMPILED` other functions of the same form were, as it is:
     its operations are known by then, and to compile the next one takes longer than to run it.
-
-    >>> call, inputs = split(lambda f, theta: f(theta), jnp.sin, jnp.array(0.0), ())
-    >>> float(run_gradient(call, inputs))
-    0.0
     """
     shapes = tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(inputs))
     try:
@@ -199,15 +160,6 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     JAX keeps a closed-over NumPy array in the dtype of the first trace for as long as a compiled
     program holds it, whether x64 is on or not. So where a function has such a constant, JAX's
     caches are cleared on both sides of the section.
-
-    >>> c = np.array([1.0, 2.0])
-    >>> f = jax.jit(lambda x: c * x)
-    >>> y = f(jnp.ones(2))
-    >>> with float64_section([f], jnp.ones(2)):
-    ...     str(f(jnp.ones(2, jnp.float64)).dtype)
-    'float64'
-    >>> str(f(jnp.ones(2)).dtype)
-    'float32'
     """
     held = any(_holds_numpy_arrays(f, *inputs) for f in functions)
     if held:
@@ -221,12 +173,7 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
 
 
 def same_arrays(one: Inputs, other: Inputs) -> bool:
-    """Whether two inputs have the same arrays, by shape, dtype and every entry.
-
-    >>> one = Inputs([jnp.ones(2)], [], [jax.random.key(0)])
-    >>> same_arrays(one, one), same_arrays(one, Inputs([jnp.zeros(2)], [], [jax.random.key(0)]))
-    (True, False)
-    """
+    """Whether two inputs have the same arrays, by shape, dtype and every entry."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=False)
     same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
     same_form = [*map(len, one)] == [*map(len, other)]
@@ -234,12 +181,7 @@ def same_arrays(one: Inputs, other: Inputs) -> bool:
 
 
 def can_be_traced(call: Call, inputs: Inputs) -> bool:
-    """Whether the call is a JAX program: NumPy may read what has changed since.
-
-    >>> call, inputs = split(lambda f, theta: f(theta), float, jnp.array(3.0), ())
-    >>> can_be_traced(call, inputs)
-    False
-    """
+    """Whether the call is a JAX program: NumPy may read what has changed since."""
     try:
         _holds_by_shape(call, *_shapes((inputs,)))
     except Exception:
@@ -278,10 +220,6 @@ def _has_numpy_constant(program: Any) -> bool:
 def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
     """The largest unit roundoff of a floating-point value that the call computes from floats and
     that reaches its result; 0 if unknown.
-
-    >>> call, inputs = split(lambda f, theta: f(theta), jnp.sin, jnp.array(0.0), ())
-    >>> coarsest_roundoff(call, inputs) == unit_roundoff(jnp.float32)
-    True
     """
     try:
         program = jax.make_jaxpr(call.__call__)(inputs)
@@ -332,14 +270,6 @@ def _needed(inner: Any, wanted: list[bool]) -> set[Any]:
 def custom_rules(call: Call, inputs: Inputs) -> list[str]:
     """The names of the functions in the call that have a derivative rule of their own, JAX's
     apart.
-
-    >>> @jax.custom_jvp
-    ... def square(x):
-    ...     return x * x
-    >>> rule = square.defjvp(lambda x, dx: (x[0] * x[0], 2 * x[0] * dx[0]))
-    >>> call, inputs = split(lambda f, theta: f(theta), square, jnp.array(3.0), ())
-    >>> custom_rules(call, inputs)
-    ['square']
     """
     try:
         program = jax.make_jaxpr(call.__call__)(inputs)
@@ -379,11 +309,7 @@ def _is_jaxpr(x: Any) -> bool:
 
 
 def axis_lengths(inputs: Inputs) -> Sequence[int]:
-    """Batch sizes and axis lengths above 1: where a wrong constant factor may come from.
-
-    >>> axis_lengths(Inputs([jnp.ones((2, 3))], [jnp.ones((8, 3))], []))
-    [8, 2, 3]
-    """
+    """Batch sizes and axis lengths above 1: where a wrong constant factor may come from."""
     shapes = [a.shape for a in (*inputs.floats, *inputs.others, *inputs.theta) if a.ndim]
     batches = [int(np.prod(shape[:-1])) for shape in shapes]
     return [n for n in dict.fromkeys([*batches, *sum(shapes, ())]) if n > 1]

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.verify.call import Call, Inputs, differentiate, evaluate_moved, run
-from fnn.verify.float64 import ROUNDOFF
-from fnn.verify.leaf import measure
+from fnn.verify._arrays import ROUNDOFF
+from fnn.verify._call import Call, Inputs, differentiate, evaluate_moved, run
+from fnn.verify._leaf import measure
 
 MOVES = 8
 """How often the inputs are moved by a roundoff before a check fails. To pass, once will do."""
@@ -31,9 +31,6 @@ LEVELS = 3
 class Slope(NamedTuple):
     """A slope by finite differences: the central one with a bound of its error, those from the
     left and from the right, and whether these two differ.
-
-    >>> Slope(1.0, 1e-9, 1.0, 1.0, kink=False).value
-    1.0
     """
 
     value: float
@@ -51,13 +48,6 @@ class Reference:
     `roundoff`, that of the dtype that the user runs, or by `FAR`. After these come the arrays that
     f returns beside its value. `unit` is the roundoff of f itself: more than float64's where f
     computes in less, whatever it is given.
-
-    >>> import jax.numpy as jnp
-    >>> from fnn.verify.call import split
-    >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
-    >>> reference = Reference(call, inputs, 2.0**-24)
-    >>> float(reference.stacks[1][0])
-    6.0
     """
 
     def __init__(self, call: Call, inputs: Inputs, roundoff: float, unit: float = ROUNDOFF) -> None:
@@ -86,26 +76,12 @@ class Reference:
     def moves(self, position: int, row: int, floor: float) -> Iterator[float]:
         """How far an array of `stacks` moves when every input moves by a roundoff (row 1:
         f's, row 2: the user's): again and again, by other signs.
-
-        >>> import jax.numpy as jnp
-        >>> from fnn.verify.call import split
-        >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
-        >>> reference = Reference(call, inputs, 2.0**-24)
-        >>> next(reference.moves(1, row=2, floor=1)) < 2.0**-23
-        True
         """
         for stack in self.moved_stacks(position):
             yield measure(stack[row], stack[0], floor)[0]
 
     def moved_stacks(self, position: int) -> Iterator[np.ndarray]:
-        """An array of `stacks`, again and again with its inputs moved by other signs.
-
-        >>> import jax.numpy as jnp
-        >>> from fnn.verify.call import split
-        >>> call, inputs = split(lambda f, theta: (f(theta), []), jnp.square, jnp.array(3.0), ())
-        >>> next(Reference(call, inputs, 2.0**-24).moved_stacks(1)).shape
-        (3,)
-        """
+        """An array of `stacks`, again and again with its inputs moved by other signs."""
         for seed in range(MOVES):
             yield self._moved(seed)[position]
 
@@ -132,17 +108,7 @@ class Reference:
         )
 
     def slope(self, directions: list[np.ndarray], first: float) -> Slope:
-        """The slope of f along the directions, one per array of theta, from a step of `first`.
-
-        >>> import jax.numpy as jnp
-        >>> from fnn.verify.call import split
-        >>> from fnn.verify.float64 import in_float64
-        >>> with in_float64():
-        ...     rule = lambda f, theta: (f(theta), [])
-        ...     call, inputs = split(rule, jnp.square, jnp.array(3.0), ())
-        ...     round(Reference(call, inputs, 2.0**-24).slope([np.ones(())], 1e-3).value, 6)
-        6.0
-        """
+        """The slope of f along the directions, one per array of theta, from a step of `first`."""
         h = first * 0.5 ** np.arange(LEVELS)
         f = run(evaluate_moved, self.call, self.inputs, directions, np.concatenate([h, -h]))
         plus, minus = np.array(f, np.float64).reshape(2, LEVELS)
@@ -152,11 +118,6 @@ class Reference:
 def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
     """The inputs, every float moved up or down by the roundoff u. Values of equal size move alike,
     so that no tie is broken.
-
-    >>> inputs = Inputs([np.array([3.0, 3.0])], [], [])
-    >>> a, b = moved(inputs, 0.5, np.random.default_rng(0)).theta[0]
-    >>> bool(a == b), float(a) in (1.5, 4.5)
-    (True, True)
     """
     if u == 0:
         return inputs
@@ -173,16 +134,7 @@ def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
 
 
 def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], list[Any]]:
-    """What `differentiate` gives, by autodiff; by differences where autodiff can't take the call.
-
-    >>> from fnn.verify.call import split
-    >>> from fnn.verify.float64 import in_float64
-    >>> square = lambda f, theta: ((np.asarray(theta) ** 2).sum(), [])
-    >>> with in_float64():
-    ...     call, inputs = split(square, None, np.array([3.0]), ())
-    ...     round(float(gradient_of(call, inputs)[1][0][0]), 9)
-    6.0
-    """
+    """What `differentiate` gives; by differences where autodiff can't take the call."""
     try:
         return run(differentiate, call, inputs)
     except jax.errors.JAXTypeError:  # NumPy's functions take no tracer
@@ -212,9 +164,6 @@ def _entry_slopes(call: Call, inputs: Inputs, j: int) -> np.ndarray:
 def together_where_tied(direction: np.ndarray, theta: np.ndarray) -> np.ndarray:
     """The direction, changed so that entries of theta that are of equal size stay so: each gets
     their mean. Zeros stay where they are. Zero where no entries are tied.
-
-    >>> together_where_tied(np.array([1.0, 3.0, 5.0, 7.0]), np.array([2.0, -2.0, 0.0, 4.0]))
-    array([-1.,  1.,  0.,  7.])
     """
     ordered = np.sort(np.abs(theta), axis=None)
     if not ((ordered[:1] == 0).any() or (ordered[1:] == ordered[:-1]).any()):
@@ -226,11 +175,7 @@ def together_where_tied(direction: np.ndarray, theta: np.ndarray) -> np.ndarray:
 
 
 def norm(a: Any) -> float:
-    """The Euclidean norm of an array of any shape.
-
-    >>> norm(np.array([[3.0], [4.0]]))
-    5.0
-    """
+    """The Euclidean norm of an array of any shape."""
     # Not by BLAS, whose threads take longer to wake than this takes.
     return float(np.sqrt(np.square(np.asarray(a)).sum()))
 

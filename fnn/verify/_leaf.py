@@ -26,9 +26,6 @@ class Check(NamedTuple):
 
     `entries` are the indices out of bounds, worst first and a few at most; of a skipped check
     those that it can't judge.
-
-    >>> print(Check("pass", 2e-16, 1e-9), Check("skipped", reason="kink"))
-    2.0e-16 < 1e-09 (kink)
     """
 
     verdict: str
@@ -50,11 +47,7 @@ NONE = Check("skipped", reason="none")
 
 
 def compared(error: float, bound: float) -> Check:
-    """The check that passes where the error is within its bound, which NaN is not.
-
-    >>> compared(float("nan"), 1.0).verdict
-    'fail'
-    """
+    """The check that passes where the error is within its bound, which NaN is not."""
     return Check("pass" if error <= bound else "fail", error, bound)
 
 
@@ -66,9 +59,6 @@ class Leaf:
     native        the gradient in the dtype that the user runs, against the same
     differences   the gradient along a direction, against finite differences
     index         of the worst entry
-
-    >>> unfit("grads.W", "only the reference has it").verdict
-    'fail'
     """
 
     name: str
@@ -83,29 +73,17 @@ class Leaf:
 
     @property
     def relative(self) -> float:
-        """The float64 check's error: the largest relative difference of an entry.
-
-        >>> unfit("grads.W", "only the reference has it").relative
-        inf
-        """
+        """The float64 check's error: the largest relative difference of an entry."""
         return self.float64.error
 
 
 def unfit(name: str, note: str) -> Leaf:
-    """A failed leaf that can't even be compared.
-
-    >>> unfit("step", "5 after 6 updates").note
-    '5 after 6 updates'
-    """
+    """A failed leaf that can't even be compared."""
     return Leaf(name, "fail", Check("fail", np.inf, 0.0), NONE, NONE, (), note)
 
 
 def measure(got: np.ndarray, expected: np.ndarray, floor: float) -> tuple[float, tuple[int, ...]]:
-    """The error of `got`, and the index where it is. Absolute where expected is zero throughout.
-
-    >>> measure(np.array([1.0, 2.5]), np.array([1.0, 2.0]), 0.0)
-    (0.25, (1,))
-    """
+    """The error of `got`, and the index where it is. Absolute where expected is zero throughout."""
     size = np.abs(expected)
     scale = size + floor * size.max()
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -117,19 +95,11 @@ def measure(got: np.ndarray, expected: np.ndarray, floor: float) -> tuple[float,
 
 
 def side_by_side(expected: Any, got: Any) -> str:
-    """Two different numbers as a note shows them: with as many digits as tell them apart.
-
-    >>> side_by_side(1.0, 1.00000001)
-    'expected 1, got 1.00000001'
-    """
+    """Two different numbers as a note shows them: with as many digits as tell them apart."""
     digits = next((n for n in (6, 12) if f"{expected:.{n}g}" != f"{got:.{n}g}"), 17)
     return f"expected {expected:.{digits}g}, got {got:.{digits}g}"
 
 
 def plainly(value: Any) -> str:
-    """A number as a note shows it.
-
-    >>> plainly(1 / 3)
-    '0.333333'
-    """
+    """A number as a note shows it."""
     return f"{value:.6g}"

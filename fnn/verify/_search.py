@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Params
-from fnn.verify.gradients import check_vjp
-from fnn.verify.report import Report
-from fnn.verify.trees import as_arrays, differentiable
+from fnn.verify._arrays import as_arrays, differentiable
+from fnn.verify._gradients import check_vjp
+from fnn.verify._report import Report
 
 PLAIN = 1e-6
 """The float64 error that counts here. At extreme inputs right rules may lose many digits."""
@@ -27,11 +27,7 @@ SIZES = (1, 3, 7, 33, 130)
 
 
 class Probe(NamedTuple):
-    """Inputs, and what is special about them.
-
-    >>> Probe("zeros", (), jnp.zeros(2)).name
-    'zeros'
-    """
+    """Inputs, and what is special about them."""
 
     name: str
     params: Params
@@ -86,11 +82,7 @@ def search(
 
 
 def probes(params: Params, x: Any, key: Array) -> Iterator[Probe]:
-    """The inputs themselves, and variants of the same shapes.
-
-    >>> [probe.name for probe in probes((), jnp.ones(2), jax.random.key(0))][:3]
-    ['as given', 'zeros', 'ones']
-    """
+    """The inputs themselves, and variants of the same shapes."""
     yield Probe("as given", params, x)
     usual = jax.tree.map(lambda p: _off(p, key), params)
     changes: dict[str, Callable[[Array], Array]] = {

@@ -1,13 +1,15 @@
 """Checks of hand-written gradients: of a layer, a vector-Jacobian product, a loss, any function.
 
-Each leaf of a gradient goes through three checks, explained in `fnn.verify.checks`: in float64
-against autodiff, in the dtype that the user runs, and against finite differences. What they add
-up to stands in `fnn.verify.verdict`.
+Each leaf of a gradient goes through three checks, explained in `fnn.verify._checks`: in float64
+against autodiff, in the dtype that the user runs, and against finite differences. The verdict
+that follows from them is decided there too.
 
 All measures are relative, so scaling the loss hides nothing. Integers, booleans and keys are
 passed on and not differentiated. A check leaves JAX's configuration as it was, and works whether
 x64 is on or off. The user's functions are compiled; those that can't be, for they branch on
 values or are NumPy's, run as they are.
+
+A law that needs no reference: a vector-Jacobian product is linear in its cotangent.
 """
 
 import inspect
@@ -21,8 +23,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Layer, Loss, Params, check_loss as expect_loss
-from fnn.verify.blind_spots import blind_spots
-from fnn.verify.call import (
+from fnn.verify._arrays import (
+    ROUNDOFF,
+    as_arrays,
+    at_highest_precision,
+    differentiable,
+    named_leaves,
+    random_cotangent,
+    unit_roundoff,
+    widened,
+)
+from fnn.verify._call import (
     Call,
     Inputs,
     axis_lengths,
@@ -37,11 +48,12 @@ from fnn.verify.call import (
     same_arrays,
     split,
 )
-from fnn.verify.causes import UNKNOWN, likely_cause, misshapen_cause, swapped
-from fnn.verify.checks import (
+from fnn.verify._causes import UNKNOWN, likely_cause, misshapen_cause, swapped
+from fnn.verify._checks import (
     CANCELS,
     ENTRY,
     Tested,
+    decide,
     differences_checks,
     entry_check,
     entry_slope,
@@ -49,21 +61,11 @@ from fnn.verify.checks import (
     native_check,
     relative,
 )
-from fnn.verify.float64 import (
-    ROUNDOFF,
-    at_highest_precision,
-    unit_roundoff,
-    widened,
-)
-from fnn.verify.leaf import FLOOR, TOLERANCE, Check, Leaf, compared, measure, unfit
-from fnn.verify.linearity import nonlinear_leaves
-from fnn.verify.localisation import first_wrong_layer, first_wrong_part
-from fnn.verify.per_example import per_example_leaf
-from fnn.verify.reference import Reference
-from fnn.verify.report import Report
-from fnn.verify.rounding import rounding_of
-from fnn.verify.trees import as_arrays, differentiable, named_leaves, random_cotangent
-from fnn.verify.verdict import decide
+from fnn.verify._layers import first_wrong_layer, first_wrong_part, per_example_leaf
+from fnn.verify._leaf import FLOOR, TOLERANCE, Check, Leaf, compared, measure, unfit
+from fnn.verify._programs import rounding_of
+from fnn.verify._reference import Reference
+from fnn.verify._report import Report, blind_spots
 
 
 def check_layer(layer: Layer, params: Params, x: Any, *, key: Array | None = None) -> Report:
@@ -658,3 +660,38 @@ def _not_one_per_example(prediction: Any, shape: tuple[int, ...]) -> str:
         fits = len(shape) > 0 and all(leaf.shape[: len(shape)] == shape for leaf in leaves)
         wanted = f"over the leading axes of {[leaf.shape for leaf in leaves]}"
     return "" if fits else f"expected one loss per example, {wanted}, got {shape}"
+
+
+LINEAR = 1e-6
+"""Relative. What is not multiplied by the cotangent differs by about its own size."""
+
+
+def nonlinear_leaves(
+    forward: Callable[..., Any], backward: Callable[..., Any], params: Params, x: Any, dy: Any
+) -> set[str]:
+    """The leaves of (dparams, dx) where backward(u + v) is not backward(u) + backward(v), for
+    u = dy and another cotangent v. Empty where they can't be compared.
+    """
+    other = random_cotangent(jax.random.key(1), dy)
+    both = jax.tree.map(lambda u, v: u + v if differentiable(u) else u, dy, other)
+    try:
+        _, residuals = forward(params, x)
+        once, again, together = (
+            named_leaves(dict(zip(("dparams", "dx"), backward(params, residuals, d), strict=True)))
+            for d in (dy, other, both)
+        )
+    except Exception:  # a kernel that does not take float64 may raise anything
+        return set()
+    return {
+        name
+        for name, leaf in together.items()
+        if differentiable(leaf) and leaf.size and not _added(once[name], again[name], leaf)
+    }
+
+
+def _added(u: Any, v: Any, together: Any) -> bool:
+    """Whether together = u + v. Where that is not finite, nothing is known."""
+    total, got = np.asarray(u) + np.asarray(v), np.asarray(together)
+    if total.shape != got.shape or not (np.isfinite(total).all() and np.isfinite(got).all()):
+        return True
+    return measure(got, total, FLOOR)[0] <= LINEAR
