@@ -78,8 +78,6 @@ from fnn.optimizers import (
     adagrad as adagrad,
     adam as adam,
     adamw as adamw,
-    add_l2 as add_l2,
-    clip_by_global_norm as clip_by_global_norm,
     lion as lion,
     momentum as momentum,
     nadam as nadam,
@@ -103,7 +101,9 @@ from fnn.training.steps import (
 )
 from fnn.wrappers import (
     accumulate as accumulate,
+    add_l2 as add_l2,
     average as average,
+    clip_by_global_norm as clip_by_global_norm,
     partition as partition,
     scale_loss as scale_loss,
 )

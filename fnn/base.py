@@ -244,6 +244,11 @@ def at_least_float32(dtype: Any) -> Any:
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
+def is_floating(a: Any) -> bool:
+    """Whether a is an array of floating-point numbers, NumPy's, JAX's or traced."""
+    return hasattr(a, "dtype") and bool(jnp.issubdtype(a.dtype, jnp.floating))
+
+
 def check_layer(name: str, layer: Any) -> None:
     """Raise TypeError, naming the caller, for what is not a `Layer`, or is one whose backward
     takes no `reduce`.

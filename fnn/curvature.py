@@ -52,7 +52,7 @@ from fnn.base import (
     check_loss,
 )
 from fnn.losses import Root
-from fnn.optimizers import Rate, SGDState, sgd
+from fnn.optimizers import Rate, sgd
 from fnn.reductions import Direct, Factor, Masked, Outer, Rows, rows, squared, total
 
 
@@ -235,7 +235,7 @@ def kfac(learning_rate: Rate, damping: float | Array = 1e-3) -> Optimizer:
             return {"W": g[..., :-1], "b": g[..., -1]}
 
         directions = jax.tree.map(direction, state.params, state.bases, grads, is_leaf=_is_dense)
-        moved = descent.update(SGDState(state.params, state.step), directions)
+        moved = descent.update(descent.init(state.params)._replace(step=state.step), directions)
         return state._replace(params=moved.params, step=moved.step)
 
     return Optimizer(init, update)

@@ -45,7 +45,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fnn.base import Array, at_least_float32
+from fnn.base import Array, at_least_float32, is_floating
 
 
 class Factor:
@@ -422,8 +422,7 @@ class Widened(SamePerExample):
         inner = self.factor
         if isinstance(inner, Outer):
             return _outer_total(inner, self.dtype)
-        floating = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
-        widened = lambda a: a.astype(self.dtype) if floating(a) else a
+        widened = lambda a: a.astype(self.dtype) if is_floating(a) else a
         return total(jax.tree.map(widened, inner))
 
     def rows(self, examples: int | None = None) -> "Direct":

@@ -8,7 +8,7 @@ from fnn.runs import run as runs
 from fnn.runs.metrics import Classified, Predicted
 from fnn.runs.text import aligned
 from fnn.data import Dataset
-from fnn.training.fitting import CHUNK
+from fnn.training.evaluation import CHUNK
 
 
 class Importance(NamedTuple):

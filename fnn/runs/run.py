@@ -30,7 +30,8 @@ from fnn.runs.metrics import Classified, Predicted
 from fnn.combinators import serial
 from fnn.data import DataError, Dataset, Encoding, Reading, Scaling
 from fnn.data.encoding import features_of
-from fnn.training.fitting import CHUNK, Progress, epochs_since_best, fit, predicted
+from fnn.training.evaluation import CHUNK, predicted
+from fnn.training.fitting import Progress, epochs_since_best, fit
 from fnn.layers.flatten import unflatten
 from fnn.models import cnn, mlp
 from fnn.optimizers import adamw
@@ -191,7 +192,7 @@ class Run(NamedTuple):
         """
         rate, decay = self.settings.learning_rate, self.settings.weight_decay
         if decay is None:
-            return OPTIMIZERS[self.settings.optimizer].make(rate)
+            return OPTIMIZERS[self.settings.optimizer](rate)
         steps = -(-self.learned // self.settings.batch_size)
         return adamw(rate, weight_decay=decay / (steps * rate))
 
