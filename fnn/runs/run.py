@@ -493,7 +493,7 @@ def read(run: Run, source: data.Source) -> Dataset:
         source,
         target=run.settings.target if table else None,
         task=data.TASKS[run.outputs is not None],
-        called=run.targets[0] if len(run.targets) == 1 else None,
+        target_name=run.targets[0] if len(run.targets) == 1 else None,
         reading=run.settings.reading if table else Reading(),
         like=run.inputs,
     )

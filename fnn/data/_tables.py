@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from fnn import extras
-from fnn.data import dialect, readers
-from fnn.data.dialect import BLANKS, SEPARATORS, Dialect
+from fnn.data import _dialect as dialect, _readers as readers
+from fnn.data._dialect import BLANKS, SEPARATORS, Dialect
 from fnn.data.errors import DataError, explained
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ class Table(NamedTuple):
     that is still to be understood or of a type that the source gives them; its columns are called
     by their places in the source, "0", "1", .... place(row) says where a row stands, such as
     "line 3". notes say what was guessed.
-
-    >>> import polars
-    >>> Table("a", ("b",), polars.DataFrame({"0": [1]}), "row {}".format, ()).place(3)
-    'row 3'
     """
 
     name: str
@@ -51,24 +47,12 @@ class Table(NamedTuple):
     separator: str = ","
 
     def only(self, rows: "polars.Series") -> "Table":
-        """The table of these rows, given as booleans.
-
-        >>> import polars
-        >>> table = Table("a", (), polars.DataFrame({"0": [7, 8]}), "row {}".format, ())
-        >>> table.only(polars.Series([False, True])).place(0)
-        'row 1'
-        """
+        """The table of these rows, given as booleans."""
         kept = rows.arg_true()
         return self._replace(frame=self.frame.filter(rows), place=lambda i: self.place(kept[i]))
 
     def without(self, columns: Collection[int]) -> "Table":
-        """The table without the columns of these indices.
-
-        >>> import polars
-        >>> frame = polars.DataFrame({"0": [7], "1": [8]})
-        >>> Table("a", ("b", "c"), frame, "row {}".format, ()).without([0]).names
-        ('c',)
-        """
+        """The table without the columns of these indices."""
         if not columns:
             return self
         kept = [i for i in range(self.frame.width) if i not in columns]
@@ -76,25 +60,14 @@ class Table(NamedTuple):
         return self._replace(frame=self.frame[:, kept], names=names)
 
     def where(self, column: int, row: int | None = None) -> str:
-        """The words for a cell, or for a column.
-
-        >>> import polars
-        >>> frame = polars.DataFrame({"0": [1]})
-        >>> Table("a.csv", ("b",), frame, "row {}".format, ()).where(0, 3)
-        "a.csv: row 3, column 1 'b'"
-        """
+        """The words for a cell, or for a column."""
         line = "" if row is None else f"{self.place(row)}, "
         name = f" {self.names[column]!r}" if self.names else ""
         return f"{self.name}: {line}column {int(self.frame.columns[column]) + 1}{name}"
 
 
 def is_frame(source: object) -> bool:
-    """Whether this is a data frame: Polars', pandas', or another that Arrow can read.
-
-    >>> import polars
-    >>> is_frame(polars.DataFrame({"a": [1]})), is_frame("a.csv")
-    (True, False)
-    """
+    """Whether this is a data frame: Polars', pandas', or another that Arrow can read."""
     return hasattr(source, "__arrow_c_stream__") or hasattr(source, "__dataframe__")
 
 
@@ -114,14 +87,6 @@ def read(
 
     Raises DataError with the line, OSError where the file can't be opened, ModuleNotFoundError
     where Polars is not installed.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder, "a.csv")
-    ...     size = path.write_text("width,kind\\n1.5,x\\n")
-    ...     table = read(path)
-    >>> table.names, table.frame.rows(), table.notes
-    (('width', 'kind'), [(1.5, 'x')], ())
     """
     (table,) = parts(source, separator=separator, header=header, text=text, size=readers.LIMIT + 1)
     return table
@@ -140,13 +105,6 @@ def parts(
 
     Raises as `read` does, where it comes to the fault, and DataError for a Parquet or Arrow file
     that another process has changed meanwhile.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder, "a.csv")
-    ...     length = path.write_text("width,kind\\n1.5,x\\n2.5,y\\n")
-    ...     [part.frame.rows() for part in parts(path, size=1)]
-    [[(1.5, 'x')], [(2.5, 'y')]]
     """
     with extras.needs("data"):
         pass

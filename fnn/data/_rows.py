@@ -10,13 +10,6 @@ class Rows:
 
     Indexing it chooses rows and reads nothing; `np.asarray` reads the rows that were chosen, and
     no others.
-
-    >>> rows = Rows(np.arange(12).reshape(4, 3))[np.array([3, 0, 1])][:2]
-    >>> len(rows), rows.shape
-    (2, (2, 3))
-    >>> np.asarray(rows)
-    array([[ 9, 10, 11],
-           [ 0,  1,  2]])
     """
 
     def __init__(self, array: np.ndarray, places: np.ndarray | None = None) -> None:
@@ -26,25 +19,13 @@ class Rows:
         self.dtype = array.dtype
 
     def __len__(self) -> int:
-        """The number of rows.
-
-        >>> len(Rows(np.ones((4, 3))))
-        4
-        """
+        """The number of rows."""
         return len(self.places)
 
     def __getitem__(self, index: slice | np.ndarray) -> "Rows":
-        """The rows at these places among these rows.
-
-        >>> Rows(np.ones((4, 3)))[1:].shape
-        (3, 3)
-        """
+        """The rows at these places among these rows."""
         return Rows(self.array, self.places[index])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """The rows themselves.
-
-        >>> np.asarray(Rows(np.ones((1, 2))))
-        array([[1., 1.]])
-        """
+        """The rows themselves."""
         return np.asarray(self.array[self.places], dtype)

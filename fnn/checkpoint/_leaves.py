@@ -11,11 +11,7 @@ from fnn.base import Params
 
 
 class Container(str):
-    """The name of a container's type.
-
-    >>> Container("tuple")
-    'tuple'
-    """
+    """The name of a container's type."""
 
 
 def nodes(tree: Params) -> dict[str, Any]:
@@ -23,9 +19,6 @@ def nodes(tree: Params) -> dict[str, Any]:
 
     Paths are written `0.W`, or, where two of them would read the same, `[0]['W']`. Raises
     ValueError where two are the same even so.
-
-    >>> nodes({"a": (1, 2)})
-    {'': 'dict', 'a': 'tuple', 'a.0': 1, 'a.1': 2}
     """
 
     def walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -48,11 +41,7 @@ def nodes(tree: Params) -> dict[str, Any]:
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether the leaf is an array of PRNG keys.
-
-    >>> is_key(jax.random.key(0)), is_key(jnp.ones(2))
-    (True, False)
-    """
+    """Whether the leaf is an array of PRNG keys."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -60,9 +49,6 @@ def describe(name: str, node: Any) -> str:
     """What stands at this name: a container's type, or an array's dtype and shape.
 
     Raises TypeError for a leaf that is not an array.
-
-    >>> describe("W", jnp.ones((2, 3)))
-    'float32(2, 3)'
     """
     if isinstance(node, Container):
         return node
@@ -73,12 +59,7 @@ def describe(name: str, node: Any) -> str:
 
 
 def check_same(got: dict[str, str], expected: dict[str, str]) -> None:
-    """Raise ValueError, naming the first three differences, where two descriptions differ.
-
-    >>> check_same({"w": "float32(2,)"}, {"w": "float32(3,)"})
-    Traceback (most recent call last):
-    ValueError: w: expected float32(3,), got float32(2,)
-    """
+    """Raise ValueError, naming the first three differences, where two descriptions differ."""
     faults = []
     for name in expected | got:
         if name not in got:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fnn.data import columns
-from fnn.data.columns import FEW
+from fnn.data import _columns as columns
+from fnn.data._columns import FEW
+from fnn.data._tables import Table
 from fnn.data.errors import DataError, nearest
-from fnn.data.tables import Table
 
 if TYPE_CHECKING:
     import polars
@@ -16,31 +16,22 @@ if TYPE_CHECKING:
 WHOLE = r"^[+-]?\d+$"
 
 
-def other(names: Sequence[str]) -> str:
-    """A hint that another column, of these names, may be the target.
-
-    >>> other(("age", "kind"))
-    'another column may be the target: --target NAME, one of age, kind'
-    """
+def target_hint(names: Sequence[str]) -> str:
+    """A hint that another column, of these names, may be the target."""
     some = ", ".join(name for name in names[:12] if name)
     more = ", ..." if len(names) > 12 else ""
     of = f", one of {some}{more}" if some else ""
     return f"another column may be the target: --target NAME{of}"
 
 
-def index(table: Table, target: str | int | None, called: str | None = None) -> int:
+def index(table: Table, target: str | int | None, target_name: str | None = None) -> int:
     """The index of the target column, given by its name or its index; by default the last.
 
-    Where the table has names and `called` is given, it is the column of that name instead.
+    Where the table has names and `target_name` is given, it is the column of that name instead.
     Raises DataError for a column that is not there.
-
-    >>> import polars
-    >>> table = Table("a", ("b", "c"), polars.DataFrame({"0": [1], "1": [2]}), str, ())
-    >>> index(table, "b"), index(table, None), index(table, -2)
-    (0, 1, 0)
     """
     names, width = table.names, table.frame.width
-    target = called if names and called else target
+    target = target_name if names and target_name else target
     if target in names:
         return names.index(str(target))
     try:
@@ -57,10 +48,6 @@ def text(table: Table, at: int) -> "polars.Series":
     """The cells of the column at an index as text, null where there is none.
 
     Raises DataError for cells that are lists or other structures.
-
-    >>> import polars
-    >>> text(Table("a", ("b",), polars.DataFrame({"0": [1, None]}), str, ()), 0).to_list()
-    ['1', None]
     """
     import polars
 
@@ -68,9 +55,8 @@ def text(table: Table, at: int) -> "polars.Series":
     if cells.dtype == polars.Boolean:
         cells = cells.cast(polars.Int8).replace_strict([0, 1], ["False", "True"])
     if cells.dtype.is_nested() or cells.dtype in (polars.Binary, polars.Object, polars.Duration):
-        raise DataError(
-            f"{table.where(at)}: expected numbers or text, got {cells.dtype}; {other(table.names)}"
-        )
+        what = f"expected numbers or text, got {cells.dtype}; {target_hint(table.names)}"
+        raise DataError(f"{table.where(at)}: {what}")
     return columns.stripped(cells)
 
 
@@ -80,26 +66,15 @@ def targets(table: Table, at: int, task: str | None) -> tuple[np.ndarray, tuple[
     y is labels (n,) int32, or, with classes (), values (n, 1) float64. With task None, the
     column holds classes if it is all text, or all whole numbers of which at most `FEW` differ;
     otherwise values. Numbers that are equal are one class, however they are written.
-
-    >>> import polars
-    >>> table = Table("a", ("b",), polars.DataFrame({"0": ["x", "y", "x"]}), str, ())
-    >>> targets(table, 0, None)
-    (array([0, 1, 0], dtype=int32), ('x', 'y'))
     """
     import polars
 
     cells = text(table, at)
     numbers, _ = columns.as_numbers(cells, table.separator)
-    strays = numbers.is_null()
-    if strays.any():
-        if task == "regression" or (task is None and not strays.all()):
-            row = int(strays.arg_max() or 0)
-            hint = "" if task else "if these are classes, say --task classification; "
-            what = f"{cells[row]!r} is not a number; {hint}{other(table.names)}"
-            raise DataError(f"{table.where(at, row)}: {what}")
+    if numbers.is_null().any():
+        _check_text(table, at, task, cells, numbers.is_null())
         return _labelled(table, at, task, cells, cells.unique().to_list())
-    infinite = numbers.is_infinite() | numbers.is_nan()
-    if infinite.any():
+    if (infinite := numbers.is_infinite() | numbers.is_nan()).any():
         row = int(infinite.arg_max() or 0)
         raise DataError(f"{table.where(at, row)}: expected a finite number, got {cells[row]}")
     whole = cells.str.contains(WHOLE)
@@ -113,6 +88,17 @@ def targets(table: Table, at: int, task: str | None) -> tuple[np.ndarray, tuple[
     pairs = polars.DataFrame({"text": cells, "number": numbers}).unique("text")
     exact = [_exact(word, number) for word, number in pairs.rows()]
     return _labelled(table, at, task, cells, pairs["text"].to_list(), exact)
+
+
+def _check_text(
+    table: Table, at: int, task: str | None, cells: "polars.Series", strays: "polars.Series"
+) -> None:
+    """Raise DataError where cells that are no numbers can't be classes."""
+    if task == "regression" or (task is None and not strays.all()):
+        row = int(strays.arg_max() or 0)
+        hint = "" if task else "if these are classes, say --task classification; "
+        what = f"{cells[row]!r} is not a number; {hint}{target_hint(table.names)}"
+        raise DataError(f"{table.where(at, row)}: {what}")
 
 
 def _labelled(
@@ -130,7 +116,7 @@ def _labelled(
     ascending = sorted(set(values))
     if task is None and len(ascending) > max(FEW, len(cells) / 2):
         what = f"{len(ascending)} classes in {len(cells)} examples"
-        raise DataError(f"{table.where(at)}: {what}; {other(table.names)}")
+        raise DataError(f"{table.where(at)}: {what}; {target_hint(table.names)}")
     place = {value: i for i, value in enumerate(ascending)}
     labels = cells.replace_strict(words, [place[v] for v in values], return_dtype=polars.Int32)
     return labels.to_numpy().copy(), tuple(map(str, ascending))

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fnn.data._dialect import BLANKS
+from fnn.data._tables import Table
 from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column
-from fnn.data.dialect import BLANKS
 from fnn.data.errors import DataError
-from fnn.data.tables import Table
 
 if TYPE_CHECKING:
     import polars
@@ -30,7 +30,7 @@ COMMAS = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][+-]?\d+)?$"
 THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$"
 
 
-def understood(table: Table, at: int, like: Column | None = None) -> tuple[Column, np.ndarray]:
+def parse_column(table: Table, at: int, like: Column | None = None) -> tuple[Column, np.ndarray]:
     """The column at an index of a table, and its cells (n,) float64.
 
     Text is read as numbers, with decimal commas or separated thousands too, as dates or as times
@@ -40,14 +40,6 @@ def understood(table: Table, at: int, like: Column | None = None) -> tuple[Colum
     Raises DataError for a number that is infinite, for text in a column of numbers, where a
     twentieth of the cells at most is other text and the values are many, for cells that
     are lists or other structures, and for text that can't be read as `like` was.
-
-    >>> import polars
-    >>> frame = polars.DataFrame({"0": ["1,5", "?", "2,25"], "1": ["b", "a", "b"]})
-    >>> table = Table("a", ("x", "y"), frame, "row {}".format, ())
-    >>> understood(table, 0)
-    (Column(kind='number', values=(), form='decimal commas'), array([1.5 ,  nan, 2.25]))
-    >>> understood(table, 1)
-    (Column(kind='category', values=('a', 'b'), form=''), array([1., 0., 1.]))
     """
     import polars
 
@@ -83,11 +75,7 @@ def understood(table: Table, at: int, like: Column | None = None) -> tuple[Colum
 
 
 def note(column: Column) -> str:
-    """What was guessed of a column, in words, or "".
-
-    >>> note(Column("number", (), "decimal commas")), note(Column("date", (), "%m/%d/%Y"))
-    ('decimal commas', 'dates as month/day/year')
-    """
+    """What was guessed of a column, in words, or ""."""
     if column.kind == NUMBER:
         return column.form
     orders = {"%m/%d/%Y": "month/day/year", "%d/%m/%Y": "day/month/year"}
@@ -96,12 +84,7 @@ def note(column: Column) -> str:
 
 
 def stripped(cells: "polars.Series") -> "polars.Series":
-    """Text without the spaces around it; null for what stands for no value.
-
-    >>> import polars
-    >>> stripped(polars.Series([" a", "NA", None])).to_list()
-    ['a', None, None]
-    """
+    """Text without the spaces around it; null for what stands for no value."""
     import polars
 
     text = cells.cast(polars.String).str.strip_chars()
@@ -114,11 +97,6 @@ def as_numbers(text: "polars.Series", separator: str = ",") -> tuple["polars.Ser
 
     Where commas separate the cells, 1,234 is a thousand and more; beside another separator its
     comma is a decimal comma.
-
-    >>> import polars
-    >>> text = polars.Series(["1,234", "2"])
-    >>> as_numbers(text)[0].to_list(), as_numbers(text, ";")[0].to_list()
-    ([1234.0, 2.0], [1.234, 2.0])
     """
     numbers = _numbers(text, POINTS)
     left = text.filter(numbers.is_null() & text.is_not_null())

@@ -27,16 +27,7 @@ IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The file's content as bytes, decompressed where it is gzipped.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder, "a.gz")
-    ...     size = path.write_bytes(gzip.compress(b"content"))
-    ...     with opened(path) as file:
-    ...         file.read()
-    b'content'
-    """
+    """The file's content as bytes, decompressed where it is gzipped."""
     with open(path, "rb") as file:
         zipped = file.peek(2)[:2] == b"\x1f\x8b"
         with gzip.open(file) if zipped else nullcontext(file) as inside:
@@ -44,15 +35,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_npz(path: Path, *names: str) -> list[np.ndarray]:
-    """The arrays of these names in a .npz file.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder, "a.npz")
-    ...     np.savez(path, x=np.ones(2), y=np.zeros(3))
-    ...     read_npz(path, "y")
-    [array([0., 0., 0.])]
-    """
+    """The arrays of these names in a .npz file."""
     with open(path, "rb") as file, explained(path):
         if not zipfile.is_zipfile(file):
             raise DataError(f"{path}: not a .npz file, or damaged")
@@ -70,15 +53,7 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """The array of a .npy file.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder, "x.npy")
-    ...     np.save(path, np.arange(3))
-    ...     read_npy(path)
-    array([0, 1, 2])
-    """
+    """The array of a .npy file."""
     with explained(path), open(path, "rb") as file:
         return _array(str(path), file)
 
@@ -88,13 +63,6 @@ def read_idx(path: Path) -> np.ndarray:
 
     The format: two zero bytes, a type, the number of axes, their lengths as big-endian 32-bit
     numbers, then the entries, last axis fastest. LeCun's MNIST page, 1998.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder, "labels-idx1-ubyte")
-    ...     size = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2]) + bytes([7, 3]))
-    ...     read_idx(path)
-    array([7, 3], dtype=uint8)
     """
     with opened(path) as file, explained(path):
         magic = file.read(4)
