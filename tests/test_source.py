@@ -357,7 +357,9 @@ def test_there_are_few_public_names():
 
 def test_no_module_and_function_of_a_package_share_a_name():
     """`from fnn.package import name` has one meaning: a package hands on no name of its modules."""
-    for package in (PACKAGES & {*SOURCES}) - {"cli"}:  # which has a command and its file by one name
+    for package in (PACKAGES & {*SOURCES}) - {
+        "cli"
+    }:  # which has a command and its file by one name
         tree = ast.parse(SOURCES[package])
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         handed_on = {a.asname or a.name for node in imports for a in node.names}

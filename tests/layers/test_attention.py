@@ -73,7 +73,5 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match=r"rotary expects an even width per head, got 3"):
         fnn.attention(6, 2, rotary=True)
     layer, params, _ = problem(2)
-    with pytest.raises(
-        ValueError, match=r"attention\(6, 2\): expected x of shape .*tokens, 6"
-    ):
+    with pytest.raises(ValueError, match=r"attention\(6, 2\): expected x of shape .*tokens, 6"):
         layer.forward(params, jnp.ones(6))
