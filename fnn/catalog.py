@@ -25,7 +25,7 @@ class _Table(Mapping[str, Any]):
         homes = {f"fnn.{module}" for module in modules.split()}
         found = {
             name
-            for name, home in fnn._HOMES.items()
+            for name, home in fnn._HOMES.items()  # type: ignore[attr-defined]
             if home in homes or home.rpartition(".")[0] in homes
         }
         self._names = sorted(found - {*without.split()} | {*also.split()})

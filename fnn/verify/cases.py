@@ -139,7 +139,8 @@ class Rule(NamedTuple):
         says, is seen; None where there are no settings."""
         if not self.others():
             return None
-        make, rule = (partial(f, **self.others()) for f in (self.make, self.rule))
+        make: Any = partial(self.make, **self.others())
+        rule: Any = partial(self.rule, **self.others())
         return Rule(make, rule, self.per_array)
 
 
