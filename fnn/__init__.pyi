@@ -51,6 +51,7 @@ from fnn.combinators import (
     concatenate as concatenate,
     fork as fork,
     frozen as frozen,
+    gated as gated,
     masked as masked,
     repeat as repeat,
     serial as serial,
@@ -58,12 +59,18 @@ from fnn.combinators import (
     stop_gradient as stop_gradient,
 )
 from fnn.errors import Error as Error
-from fnn.layers.conv import conv2d as conv2d
+from fnn.layers.attention import attention as attention
+from fnn.layers.conv import conv1d as conv1d, conv2d as conv2d
 from fnn.layers.dense import dense as dense
 from fnn.layers.dropout import dropout as dropout
 from fnn.layers.embedding import embedding as embedding
 from fnn.layers.flatten import flatten as flatten, unflatten as unflatten
-from fnn.layers.norm import batch_norm as batch_norm, layer_norm as layer_norm
+from fnn.layers.norm import (
+    batch_norm as batch_norm,
+    group_norm as group_norm,
+    layer_norm as layer_norm,
+    rms_norm as rms_norm,
+)
 from fnn.layers.pool import max_pool as max_pool, mean_pool as mean_pool
 from fnn.losses import (
     binary_cross_entropy as binary_cross_entropy,
@@ -72,6 +79,7 @@ from fnn.losses import (
     mae as mae,
     mse as mse,
     sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy,
+    smoothed_cross_entropy as smoothed_cross_entropy,
     softmax_cross_entropy as softmax_cross_entropy,
 )
 from fnn.memory import remat as remat, reversible as reversible
@@ -80,8 +88,6 @@ from fnn.optimizers import (
     adagrad as adagrad,
     adam as adam,
     adamw as adamw,
-    add_l2 as add_l2,
-    clip_by_global_norm as clip_by_global_norm,
     lion as lion,
     momentum as momentum,
     nadam as nadam,
@@ -105,7 +111,9 @@ from fnn.training.steps import (
 )
 from fnn.wrappers import (
     accumulate as accumulate,
+    add_l2 as add_l2,
     average as average,
+    clip_by_global_norm as clip_by_global_norm,
     partition as partition,
     scale_loss as scale_loss,
 )

@@ -26,8 +26,8 @@ def objective(network: Layer, loss: Loss) -> Callable[..., Array]:
     divided by the number of examples, not by that of the weights: for examples drawn with
     probabilities q_n in place of p_n, weight_n = p_n / q_n keeps the mean unbiased.
 
-    Raises TypeError for what is not a layer or a loss; f raises ValueError for a weight of
-    another shape than the losses, (...).
+    Raises TypeError for what is not a layer or a loss; f raises ValueError for weights
+    whose shape is not that of the losses, (...).
 
     >>> import fnn
     >>> objective(fnn.identity, fnn.mse)((), jnp.array([[1.0], [2.0]]), jnp.zeros((2, 1)))
@@ -38,7 +38,7 @@ def objective(network: Layer, loss: Loss) -> Callable[..., Array]:
 
     def f(params: Params, x: Any, y: Any, weight: Array | None = None) -> Array:
         prediction, _ = network.forward(params, x)
-        losses = loss.value(prediction, y)
+        losses = _losses(loss, prediction, y)
         return (losses if weight is None else losses * weight_of(losses, weight)).mean()
 
     return f
@@ -80,13 +80,26 @@ def _value_and_grad(
     weight: Array | None = None,
 ) -> tuple[Array, Params]:
     prediction, residuals = network.forward(params, x)
-    losses = loss.value(prediction, y)
+    losses = _losses(loss, prediction, y)
     dy = jax.tree.map(lambda g: g / losses.size, loss.gradient(prediction, y))
     if weight is not None:
         weight = weight_of(losses, weight)
         losses, dy = losses * weight, _weighted(dy, weight)
     grads, _ = network.backward(params, residuals, dy, reduce)
     return losses.mean(), grads
+
+
+def _losses(loss: Loss, prediction: Any, y: Any) -> Array:
+    """One loss per example. Raises ValueError for a mean over a batch: its gradient would be that
+    of the sum."""
+    losses = loss.value(prediction, y)
+    if losses.shape == () and any(a.ndim > 1 for a in jax.tree.leaves(prediction)):
+        shapes = jax.tree.map(jnp.shape, prediction)
+        raise ValueError(
+            f"loss: expected one loss per example from value(prediction, target) for predictions "
+            f"of shape {shapes}, got a single number; the mean over the batch is not its to take"
+        )
+    return losses
 
 
 def weight_of(losses: Array, weight: Array) -> Array:
@@ -149,19 +162,13 @@ def per_example_backward(
 
     Raises TypeError for a layer that hands `reduce` something else than a factor, that changes
     what `reduce` returned, or whose gradient exists for the whole batch only; ValueError for a
-    factor of other examples than dy's or of another shape than its parameter, and for a
+    factor whose examples are not dy's or whose shape is not its parameter's, and for a
     parameter whose gradient is not what `reduce` returned.
-
-    >>> import fnn
-    >>> params, x = {"W": jnp.ones((1, 1)), "b": jnp.zeros(1)}, jnp.ones((2, 1))
-    >>> norms = fnn.reductions.squared_norm
-    >>> per_example_backward(fnn.dense(1, 1), params, x, jnp.ones((2, 1)), norms, (2,))
-    {'W': Array([1., 1.], dtype=float32), 'b': Array([1., 1.], dtype=float32)}
     """
 
     def marked(factor: Factor) -> _Reduced:
         batch = getattr(factor, "batch", ())
-        shape = jax.eval_shape(total, factor).shape  # raises TypeError for what is not a factor
+        shape = jax.eval_shape(lambda: total(factor)).shape  # TypeError for what is not a factor
         if batch[: len(examples)] != examples:
             raise ValueError(
                 f"reduce: expected factors whose batch axes begin with the examples', "

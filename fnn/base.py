@@ -127,6 +127,9 @@ class Loss(NamedTuple):
     `root(prediction, target)`, where it is known, gives the columns `(c, ..., k)` of a root
     of the Hessian H of each example's loss: H = sum_c s_c s_c^T. `fnn.curvature` needs it.
 
+    `mixes` is True where an example's loss depends on other examples of the batch, as in
+    contrastive losses. Per-example statistics and curvature refuse such a loss.
+
     >>> import fnn
     >>> fnn.mse.value(jnp.array([[1.0, 3.0]]), jnp.array([[0.0, 0.0]]))
     Array([5.], dtype=float32)
@@ -135,6 +138,7 @@ class Loss(NamedTuple):
     value: Callable[[Any, Any], Array]
     gradient: Callable[[Any, Any], Any]
     root: Callable[[Any, Any], Array] | None = None
+    mixes: bool = False
 
     def __call__(self, *args: Any) -> NoReturn:
         """Raises TypeError: a loss is not a function, `value` is."""
@@ -244,6 +248,11 @@ def at_least_float32(dtype: Any) -> Any:
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
+def is_floating(a: Any) -> bool:
+    """Whether a is an array of floating-point numbers, NumPy's, JAX's or traced."""
+    return hasattr(a, "dtype") and bool(jnp.issubdtype(a.dtype, jnp.floating))
+
+
 def check_layer(name: str, layer: Any) -> None:
     """Raise TypeError, naming the caller, for what is not a `Layer`, or is one whose backward
     takes no `reduce`.
@@ -284,6 +293,16 @@ def check_loss(name: str, loss: Any) -> None:
         needs = "; a function needs its gradient beside it" if callable(loss) else ""
         hint = "; call it to make one" if ours else needs
         raise TypeError(f"{name}: expected a Loss(value, gradient), got {loss!r}{hint}")
+
+
+def check_unmixed(name: str, loss: Loss) -> None:
+    """Raise TypeError, naming the caller, for a loss that mixes the examples of a batch."""
+    if loss.mixes:
+        made = getattr(loss.value, "__qualname__", "...").split(".")[0].strip("_")
+        raise TypeError(
+            f"{name}: the loss {made} mixes the examples of a batch (mixes=True), so that no "
+            f"example has a gradient of its own"
+        )
 
 
 def check_optimizer(name: str, optimizer: Any) -> None:

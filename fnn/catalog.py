@@ -1,187 +1,62 @@
-"""The one table of names: activations, layers, losses and optimizers, each with what checks it.
-
-The command takes its names from here, `fnn verify` checks everything in here, and the tests run
-over it: a new activation, layer, loss or optimizer is its definition and one line below.
+"""The tables of names, by kind: every layer, combinator, loss and update rule that `fnn` exports.
 
     ACTIVATIONS   name -> a layer that keeps its input's shape
-    LAYERS        name -> (layer, an input): layers, models, and the combinators of a dense layer
-    COMBINATORS   name -> (what makes a layer of a layer 4 -> 4, an input)
-    LOSSES        name -> (loss, prediction, target)
-    OPTIMIZERS    name -> (constructor, rule): update rules by themselves
-    WRAPPERS      name -> (constructor, rule): update rules around another
+    LAYERS        name -> a layer, or a function that makes one; models too
+    COMBINATORS   name -> a function that takes layers and returns one
+    LOSSES        name -> a loss, or a function that makes one
+    OPTIMIZERS    name -> a function learning_rate -> optimizer
+    WRAPPERS      name -> a function that takes an optimizer and returns one
 
-Inputs are those at which a derivative can be seen: nothing symmetric, nothing saturated. A rule
-is the update written a second time, in numpy and from its source: see `fnn.verify.optimizers`.
+A name is in the table of the module that defines it, according to `fnn/__init__.pyi`, so that a new
+one needs no line here. Importing this module builds nothing: a name's module is imported when the
+name is looked up. What `fnn verify` and the tests check each name with is in `fnn.verify.cases`.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
-import numpy as np
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import fnn
-from fnn.base import Layer, Loss, Optimizer, at
-
-_random = np.random.default_rng(0)
-_ANY, _OTHER = _random.standard_normal((2, 6, 4)).astype(np.float32)
-_UNIT = _random.uniform(0.1, 0.9, (6, 4)).astype(np.float32)
-_SHARES = _UNIT / _UNIT.sum(-1, keepdims=True)
-_LABELS = np.array([0, 3, 1, 1, 2, 0])
-_KEY: Any = np.zeros(2, np.uint32)
-"""A key of `jax.random` in NumPy's array: importing this must not start JAX's devices, for the
-command chooses them later."""
 
 
-def _x(*shape: int) -> np.ndarray:
-    """An input of seven examples: of d features, or of images (height, width, channels)."""
-    return np.random.default_rng(shape[-1]).standard_normal((7, *shape)).astype(np.float32)
+class _Table(Mapping[str, Any]):
+    """The public names that these modules define, without some and with others."""
+
+    def __init__(self, modules: str, *, without: str = "", also: str = ""):
+        homes = {f"fnn.{module}" for module in modules.split()}
+        found = {
+            name
+            for name, home in fnn._HOMES.items()  # type: ignore[attr-defined]
+            if home in homes or home.rpartition(".")[0] in homes
+        }
+        self._names = sorted(found - {*without.split()} | {*also.split()})
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return getattr(fnn, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
-def _mask(layer: Layer) -> Any:
-    """A mask for the layer's params, with a third of zeros."""
-    params = jax.eval_shape(lambda: layer.init(jax.random.key(0)))
-    return jax.tree.map(lambda p: np.arange(p.size).reshape(p.shape) % 3 > 0, params)
+class _Layers(_Table):
+    """Layers: where a function makes one, what it makes by default."""
+
+    def __getitem__(self, name: str) -> Any:
+        found = super().__getitem__(name)
+        return found if hasattr(found, "forward") else found()
 
 
-ACTIVATIONS: dict[str, Layer] = {
-    "elu": fnn.elu(),
-    "gelu": fnn.gelu,
-    "identity": fnn.identity,
-    "leaky_relu": fnn.leaky_relu(),
-    "relu": fnn.relu,
-    "selu": fnn.selu,
-    "sigmoid": fnn.sigmoid,
-    "silu": fnn.silu,
-    "softplus": fnn.softplus,
-    "tanh": fnn.tanh,
-}
-
-LAYERS: dict[str, tuple[Layer, Any]] = {
-    "dense": (fnn.dense(5, 3), _x(5)),
-    "layer_norm": (fnn.layer_norm(6), _x(6)),
-    "batch_norm": (fnn.batch_norm(4), _x(4)),
-    "batch_norm, training": (at(fnn.batch_norm(4), _KEY), _x(4)),
-    "dropout": (fnn.dropout(0.4), _x(4)),
-    "dropout, training": (at(fnn.dropout(0.4), _KEY), _x(4)),
-    "embedding": (fnn.embedding(5, 3), np.array([3, 0, 3, 4, 1, 1, 0])),
-    "conv2d": (fnn.conv2d(2, 3), _x(4, 5, 2)),
-    "conv2d, strided": (fnn.conv2d(2, 3, (3, 2), (2, 3)), _x(6, 7, 2)),
-    "conv2d, valid": (fnn.conv2d(1, 2, (2, 3), (2, 1), "VALID"), _x(5, 4, 1)),
-    "max_pool": (fnn.max_pool((2, 2)), _x(4, 5, 2)),
-    "mean_pool": (fnn.mean_pool((2, 2)), _x(5, 4, 2)),
-    "flatten": (fnn.flatten(3), _x(2, 3, 2)),
-    "unflatten": (fnn.unflatten(2, 3), _x(6)),
-    "softmax": (fnn.softmax, _x(4)),
-    "elementwise": (fnn.elementwise(jnp.sin, lambda x, y: jnp.cos(x)), _x(4)),
-    "add": (fnn.add, (_x(3), _x(3) ** 2)),
-    "concatenate": (fnn.concatenate, (_x(3), _x(2))),
-    "mlp": (fnn.mlp((5, 6, 4, 3), activation=fnn.gelu), _x(5)),
-    "parallel.mlp": (fnn.parallel.mlp((5, 6, 4), "model", fnn.gelu), _x(5)),
-    "cnn": (fnn.cnn((4, 4, 1), (2,), 3, fnn.gelu), _x(4, 4, 1)),
-}
-
-COMBINATORS: dict[str, tuple[Callable[[Layer], Layer], Any]] = {
-    "serial": (lambda f: fnn.serial(fnn.dense(5, 4), f, fnn.tanh, f), _x(5)),
-    "fork": (lambda f: fnn.fork(f, fnn.tanh, f), _x(4)),
-    "skip": (fnn.skip, _x(4)),
-    "repeat": (lambda f: fnn.repeat(fnn.skip(f), 3), _x(4)),
-    "masked": (lambda f: fnn.masked(f, _mask(f)), _x(4)),
-    "remat": (fnn.remat, _x(4)),
-    "compute_in": (lambda f: fnn.compute_in(f, jnp.bfloat16), _x(4)),
-    "reversible": (lambda f: fnn.reversible(f, fnn.serial(f, fnn.tanh), 3), _x(8)),
-}
-
-LAYERS |= {name: (of(fnn.dense(4, 4)), x) for name, (of, x) in COMBINATORS.items()}
-
-LOSSES: dict[str, tuple[Loss, Any, Any]] = {
-    "mse": (fnn.mse, _ANY, _OTHER),
-    "mae": (fnn.mae, _ANY, _OTHER),
-    "huber": (fnn.huber(), 2 * _ANY, _OTHER),
-    "cross_entropy": (fnn.cross_entropy, _SHARES, _LABELS),
-    "softmax_cross_entropy": (fnn.softmax_cross_entropy, _ANY, _LABELS),
-    "binary_cross_entropy": (fnn.binary_cross_entropy, _UNIT, _UNIT[::-1]),
-    "sigmoid_binary_cross_entropy": (fnn.sigmoid_binary_cross_entropy, _ANY, _UNIT),
-}
-Updated = tuple[Any, tuple[Any, ...]]
-"""What a rule returns: theta and its slots."""
-
-
-def _sgd(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
-    return theta - rate * g, ()
-
-
-def _momentum(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
-    v = 0.9 * slots[0] + rate * g
-    return theta - v, (v,)
-
-
-def _rmsprop(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
-    e = 0.9 * slots[0] + 0.1 * g**2
-    return theta - rate * g / np.sqrt(e + 1e-8), (e,)
-
-
-def _adagrad(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
-    s = slots[0] + g**2
-    return theta - rate * g / (np.sqrt(s) + 1e-8), (s,)
-
-
-def _adam(rate: Any, t: Any, theta: Any, g: Any, slots: Any, decay: float = 0.0) -> Updated:
-    m, v = 0.9 * slots[0] + 0.1 * g, 0.999 * slots[1] + 0.001 * g**2
-    m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.999**t)
-    return theta - rate * (m_hat / (np.sqrt(v_hat) + 1e-8) + decay * theta), (m, v)
-
-
-def _nadam(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
-    m, v = 0.9 * slots[0] + 0.1 * g, 0.999 * slots[1] + 0.001 * g**2
-    ahead = 0.9 * m / (1 - 0.9 ** (t + 1)) + 0.1 * g / (1 - 0.9**t)
-    return theta - rate * ahead / (np.sqrt(v / (1 - 0.999**t)) + 1e-8), (m, v)
-
-
-def _lion(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
-    return theta - rate * np.sign(0.9 * slots[0] + 0.1 * g), (0.99 * slots[0] + 0.01 * g,)
-
-
-def _clipped_sgd(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
-    return theta - rate * g * np.minimum(1, 0.5 / np.linalg.norm(g)), ()
-
-
-class Rule(NamedTuple):
-    """An update rule: `make(learning_rate)` and the same rule in numpy.
-
-    >>> OPTIMIZERS["sgd"].rule(0.5, 1, np.array([1.0]), np.array([1.0]), ())
-    (array([0.5]), ())
-    """
-
-    make: Callable[[Any], Optimizer]
-    rule: Callable[..., Updated]
-
-
-OPTIMIZERS: dict[str, Rule] = {
-    "adagrad": Rule(fnn.adagrad, _adagrad),
-    "adam": Rule(fnn.adam, _adam),
-    "adamw": Rule(fnn.adamw, partial(_adam, decay=0.01)),
-    "lion": Rule(fnn.lion, _lion),
-    "momentum": Rule(fnn.momentum, _momentum),
-    "nadam": Rule(fnn.nadam, _nadam),
-    "rmsprop": Rule(fnn.rmsprop, _rmsprop),
-    "sgd": Rule(fnn.sgd, _sgd),
-}
-
-WRAPPERS: dict[str, Rule] = {
-    "clip_by_global_norm": Rule(
-        lambda rate: fnn.clip_by_global_norm(fnn.sgd(rate), 0.5), _clipped_sgd
-    ),
-    "accumulate": Rule(lambda rate: fnn.accumulate(fnn.adam(rate), 1), _adam),
-    "average": Rule(lambda rate: fnn.average(fnn.adam(rate), 0.9), _adam),
-    "partition": Rule(
-        lambda rate: fnn.partition(lambda params: "all", {"all": fnn.adam(rate)}), _adam
-    ),
-    "scale_loss": Rule(lambda rate: fnn.scale_loss(fnn.adam(rate), 1.0), _adam),
-    "add_l2": Rule(
-        lambda rate: fnn.add_l2(fnn.adam(rate), 0.3),
-        lambda rate, t, theta, g, slots: _adam(rate, t, theta, g + 0.3 * theta, slots),
-    ),
-}
+ACTIVATIONS: Mapping[str, Any] = _Layers("activations", without="elementwise softmax")
+LAYERS: Mapping[str, Any] = _Table(
+    "layers models", also="add concatenate elementwise softmax stop_gradient"
+)
+COMBINATORS: Mapping[str, Any] = _Table(
+    "combinators memory precision", without="add concatenate stop_gradient"
+)
+LOSSES: Mapping[str, Any] = _Table("losses")
+OPTIMIZERS: Mapping[str, Any] = _Table("optimizers")
+WRAPPERS: Mapping[str, Any] = _Table("wrappers")

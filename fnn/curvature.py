@@ -33,7 +33,6 @@ is one derivative along v of the gradient, no more code:
 
 import math
 from collections.abc import Callable
-from functools import singledispatch
 from typing import Any, NamedTuple
 
 import jax
@@ -50,10 +49,11 @@ from fnn.base import (
     at_least_float32,
     check_layer,
     check_loss,
+    check_unmixed,
 )
 from fnn.losses import Root
-from fnn.optimizers import Rate, SGDState, sgd
-from fnn.reductions import Direct, Factor, Masked, Outer, Rows, rows, squared, total
+from fnn.optimizers import Rate, sgd
+from fnn.reductions import Direct, Factor, Masked, Outer, Rows
 
 
 def ggn_diagonal(
@@ -70,7 +70,7 @@ def ggn_diagonal(
     >>> ggn_diagonal(network, fnn.mse)(params, x, y)["W"].round(1)
     Array([[1., 4.]], dtype=float32)
     """
-    diagonal = lambda factor, examples: total(_over_columns(squared(factor, examples)))
+    diagonal = lambda factor, examples: _over_columns(factor.squared(examples)).total()
     reduced = _reduced(network, loss, root, diagonal, example_axes)
 
     def f(params: Params, x: Any, y: Any) -> Params:
@@ -235,7 +235,7 @@ def kfac(learning_rate: Rate, damping: float | Array = 1e-3) -> Optimizer:
             return {"W": g[..., :-1], "b": g[..., -1]}
 
         directions = jax.tree.map(direction, state.params, state.bases, grads, is_leaf=_is_dense)
-        moved = descent.update(SGDState(state.params, state.step), directions)
+        moved = descent.update(descent.init(state.params)._replace(step=state.step), directions)
         return state._replace(params=moved.params, step=moved.step)
 
     return Optimizer(init, update)
@@ -285,7 +285,7 @@ class _Block(NamedTuple):
 
 
 def _block(factor: Factor, examples: int) -> _Block:
-    diagonal = total(_over_columns(squared(factor, examples)))
+    diagonal = _over_columns(factor.squared(examples)).total()
     if not isinstance(factor, Outer):
         return _Block(diagonal, None)
     if len(factor.batch) > examples:
@@ -303,37 +303,25 @@ def _block(factor: Factor, examples: int) -> _Block:
 def _moment(rows: Array) -> Array:
     """sum_n rows_n rows_n^T, in at least float32."""
     wide = rows.astype(at_least_float32(rows.dtype))
-    return total(Outer(wide, wide))
+    return Outer(wide, wide).total()
 
 
 _AXIS = "columns of the Hessian root"
 
 
-@singledispatch
 def _over_columns(factor: Factor) -> Factor:
     """The factor summed over the columns c. One of left_c and right_c is the same for every c:
     their product's sum is (sum of left) (x) (mean of right), whichever of them that is."""
-    return _over_columns(rows(factor))
-
-
-@_over_columns.register
-def _(factor: Outer) -> Factor:
-    return Outer(jax.lax.psum(factor.left, _AXIS), jax.lax.pmean(factor.right, _AXIS))
-
-
-@_over_columns.register
-def _(factor: Direct) -> Factor:
-    return Direct(jax.lax.psum(factor.value, _AXIS), factor.ndim)
-
-
-@_over_columns.register
-def _(factor: Rows) -> Factor:
-    return Rows(factor.index, jax.lax.psum(factor.value, _AXIS), factor.size)
-
-
-@_over_columns.register
-def _(factor: Masked) -> Factor:
-    return Masked(_over_columns(factor.factor), jax.lax.pmean(factor.mask, _AXIS))
+    match factor:
+        case Outer(left, right):
+            return Outer(jax.lax.psum(left, _AXIS), jax.lax.pmean(right, _AXIS))
+        case Direct(value, ndim):
+            return Direct(jax.lax.psum(value, _AXIS), ndim)
+        case Rows(index, value, size):
+            return Rows(index, jax.lax.psum(value, _AXIS), size)
+        case Masked(inner, mask):
+            return Masked(_over_columns(inner), jax.lax.pmean(mask, _AXIS))
+    return _over_columns(factor.rows())
 
 
 def _is_dense(node: Any) -> bool:
@@ -377,6 +365,7 @@ def _reduced(
 
 def _root_of(loss: Loss, root: Root | None) -> Root:
     check_loss("loss", loss)
+    check_unmixed("curvature", loss)
     root = loss.root if root is None else root
     if root is None:
         raise ValueError(

@@ -139,6 +139,32 @@ Array([1000.], dtype=float32)
 """
 
 
+def smoothed_cross_entropy(smoothing: float = 0.1) -> Loss:
+    """`softmax_cross_entropy` of smoothed targets, u = (1 - smoothing) t + smoothing sum(t) / k.
+    Szegedy et al. 2016.
+
+    On logits Z: -sum_i u_i log softmax(z)_i; gradient A sum(t) - u. H is that of
+    `softmax_cross_entropy`: it depends on the target only through its sum. Raises ValueError for
+    smoothing outside [0, 1).
+
+    >>> smoothed_cross_entropy(0.5).gradient(jnp.zeros((1, 2)), jnp.array([1]))
+    Array([[ 0.25, -0.25]], dtype=float32)
+    """
+    numbers.fraction("smoothed_cross_entropy", smoothing=smoothing)
+
+    def smoothed(prediction: Array, target: Array) -> Array:
+        t = _distribution("smoothed_cross_entropy", prediction, target)
+        return (1 - smoothing) * t + smoothing * t.mean(-1, keepdims=True)
+
+    def value(prediction: Array, target: Array) -> Array:
+        return _softmax_cross_entropy_value(prediction, smoothed(prediction, target))
+
+    def gradient(prediction: Array, target: Array) -> Array:
+        return _softmax_cross_entropy_gradient(prediction, smoothed(prediction, target))
+
+    return Loss(value, gradient, _softmax_cross_entropy_root)
+
+
 def _binary_cross_entropy_value(prediction: Array, target: Array) -> Array:
     t = _like("binary_cross_entropy", prediction, target)
     return -(_times(t, jnp.log(prediction)) + _times(1 - t, jnp.log1p(-prediction))).mean(-1)

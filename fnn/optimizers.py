@@ -1,7 +1,7 @@
 """Update rules, each with its equation and its source: pure functions (state, grads) -> state.
 
 An optimizer is a rule for one array: theta, its gradient g and the rule's own slots go in,
-theta and the slots come out. `_optimizer` maps the rule over a tree of parameters.
+the new theta and slots are returned. `_optimizer` maps the rule over a tree of parameters.
 
     theta   parameters         g    their gradient           eta   learning rate
     t       the number of this update, from 1
@@ -10,22 +10,20 @@ learning_rate is a number, a traced scalar, or a schedule step -> rate, called w
 number of updates already done (0 at the first). Slots start at 0 and are kept in at least
 float32, in which the rule is computed too; theta keeps its own dtype.
 
-All raise ValueError for a rate, an eps or a norm that is not above 0 and for a decay outside
-[0, 1); `init` raises TypeError for parameters that are not floating-point. `update` raises
-ValueError for a gradient of another shape than its parameter, and TypeError for one that is not
-floating-point and for another rule's state.
+All raise ValueError for a rate or an eps that is not above 0 and for a decay outside [0, 1);
+`init` raises TypeError for parameters that are not floating-point. `update` raises ValueError for a
+gradient whose shape is not its parameter's, and TypeError for one that is not floating-point and
+for the state of a different rule.
 """
 
 from collections.abc import Callable
-from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fnn import numbers
-from fnn.axes import over_devices
-from fnn.base import Array, Optimizer, Params, at_least_float32, check_optimizer
+from fnn.base import Array, Optimizer, Params, at_least_float32, is_floating
 from fnn.schedules import Schedule
 
 Rate = float | Array | Schedule
@@ -57,7 +55,7 @@ def _optimizer(state_type: Any, learning_rate: Rate, rule: Callable[..., Updated
         eta = learning_rate(step) if callable(learning_rate) else learning_rate
 
         def apply(theta: Array, g: Array, *slots: Array) -> Updated:
-            _check_gradient(theta, g)
+            check_gradient(theta, g)
             inputs = (jnp.asarray(x).astype(_wide(theta)) for x in (eta, step + 1, theta, g))
             new, *changed = rule(*inputs, *slots)
             return new.astype(theta.dtype), *changed
@@ -72,12 +70,8 @@ def _optimizer(state_type: Any, learning_rate: Rate, rule: Callable[..., Updated
     return Optimizer(init, update)
 
 
-class SGDState(NamedTuple):
-    """No slots: plain gradient descent remembers nothing.
-
-    >>> sgd(0.1).init(jnp.array([1.0]))._fields
-    ('params', 'step')
-    """
+class _SGDState(NamedTuple):
+    """No slots: plain gradient descent remembers nothing."""
 
     params: Params
     step: Array
@@ -93,15 +87,11 @@ def sgd(learning_rate: Rate) -> Optimizer:
     Array([0.5], dtype=float32)
     """
     _check("sgd", learning_rate)
-    return _optimizer(SGDState, learning_rate, lambda eta, t, theta, g: (theta - eta * g,))
+    return _optimizer(_SGDState, learning_rate, lambda eta, t, theta, g: (theta - eta * g,))
 
 
-class MomentumState(NamedTuple):
-    """`velocity` is v.
-
-    >>> momentum(0.1).init(jnp.array([1.0])).velocity
-    Array([0.], dtype=float32)
-    """
+class _MomentumState(NamedTuple):
+    """`velocity` is v."""
 
     params: Params
     step: Array
@@ -129,15 +119,11 @@ def momentum(learning_rate: Rate, decay: float = 0.9, nesterov: bool = False) ->
         v = decay * v + eta * g
         return theta - (decay * v + eta * g if nesterov else v), v
 
-    return _optimizer(MomentumState, learning_rate, rule)
+    return _optimizer(_MomentumState, learning_rate, rule)
 
 
-class RMSPropState(NamedTuple):
-    """`mean_square` is E.
-
-    >>> rmsprop(0.1).init(jnp.array([1.0])).mean_square
-    Array([0.], dtype=float32)
-    """
+class _RMSPropState(NamedTuple):
+    """`mean_square` is E."""
 
     params: Params
     step: Array
@@ -159,15 +145,11 @@ def rmsprop(learning_rate: Rate, decay: float = 0.9, eps: float = 1e-8) -> Optim
         mean_square = decay * mean_square + (1 - decay) * g * g
         return theta - eta * g / jnp.sqrt(mean_square + eps), mean_square
 
-    return _optimizer(RMSPropState, learning_rate, rule)
+    return _optimizer(_RMSPropState, learning_rate, rule)
 
 
-class AdagradState(NamedTuple):
-    """`sum_square` is G.
-
-    >>> adagrad(0.1).init(jnp.array([1.0])).sum_square
-    Array([0.], dtype=float32)
-    """
+class _AdagradState(NamedTuple):
+    """`sum_square` is G."""
 
     params: Params
     step: Array
@@ -188,15 +170,11 @@ def adagrad(learning_rate: Rate, eps: float = 1e-8) -> Optimizer:
         sum_square = sum_square + g * g
         return theta - eta * g / (jnp.sqrt(sum_square) + eps), sum_square
 
-    return _optimizer(AdagradState, learning_rate, rule)
+    return _optimizer(_AdagradState, learning_rate, rule)
 
 
-class AdamState(NamedTuple):
-    """`m` and `v` are the moments before bias correction.
-
-    >>> adam(0.1).init(jnp.array([1.0])).m
-    Array([0.], dtype=float32)
-    """
+class _AdamState(NamedTuple):
+    """`m` and `v` are the moments before bias correction."""
 
     params: Params
     step: Array
@@ -222,17 +200,7 @@ def adam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1
         m, v = _moments(g, m, v, b1, b2)
         return theta - eta * _adam_direction(t, m, v, b1, b2, eps), m, v
 
-    return _optimizer(AdamState, learning_rate, rule)
-
-
-class AdamWState(AdamState):
-    """Adam's, for `adamw` alone.
-
-    >>> adamw(0.1).init(jnp.array([1.0])).m
-    Array([0.], dtype=float32)
-    """
-
-    __slots__ = ()
+    return _optimizer(_AdamState, learning_rate, rule)
 
 
 def adamw(
@@ -258,17 +226,7 @@ def adamw(
         direction = _adam_direction(t, m, v, b1, b2, eps)
         return theta - eta * (direction + weight_decay * theta), m, v
 
-    return _optimizer(AdamWState, learning_rate, rule)
-
-
-class NadamState(AdamState):
-    """Adam's, for `nadam` alone.
-
-    >>> nadam(0.1).init(jnp.array([1.0])).m
-    Array([0.], dtype=float32)
-    """
-
-    __slots__ = ()
+    return _optimizer(_AdamState, learning_rate, rule)
 
 
 def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
@@ -287,7 +245,7 @@ def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 
         ahead = b1 * m / _correction(b1, t + 1) + (1 - b1) * g / _correction(b1, t)
         return theta - eta * ahead / (jnp.sqrt(v / _correction(b2, t)) + eps), m, v
 
-    return _optimizer(NadamState, learning_rate, rule)
+    return _optimizer(_AdamState, learning_rate, rule)
 
 
 def _moments(g: Array, m: Array, v: Array, b1: float, b2: float) -> tuple[Array, Array]:
@@ -303,12 +261,8 @@ def _correction(decay: float, t: Array) -> Array:
     return -jnp.expm1(t * jnp.log(jnp.asarray(decay, t.dtype)))
 
 
-class LionState(NamedTuple):
-    """`m` is the moving average.
-
-    >>> lion(0.1).init(jnp.array([1.0])).m
-    Array([0.], dtype=float32)
-    """
+class _LionState(NamedTuple):
+    """`m` is the moving average."""
 
     params: Params
     step: Array
@@ -332,74 +286,23 @@ def lion(
         direction = jnp.sign(b1 * m + (1 - b1) * g)
         return theta - eta * (direction + weight_decay * theta), b2 * m + (1 - b2) * g
 
-    return _optimizer(LionState, learning_rate, rule)
+    return _optimizer(_LionState, learning_rate, rule)
 
 
-def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
-    """The optimizer, fed g min(1, max_norm / ||g||), ||g|| over all leaves together, those parts
-    included that other devices hold. Pascanu et al. 2013.
-
-    >>> optimizer = clip_by_global_norm(sgd(1.0), 0.5)
-    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([7.0]))
-    >>> state.params
-    Array([0.5], dtype=float32)
-    """
-    check_optimizer("clip_by_global_norm", optimizer)
-    numbers.bound("clip_by_global_norm", max_norm=max_norm)
-
-    def update(state: Any, grads: Params) -> Any:
-        wide = [g.astype(_wide(g)) for g in jax.tree.leaves(grads)]
-        # Squares of what is divided by the largest entry neither overflow nor vanish.
-        each = [over_devices(jax.lax.pmax, jnp.abs(g).max(initial=0)) for g in wide]
-        largest = reduce(jnp.maximum, each)
-        unit = jnp.where(largest > 0, largest, 1)
-        squares = (over_devices(jax.lax.psum, jnp.sum(jnp.square(g / unit))) for g in wide)
-        norm = jnp.sqrt(jnp.maximum(sum(squares), 1))
-        above = norm > max_norm / unit
-        divisor, scale = jnp.where(above, unit, 1), jnp.where(above, max_norm / norm, 1)
-        clip = lambda g: (g.astype(_wide(g)) / divisor * scale).astype(g.dtype)
-        return optimizer.update(state, jax.tree.map(clip, grads))
-
-    return Optimizer(optimizer.init, update)
-
-
-def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
-    """The optimizer, fed g + alpha theta: the gradient of loss + (alpha/2) ||theta||^2.
-
-    Every parameter counts, biases too. With Adam this is not weight decay: see `adamw`.
-
-    >>> optimizer = add_l2(sgd(1.0), 0.25)
-    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([0.0]))
-    >>> state.params
-    Array([0.75], dtype=float32)
-    """
-    check_optimizer("add_l2", optimizer)
-    numbers.nonnegative("add_l2", alpha=alpha)
-
-    def update(state: Any, grads: Params) -> Any:
-        def penalised(g: Array, theta: Array) -> Array:
-            _check_gradient(theta, g)
-            return g + alpha * theta
-
-        return optimizer.update(state, jax.tree.map(penalised, grads, state.params))
-
-    return Optimizer(optimizer.init, update)
-
-
-def _check_gradient(theta: Array, g: Any) -> None:
+def check_gradient(theta: Array, g: Any) -> None:
     """Raise where g would be broadcast against theta, or lose its imaginary part."""
     if jnp.shape(g) != theta.shape:
         raise ValueError(
             f"update: expected a gradient of its parameter's shape {theta.shape}, "
             f"got {jnp.shape(g)}"
         )
-    if not jnp.issubdtype(jnp.result_type(g), jnp.floating):
+    if not is_floating(g):
         raise TypeError(f"update: expected floating-point gradients, got {jnp.result_type(g)}")
 
 
 def _wide(p: Array) -> Any:
     """The dtype in which p is updated: its own, or float32 where that is narrower."""
-    if not jnp.issubdtype(p.dtype, jnp.floating):
+    if not is_floating(p):
         raise TypeError(f"optimizer: expected floating-point parameters, got {p.dtype}{p.shape}")
     return at_least_float32(p.dtype)
 

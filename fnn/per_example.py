@@ -46,8 +46,17 @@ import jax.numpy as jnp
 
 from fnn import numbers
 from fnn.backprop import example_shape, per_example_backward, weight_of
-from fnn.base import Array, Layer, Loss, Params, at_least_float32, check_layer, check_loss
-from fnn.reductions import Factor, length, norm, products, squared, squared_norm, total, weighted
+from fnn.base import (
+    Array,
+    Layer,
+    Loss,
+    Params,
+    at_least_float32,
+    check_layer,
+    check_loss,
+    check_unmixed,
+)
+from fnn.reductions import Factor, Widened, length
 
 
 def squared_norms(
@@ -62,7 +71,8 @@ def squared_norms(
     >>> squared_norms(network, fnn.mse)(params, x, y)  # delta is -2 and -6
     Array([24., 36.], dtype=float32)
     """
-    reduced = _reduced(network, loss, squared_norm, example_axes)
+    square = lambda factor, examples: factor.squared_norm(examples)
+    reduced = _reduced(network, loss, square, example_axes)
 
     def f(params: Params, x: Any, y: Any) -> Array:
         losses, norms = reduced(params, x, y)
@@ -85,6 +95,7 @@ def gram(
     Array([[24., 12.],
            [12., 36.]], dtype=float32)
     """
+    products = lambda factor, examples: factor.products(examples)
     reduced = _reduced(network, loss, products, example_axes)
 
     def f(params: Params, x: Any, y: Any) -> Array:
@@ -109,7 +120,7 @@ def second_moment(
     >>> second_moment(network, fnn.mse)(params, x, y)["b"]
     Array([20.], dtype=float32)
     """
-    squares = lambda factor, examples: total(squared(factor, examples))
+    squares = lambda factor, examples: factor.squared(examples).total()
     reduced = _reduced(network, loss, squares, example_axes)
 
     def f(params: Params, x: Any, y: Any) -> Params:
@@ -136,7 +147,7 @@ def clipped_value_and_grad(
     dtype, 1e-38 in float32; of a layer with positions, such as a convolution, also where the square
     of its norm is above the largest.
 
-    Raises ValueError for max_norm not above 0; f for a weight of another shape than the losses.
+    Raises ValueError for max_norm not above 0; f for weights whose shape is not the losses'.
 
     >>> import fnn
     >>> network = fnn.dense(2, 1)
@@ -147,7 +158,7 @@ def clipped_value_and_grad(
     Array([-2.112], dtype=float32)
     """
     numbers.bound("clipped_value_and_grad", max_norm=max_norm)
-    with_norm = lambda factor, examples: _Normed(norm(factor, examples), factor)
+    with_norm = lambda factor, examples: _Normed(factor.norm(examples), factor)
     reduced = _reduced(network, loss, with_norm, example_axes)
 
     def f(params: Params, x: Any, y: Any, weight: Array | None = None) -> tuple[Array, Params]:
@@ -155,19 +166,20 @@ def clipped_value_and_grad(
         is_normed = lambda node: isinstance(node, _Normed)
         norms = [node.norm for node in jax.tree.leaves(normed, is_leaf=is_normed)]
         norm_of_all = _length(norms, losses.shape, losses.dtype)
-        excess = norm_of_all / jnp.asarray(max_norm, norm_of_all.dtype)
+        bound = jnp.asarray(max_norm, norm_of_all.dtype) * (1 - _rounding(params))
+        excess = norm_of_all / bound
         excess = jnp.maximum(excess, 1)
         # A step of Newton's method from 1 / excess, whose derivative does not square what is large.
         inverse = jax.lax.stop_gradient(1 / excess)
         scale = inverse * (2 - excess * inverse) / losses.size
-        # What vanishes would leave the example out without a word.
+        # An underflowed scale would silently drop the example.
         scale = jnp.where(scale >= jnp.finfo(scale.dtype).tiny, scale, jnp.nan)
         if weight is not None:
             weight = weight_of(losses, weight)
             losses, scale = losses * weight, scale * weight.astype(scale.dtype)
 
         def clipped(node: _Normed) -> Array:
-            sum_of = lambda factor: total(weighted(factor, scale))
+            sum_of = lambda factor: _weighted_total(factor, scale)
             copies = node.norm.shape[: node.norm.ndim - losses.ndim]
             for n in reversed(copies):  # of `repeat`
                 sum_of = jax.vmap(sum_of, axis_size=n)
@@ -176,6 +188,19 @@ def clipped_value_and_grad(
         return losses.mean(), jax.tree.map(clipped, normed, is_leaf=is_normed)
 
     return f
+
+
+def _weighted_total(factor: Factor, scale: Array) -> Array:
+    """sum_n scale_n g_n, with the scale and the sum in at least float32."""
+    dtype = jax.eval_shape(factor.total).dtype
+    return Widened(factor, at_least_float32(dtype)).weighted(scale).total().astype(dtype)
+
+
+def _rounding(params: Params) -> float:
+    """The relative error of rounding a gradient to the narrowest parameter's dtype, 0 for float32
+    and wider."""
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
+    return max((float(jnp.finfo(d).eps) for d in dtypes if jnp.finfo(d).bits < 32), default=0.0)
 
 
 class _Normed(NamedTuple):
@@ -230,7 +255,7 @@ def gradient_noise_scale(
 
         trace = m (q - s) / (m - 1),    squared_norm = (m s - q) / (m - 1).
 
-    Both are unbiased, so that squared_norm can come out below 0 where noise drowns the mean.
+    Both are unbiased, so that squared_norm is below 0 where noise drowns the mean.
     Their ratio is not unbiased: average the two over batches before dividing.
 
     Raises ValueError for a batch of fewer than two examples.
@@ -242,7 +267,7 @@ def gradient_noise_scale(
     >>> gradient_noise_scale(network, fnn.mse)(params, x, y).trace
     Array(18., dtype=float32)
     """
-    both_of = lambda factor, examples: (squared_norm(factor, examples), total(factor))
+    both_of = lambda factor, examples: (factor.squared_norm(examples), factor.total())
     reduced = _reduced(network, loss, both_of, example_axes)
 
     def f(params: Params, x: Any, y: Any) -> NoiseScale:
@@ -270,6 +295,7 @@ def _reduced(
     """f(params, x, y) -> (losses (*examples), what reduce makes of each parameter's g_n)."""
     check_layer("network", network)
     check_loss("loss", loss)
+    check_unmixed("per_example", loss)
 
     def f(params: Params, x: Any, y: Any) -> tuple[Array, Any]:
         prediction, residuals = network.forward(params, x)
@@ -286,7 +312,12 @@ def _reduced(
 def _length(norms: list[Array], shape: tuple[int, ...], dtype: Any) -> Array:
     """The norm over all parameters, from that of each, the copies' axes in front of `shape`."""
     start = jnp.zeros((1, *shape), at_least_float32(dtype))
-    return length(jnp.concatenate([start, *(a.reshape(-1, *shape) for a in norms)]), (0,))
+    return length(jnp.concatenate([start, *(_copies(a, shape) for a in norms)]), (0,))
+
+
+def _copies(a: Array, shape: tuple[int, ...]) -> Array:
+    """(*copies, *shape) -> (c, *shape); -1 can't be inferred for an empty batch."""
+    return a.reshape(math.prod(a.shape[: a.ndim - len(shape)]), *shape)
 
 
 def _over_parameters(tree: Any, shape: tuple[int, ...], dtype: Any) -> Array:

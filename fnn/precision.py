@@ -5,7 +5,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.base import Array, Grads, Layer, Params, Residuals, check_layer, measured, varying_with
+from fnn.base import (
+    Array,
+    Grads,
+    Layer,
+    Params,
+    Residuals,
+    check_layer,
+    is_floating,
+    measured,
+    varying_with,
+)
 from fnn.reductions import Factor, Reduce, Widened, total
 
 
@@ -56,11 +66,10 @@ def compute_in(layer: Layer, dtype: Any) -> Layer:
 
 def _cast(tree: Any, dtype: Any) -> Any:
     """The tree with its floating-point arrays in dtype."""
-    floating = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
-    return jax.tree.map(lambda a: a.astype(dtype) if floating(a) else a, tree)
+    return jax.tree.map(lambda a: a.astype(dtype) if is_floating(a) else a, tree)
 
 
 def _dtype_of(*trees: Any) -> Any:
     """The dtype of the first floating-point array: an input of codes has none."""
-    dtypes = [a.dtype for a in jax.tree.leaves(trees) if jnp.issubdtype(a.dtype, jnp.floating)]
+    dtypes = [a.dtype for a in jax.tree.leaves(trees) if is_floating(a)]
     return dtypes[0] if dtypes else jnp.dtype(jnp.float32)

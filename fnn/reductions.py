@@ -1,38 +1,24 @@
-"""Per-example gradients in factored form, and the ways to reduce them over a batch.
+"""Per-example gradients in factored form: the classes of factors and their reductions.
 
 A layer's `backward` never sums its parameters' gradients itself. It states each as a factor,
 
-    Outer(left, right)      example n has the gradient left_n right_n^T
-    Direct(value)           example n has the gradient value_n
+    Outer(left, right)        example n has the gradient left_n right_n^T
+    Direct(value)             example n has the gradient value_n
     Rows(index, value, size)  example n has the gradient value_n in row index_n, 0 elsewhere
-    Masked(factor, mask)    the factor's gradients times a constant array, entry by entry
-    Sum(a, b)               the sum of two factors' gradients, for a parameter used twice
-    Zero(shape, batch)      no gradient, for a parameter that is frozen
-    Widened(factor, dtype)  the factor's gradients, summed and returned in a wider dtype
-    Whole(value, name)      a gradient that exists for the whole batch only
+    Masked(factor, mask)      the factor's gradients times a constant array, entry by entry
+    Sum(a, b)                 the sum of two factors' gradients, for a parameter used twice
+    Zero(shape, batch)        no gradient, for a frozen parameter
+    Widened(factor, dtype)    the factor's gradients, summed and returned in a wider dtype
+    Whole(value, name)        a gradient that exists for the whole batch only
 
-and returns what `reduce` makes of it. Backpropagation is one such reduction, `total`. Others
-read the same factors and need no other derivative rule. Since a gradient is linear in dy, one
-of left and right holds dy and the other does not depend on it.
+and returns what `reduce` makes of it. A factor's methods are its reductions; `Factor` documents
+each of them once. Backpropagation is one of them, `total`. The others read the same factors and
+need no other derivative rule. Since a gradient is linear in dy, one of left and right holds dy
+and the other does not depend on it.
 
-    total          sum_n g_n            (*shape of the parameter)
-    rows           g_n                  as a Direct (*examples, *shape of the parameter)
-    squared_norm   ||g_n||^2            (*examples)
-    norm           ||g_n||, where its square overflows too
-    products       <g_n, g_k>           (*examples, *examples)
-    squared        the factor of g_n * g_n, entry by entry
-    weighted       the factor of weight_n g_n
-
-Examples and positions. A factor's batch axes begin with the axes of the examples. Those that are
-left are positions within one example, such as the pixels of an image or the tokens of a text,
-over which its gradient is a sum: g_n = sum_p left_np right_np^T. `examples` is the number of
-axes of the examples; None means that all batch axes are.
-
-Each reduction is a `functools.singledispatch` over the factor's type, so that a new factor
-registers what it can do. What it does not register goes through `rows`, which holds one gradient
-per example; an `Outer` without positions needs that for none of them. Squares and products are
-kept in at least float32. All raise TypeError for what is not a factor, and for a factor that
-exists for the whole batch only.
+A new factor is a subclass of `Factor` that defines `total` and `rows`, and whatever other
+reduction it can do without one gradient per example. A new reduction is a function of a factor,
+which can call `rows` where it knows nothing better.
 """
 
 import math
@@ -45,40 +31,64 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fnn.base import Array, at_least_float32
+from fnn.base import Array, at_least_float32, is_floating
 
 
 class Factor:
-    """Per-example gradients of one parameter. `batch` has the lengths of its batch axes: first
-    the examples', then the positions'. `ndim` is the rank of the parameter.
+    """Per-example gradients g_n of one parameter, and their reductions.
 
-    >>> isinstance(Direct(jnp.ones((3, 2))), Factor)
-    True
+    `batch` has the lengths of the batch axes: first the examples', then the positions'. Positions
+    are places within one example, such as the pixels of an image or the tokens of a text, over
+    which its gradient is a sum: g_n = sum_p g_np. `ndim` is the rank of the parameter.
+
+    In every method `examples` is the number of axes of the examples; None means that all batch
+    axes are. Squares, products and rows are kept in at least float32.
+
+    >>> import fnn
+    >>> class Scaled(Factor):  # example n has the gradient weight_n * direction
+    ...     ndim = 1
+    ...     def __init__(self, weight, direction):
+    ...         self.weight, self.direction, self.batch = weight, direction, weight.shape
+    ...     def total(self):
+    ...         return self.weight.sum() * self.direction
+    ...     def rows(self, examples=None):
+    ...         return fnn.Direct(self.weight[:, None] * self.direction)
+    >>> Scaled(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])).squared_norm()
+    Array([ 25., 100.], dtype=float32)
     """
 
     batch: tuple[int, ...]
     ndim: int
 
     def total(self) -> Array:
+        """sum_n g_n, with the shape of the parameter."""
         raise NotImplementedError
 
     def rows(self, examples: int | None = None) -> "Direct":
+        """g_n, one gradient per example, as a Direct without positions: value
+        (*examples, *shape of the parameter). All other reductions follow from it."""
         raise NotImplementedError
 
     def squared_norm(self, examples: int | None = None) -> Array:
+        """||g_n||^2, (*examples). Goodfellow 2015; with positions Rochette et al. 2019."""
         return self.rows(examples).squared_norm()
 
     def norm(self, examples: int | None = None) -> Array:
+        """||g_n||, (*examples)."""
         return jnp.sqrt(self.squared_norm(examples))
 
     def products(self, examples: int | None = None) -> Array:
+        """<g_n, g_k> for each two examples, (*examples, *examples)."""
         return self.rows(examples).products()
 
     def squared(self, examples: int | None = None) -> "Factor":
+        """The factor of g_n * g_n, entry by entry."""
         return self.rows(examples).squared()
 
     def weighted(self, weight: Array) -> "Factor":
-        return self.rows(weight.ndim).weighted(weight)
+        """The factor of weight_n g_n, for weight (*examples): one number per example."""
+        dtype = jax.eval_shape(self.total).dtype
+        return self.rows(weight.ndim).cast(dtype).weighted(weight)
 
 
 Reduce = Callable[[Factor], Any]
@@ -92,8 +102,9 @@ class Outer(Factor):
 
     left (..., d_left), right (..., d_right). For a dense layer's W: left = dy, right = x.
 
-    >>> Outer(jnp.ones((5, 2)), jnp.ones((5, 3))).batch
-    (5,)
+    >>> factor = Outer(jnp.array([[3.0, 4.0]]), jnp.array([[2.0]]))
+    >>> factor.squared_norm()
+    Array([100.], dtype=float32)
     """
 
     left: Array
@@ -111,34 +122,42 @@ class Outer(Factor):
         return self.left.shape[:-1]
 
     def total(self) -> Array:
+        """left^T right: one matrix product that contracts all batch axes."""
         return _outer_total(self, None)
 
     def rows(self, examples: int | None = None) -> "Direct":
         left, right = (_with_positions(a, examples, 1) for a in (self.left, self.right))
-        return Direct(jnp.einsum("...pi,...pj->...ij", left, right), 2)
+        wide = at_least_float32(left.dtype)
+        product = jnp.einsum("...pi,...pj->...ij", left, right, preferred_element_type=wide)
+        return Direct(product, 2)
 
     def squared_norm(self, examples: int | None = None) -> Array:
+        """||left_n||^2 ||right_n||^2; with positions sum_pq <left_np, left_nq>
+        <right_np, right_nq>, or the square of the gradient itself where that is cheaper."""
         if not _has_positions(self, examples):
             return _square(self.left).sum(-1) * _square(self.right).sum(-1)
         left, right = (_with_positions(a, examples, 1) for a in (self.left, self.right))
         if 2 * left.shape[-2] ** 2 > left.shape[-1] * right.shape[-1]:
-            return squared_norm(rows(self, examples))
+            return self.rows(examples).squared_norm()
         between = lambda a: jnp.einsum("...pi,...qi->...pq", _widened(a), _widened(a))
         return (between(left) * between(right)).sum((-2, -1))
 
     def norm(self, examples: int | None = None) -> Array:
+        """||left_n|| ||right_n||, whose squares may overflow."""
         if _has_positions(self, examples):
-            return jnp.sqrt(squared_norm(self, examples))
+            return super().norm(examples)
         return length(self.left, (-1,)) * length(self.right, (-1,))
 
     def products(self, examples: int | None = None) -> Array:
+        """<left_n, left_k> <right_n, right_k>."""
         if _has_positions(self, examples):
-            return products(rows(self, examples))
-        return products(Direct(self.left)) * products(Direct(self.right))
+            return super().products(examples)
+        return Direct(self.left).products() * Direct(self.right).products()
 
     def squared(self, examples: int | None = None) -> Factor:
+        """The outer product of the squares."""
         if _has_positions(self, examples):
-            return squared(rows(self, examples))
+            return super().squared(examples)
         return Outer(_square(self.left), _square(self.right))
 
     def weighted(self, weight: Array) -> Factor:
@@ -152,8 +171,9 @@ class Direct(Factor):
 
     ndim is the rank of the parameter: 1 for a bias, 0 for a scalar.
 
-    >>> Direct(jnp.ones((5, 2))).batch
-    (5,)
+    >>> Direct(jnp.array([[1.0], [2.0]])).products()
+    Array([[1., 2.],
+           [2., 4.]], dtype=float32)
     """
 
     value: Array
@@ -164,36 +184,36 @@ class Direct(Factor):
         """The leading axes."""
         return self.value.shape[: self.value.ndim - self.ndim]
 
+    def cast(self, dtype: Any) -> "Direct":
+        """The same gradients in this dtype."""
+        return Direct(self.value.astype(dtype), self.ndim)
+
     def total(self) -> Array:
         return self.value.sum(tuple(range(self.value.ndim - self.ndim)))
 
     def rows(self, examples: int | None = None) -> "Direct":
-        value = _with_positions(self.value, examples, self.ndim)
+        value = _widened(_with_positions(self.value, examples, self.ndim))
         return Direct(value.sum(-1 - self.ndim), self.ndim)
 
     def squared_norm(self, examples: int | None = None) -> Array:
-        if _has_positions(self, examples):
-            self = rows(self, examples)
-        return _square(self.value).sum(_last(self.ndim))
+        return _square(self._each(examples)).sum(_last(self.ndim))
 
     def norm(self, examples: int | None = None) -> Array:
-        if _has_positions(self, examples):
-            self = rows(self, examples)
-        return length(self.value, _last(self.ndim))
+        return length(self._each(examples), _last(self.ndim))
 
     def products(self, examples: int | None = None) -> Array:
-        if _has_positions(self, examples):
-            self = rows(self, examples)
-        wide = _widened(self.value)
-        return jnp.tensordot(wide, wide, axes=(_last(self.ndim), _last(self.ndim)))
+        wide, axes = _widened(self._each(examples)), _last(self.ndim)
+        return jnp.tensordot(wide, wide, axes=(axes, axes))
 
     def squared(self, examples: int | None = None) -> Factor:
-        if _has_positions(self, examples):
-            self = rows(self, examples)
-        return Direct(_square(self.value), self.ndim)
+        return Direct(_square(self._each(examples)), self.ndim)
 
     def weighted(self, weight: Array) -> Factor:
         return Direct(self.value * beside(weight, self.value), self.ndim)
+
+    def _each(self, examples: int | None) -> Array:
+        """One gradient per example."""
+        return self.rows(examples).value if _has_positions(self, examples) else self.value
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["index", "value"], meta_fields=["size"])
@@ -204,7 +224,7 @@ class Rows(Factor):
     index (...), integers from 0 to size - 1; value (..., d). For an embedding's table: the codes
     and dy. Rows of one example with the same index add up.
 
-    >>> total(Rows(jnp.array([2, 0, 2]), jnp.ones((3, 1)), size=3))
+    >>> Rows(jnp.array([2, 0, 2]), jnp.ones((3, 1)), size=3).total()
     Array([[1.],
            [0.],
            [2.]], dtype=float32)
@@ -226,19 +246,19 @@ class Rows(Factor):
         return sums.astype(value.dtype)
 
     def rows(self, examples: int | None = None) -> "Direct":
-        one = lambda index, value: total(Rows(index, value, self.size))
+        one = lambda index, value: Rows(index, _widened(value), self.size).total()
         return Direct(_for_each_example(one, self, examples), 2)
 
     def squared_norm(self, examples: int | None = None) -> Array:
         """sum_pq [index_np == index_nq] <value_np, value_nq>."""
-        return squared_norm(Direct(_distinct(self, examples).value, 2))
+        return Direct(_distinct(self, examples).value, 2).squared_norm()
 
     def products(self, examples: int | None = None) -> Array:
         """sum_pq [index_np == index_kq] <value_np, value_kq>, over the rows that the batch uses."""
         used = min(self.index.size, self.size)
         _, place = jnp.unique(self.index, return_inverse=True, size=used)
         place = place.reshape(self.index.shape)
-        return products(rows(Rows(place, self.value, used), examples))
+        return Rows(place, self.value, used).rows(examples).products()
 
     def squared(self, examples: int | None = None) -> Factor:
         distinct = _distinct(self, examples)
@@ -248,12 +268,8 @@ class Rows(Factor):
         return Rows(self.index, self.value * beside(weight, self.value), self.size)
 
 
-class Changed(Factor):
-    """What is done to a `factor` leaves its batch and its parameter's rank as they are.
-
-    >>> Masked(Direct(jnp.ones((5, 2))), jnp.ones(2)).batch
-    (5,)
-    """
+class Wrapped(Factor):
+    """Each example's gradient is that of `factor`; only the sum over the batch differs."""
 
     factor: Factor
 
@@ -267,61 +283,67 @@ class Changed(Factor):
         """The factor's."""
         return self.factor.ndim
 
-
-class SamePerExample(Changed):
-    """Each example's gradient is that of `factor`; only the sum over the batch differs."""
-
     def rows(self, examples: int | None = None) -> "Direct":
-        return rows(self.factor, examples)
+        return self.factor.rows(examples)
 
     def squared_norm(self, examples: int | None = None) -> Array:
-        return squared_norm(self.factor, examples)
+        return self.factor.squared_norm(examples)
 
     def norm(self, examples: int | None = None) -> Array:
-        return norm(self.factor, examples)
+        return self.factor.norm(examples)
 
     def products(self, examples: int | None = None) -> Array:
-        return products(self.factor, examples)
+        return self.factor.products(examples)
 
     def squared(self, examples: int | None = None) -> Factor:
-        return replace(self, factor=squared(self.factor, examples))  # type: ignore[type-var]
+        return replace(self, factor=self.factor.squared(examples))  # type: ignore[type-var]
 
     def weighted(self, weight: Array) -> Factor:
-        return replace(self, factor=weighted(self.factor, weight))  # type: ignore[type-var]
+        return replace(self, factor=self.factor.weighted(weight))  # type: ignore[type-var]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["factor", "mask"], meta_fields=[])
 @dataclass(frozen=True)
-class Masked(Changed):
+class Masked(Factor):
     """The gradients of a factor, each multiplied by one array of the parameter's shape.
 
     >>> mask = jnp.array([[1.0, 0.0]])
-    >>> total(Masked(Outer(jnp.ones((5, 1)), jnp.ones((5, 2))), mask))
+    >>> Masked(Outer(jnp.ones((5, 1)), jnp.ones((5, 2))), mask).total()
     Array([[5., 0.]], dtype=float32)
     """
 
     factor: Factor
     mask: Array
 
+    @property
+    def batch(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The factor's."""
+        return self.factor.batch
+
+    @property
+    def ndim(self) -> int:  # type: ignore[override]
+        """The factor's."""
+        return self.factor.ndim
+
     def total(self) -> Array:
-        return total(self.factor) * self.mask
+        return self.factor.total() * self.mask
 
     def rows(self, examples: int | None = None) -> "Direct":
-        inner = rows(self.factor, examples)
-        return Direct(inner.value * self.mask, inner.ndim)
+        value = self.factor.rows(examples).value
+        return Direct(value * self.mask.astype(value.dtype), self.ndim)
 
     def squared_norm(self, examples: int | None = None) -> Array:
         """||(l r^T) * M||^2 = sum_ij l_i^2 M_ij^2 r_j^2."""
         inner = self.factor.factor if isinstance(self.factor, Widened) else self.factor
         if not isinstance(inner, Outer) or _has_positions(inner, examples):
-            return squared_norm(rows(self, examples))
+            return super().squared_norm(examples)
         return ((_square(inner.left) @ _square(self.mask)) * _square(inner.right)).sum(-1)
 
     def squared(self, examples: int | None = None) -> Factor:
-        return Masked(squared(self.factor, examples), _square(self.mask))
+        return Masked(self.factor.squared(examples), _square(self.mask))
 
     def weighted(self, weight: Array) -> Factor:
-        return Masked(weighted(self.factor, weight), self.mask)
+        return Masked(self.factor.weighted(weight), self.mask)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["a", "b"], meta_fields=[])
@@ -329,7 +351,7 @@ class Masked(Changed):
 class Sum(Factor):
     """The sum of two factors of one parameter, for a parameter that is used twice.
 
-    >>> squared_norm(Sum(Direct(jnp.array([[3.0]])), Direct(jnp.array([[1.0]]))))
+    >>> Sum(Direct(jnp.array([[3.0]])), Direct(jnp.array([[1.0]]))).squared_norm()
     Array([16.], dtype=float32)
     """
 
@@ -348,28 +370,25 @@ class Sum(Factor):
         return self.a.ndim
 
     def total(self) -> Array:
-        return total(self.a) + total(self.b)
+        return self.a.total() + self.b.total()
 
     def rows(self, examples: int | None = None) -> "Direct":
-        a, b = rows(self.a, examples), rows(self.b, examples)
-        return Direct(a.value + b.value, a.ndim)
+        return Direct(self.a.rows(examples).value + self.b.rows(examples).value, self.ndim)
 
     def squared_norm(self, examples: int | None = None) -> Array:
+        """||a_n||^2 + 2 <a_n, b_n> + ||b_n||^2: that of one Outer where both are."""
         count = len(self.batch) if examples is None else examples
-        return squared_norm(_joined(self, count), count)
+        joined = _joined(self, count)
+        return (self.rows(count) if joined is None else joined).squared_norm(count)
 
     def weighted(self, weight: Array) -> Factor:
-        return Sum(weighted(self.a, weight), weighted(self.b, weight))
+        return Sum(self.a.weighted(weight), self.b.weighted(weight))
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["shape", "batch", "dtype"])
 @dataclass(frozen=True)
 class Zero(Factor):
-    """Gradients that are 0 throughout, for a parameter of `shape`.
-
-    >>> total(Zero.like(Direct(jnp.ones((5, 2)))))
-    Array([0., 0.], dtype=float32)
-    """
+    """Gradients that are 0 throughout, for a parameter of `shape`."""
 
     shape: tuple[int, ...]
     batch: tuple[int, ...]
@@ -377,12 +396,8 @@ class Zero(Factor):
 
     @classmethod
     def like(cls, factor: Factor) -> "Zero":
-        """Zeros in place of the factor's gradients.
-
-        >>> Zero.like(Outer(jnp.ones((5, 2)), jnp.ones((5, 3)))).shape
-        (2, 3)
-        """
-        parameter = jax.eval_shape(total, factor)
+        """Zeros in place of the factor's gradients."""
+        parameter = jax.eval_shape(factor.total)
         return cls(parameter.shape, factor.batch, parameter.dtype)
 
     @property
@@ -394,8 +409,8 @@ class Zero(Factor):
         return jnp.zeros(self.shape, self.dtype)
 
     def rows(self, examples: int | None = None) -> "Direct":
-        batch = self.batch[:examples]
-        return Direct(jnp.zeros((*batch, *self.shape), self.dtype), self.ndim)
+        wide = at_least_float32(self.dtype)
+        return Direct(jnp.zeros((*self.batch[:examples], *self.shape), wide), self.ndim)
 
     def squared_norm(self, examples: int | None = None) -> Array:
         return jnp.zeros(self.batch[:examples], at_least_float32(self.dtype))
@@ -406,38 +421,38 @@ class Zero(Factor):
 
 @partial(jax.tree_util.register_dataclass, data_fields=["factor"], meta_fields=["dtype"])
 @dataclass(frozen=True)
-class Widened(SamePerExample):
+class Widened(Wrapped):
     """The gradients of a factor that was computed in a narrow dtype: products run in that dtype,
-    sums over the batch and the result are in `dtype`.
-
-    >>> narrow = Direct(jnp.ones((1000, 1), jnp.bfloat16))
-    >>> total(Widened(narrow, jnp.dtype("float32")))
-    Array([1000.], dtype=float32)
-    """
+    sums over the batch and the result are in `dtype`."""
 
     factor: Factor
     dtype: Any
 
     def total(self) -> Array:
-        inner = self.factor
-        if isinstance(inner, Outer):
-            return _outer_total(inner, self.dtype)
-        floating = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
-        widened = lambda a: a.astype(self.dtype) if floating(a) else a
-        return total(jax.tree.map(widened, inner))
+        if isinstance(self.factor, Outer):
+            return _outer_total(self.factor, self.dtype)
+        return self._wide().total()
 
     def rows(self, examples: int | None = None) -> "Direct":
-        inner = rows(self.factor, examples)
-        return Direct(inner.value.astype(self.dtype), inner.ndim)
+        return self.factor.rows(examples).cast(self.dtype)
+
+    def weighted(self, weight: Array) -> Factor:
+        """The weights are applied in `dtype`: a narrower one rounds them, or makes them 0."""
+        return self._wide().weighted(weight)
+
+    def _wide(self) -> Factor:
+        widened = lambda a: a.astype(self.dtype) if is_floating(a) else a
+        return jax.tree.map(widened, self.factor)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["name"])
 @dataclass(frozen=True)
 class Whole(Factor):
-    """A gradient that is already summed, for there is none per example: in training, batch
-    normalisation mixes the examples. Every reduction but `total` refuses it by its layer's name.
+    """A gradient that is already summed because there is none per example: in training, batch
+    normalisation mixes the examples. Every reduction but `total` raises TypeError with the name
+    of its layer.
 
-    >>> squared_norm(Whole(jnp.ones(2), "batch_norm(2)"))
+    >>> Whole(jnp.ones(2), "batch_norm(2)").squared_norm()
     Traceback (most recent call last):
     TypeError: batch_norm(2): its gradient exists for the whole batch only, not per example
     """
@@ -448,7 +463,7 @@ class Whole(Factor):
     @property
     def batch(self) -> tuple[int, ...]:  # type: ignore[override]
         """None: raises TypeError."""
-        return rows(self).batch
+        return self.rows().batch
 
     @property
     def ndim(self) -> int:  # type: ignore[override]
@@ -467,54 +482,23 @@ class Whole(Factor):
 def total(factor: Factor) -> Array:
     """Sum over the batch: sum_n left_n right_n^T, or sum_n value_n. Shape of the parameter.
 
-    With dZ = left and A = right this is the dW = dZ^T A of backpropagation: one matrix
-    product that contracts all batch axes.
+    With dZ = left and A = right this is the dW = dZ^T A of backpropagation. Raises TypeError for
+    what is not a factor.
 
     >>> total(Outer(jnp.ones((5, 2)), jnp.ones((5, 1))))
     Array([[5.],
            [5.]], dtype=float32)
     """
-    return _known(factor).total()
-
-
-def rows(factor: Factor, examples: int | None = None) -> Direct:
-    """One gradient per example, as a Direct without positions: the general form to fall back on.
-
-    >>> rows(Outer(jnp.ones((2, 1)), jnp.array([[1.0, 2.0], [3.0, 4.0]]))).value.shape
-    (2, 1, 2)
-    """
-    return _known(factor).rows(examples)
-
-
-def squared_norm(factor: Factor, examples: int | None = None) -> Array:
-    """||g_n||^2 for each example: ||left_n||^2 ||right_n||^2, or ||value_n||^2. Goodfellow 2015.
-
-    With positions p, q of an Outer it is sum_pq <left_np, left_nq> <right_np, right_nq>, or the
-    square of the gradient itself where that is smaller. Rochette et al. 2019.
-
-    >>> squared_norm(Outer(jnp.array([[3.0, 4.0]]), jnp.array([[2.0]])))
-    Array([100.], dtype=float32)
-    """
-    return _known(factor).squared_norm(examples)
-
-
-def norm(factor: Factor, examples: int | None = None) -> Array:
-    """||g_n|| for each example: ||left_n|| ||right_n||, or ||value_n||, each by `length`. Of other
-    factors, and of positions of an Outer, it is the square root of `squared_norm`.
-
-    >>> norm(Outer(jnp.array([[3.0, 4.0]]), jnp.array([[1e30]])))
-    Array([5.e+30], dtype=float32)
-    """
-    return _known(factor).norm(examples)
+    if not isinstance(factor, Factor):
+        raise TypeError(
+            f"reduce: expected a factor such as Outer or Direct, got {type(factor).__name__}"
+        )
+    return factor.total()
 
 
 def length(a: Array, axes: tuple[int, ...]) -> Array:
     """The Euclidean norm over these axes, in at least float32. Numbers whose squares would overflow
-    or vanish are multiplied by a power of two first. The derivative at 0 is 0.
-
-    >>> length(jnp.array([[3e30, 4e30], [0.0, 0.0]]), (-1,))
-    Array([5.e+30, 0.e+00], dtype=float32)
-    """
+    or vanish are multiplied by a power of two first. The derivative at 0 is 0."""
     a = _widened(a)
     if not axes:
         return jnp.abs(a)
@@ -527,36 +511,6 @@ def length(a: Array, axes: tuple[int, ...]) -> Array:
     squares = _square(a * factor).sum(axes)
     root = jnp.sqrt(jnp.where(squares > 0, squares, 1))
     return jnp.where(squares > 0, root * undo.reshape(root.shape), squares)
-
-
-def products(factor: Factor, examples: int | None = None) -> Array:
-    """<g_n, g_k> for each two examples: <left_n, left_k> <right_n, right_k>, or
-    <value_n, value_k>; the axes of the examples once for n, then once for k.
-
-    >>> products(Direct(jnp.array([[1.0], [2.0]])))
-    Array([[1., 2.],
-           [2., 4.]], dtype=float32)
-    """
-    return _known(factor).products(examples)
-
-
-def squared(factor: Factor, examples: int | None = None) -> Factor:
-    """The factor of the squared entries: without positions, the square of left_n right_n^T,
-    entry by entry, is the outer product of the squares.
-
-    >>> total(squared(Outer(jnp.array([[3.0], [1.0]]), jnp.array([[2.0], [1.0]]))))
-    Array([[37.]], dtype=float32)
-    """
-    return _known(factor).squared(examples)
-
-
-def weighted(factor: Factor, weight: Array) -> Factor:
-    """The factor of weight_n g_n, for weight (*examples): one number per example.
-
-    >>> total(weighted(Direct(jnp.array([[1.0], [2.0]])), jnp.array([1.0, 0.5])))
-    Array([2.], dtype=float32)
-    """
-    return _known(factor).weighted(weight)
 
 
 def _outer_total(factor: Outer, dtype: Any) -> Array:
@@ -576,13 +530,15 @@ def _outer_total(factor: Outer, dtype: Any) -> Array:
     )
 
 
-def _joined(factor: Factor, examples: int) -> Factor:
-    """A sum of Outers as one Outer, their positions side by side; other sums as rows."""
-    if not isinstance(factor, Sum):
+def _joined(factor: Factor, examples: int) -> Outer | None:
+    """A sum of Outers as one Outer, with their positions side by side; None for other factors."""
+    if isinstance(factor, Outer):
         return factor
+    if not isinstance(factor, Sum):
+        return None
     a, b = (_joined(side, examples) for side in (factor.a, factor.b))
-    if not (isinstance(a, Outer) and isinstance(b, Outer)):
-        return rows(factor, examples)
+    if a is None or b is None:
+        return None
     left, right = (
         jnp.concatenate([_with_positions(side, examples, 1) for side in sides], -2)
         for sides in ((a.left, b.left), (a.right, b.right))
@@ -622,11 +578,8 @@ def _with_positions(a: Array, examples: int | None, ndim: int) -> Array:
 
 
 def beside(weight: Array, a: Array) -> Array:
-    """The weight (*examples) of each example in the dtype of a (*examples, ...), with as many axes.
-
-    >>> beside(jnp.ones(5), jnp.ones((5, 2, 3))).shape
-    (5, 1, 1)
-    """
+    """The weight (*examples) of each example, in the dtype of a (*examples, ...) and broadcastable
+    to it."""
     return weight.reshape(weight.shape + (1,) * (a.ndim - weight.ndim)).astype(a.dtype)
 
 
@@ -641,11 +594,3 @@ def _square(x: Array) -> Array:
 
 def _last(ndim: int) -> tuple[int, ...]:
     return tuple(range(-ndim, 0))
-
-
-def _known(factor: Any) -> Factor:
-    if not isinstance(factor, Factor):
-        raise TypeError(
-            f"reduce: expected a factor such as Outer or Direct, got {type(factor).__name__}"
-        )
-    return factor

@@ -1,15 +1,18 @@
 """Optimizers around optimizers: each takes an optimizer and returns one.
 
-    accumulate   one update for the mean of k gradients
-    average      the exponential moving average of the parameters beside them
-    partition    another optimizer for each part of the parameters, none for what is frozen
-    scale_loss   gradients of a scaled loss, for float16
+    add_l2               the gradient of the loss + (alpha/2) ||theta||^2
+    clip_by_global_norm  gradients of at most this norm
+    accumulate           one update for the mean of k gradients
+    average              the exponential moving average of the parameters beside them
+    partition            another optimizer for each part of the parameters, none for what is frozen
+    scale_loss           gradients of a scaled loss, for float16
 
-`clip_by_global_norm` and `add_l2` stand in `fnn.optimizers`. A wrapper's state holds the
-wrapped optimizer's as `inner`, and reads `.params` and `.step` off it.
+The first two change only the gradients, and their state is the wrapped optimizer's. The states of
+the others hold that one as `inner`, and read `.params` and `.step` from it.
 """
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -18,15 +21,68 @@ import jax.numpy as jnp
 from fnn import numbers
 from fnn.axes import over_devices
 from fnn.base import Array, Optimizer, Params, at_least_float32, check_optimizer
+from fnn.optimizers import check_gradient
 
 
-class AccumulateState(NamedTuple):
-    """`sum` is of the gradients since the last update of `inner`; `step` counts all of them.
+def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
+    """The optimizer, fed g + alpha theta: the gradient of loss + (alpha/2) ||theta||^2.
+
+    Every parameter counts, biases too. With Adam this is not weight decay: see `adamw`.
+
+    Raises TypeError for what is not an optimizer, ValueError for a negative alpha.
 
     >>> import fnn
-    >>> fnn.accumulate(fnn.sgd(0.1), 4).init(jnp.array([1.0])).sum
-    Array([0.], dtype=float32)
+    >>> optimizer = add_l2(fnn.sgd(1.0), 0.25)
+    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([0.0]))
+    >>> state.params
+    Array([0.75], dtype=float32)
     """
+    check_optimizer("add_l2", optimizer)
+    numbers.nonnegative("add_l2", alpha=alpha)
+
+    def update(state: Any, grads: Params) -> Any:
+        def penalised(g: Array, theta: Array) -> Array:
+            check_gradient(theta, g)
+            return g + alpha * theta
+
+        return optimizer.update(state, jax.tree.map(penalised, grads, state.params))
+
+    return Optimizer(optimizer.init, update)
+
+
+def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
+    """The optimizer, fed g min(1, max_norm / ||g||), ||g|| over all leaves together, those parts
+    included that other devices hold. Pascanu et al. 2013.
+
+    Raises TypeError for what is not an optimizer, ValueError for a max_norm that is not above 0.
+
+    >>> import fnn
+    >>> optimizer = clip_by_global_norm(fnn.sgd(1.0), 0.5)
+    >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([7.0]))
+    >>> state.params
+    Array([0.5], dtype=float32)
+    """
+    check_optimizer("clip_by_global_norm", optimizer)
+    numbers.bound("clip_by_global_norm", max_norm=max_norm)
+
+    def update(state: Any, grads: Params) -> Any:
+        wide = [g.astype(at_least_float32(g.dtype)) for g in jax.tree.leaves(grads)]
+        # Squares of what is divided by the largest entry neither overflow nor vanish.
+        each = [over_devices(jax.lax.pmax, jnp.abs(g).max(initial=0)) for g in wide]
+        largest = reduce(jnp.maximum, each)
+        unit = jnp.where(largest > 0, largest, 1)
+        squares = (over_devices(jax.lax.psum, jnp.sum(jnp.square(g / unit))) for g in wide)
+        norm = jnp.sqrt(jnp.maximum(sum(squares), 1))
+        above = norm > max_norm / unit
+        divisor, scale = jnp.where(above, unit, 1), jnp.where(above, max_norm / norm, 1)
+        clip = lambda g: (g.astype(at_least_float32(g.dtype)) / divisor * scale).astype(g.dtype)
+        return optimizer.update(state, jax.tree.map(clip, grads))
+
+    return Optimizer(optimizer.init, update)
+
+
+class _AccumulateState(NamedTuple):
+    """`sum` is of the gradients since the last update of `inner`; `step` counts all of them."""
 
     inner: Any
     step: Array
@@ -56,30 +112,25 @@ def accumulate(optimizer: Optimizer, k: int) -> Optimizer:
     check_optimizer("accumulate", optimizer)
     numbers.count("accumulate", k=k)
 
-    def init(params: Params) -> AccumulateState:
+    def init(params: Params) -> _AccumulateState:
         inner = optimizer.init(params)
         zeros = lambda p: jnp.zeros(p.shape, at_least_float32(p.dtype))
-        return AccumulateState(inner, jnp.zeros((), jnp.int32), jax.tree.map(zeros, inner.params))
+        return _AccumulateState(inner, jnp.zeros((), jnp.int32), jax.tree.map(zeros, inner.params))
 
-    def update(state: AccumulateState, grads: Params) -> AccumulateState:
+    def update(state: _AccumulateState, grads: Params) -> _AccumulateState:
         total = jax.tree.map(lambda s, g: s + g.astype(s.dtype), state.sum, grads)
         mean = jax.tree.map(lambda s, g: (s / k).astype(g.dtype), total, grads)
         due = (state.step + 1) % k == 0
         inner = _where(due, optimizer.update(state.inner, mean), state.inner)
-        return AccumulateState(
+        return _AccumulateState(
             inner, state.step + 1, jax.tree.map(lambda s: jnp.where(due, 0, s), total)
         )
 
     return Optimizer(init, update)
 
 
-class AverageState(NamedTuple):
-    """`average` is the moving average of `params`, in at least float32.
-
-    >>> import fnn
-    >>> fnn.average(fnn.sgd(0.1), 0.9).init(jnp.array([1.0])).average
-    Array([1.], dtype=float32)
-    """
+class _AverageState(NamedTuple):
+    """`average` is the moving average of `params`, in at least float32."""
 
     inner: Any
     average: Params
@@ -111,31 +162,26 @@ def average(optimizer: Optimizer, decay: float) -> Optimizer:
     check_optimizer("average", optimizer)
     numbers.fraction("average", decay=decay)
 
-    def init(params: Params) -> AverageState:
+    def init(params: Params) -> _AverageState:
         inner = optimizer.init(params)
         # A copy: a buffer can be donated only once.
         wide = lambda p: jnp.array(p, at_least_float32(p.dtype))
-        return AverageState(inner, jax.tree.map(wide, inner.params))
+        return _AverageState(inner, jax.tree.map(wide, inner.params))
 
-    def update(state: AverageState, grads: Params) -> AverageState:
+    def update(state: _AverageState, grads: Params) -> _AverageState:
         inner = optimizer.update(state.inner, grads)
 
         def moved(a: Array, theta: Array) -> Array:
             return a + (1 - decay) * (theta.astype(a.dtype) - a)
 
-        return AverageState(inner, jax.tree.map(moved, state.average, inner.params))
+        return _AverageState(inner, jax.tree.map(moved, state.average, inner.params))
 
     return Optimizer(init, update)
 
 
-class PartitionState(NamedTuple):
+class _PartitionState(NamedTuple):
     """`inner` has each label's state, of the parameters that have this label; `frozen` has the
     parameters without an optimizer. `form` is the tree that they make together.
-
-    >>> import fnn
-    >>> optimizer = fnn.partition({"a": "slow", "b": "none"}, {"slow": fnn.sgd(0.1), "none": None})
-    >>> optimizer.init({"a": jnp.ones(1), "b": jnp.zeros(1)}).params
-    {'a': Array([1.], dtype=float32), 'b': Array([0.], dtype=float32)}
     """
 
     inner: dict[str, Any]
@@ -198,32 +244,28 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
 
         return {label: part(label) for label in optimizers}
 
-    def init(params: Params) -> PartitionState:
+    def init(params: Params) -> _PartitionState:
         params = jax.tree.map(jnp.asarray, params)
         parts = split(params)
         inner = {label: o.init(parts[label]) for label, o in optimizers.items() if o is not None}
         frozen = {label: parts[label] for label, o in optimizers.items() if o is None}
-        return PartitionState(inner, frozen, jnp.zeros((), jnp.int32))
+        return _PartitionState(inner, frozen, jnp.zeros((), jnp.int32))
 
-    def update(state: PartitionState, grads: Params) -> PartitionState:
+    def update(state: _PartitionState, grads: Params) -> _PartitionState:
         parts = split(grads)
         inner = {
             label: optimizer.update(state.inner[label], parts[label])
             for label, optimizer in optimizers.items()
             if optimizer is not None
         }
-        return PartitionState(inner, state.frozen, state.step + 1)
+        return _PartitionState(inner, state.frozen, state.step + 1)
 
     return Optimizer(init, update)
 
 
-class ScaleLossState(NamedTuple):
+class _ScaleLossState(NamedTuple):
     """`loss_scale` is what the loss's gradient is multiplied by, `finite` how many gradients in
     a row were finite.
-
-    >>> import fnn
-    >>> float(fnn.scale_loss(fnn.sgd(0.1), 1024.0).init(jnp.array([1.0])).loss_scale)
-    1024.0
     """
 
     inner: Any
@@ -264,12 +306,12 @@ def scale_loss(
     numbers.positive("scale_loss", initial=initial)
     numbers.count("scale_loss", growth_interval=growth_interval)
 
-    def init(params: Params) -> ScaleLossState:
+    def init(params: Params) -> _ScaleLossState:
         zero = jnp.zeros((), jnp.int32)
         scale = jnp.asarray(initial, jnp.float32)
-        return ScaleLossState(optimizer.init(params), zero, scale, jnp.copy(zero))
+        return _ScaleLossState(optimizer.init(params), zero, scale, jnp.copy(zero))
 
-    def update(state: ScaleLossState, grads: Params) -> ScaleLossState:
+    def update(state: _ScaleLossState, grads: Params) -> _ScaleLossState:
         def unscaled(g: Array) -> Array:
             wide = at_least_float32(g.dtype)
             return (g.astype(wide) / state.loss_scale.astype(wide)).astype(g.dtype)
@@ -282,7 +324,7 @@ def scale_loss(
         in_a_row = jnp.where(finite, state.finite + 1, 0)
         grow = in_a_row == growth_interval
         factor = jnp.where(finite, jnp.where(grow, 2.0, 1.0), 0.5)
-        return ScaleLossState(
+        return _ScaleLossState(
             inner,
             state.step + 1,
             jnp.maximum(state.loss_scale * factor, jnp.finfo(jnp.float32).tiny),

@@ -1,6 +1,6 @@
-"""The cases that the tests run over: all of `fnn.catalog`, and variants of it.
+"""The cases that the tests run over: all of `fnn.verify.cases`, and variants of it.
 
-What stands in the catalogue gets every test that its kind has: `test_layers.py`,
+What stands there gets every test that its kind has: `test_layers.py`,
 `test_losses.py` and `test_optimizers.py` run over these lists. Variants that the command and
 `fnn verify` need not know are added here, as "name/what is special".
 """
@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import fnn
-from fnn import catalog
+from fnn.verify import cases
 
 KEY = jax.random.key(2026)
 
@@ -52,6 +52,7 @@ class OptimizerCase(NamedTuple):
     make: Callable  # learning_rate -> Optimizer
     rule: Callable  # (rate, t, theta, g, slots) -> (theta, slots), numpy, one array
     optax: Callable | None  # learning_rate -> GradientTransformation
+    per_array: bool = False
 
 
 def on_floats(f, tree, *others):
@@ -64,8 +65,9 @@ def _x(d):
     return np.ones((7, d), np.float32)
 
 
-LAYERS = [LayerCase(name, layer, _x(4)) for name, layer in catalog.ACTIVATIONS.items()]
-LAYERS += [LayerCase(name, layer, x) for name, (layer, x) in catalog.LAYERS.items()]
+LAYERS = [
+    LayerCase(name, layer, x) for name, (layer, x) in (cases.ACTIVATIONS | cases.LAYERS).items()
+]
 LAYERS += [
     LayerCase("dense/square", fnn.dense(4, 4), _x(4)),
     LayerCase("dense/one", fnn.dense(1, 1), _x(1)),
@@ -146,7 +148,7 @@ _BITS = (_rng.uniform(size=(6, 4)) < 0.5).astype(np.int32)
 
 LOSSES = [
     LossCase(name, loss, np.asarray(prediction, np.float64), target)
-    for name, (loss, prediction, target) in catalog.LOSSES.items()
+    for name, (loss, prediction, target) in cases.LOSSES.items()
 ]
 LOSSES += [
     LossCase("huber/delta", fnn.huber(0.3), _LOGITS, _ANY),
@@ -158,13 +160,6 @@ LOSSES += [
     ),
 ]
 
-
-def _nesterov(rate, t, theta, g, slots):
-    v = 0.8 * slots[0] + rate * g
-    return theta - (0.8 * v + rate * g), (v,)
-
-
-_adam = catalog.OPTIMIZERS["adam"].rule
 
 # optax puts today's rate outside the momentum: it is an oracle there at a constant rate alone.
 _OPTAX = {
@@ -178,18 +173,16 @@ _OPTAX = {
     "add_l2": lambda r: optax.chain(optax.add_decayed_weights(0.3), optax.adam(r)),
 }
 
-OPTIMIZERS = [
-    OptimizerCase(name, make, rule, _OPTAX.get(name))
-    for name, (make, rule) in (catalog.OPTIMIZERS | catalog.WRAPPERS).items()
-]
+OPTIMIZERS = []
+for name, of in (cases.OPTIMIZERS | cases.WRAPPERS).items():
+    OPTIMIZERS += [OptimizerCase(name, *of[:2], _OPTAX.get(name), of.per_array)]
+    if changed := of.changed():
+        OPTIMIZERS += [OptimizerCase(f"{name}/other settings", *changed[:2], None, of.per_array)]
 OPTIMIZERS += [
-    OptimizerCase(
-        "momentum/nesterov", lambda r: fnn.momentum(r, 0.8, nesterov=True), _nesterov, None
-    ),
     OptimizerCase(
         "adamw/decay",
         lambda r: fnn.adamw(r, weight_decay=0.1),
-        lambda *arguments: _adam(*arguments, decay=0.1),
+        lambda *arguments: cases.OPTIMIZERS["adamw"].rule(*arguments, weight_decay=0.1),
         lambda r: optax.adamw(r, weight_decay=0.1),
     ),
 ]

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import doctest
 import importlib
+import inspect
 import io
 import itertools
 import pkgutil
@@ -26,7 +27,9 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).parents[1]
 MODULES = ["fnn", *(m.name for m in pkgutil.walk_packages(fnn.__path__, "fnn."))]
 MODULES.remove("fnn.__main__")
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PACKAGES = ["verify", "per_example", "curvature", "checkpoint", "data", "schedules"]
+PUBLIC = ["fnn", *(f"fnn.{name}" for name in [*PACKAGES, "parallel", "export"])]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
 PAGES += [ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
 README = TEXT["README.md"]
@@ -60,37 +63,43 @@ def examples(module):
             yield test
 
 
-def without_example(module):
-    """The public functions, classes, methods, layers and losses whose docstring shows no use.
+def public(package):
+    """{name: the module that defines it} of what a public module or package offers."""
+    if package == "fnn":
+        return {name: home for name, home in fnn._HOMES.items() if home != "fnn"}
+    module = importlib.import_module(package)
+    if not hasattr(module, "__path__"):
+        return dict.fromkeys((n for n in defined(module) if not n.startswith("_")), package)
+    imports = [n for n in ast.parse(source_of(module)).body if isinstance(n, ast.ImportFrom)]
+    return {alias.name: n.module for n in imports for alias in n.names}
 
-    A property is shown by its class, a click command by the command line.
+
+def without_example(package):
+    """The public functions, classes, methods, layers and losses whose docstring has no example.
+
+    An overriding method is documented where the method is first defined, a property by its class.
     """
-    documents = {name: text for name, text, _ in value_docstrings(source_of(module))}
-    kinds = (fnn.Layer, fnn.Loss)
-    for name, value in vars(module).items():
-        if isinstance(value, kinds) and name in documents and ">>>" not in documents[name]:
-            yield name
-    for node in ast.parse(source_of(module)).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield from lacking(node)
+    for name, home in public(package).items():
+        value = getattr(importlib.import_module(package), name)
+        if isinstance(value, fnn.Layer | fnn.Loss):
+            source = source_of(importlib.import_module(home))
+            text = {name: text for name, text, _ in value_docstrings(source)}.get(name)
+            if ">>>" not in (text or ""):
+                yield name
+        elif inspect.isfunction(value) or inspect.isclass(value):
+            yield from lacking(value, name)
 
 
-def lacking(node, prefix=""):
-    shown = ">>>" in (ast.get_docstring(node) or "")
-    if node.name.startswith("_") or any(is_exempt(d) for d in node.decorator_list):
+def lacking(value, name):
+    if not value.__module__.startswith("fnn"):
         return
-    if not shown:
-        yield prefix + node.name
-    if isinstance(node, ast.ClassDef):
-        for inner in node.body:
-            if isinstance(inner, ast.FunctionDef):
-                yield from lacking(inner, f"{node.name}.")
-
-
-def is_exempt(decorator):
-    called = decorator.func if isinstance(decorator, ast.Call) else decorator
-    name = ast.unparse(called).split(".")[-1]
-    return name in ("property", "cached_property", "command", "group")
+    if ">>>" not in (value.__doc__ or ""):
+        yield name
+    if isinstance(value, type):
+        for inner, method in vars(value).items():
+            inherited = any(hasattr(base, inner) for base in value.__bases__)
+            if inspect.isfunction(method) and not inner.startswith("_") and not inherited:
+                yield from lacking(method, f"{name}.{inner}")
 
 
 @pytest.mark.long
@@ -102,10 +111,11 @@ def test_docstring_examples(name):
     assert runner.failures == 0, printed.getvalue()
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_everything_public_has_an_example(name):
-    missing = list(without_example(importlib.import_module(name)))
-    assert not missing, f"{name}: no example of {', '.join(missing)}"
+@pytest.mark.parametrize("package", PUBLIC)
+def test_everything_public_has_an_example(package):
+    assert public(package)
+    missing = list(without_example(package))
+    assert not missing, f"{package}: no example of {', '.join(missing)}"
 
 
 def test_the_examples_of_values_are_found():
@@ -248,7 +258,9 @@ def slug(heading):
 def test_files_and_names_that_pages_mention_exist(page):
     text = TEXT[page]
     if page == "CHANGELOG.md":
-        # What is gone is named there too: an arrow leads from it to where it went.
+        # What was released is history. What is gone is named too: an arrow leads from it to its new
+        # name.
+        text = re.split(r"^## ", text, flags=re.M)[1]
         text = re.sub(r"`[^`]*`\s+->", "", text)
     for path in set(re.findall(r"(?<![\w/.])(?:fnn|tests|docs|benchmarks)/[\w/]+\.\w+", text)):
         assert (ROOT / path).exists(), path
@@ -269,3 +281,11 @@ def test_extras_that_pages_install_exist(page):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for extras in re.findall(r"(?:\.|fnn)\[([\w,]+)\]", TEXT[page]):
         assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+def test_every_page_is_on_the_site_and_its_versions_agree():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    pages = set(re.findall(r": ([\w-]+\.md)$", nav, re.M))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - pages == set()
+    assert f"version: {fnn.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{fnn.__version__}]" in TEXT["CHANGELOG.md"]

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 import fnn
 from fnn import cli, export, runs
-from fnn.cli.export import _place, program
+from fnn.cli.export import program
+from fnn.data._features import _place
 from fnn.runs import files, training
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -122,7 +123,7 @@ def test_places_in_the_year_are_the_calendars():
     days = np.arange(-200_000, 200_000, 7)
     dates = days.astype("datetime64[D]")
     expected = (dates - dates.astype("datetime64[Y]")).astype(float) / 366
-    np.testing.assert_allclose(_place(jnp.float32(days), "year"), expected, atol=1e-6)
+    np.testing.assert_allclose(_place(jnp.float32(days), "year", jnp), expected, atol=1e-6)
 
 
 def test_columns_that_float32_cannot_hold_are_refused(tmp_path):

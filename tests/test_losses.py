@@ -185,3 +185,20 @@ def test_integer_predictions_are_refused():
 def test_huber_refuses_delta(delta):
     with pytest.raises(ValueError, match="huber.*delta"):
         fnn.huber(delta)
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "sigmoid_binary_cross_entropy"])
+def test_losses_on_logits_are_finite_at_every_finite_logit(name, dtype):
+    loss, dtype = getattr(fnn, name), jnp.dtype(dtype)
+    largest = jnp.finfo(dtype).max
+    edge = np.array([largest / 4, 1, 0, -0.0, -1, -largest / 4], np.float64)
+    logits = jnp.asarray(np.stack(np.meshgrid(edge, edge), -1).reshape(-1, 2), dtype)
+    target = jnp.asarray(np.random.default_rng(11).integers(0, 2, logits.shape), dtype)
+    if name == "softmax_cross_entropy":
+        target = target[:, 0].astype(jnp.int32)
+    assert jnp.isfinite(loss.value(logits, target)).all()
+    gradient = loss.gradient(logits, target)
+    assert jnp.isfinite(gradient).all()
+    assert (jnp.abs(gradient) <= 1).all()

@@ -450,3 +450,78 @@ def test_norms_and_moments_of_narrow_gradients_are_float32(dtype):
     np.testing.assert_allclose(norms, wide, rtol=0.2 if dtype == "bfloat16" else 1e-4)
     assert {leaf.dtype.name for leaf in jax.tree.leaves((norms, moments))} == {"float32"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(grads)} == {dtype}
+
+
+NARROW = {
+    "float16": (fnn.mlp((4, 8, 2)), jnp.float16),
+    "bfloat16": (fnn.mlp((4, 8, 2)), jnp.bfloat16),
+    "inside float16": (fnn.compute_in(fnn.mlp((4, 8, 2)), jnp.float16), jnp.float32),
+    "inside bfloat16": (fnn.compute_in(fnn.mlp((4, 8, 2)), jnp.bfloat16), jnp.float32),
+}
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1.0])
+@pytest.mark.parametrize(("network", "dtype"), list(NARROW.values()), ids=list(NARROW))
+def test_clipping_in_narrow_dtypes_drops_no_example_and_keeps_the_bound(network, dtype, max_norm):
+    """256 equal examples: the clipped mean is the clipped gradient of one of them."""
+    params = jax.tree.map(lambda p: p.astype(dtype), network.init(KEY))
+    x = jnp.full((256, 4), 3.0, dtype)
+    y = jnp.full((256, 2), -5.0, dtype)
+    clip = per_example.clipped_value_and_grad(network, fnn.mse, max_norm)
+    _, grads = clip(params, x, y)
+    leaves = [np.asarray(g, np.float64).ravel() for g in jax.tree.leaves(grads)]
+    norm = np.sqrt(np.square(np.concatenate(leaves)).sum())
+    assert max_norm * (1 - 2e-2) < norm <= max_norm * (1 + 1e-5)  # float32's sums
+
+
+def test_squared_norms_in_float16_with_positions_do_not_overflow():
+    def norms(dtype):
+        network = fnn.dense(2, 2)
+        params = {"W": jnp.ones((2, 2), dtype), "b": jnp.zeros(2, dtype)}
+        x, y = jnp.full((3, 50, 2), 200.0, dtype), jnp.zeros((3, 50, 2), dtype)
+        # One loss per example, of which all positions are a sum: gradients far above 65504.
+        loss = fnn.Loss(lambda p, t: (p - t).sum((-1, -2)), lambda p, t: jnp.full_like(p, 100))
+        return per_example.squared_norms(network, loss)(params, x, y)
+
+    wide = norms(jnp.float32)
+    assert wide.min() > 1e12
+    np.testing.assert_allclose(norms(jnp.float16), wide, rtol=1e-2)
+
+
+def test_clipping_an_empty_batch():
+    network = fnn.mlp((4, 8, 2))
+    params = network.init(KEY)
+    clip = per_example.clipped_value_and_grad(network, fnn.mse, 1.0)
+    value, grads = clip(params, jnp.ones((0, 4)), jnp.ones((0, 2)))
+    assert value.shape == ()
+    assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
+
+
+def info_nce():
+    """A loss whose value for one example depends on the others."""
+
+    def value(p, t):
+        return jax.nn.logsumexp(p @ t.T, -1) - (p * t).sum(-1)
+
+    def gradient(p, t):
+        return jax.nn.softmax(p @ t.T) @ t - t
+
+    return fnn.Loss(value, gradient, mixes=True)
+
+
+STATISTICS = [
+    per_example.squared_norms,
+    per_example.gram,
+    per_example.second_moment,
+    per_example.gradient_noise_scale,
+    lambda network, loss: per_example.clipped_value_and_grad(network, loss, 1.0),
+    lambda network, loss: fnn.curvature.ggn_diagonal(network, loss, root=fnn.mse.root),
+    lambda network, loss: fnn.curvature.kronecker_factors(network, loss, root=fnn.mse.root),
+]
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_a_loss_that_mixes_examples_is_refused_by_name(statistic):
+    with pytest.raises(TypeError, match="info_nce mixes the examples of a batch"):
+        statistic(fnn.dense(4, 2), info_nce())
+    statistic(fnn.dense(4, 2), info_nce()._replace(mixes=False))  # nothing else is refused

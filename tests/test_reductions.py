@@ -84,14 +84,15 @@ def test_every_reduction_is_that_of_the_gradients_one_by_one(factor, examples):
     weight = RNG.uniform(size=batch)
     with jax.enable_x64(True):
         factor = jax.tree.map(jnp.asarray, factor)
-        total, rows = reductions.total(factor), reductions.rows(factor, examples)
-        norms = reductions.squared_norm(factor, examples)
-        inner = reductions.products(factor, examples)
-        squares = reductions.total(reductions.squared(factor, examples))
-        weighted = reductions.total(reductions.weighted(factor, jnp.asarray(weight)))
+        total, rows = factor.total(), factor.rows(examples)
+        norms, lengths = factor.squared_norm(examples), factor.norm(examples)
+        inner = factor.products(examples)
+        squares = factor.squared(examples).total()
+        weighted = factor.weighted(jnp.asarray(weight)).total()
     np.testing.assert_allclose(total, g.sum(0), rtol=1e-12)
     np.testing.assert_allclose(rows.value, g.reshape(*batch, 3, 2), rtol=1e-12)
     np.testing.assert_allclose(norms, (g**2).sum((1, 2)).reshape(batch), rtol=1e-12)
+    np.testing.assert_allclose(lengths, np.sqrt((g**2).sum((1, 2)).reshape(batch)), rtol=1e-12)
     expected = np.einsum("nij,kij->nk", g, g).reshape(*batch, *batch)
     np.testing.assert_allclose(inner, expected, rtol=1e-11, atol=1e-12)
     np.testing.assert_allclose(squares, (g**2).sum(0), rtol=1e-12)
@@ -101,31 +102,71 @@ def test_every_reduction_is_that_of_the_gradients_one_by_one(factor, examples):
 
 @pytest.mark.parametrize(
     "reduce",
-    [reductions.rows, reductions.squared_norm, reductions.products, reductions.squared,
-     lambda factor: reductions.weighted(factor, jnp.ones(3))],
-)  # fmt: skip
+    [
+        lambda factor: factor.rows(),
+        lambda factor: factor.squared_norm(),
+        lambda factor: factor.norm(),
+        lambda factor: factor.products(),
+        lambda factor: factor.squared(),
+        lambda factor: factor.weighted(jnp.ones(3)),
+    ],
+)
 def test_a_gradient_of_the_whole_batch_is_refused_by_name(reduce):
     whole = Whole(jnp.ones(2), "batch_norm(2)")
-    np.testing.assert_array_equal(reductions.total(whole), [1, 1])
+    np.testing.assert_array_equal(whole.total(), [1, 1])
     with pytest.raises(TypeError, match=r"batch_norm\(2\): its gradient exists for the whole"):
         reduce(whole)
     with pytest.raises(TypeError, match=r"batch_norm\(2\)"):
         reduce(Sum(whole, whole))
 
 
-def test_a_new_factor_registers_what_it_can_do():
-    """A factor of the user's own: total and rows are enough for all statistics."""
+class Scaled(reductions.Factor):
+    """A user's own factor: example n has the gradient weight_n * direction."""
 
-    class Scalar(reductions.Factor):
-        def __init__(self, value):
-            self.value, self.batch = value, value.shape
+    ndim = 1
 
-    reductions.total.register(Scalar, lambda factor: factor.value.sum())
-    reductions.rows.register(Scalar, lambda factor, examples=None: Direct(factor.value, 0))
-    factor = Scalar(jnp.array([1.0, 2.0]))
-    np.testing.assert_array_equal(reductions.squared_norm(factor), [1, 4])
-    np.testing.assert_array_equal(reductions.products(factor), [[1, 2], [2, 4]])
-    np.testing.assert_array_equal(reductions.total(reductions.squared(factor)), 5)
+    def __init__(self, weight, direction):
+        self.weight, self.direction, self.batch = weight, direction, weight.shape
+
+    def total(self):
+        return self.weight.sum() * self.direction
+
+    def rows(self, examples=None):
+        return Direct(self.weight[:, None] * self.direction)
+
+
+def test_a_new_factor_needs_total_and_rows_only():
+    factor = Scaled(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0]))
+    np.testing.assert_array_equal(factor.squared_norm(), [25, 100])
+    np.testing.assert_array_equal(factor.norm(), [5, 10])
+    np.testing.assert_array_equal(factor.products(), [[25, 50], [50, 100]])
+    np.testing.assert_array_equal(factor.squared().total(), [45, 80])
+    np.testing.assert_array_equal(factor.weighted(jnp.array([2.0, 0.5])).total(), [9, 12])
+    with pytest.raises(NotImplementedError):
+        reductions.Factor().total()
+
+
+def test_all_statistics_of_a_layer_with_a_factor_of_its_own():
+    """y = x * exp(a)^T c, with the gradient of a stated by `Scaled`'s two methods."""
+    direction = jnp.array([1.0, -2.0, 0.5])
+
+    def forward(params, x):
+        return x * (params["a"] @ direction), x
+
+    def backward(params, x, dy, reduce=fnn.total):
+        along = (dy * x).sum(-1)
+        return {"a": reduce(Scaled(along, direction))}, dy * (params["a"] @ direction)
+
+    layer = fnn.Layer(lambda key: {"a": jax.random.normal(key, (3,))}, forward, backward)
+    params, x, y = layer.init(KEY), jnp.asarray(draw(4, 2), "float32"), jnp.ones((4, 2))
+    each = jax.vmap(jax.grad(fnn.objective(layer, fnn.mse)), (None, 0, 0))(params, x, y)["a"]
+    norms = per_example.squared_norms(layer, fnn.mse)(params, x, y)
+    np.testing.assert_allclose(norms, (each**2).sum(1), rtol=1e-5)
+    gram = per_example.gram(layer, fnn.mse)(params, x, y)
+    np.testing.assert_allclose(gram, each @ each.T, rtol=1e-4, atol=1e-5)
+    _, clipped = per_example.clipped_value_and_grad(layer, fnn.mse, 0.1)(params, x, y)
+    scale = np.minimum(1, 0.1 / np.sqrt((each**2).sum(1)))
+    np.testing.assert_allclose(clipped["a"], (scale[:, None] * each).mean(0), rtol=1e-4)
 
 
 # Layers that use what factors can do.
@@ -304,7 +345,9 @@ def test_value_and_grad_takes_another_reduction():
     """Squared norms of the parameters' gradients, with the 1/m of the mean in each."""
     network, x, y = fnn.mlp((5, 4, 3)), jnp.asarray(draw(6, 5), "float32"), jnp.ones((6, 3))
     params = network.init(KEY)
-    value, norms = fnn.value_and_grad(network, fnn.mse, reductions.squared_norm)(params, x, y)
+    value, norms = fnn.value_and_grad(network, fnn.mse, lambda factor: factor.squared_norm())(
+        params, x, y
+    )
     expected = per_example.squared_norms(network, fnn.mse)(params, x, y) / 36
     np.testing.assert_allclose(sum(jax.tree.leaves(norms)), expected, rtol=1e-5)
     np.testing.assert_allclose(value, fnn.objective(network, fnn.mse)(params, x, y))
@@ -314,4 +357,4 @@ def test_the_per_example_backward_names_what_no_factor_was_given_for():
     layer = fnn.dense(2, 1)._replace(backward=lambda params, x, dy, reduce=fnn.total: (params, dy))
     params, x = layer.init(KEY), jnp.ones((4, 2))
     with pytest.raises(ValueError, match=r"params\['W'\] is not what `reduce` returned"):
-        per_example_backward(layer, params, x, jnp.ones((4, 1)), reductions.rows, (4,))
+        per_example_backward(layer, params, x, jnp.ones((4, 1)), reductions.Factor.rows, (4,))

@@ -1,5 +1,6 @@
 """The contracts that the sources keep: who imports whom, where autodiff is called, what is public,
-documented and annotated, and that every constructor is in the catalogue."""
+documented and annotated, that every constructor is in the catalogue, and how large things may
+be."""
 
 import ast
 import importlib
@@ -13,6 +14,7 @@ from cases import LAYERS, LOSSES, OPTIMIZERS
 
 import fnn
 from fnn import catalog
+from fnn.verify import cases
 
 PACKAGE = Path(fnn.__file__).parent
 AUTODIFF = {"grad", "value_and_grad", "vjp", "jvp", "linearize", "jacfwd", "jacrev", "jacobian",
@@ -26,11 +28,20 @@ ALLOWED = {
 with it; `autodiff`, which puts a layer's own backward into what JAX differentiates; and
 `curvature`, which reads one from the other side."""
 MATHEMATICS = {
-    "base", "reductions", "backprop", "autodiff", "activations", "losses", "initializers",
-    "optimizers", "schedules", "models", "layers", "combinators", "memory", "precision",
-    "per_example", "curvature", "parallel", "training", "shuffle", "fitting", "wrappers",
-    "adapters", "numbers",
+    "base", "axes", "numbers", "reductions", "backprop", "autodiff", "activations", "losses",
+    "initializers", "optimizers", "wrappers", "schedules", "models", "layers", "combinators",
+    "memory", "precision", "per_example", "curvature", "parallel", "training", "adapters",
+    "export", "catalog",
 }  # fmt: skip
+LINES = 60
+"""The most lines of code that a function may have."""
+LONG = {"cli.train.train", "verify.gradients._check"}
+"""Functions that have more."""
+PUBLIC = 376
+"""The most functions and classes at module level without an underscore, in the whole package."""
+
+
+PACKAGES = {".".join(path.parent.relative_to(PACKAGE).parts) for path in PACKAGE.rglob("*.py")}
 
 
 def sources():
@@ -123,21 +134,26 @@ def test_the_mathematics_stands_on_jax_and_numpy_alone(module):
     for name in imports(module, SOURCES[module]):
         top = name.split(".")[0]
         assert top in {"fnn", "jax", "numpy"} or top in sys.stdlib_module_names, name
-        assert not name.startswith(("fnn.verify", "fnn.data", "fnn.cli")), name
+        assert not name.startswith(("fnn.verify", "fnn.data", "fnn.runs", "fnn.cli")), name
 
 
 @every_module
-def test_checking_and_data_do_not_know_each_other_and_nobody_imports_the_command(module):
+def test_checking_and_data_do_not_know_each_other(module):
     others = {room(name) for name in ours(module, SOURCES[module])}
     assert room(module) != "verify" or "data" not in others
     assert room(module) != "data" or "verify" not in others
-    assert room(module) in ("cli", "__main__") or "cli" not in others
+
+
+def test_the_command_is_thin():
+    """What runs, verify and the estimators can do, they can do without it."""
+    importers = {room(name) for name in SOURCES if "cli" in map(room, ours(name, SOURCES[name]))}
+    assert importers <= {"cli", "__main__"}
 
 
 def test_the_reader_of_imports_sees_sub_packages():
-    assert {"verify.checks", "cli.runs", "layers.dense"} <= set(SOURCES)
-    planted = "from fnn.cli import runs\nimport fnn.data.readers\nfrom fnn import verify\n"
-    assert ours("x", planted) >= {"cli.runs", "verify"}
+    assert {"training.fitting", "cli.train", "layers.dense"} <= set(SOURCES)
+    planted = "from fnn.cli import train\nimport fnn.data.readers\nfrom fnn import verify\n"
+    assert ours("x", planted) >= {"cli.train", "verify", "data.readers"}
     assert list(imports("x", "def f():\n    import optax", lazily=False)) == []
 
 
@@ -197,17 +213,28 @@ def defined(module):
     return {name for name in names if not name.startswith("_") and name[0].islower()}
 
 
-def test_every_constructor_is_in_the_catalogue():
-    """A public layer, loss or optimizer that the catalogue leaves out is untested."""
-    listed = {case.name.split("/")[0] for case in LAYERS + LOSSES + OPTIMIZERS}
-    modules = ["activations", "combinators", "losses", "optimizers", "models"]
-    helpers = ("layers.shapes", "layers.windows")
-    modules += [name for name in SOURCES if name.startswith("layers.") and name not in helpers]
-    modules += ["memory", "precision", "wrappers"]
-    # Their gradient is zero by definition, which no check can tell from a missing one.
-    listed |= {"frozen", "stop_gradient"}
-    for module in modules:
-        assert defined(module) <= listed, f"{module}: {defined(module) - listed}"
+CATALOGUED = {
+    "activations", "layers", "models", "combinators", "memory", "precision", "losses",
+    "optimizers", "wrappers",
+}  # fmt: skip
+NO_CONSTRUCTORS = ("layers.shapes", "layers.windows")
+HELPERS = {"check_gradient"}
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if room(name) in CATALOGUED])
+def test_every_constructor_is_in_the_catalogue(module):
+    """A layer, loss or optimizer that is not exported has no case, so that it is untested."""
+    if module not in NO_CONSTRUCTORS:
+        listed = set().union(*(table for name, table in vars(catalog).items() if name.isupper()))
+        assert defined(module) - HELPERS <= listed
+
+
+def test_every_name_of_the_catalogue_is_tested():
+    """A name has a case, in `fnn.verify.cases`, and what has one goes through the tests."""
+    tested = {case.name.split("/")[0] for case in LAYERS + LOSSES + OPTIMIZERS}
+    for name, table in vars(catalog).items():
+        if name.isupper():
+            assert set(table) <= tested | {*cases.UNCHECKED}, name
 
 
 @every_module
@@ -233,7 +260,7 @@ def test_every_combinator_is_tested_with_random_layers():
         for name in defined(module)
         if inspect.isfunction(getattr(fnn, name))
     }
-    assert combine == set(catalog.COMBINATORS) | {"frozen"}
+    assert combine == set(cases.COMBINATORS) | {"frozen"}
 
 
 def test_signatures_can_be_read_at_run_time():
@@ -257,3 +284,86 @@ def test_the_lazily_imported_names_are_those_of_the_stub():
         home = fnn._HOMES[name]
         if home != "fnn":
             assert getattr(importlib.import_module(home), name) is getattr(fnn, name)
+
+
+IMPORT_ALL = """
+import importlib, jax
+values = lambda: {name: getattr(jax.config, name, None) for name in jax.config._value_holders}
+before = values()
+for module in %r:
+    importlib.import_module(f"fnn.{module}")
+after = values()
+print({name: (before[name], after[name]) for name in before if before[name] != after[name]})
+"""
+
+
+def test_importing_any_module_changes_no_setting_of_jax_and_prints_nothing():
+    """In a process of its own, in which every module of the package is imported."""
+    modules = [name for name in SOURCES if name not in ("", "__main__")]
+    command = [sys.executable, "-W", "error", "-c", IMPORT_ALL % modules]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{}\n", "")
+
+
+def test_the_catalogue_is_quick_to_import():
+    """It builds no layer: the modules that it names are not even imported."""
+    program = "import sys, fnn.catalog; print([name for name in sys.modules if name[:4] == 'fnn.'])"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['fnn.catalog']"
+
+
+def lines_of_code(source):
+    """(qualified name, lines of code) of each function, without docstrings, comments and blanks."""
+    tree, text = ast.parse(source), source.splitlines()
+    is_string = lambda value: isinstance(value, ast.Constant) and isinstance(value.value, str)
+    strings = [n for n in ast.walk(tree) if isinstance(n, ast.Expr) and is_string(n.value)]
+    documented = {i for n in strings for i in range(n.lineno, n.end_lineno + 1)}
+    code = {
+        i
+        for i, line in enumerate(text, 1)
+        if i not in documented and line.strip() and not line.strip().startswith("#")
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            yield node.name, len(code & set(range(node.lineno, node.end_lineno + 1)))
+
+
+def test_no_function_is_long():
+    long = {
+        f"{module}.{name}"
+        for module, source in SOURCES.items()
+        for name, lines in lines_of_code(source)
+        if lines > LINES
+    }
+    assert long <= LONG
+    planted = 'def f():\n    """A.\n\n    B."""\n    # c\n\n    return 1\n'
+    assert list(lines_of_code(planted)) == [("f", 2)]
+
+
+def public():
+    """The functions and classes without an underscore at module level, by module."""
+    for module, source in SOURCES.items():
+        if not any(part.startswith("_") and part != "__main__" for part in module.split(".")):
+            for node in ast.parse(source).body:
+                kinds = ast.FunctionDef | ast.ClassDef
+                if isinstance(node, kinds) and not node.name.startswith("_"):
+                    yield module, node.name
+
+
+def test_there_are_few_public_names():
+    assert len(list(public())) <= PUBLIC
+
+
+def test_no_module_and_function_of_a_package_share_a_name():
+    """`from fnn.package import name` has one meaning: a package hands on no name of its modules."""
+    for package in (PACKAGES & {*SOURCES}) - {
+        "cli"
+    }:  # which has a command and its file by one name
+        tree = ast.parse(SOURCES[package])
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        handed_on = {a.asname or a.name for node in imports for a in node.names}
+        handed_on |= {name for module, name in public() if module == package}
+        handed_on |= {name for name in fnn.__all__ if not package and fnn._HOMES[name] != "fnn"}
+        shared = {name for name in handed_on if f"{package}.{name}".lstrip(".") in SOURCES}
+        assert shared == set(), package

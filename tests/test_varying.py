@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn import catalog, per_example, verify
+from fnn import per_example, verify
+from fnn.verify import cases
 
 KEY = jax.random.key(3)
 X = jax.random.normal(KEY, (8, 5))
@@ -100,7 +101,7 @@ def test_a_wrong_backward_at_a_key_is_seen():
 
 
 # What every combinator of the catalogue owes its layers, and those that it can't list.
-COMBINATORS = {name: of for name, (of, _) in catalog.COMBINATORS.items()} | {
+COMBINATORS = {name: of for name, (of, _) in cases.COMBINATORS.items()} | {
     "frozen": fnn.frozen,
 }
 every_combinator = pytest.mark.parametrize("of", COMBINATORS.values(), ids=COMBINATORS)
@@ -208,43 +209,3 @@ def test_batch_norm_mixes_examples_in_training_and_not_in_evaluation():
     assert {f.name for f in report.leaves if f.verdict != "pass"} == {"dparams.0.b"}
     norms = per_example.squared_norms(layer, fnn.mse)(params, X, y)
     assert norms.shape == (8,)
-
-
-# Training.
-
-
-def test_a_step_needs_a_key_and_draws_from_the_step_number():
-    optimizer = fnn.sgd(0.1)
-    step = fnn.make_step(NOISY, fnn.mse, optimizer)
-    state, batch = optimizer.init(PARAMS), (X, jnp.zeros((8, 8)))
-    with pytest.raises(TypeError, match="expected a key"):
-        step(state, batch)
-    after, value = step(state, batch, KEY)
-    again, same = step(state, batch, KEY)
-    chex.assert_trees_all_equal((after, value), (again, same))
-    _, later = step(state._replace(step=state.step + 1), batch, KEY)
-    assert float(later) != float(value)
-
-
-def test_a_resumed_run_draws_the_same_numbers():
-    data = (X, jnp.zeros((8, 8)))
-    settings = {"key": KEY, "batch_size": 3}
-    whole, history = fnn.fit(NOISY, fnn.mse, fnn.adam(0.01), data, epochs=4, **settings)
-    half, first = fnn.fit(NOISY, fnn.mse, fnn.adam(0.01), data, epochs=2, **settings)
-    rest, second = fnn.fit(
-        NOISY, fnn.mse, fnn.adam(0.01), data, epochs=4,
-        start=fnn.Progress(half, first, half), **settings,
-    )  # fmt: skip
-    chex.assert_trees_all_equal(whole, rest)
-    assert history == second
-
-
-def test_fit_measures_statistics_before_it_validates():
-    x = 5 + 3 * jax.random.normal(KEY, (64, 5))
-    y = (x[:, :2] - 5) / 3
-    _, history = fnn.fit(
-        fnn.serial(fnn.batch_norm(5), fnn.dense(5, 2)), fnn.mse, fnn.adam(0.05), (x, y),
-        key=KEY, epochs=30, batch_size=16, validation=(x, y),
-    )  # fmt: skip
-    # Without statistics the inputs would be off by 5, and the loss of the order of 10.
-    assert history[-1]["validation_loss"] < 0.01

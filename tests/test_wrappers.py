@@ -76,6 +76,36 @@ def test_bad_calls_are_refused(call, error, message):
         call()
 
 
+def test_clip_by_global_norm_counts_all_leaves():
+    optimizer = fnn.clip_by_global_norm(fnn.sgd(1.0), 1.0)
+    state = optimizer.init({"a": jnp.zeros(1), "b": jnp.zeros(1)})
+    after = optimizer.update(state, {"a": jnp.array([3.0]), "b": jnp.array([4.0])}).params
+    np.testing.assert_allclose([after["a"][0], after["b"][0]], [-0.6, -0.8], rtol=1e-6)
+    zero = optimizer.update(state, {"a": jnp.zeros(1), "b": jnp.zeros(1)}).params
+    np.testing.assert_array_equal(zero["a"], [0])
+
+
+@pytest.mark.parametrize("size", [3e38, 1e20, 1e19, 1.0, 1e-19, 1e-25, 1e-30])
+@pytest.mark.parametrize("max_norm", [1e-3, 1.0, 1e30, float("inf")])
+def test_the_global_norm_neither_overflows_nor_vanishes(size, max_norm):
+    grads = {"a": np.array([3, -4], np.float32) / 10 * size, "b": np.full(3, size / 10, np.float32)}
+    optimizer = fnn.clip_by_global_norm(fnn.sgd(1.0), max_norm)
+    state = optimizer.init(jax.tree.map(jnp.zeros_like, grads))
+    got = jax.tree.map(jnp.negative, jax.jit(optimizer.update)(state, grads).params)
+    g = np.concatenate([grads["a"], grads["b"]]).astype(np.float64)
+    expected = g * min(1, max_norm / np.linalg.norm(g))
+    np.testing.assert_allclose(np.concatenate([got["a"], got["b"]]), expected, rtol=1e-6)
+
+
+def test_a_tiny_norm_is_clipped_to_a_tinier_one():
+    optimizer = fnn.clip_by_global_norm(fnn.sgd(1.0), 1e-32)
+    got = optimizer.update(optimizer.init(jnp.zeros(2)), jnp.array([3e-30, 4e-30])).params
+    np.testing.assert_allclose(got, [-6e-33, -8e-33], rtol=1e-6)
+    assert (optimizer.update(optimizer.init(jnp.zeros(2)), jnp.zeros(2)).params == 0).all()
+    bad = optimizer.update(optimizer.init(jnp.zeros(2)), jnp.array([1.0, jnp.inf])).params
+    assert not np.isfinite(bad).all()
+
+
 def test_scale_loss_halves_skips_and_grows():
     optimizer = fnn.scale_loss(fnn.adam(0.1), 8.0, growth_interval=2)
     scaled = lambda g: jax.tree.map(lambda a: 8.0 * a, g)
@@ -87,6 +117,31 @@ def test_scale_loss_halves_skips_and_grows():
     assert (float(skipped.loss_scale), int(skipped.step)) == (4.0, 2)
     again = optimizer.update(optimizer.update(skipped, GRADS[0]), GRADS[1])
     assert float(again.loss_scale) == 8.0
+
+
+def test_the_scale_grows_again_and_again_and_halves_down_to_its_floor():
+    """Grows each time that enough gradients in a row were finite, and is never 0."""
+    optimizer = fnn.scale_loss(fnn.sgd(0.1), 8.0, growth_interval=2)
+    state, found = optimizer.init(jnp.ones(1)), []
+    for _ in range(7):
+        state = optimizer.update(state, jnp.ones(1))
+        found.append(float(state.loss_scale))
+    assert found == [8, 16, 16, 32, 32, 64, 64]
+    for _ in range(200):
+        state = optimizer.update(state, jnp.array([jnp.inf]))
+    assert float(state.loss_scale) == jnp.finfo(jnp.float32).tiny
+    assert np.isfinite(optimizer.update(state, jnp.zeros(1)).params).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_accumulate_divides_before_it_narrows(dtype):
+    """In float16 a sum of four would overflow; in bfloat16 it would lose digits."""
+    large, optimizer = jnp.asarray([6e4, 257.0], dtype), fnn.accumulate(fnn.sgd(1.0), 4)
+    state = optimizer.init(jnp.zeros(2, dtype))
+    for factor in (1, 1, 1, 0.5):
+        state = optimizer.update(state, (large * jnp.asarray(factor, dtype)))
+    mean = (large.astype(jnp.float32) * 3.5 / 4).astype(dtype)
+    np.testing.assert_array_equal(-state.params, mean)
 
 
 def test_a_step_scales_the_losss_gradient_and_not_its_value():

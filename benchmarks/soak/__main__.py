@@ -26,6 +26,8 @@ ATTACKS = {
     "fuzz": ("fuzz", 500, 24),
     "tables": ("tables", 500, 24),
     "crafted": ("crafted", 250, 20),
+    "compositions": ("compose", 500, 20),
+    "nestings": ("compose", 500, 20),
 }
 """Each attack's module, how much of it is a round, and how many rounds, each of its own seed."""
 OTHERS = ("memory", "notice")
@@ -61,7 +63,7 @@ def _rounds(name: str, parent: Path, quick: bool, out: Path | None) -> None:
         total = {key: total.get(key, 0) + value for key, value in found.items()}
         if out is not None:
             _keep(out, name, total)
-    click.echo(f"{name:10}" + ", ".join(f"{value:,} {key}" for key, value in total.items()))
+    click.echo(f"{name:13}" + ", ".join(f"{value:,} {key}" for key, value in total.items()))
 
 
 def _of(module: str, name: str) -> Callable[..., Any]:
@@ -83,12 +85,12 @@ def _keep(out: Path, name: str, counts: dict[str, Any]) -> None:
     held = {each: held[each] for each in ATTACKS if each in held} | {name: counts}
     atomic.write(path, (json.dumps(held, indent=1) + "\n").encode())
     rows = [
-        f"{each:10}" + ", ".join(f"{value:,} {key}" for key, value in found.items())
+        f"{each:13}" + ", ".join(f"{value:,} {key}" for key, value in found.items())
         for each, found in held.items()
     ]
     inputs = sum(found.get("inputs", 0) for found in held.values())
     kills = sum(found.get("kills", 0) + found.get("killed", 0) for found in held.values())
-    rows.append(f"{'all':10}{inputs:,} inputs, {kills:,} kills")
+    rows.append(f"{'all':13}{inputs:,} inputs, {kills:,} kills")
     atomic.write(out / "soak.txt", ("\n".join(rows) + "\n").encode())
 
 

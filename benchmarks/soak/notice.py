@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import fnn
-from fnn.training.fitting import all_finite
+from fnn.training.faults import all_finite
 from fnn.training.steps import make_epoch
 
 

@@ -116,7 +116,7 @@ def encodings(folder: Path, wanted: int, seed: int) -> dict[str, int]:
         counts["sound"] += 1
         for feature in features:
             if feature.width:
-                found = feature.inputs(x[:, 0])
+                found = np.stack(feature.inputs(x[:, 0]), -1)
                 assert found.shape == (4, feature.width), feature
                 assert np.isfinite(found).all(), feature
     return counts

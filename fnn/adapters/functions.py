@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.base import Array, Grads, Layer, Params, Residuals
-from fnn.reductions import Direct, Factor, Reduce, Whole, rows, total
+from fnn.base import Array, Grads, Layer, Params, Residuals, is_floating
+from fnn.reductions import Direct, Factor, Reduce, Whole, total
 
 Apply = Callable[[Params, Any], Any]
 """apply(params, x) -> y."""
@@ -137,7 +137,7 @@ class _Single(Factor):
 
         for _ in range(self.own.batch_axes):
             gradient = jax.vmap(gradient)
-        return rows(Direct(gradient(self.x, self.dy), self.ndim), examples)
+        return Direct(gradient(self.x, self.dy), self.ndim).rows(examples)
 
 
 def from_equinox(module: Any, ndim: int = 1) -> Layer:
@@ -160,7 +160,7 @@ def from_equinox(module: Any, ndim: int = 1) -> Layer:
         raise TypeError(f"from_equinox: expected a module, got its class {module.__name__}")
     leaves, form = jax.tree.flatten(module)
     # Of the module's arrays only those that `init` returns are parameters.
-    taken = [i for i, a in enumerate(leaves) if _is_floating(a)]
+    taken = [i for i, a in enumerate(leaves) if is_floating(a)]
     params = jax.tree.unflatten(form, [a if i in taken else None for i, a in enumerate(leaves)])
 
     def apply(params: Params, x: Array) -> Any:
@@ -228,13 +228,9 @@ def _floats(dx: Any) -> Any:
     return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, dx)
 
 
-def _is_floating(a: Any) -> bool:
-    return hasattr(a, "dtype") and bool(jnp.issubdtype(a.dtype, jnp.floating))
-
-
 def _check_floating(name: str, params: Params) -> None:
     for path, leaf in jax.tree.leaves_with_path(params):
-        if not _is_floating(leaf):
+        if not is_floating(leaf):
             where = f"params{jax.tree_util.keystr(path)}"
             raise TypeError(f"{name}: expected floating-point arrays, {where} is {leaf!r}")
 

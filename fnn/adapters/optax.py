@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from fnn.base import Array, Optimizer, Params, check_optimizer
 
 
-class OptaxState(NamedTuple):
+class _OptaxState(NamedTuple):
     """`slots` is the optax transformation's own state.
 
-    >>> OptaxState(jnp.ones(1), jnp.zeros((), jnp.int32), ()).slots
+    >>> _OptaxState(jnp.ones(1), jnp.zeros((), jnp.int32), ()).slots
     ()
     """
 
@@ -40,21 +40,21 @@ def from_optax(transformation: Any) -> Optimizer:
     if isinstance(transformation, Optimizer):
         raise TypeError("from_optax: expected an optax transformation, got an Optimizer of fnn")
 
-    def init(params: Params) -> OptaxState:
+    def init(params: Params) -> _OptaxState:
         params = jax.tree.map(jnp.asarray, params)
-        return OptaxState(params, jnp.zeros((), jnp.int32), transformation.init(params))
+        return _OptaxState(params, jnp.zeros((), jnp.int32), transformation.init(params))
 
-    def update(state: OptaxState, grads: Params) -> OptaxState:
+    def update(state: _OptaxState, grads: Params) -> _OptaxState:
         params, step, slots = state
         with jax.numpy_dtype_promotion("standard"):
             updates, slots = transformation.update(grads, slots, params)
         moved = lambda p, u: (p + u).astype(p.dtype)
-        return OptaxState(jax.tree.map(moved, params, updates), step + 1, slots)
+        return _OptaxState(jax.tree.map(moved, params, updates), step + 1, slots)
 
     return Optimizer(init, update)
 
 
-class Transformation(NamedTuple):
+class _Transformation(NamedTuple):
     """init and update in optax's order of arguments; optax takes it for one of its own.
 
     >>> import fnn
@@ -69,7 +69,7 @@ class Transformation(NamedTuple):
     update: Any
 
 
-def to_optax(optimizer: Optimizer) -> Transformation:
+def to_optax(optimizer: Optimizer) -> _Transformation:
     """An optax transformation of any `Optimizer`: updates = the new params - the params.
 
     Its state is the optimizer's own, so that params are kept there too; those that `update` is
@@ -89,7 +89,7 @@ def to_optax(optimizer: Optimizer) -> Transformation:
         state = optimizer.update(_with_params(state, params), grads)
         return jax.tree.map(jnp.subtract, state.params, params), state
 
-    return Transformation(optimizer.init, update)
+    return _Transformation(optimizer.init, update)
 
 
 def _with_params(state: Any, params: Params) -> Any:

@@ -1,7 +1,7 @@
 """Trees of arrays in files of the safetensors format: plain data, never code.
 
 A tree is one file, or, where its arrays are sharded over devices, a folder with a file per
-process: see `fnn.shards`. Any safetensors library can read the arrays. The file's header has in
+process: see `_shards.py`. Any safetensors library can read the arrays. The file's header has in
 its metadata one key, `fnn`, whose value is a JSON object of what that format can't express:
 
     sha256     of the whole file, with these 64 digits replaced by zeros
@@ -29,8 +29,8 @@ import numpy as np
 
 from fnn import atomic, extras
 from fnn.base import Params
-from fnn.checkpoint import leaves, shards
-from fnn.checkpoint.leaves import Container, is_key
+from fnn.checkpoint import _leaves as leaves, _shards as shards
+from fnn.checkpoint._leaves import Container, is_key
 from fnn.errors import Error
 
 with extras.needs("data"):
@@ -60,7 +60,7 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
     one step: see `atomic.write`.
 
     A tree with an array that is sharded, of which devices hold different slices, becomes a
-    folder instead, in which each process writes the slices that it owns: see `fnn.shards`. All
+    folder instead, in which each process writes the slices that it owns: see `_shards.py`. All
     processes call `save` with the same tree and metadata, and with a path that all of them see.
     Either every process has written its part or the older folder is as it was, and where one
     process fails, all raise.

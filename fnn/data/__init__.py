@@ -1,5 +1,7 @@
 """Data to learn from: read from files or scikit-learn's bundled sets, split and standardised."""
 
+from fnn.data._dialect import SEPARATORS as SEPARATORS
+from fnn.data._features import Feature as Feature
 from fnn.data.bundled import (
     BUNDLED as BUNDLED,
     CLASSIFICATION as CLASSIFICATION,
@@ -12,8 +14,7 @@ from fnn.data.dataset import (
     relabelled as relabelled,
     reordered as reordered,
 )
-from fnn.data.dialect import SEPARATORS as SEPARATORS
-from fnn.data.encoding import Encoding as Encoding, Feature as Feature
+from fnn.data.encoding import Encoding as Encoding
 from fnn.data.errors import DataError as DataError, nearest as nearest
 from fnn.data.loading import (
     MISSING as MISSING,

@@ -14,10 +14,6 @@ def bundled(name: str) -> Dataset:
     """One of the sets of `BUNDLED`: x (n, d_in) float32; class labels, or y (n, 1) float32.
 
     Raises ModuleNotFoundError where scikit-learn is not installed.
-
-    >>> iris = bundled("iris")
-    >>> iris.x.shape, iris.classes
-    ((150, 4), ('setosa', 'versicolor', 'virginica'))
     """
     with extras.needs("data"):
         from sklearn import datasets

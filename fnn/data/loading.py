@@ -1,27 +1,25 @@
 """Which source is read how: bundled sets, tables, NumPy's files, folders of IDX files."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fnn.data import columns, readers, tables, targets
-from fnn.data.bundled import BUNDLED, bundled
-from fnn.data.dataset import (
-    CATEGORY,
-    NUMBER,
-    TASKS,
-    Column,
-    Dataset,
-    as_inputs,
-    from_arrays,
-    relabelled,
+from fnn.data import (
+    _arrays as arrays,
+    _columns as columns,
+    _readers as readers,
+    _tables as tables,
+    _targets as targets,
 )
+from fnn.data._rows import Rows
+from fnn.data._tables import Table
+from fnn.data.bundled import BUNDLED, bundled
+from fnn.data.dataset import CATEGORY, NUMBER, TASKS, Column, Dataset
 from fnn.data.encoding import Encoding
 from fnn.data.errors import DataError, explained, nearest
-from fnn.data.rows import Rows
-from fnn.data.tables import Table
 
 Source = Any
 """A name, a path, two paths x.npy and y.npy, or a data frame."""
@@ -48,12 +46,29 @@ class Reading(NamedTuple):
 GUESS = Reading()
 
 
+class _Wanted(NamedTuple):
+    """What is asked of a source: the arguments of `load`."""
+
+    target: str | int | None = None
+    task: str | None = None
+    target_name: str | None = None
+    reading: Reading = GUESS
+    like: Encoding | None = None
+
+    def refuse_options(self, source: Source) -> None:
+        """Raise DataError where something is asked that only a table can answer."""
+        if self.target is not None:
+            raise DataError(f"{source}: only a table has a target column to choose")
+        if self.reading != GUESS:
+            raise DataError(f"{source}: options about reading apply only to a table")
+
+
 def load(
     source: Source,
     *,
     target: str | int | None = None,
     task: str | None = None,
-    called: str | None = None,
+    target_name: str | None = None,
     reading: Reading = GUESS,
     like: Encoding | None = None,
 ) -> Dataset:
@@ -63,8 +78,9 @@ def load(
         a table         a CSV file or its kin, gzipped or not, a Parquet or an Arrow file, or a
                         data frame of Polars, pandas or another library that Arrow knows;
                         `target` is the target column's name or its index from 0 (negative from
-                        the end), by default the last; where the columns have names and `called`
-                        is given, the column of that name. `reading` says how it is read
+                        the end), by default the last; where the columns have names and
+                        `target_name` is given, the column of that name. `reading` says how it
+                        is read
         a `.npz` file   with arrays x and y
         two files       x.npy and y.npy
         a folder        of IDX files named as MNIST's: train-images..., train-labels... and, for
@@ -72,11 +88,11 @@ def load(
 
     x of more than two axes is flattened to (n, d_in). Text and integers become classes, which
     keep their names; other numbers are values to predict. In a table whole numbers are classes
-    if there are at most `columns.FEW` different ones. `task`, "classification" or "regression",
+    if there are at most 20 different ones. `task`, "classification" or "regression",
     overrides this. Of a table, x holds numbers for text and dates, and NaN for a blank, as
     `columns` and `Encoding` say; rows without a target are left out, and `notes` says so. A pipe
     is read as the file that it stands for, except for `.npz`. An array or a table may take at
-    most `readers.LIMIT` bytes of memory. With the encoding `like`, text in the columns that it
+    most half of the machine's memory. With the encoding `like`, text in the columns that it
     uses is read as the text that it was fitted to, and not guessed anew.
 
     Raises DataError for an unknown name and for any fault of a file, and says where it is;
@@ -93,22 +109,20 @@ def load(
     """
     if task is not None and task not in TASKS:
         raise DataError(f"expected a task of {' or '.join(TASKS)}, got {task!r}")
-    if tables.is_frame(source):
-        return _examples(source, target, task, called, reading, like)
-    if isinstance(source, str | Path):
-        return _load_one(source, target, task, called, reading, like)
-    if not isinstance(source, tuple | list):
+    wanted = _Wanted(target, task, target_name, reading, like)
+    if isinstance(source, tuple | list) and len(source) == 1:
+        source = source[0]
+    if is_mapped(source):
+        wanted.refuse_options(source[0])
+        x, y = (readers.read_npy(_path(path)) for path in source)
+        return arrays.from_arrays(f"{source[0]}, {source[1]}", x, y, task)
+    if isinstance(source, tuple | list):
+        got = " ".join(map(str, source))
+        raise DataError(f"expected one source, or x.npy and y.npy, got {got}")
+    if not isinstance(source, str | Path) and not tables.is_frame(source):
         what = "a name, a path, two paths x.npy and y.npy, or a data frame"
         raise TypeError(f"load: expected {what}, got {type(source).__name__}")
-    if len(source) == 1:
-        return load(source[0], target=target, task=task, called=called, reading=reading, like=like)
-    if len(source) != 2 or not all(str(path).endswith(".npy") for path in source):
-        raise DataError(
-            f"expected one source, or x.npy and y.npy, got {' '.join(map(str, source))}"
-        )
-    _refuse_options(target, reading, source[0])
-    x, y = (readers.read_npy(_path(path)) for path in source)
-    return from_arrays(f"{source[0]}, {source[1]}", x, y, task)
+    return _of_table(source, wanted) if is_table(source) else _of_arrays(source, wanted)
 
 
 def is_mapped(source: Source) -> bool:
@@ -117,8 +131,8 @@ def is_mapped(source: Source) -> bool:
     >>> is_mapped(("x.npy", "y.npy")), is_mapped("iris")
     (True, False)
     """
-    several = not isinstance(source, str | Path) and not tables.is_frame(source)
-    return several and len(source) == 2 and all(str(path).endswith(".npy") for path in source)
+    several = isinstance(source, tuple | list) and len(source) == 2
+    return several and all(str(path).endswith(".npy") for path in source)
 
 
 def mapped(source: Source, *, task: str | None = None) -> Dataset:
@@ -141,7 +155,7 @@ def mapped(source: Source, *, task: str | None = None) -> Dataset:
         x = np.load(x_path, mmap_mode="r", allow_pickle=False)
     if x.ndim < 2 or len(x) != len(y):
         raise DataError(f"{x_path}: expected x of {len(y)} examples, got the shape {x.shape}")
-    examples = from_arrays(f"{x_path}, {y_path}", np.zeros((len(y), 1)), y, task)
+    examples = arrays.from_arrays(f"{x_path}, {y_path}", np.zeros((len(y), 1)), y, task)
     rows: Any = Rows(x.reshape(len(x), -1))
     return examples._replace(x=rows)
 
@@ -190,9 +204,7 @@ def parts(
     [(3, 2)]
     """
     if is_table(source):
-        if not tables.is_frame(source) and not _path(source).exists():
-            raise _unknown(source)
-        yield from _inputs(source, encoding, features, reading, size)
+        yield from _table_inputs(source, encoding, features, reading, size)
     else:
         yield _array_inputs(source, encoding)
 
@@ -206,14 +218,12 @@ def _array_inputs(source: Source, encoding: Encoding) -> np.ndarray:
             return encoding.aligned(data).x
         x = data.x
     elif path.is_dir():
-        x = readers.read_idx(_idx_file(path, "t10k", "images") or _train_file(path, "images"))
-    elif path.suffix == ".npy":
-        x = readers.read_npy(path)
+        x = arrays.idx_images(path)
     elif path.suffix == ".npz":
         (x,) = readers.read_npz(path, "x")
     else:
-        x = readers.read_idx(path)
-    x = as_inputs(str(source), x)
+        x = (readers.read_npy if path.suffix == ".npy" else readers.read_idx)(path)
+    x = arrays.as_inputs(str(source), x)
     if x.shape[1] != encoding.d_in:
         raise DataError(f"{source}: expected {encoding.d_in} features, got {x.shape[1]}")
     return encoding.aligned(Dataset(str(source), x, np.empty(0), ())).x
@@ -234,17 +244,10 @@ def is_table(source: Source) -> bool:
     return not (str(source) in BUNDLED or other)
 
 
-def _load_one(
-    source: str | Path,
-    target: str | int | None,
-    task: str | None,
-    called: str | None,
-    reading: Reading,
-    like: Encoding | None,
-) -> Dataset:
-    path = _path(source)
-    if not is_table(source):
-        _refuse_options(target, reading, source)
+def _of_arrays(source: str | Path, wanted: _Wanted) -> Dataset:
+    """The examples of a bundled set, a folder or a file of arrays."""
+    wanted.refuse_options(source)
+    path, task = _path(source), wanted.task
     if str(source) in BUNDLED:
         data = bundled(str(source))
         if task not in (None, TASKS[not data.classes]):
@@ -253,13 +256,12 @@ def _load_one(
     if not path.exists():
         raise _unknown(source)
     if path.is_dir():
-        return _idx_folder(path, task)
-    if path.suffix == ".npy":
-        raise DataError(f"{path}: the targets are missing: give two files, x.npy and y.npy")
+        return arrays.idx_folder(path, task)
     if path.suffix == ".npz":
         x, y = readers.read_npz(path, "x", "y")
-        return from_arrays(str(path), x, y, task)
-    return _examples(path, target, task, called, reading, like)
+        return arrays.from_arrays(str(path), x, y, task)
+    hint = "give two files, x.npy and y.npy" if path.suffix == ".npy" else "give the folder"
+    raise DataError(f"{path}: the targets are missing: {hint}")
 
 
 def _path(source: str | Path) -> Path:
@@ -274,28 +276,16 @@ def _unknown(source: str | Path) -> DataError:
     return DataError(f"{source}: no such file, and no bundled set of that name; {hint}")
 
 
-def _refuse_options(target: str | int | None, reading: Reading, source: str | Path) -> None:
-    if target is not None:
-        raise DataError(f"{source}: a target column can be chosen of a table only")
-    if reading != GUESS:
-        raise DataError(f"{source}: how a table is read can be said of a table only")
-
-
-def _examples(
-    source: Source,
-    target: str | int | None,
-    task: str | None,
-    called: str | None,
-    reading: Reading,
-    like: Encoding | None,
-) -> Dataset:
+def _of_table(source: Source, wanted: _Wanted) -> Dataset:
     """The examples of a table."""
-    wanted = "-1" if target is None else str(target)
-    (table,) = _tables(source, reading, [wanted, called or wanted, *_texts(like)])
+    reading, like = wanted.reading, wanted.like
+    target = "-1" if wanted.target is None else str(wanted.target)
+    texts = [target, wanted.target_name or target, *_texts(like)]
+    (table,) = _tables(source, reading, texts)
     if table.frame.width < 2:
         what = "expected at least one feature and the target, got one column"
         raise DataError(f"{table.name}: {what}")
-    at = targets.index(table, target, called)
+    at = targets.index(table, wanted.target, wanted.target_name)
     notes = list(table.notes)
     blank = targets.text(table, at).is_null()
     if blank.any():
@@ -303,50 +293,64 @@ def _examples(
             raise DataError(f"{table.where(at, int(blank.arg_max() or 0))}: no value")
         table = table.only(~blank)
         notes.append(f"{blank.sum()} rows without a target left out")
-    skipped = tuple(blank.arg_true())
-    y, classes = targets.targets(table, at, task)
+    y, classes = targets.targets(table, at, wanted.task)
     learned = [i for i in range(table.frame.width) if i != at]
-    x, found, more = _columns(table, learned, reading, _like(table, learned, like))
+    x, found, more = _parsed(table, learned, reading, _like(table, learned, like))
     names = tuple(table.names[i] for i in learned if table.names)
-    called_so = (table.names[at],) if table.names else ()
-    said = (*notes, *more)
-    return Dataset(table.name, x, y, classes, names, called_so, None, found, said, skipped)
+    return Dataset(
+        table.name, x, y, classes, names, table.names[at : at + 1], None, found,
+        (*notes, *more), tuple(blank.arg_true()),
+    )  # fmt: skip
 
 
-def _inputs(
+def _table_inputs(
     source: Source, encoding: Encoding, features: tuple[str, ...], reading: Reading, size: int
 ) -> Iterator[np.ndarray]:
     """The columns of a table that an encoding uses, or that have the names of features."""
     wanted = tuple(feature.name for feature in encoding.used) or features
-    every = len(encoding.features) or encoding.d_in
     like: list[Column | None] = []
     for table in _tables(source, reading, _texts(encoding), wanted, size):
-        names = table.names if any(wanted) else ()
-        places = list(range(every))
-        if names:
-            for name in sorted(set(wanted) - set(names)):
-                hint = nearest(name, names)
-                raise DataError(f"{table.name}: the column {name!r} is missing; {hint}")
-            where = {name: i for i, name in enumerate(names)}
-            places = [where[name] for name in wanted]
-        elif table.frame.width != every:
-            raise DataError(
-                f"{table.name}: expected {every} columns, the features, got {table.frame.width}"
-            )
+        places = _places(table, wanted, len(encoding.features) or encoding.d_in)
         like = like or _like(table, places, encoding)
-        x, found, _ = _columns(table, places, reading, like)
+        x, found, _ = _parsed(table, places, reading, like)
         like = [_decided(old, new) for old, new in zip(like, found, strict=True)]
         if encoding.features:
-            part = Dataset(table.name, x, np.empty(0), (), wanted if names else (), columns=found)
+            names = wanted if table.names and any(wanted) else ()
+            part = Dataset(table.name, x, np.empty(0), (), names, columns=found)
             yield encoding.aligned(part).x
-            continue
-        for column, place in zip(found, places, strict=True):
-            if column.kind != NUMBER:
-                raise DataError(f"{table.where(place)}: expected numbers, got a {column.kind}")
-        if (blank := np.isnan(x)).any():
-            row, i = np.argwhere(blank)[0]
-            raise DataError(f"{table.where(places[i], int(row))}: no value")
-        yield x
+        else:
+            _check_numbers(table, places, found, x)
+            yield x
+
+
+def _places(table: Table, wanted: tuple[str, ...], every: int) -> list[int]:
+    """The columns of the wanted names, or all where the table or the run has no names."""
+    if table.names and any(wanted):
+        for name in sorted(set(wanted) - set(table.names)):
+            hint = nearest(name, table.names)
+            raise DataError(f"{table.name}: the column {name!r} is missing; {hint}")
+        where = {name: i for i, name in enumerate(table.names)}
+        return [where[name] for name in wanted]
+    if table.frame.width != every:
+        got = table.frame.width
+        raise DataError(f"{table.name}: expected {every} columns, the features, got {got}")
+    return list(range(every))
+
+
+def _check_numbers(
+    table: Table, places: list[int], found: tuple[Column, ...], x: np.ndarray
+) -> None:
+    """Raise DataError for what a network that was trained on arrays can't take."""
+    for column, place in zip(found, places, strict=True):
+        if column.kind != NUMBER:
+            raise DataError(f"{table.where(place)}: expected numbers, got a {column.kind}")
+    _refuse_blanks(table, places, x, "")
+
+
+def _refuse_blanks(table: Table, places: Sequence[int], x: np.ndarray, hint: str) -> None:
+    if (blank := np.isnan(x)).any():
+        row, i = np.argwhere(blank)[0]
+        raise DataError(f"{table.where(places[i], int(row))}: no value{hint}")
 
 
 def _decided(like: Column | None, found: Column) -> Column | None:
@@ -383,8 +387,10 @@ def _tables(
     size: int | None = None,
 ) -> Iterator[Table]:
     """The table in parts; in one without a size."""
+    if not tables.is_frame(source) and not _path(source).exists():
+        raise _unknown(source)
     for table in tables.parts(
-        source if tables.is_frame(source) else _path(source),
+        source,
         separator=reading.separator,
         header=reading.header,
         text=texts,
@@ -398,72 +404,34 @@ def _named(table: Table, reading: Reading, only: Collection[str]) -> Table:
 
     Others that lack a name get one as pandas gives it: "Unnamed: 0" for the first column.
     """
-    names = table.names
-    for name in reading.drop if not only else ():
-        if name not in names:
-            hint = nearest(name, names) if names else "it has no header"
-            raise DataError(f"{table.name}: no column is called {name!r}; {hint}")
-    n = len(table.frame)
-    nameless = [i for i, name in enumerate(names) if not name]
-    if any(only):  # found by their names, in each part alike
-        nameless = []
-    empty = {i for i in nameless if table.frame[:, i].null_count() == n}
-    table = table.without(empty | {i for i, name in enumerate(names) if name in reading.drop})
-    places = table.frame.columns
-    named = (name or f"Unnamed: {i}" for i, name in zip(places, table.names, strict=False))
-    table = table._replace(names=tuple(named))
-    seen: set[str] = set()
-    for name in table.names:
-        if name in seen:
-            raise DataError(f"{table.name}: two columns are called {name!r}")
-        seen.add(name)
-    return table
+    drop = set(reading.drop)
+    for name in sorted(drop - set(table.names)) if not only else ():
+        hint = nearest(name, table.names) if table.names else "it has no header"
+        raise DataError(f"{table.name}: no column is called {name!r}; {hint}")
+    empty = {
+        i
+        for i, name in enumerate(table.names)
+        if not name and not any(only) and table.frame[:, i].null_count() == len(table.frame)
+    }  # with `only`, columns are found by their names, in each part alike
+    table = table.without(empty | {i for i, name in enumerate(table.names) if name in drop})
+    named = zip(table.frame.columns, table.names, strict=False)
+    names = tuple(name or f"Unnamed: {i}" for i, name in named)
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise DataError(f"{table.name}: two columns are called {twice!r}")
+    return table._replace(names=names)
 
 
-def _columns(
+def _parsed(
     table: Table, places: Sequence[int], reading: Reading, like: Sequence[Column | None]
 ) -> tuple[np.ndarray, tuple[Column, ...], tuple[str, ...]]:
     """x (n, d) of the columns at these places, what they hold, and what was guessed."""
     x = np.empty((len(table.frame), len(places)))
     found: list[Column] = []
-    notes: dict[str, None] = {}
     for i, place in enumerate(places):
-        column, x[:, i] = columns.understood(table, place, like[i])
+        column, x[:, i] = columns.parse_column(table, place, like[i])
         found.append(column)
-        if note := columns.note(column):
-            notes[note] = None
-    if reading.missing == "error" and (blank := np.isnan(x)).any():
-        row, i = np.argwhere(blank)[0]
-        raise DataError(f"{table.where(places[i], int(row))}: no value; --missing fill fills it in")
+    if reading.missing == "error":
+        _refuse_blanks(table, places, x, "; --missing fill fills it in")
+    notes = dict.fromkeys(filter(None, map(columns.note, found)))
     return x, tuple(found), tuple(notes)
-
-
-def _idx_folder(folder: Path, task: str | None) -> Dataset:
-    images, labels = (readers.read_idx(_train_file(folder, kind)) for kind in ("images", "labels"))
-    train = from_arrays(str(folder), images, labels, task)
-    test_images, test_labels = (_idx_file(folder, "t10k", kind) for kind in ("images", "labels"))
-    if test_images is None and test_labels is None:
-        return train
-    if test_images is None or test_labels is None:
-        raise DataError(f"{folder}: of the t10k images and labels, only one is there")
-    name = f"{folder} (t10k)"
-    test = from_arrays(name, readers.read_idx(test_images), readers.read_idx(test_labels), task)
-    if test.x.shape[1] != train.x.shape[1]:
-        raise DataError(f"{name}: expected {train.x.shape[1]} features, got {test.x.shape[1]}")
-    return train._replace(test=relabelled(test, train.classes))
-
-
-def _train_file(folder: Path, kind: str) -> Path:
-    path = _idx_file(folder, "train", kind)
-    if path is None:
-        raise DataError(f"{folder}: expected an IDX file train-{kind}..., there is none")
-    return path
-
-
-def _idx_file(folder: Path, part: str, kind: str) -> Path | None:
-    """The folder's file of this part and kind, the plain one rather than the gzipped one."""
-    found = sorted(folder.glob(f"*{part}*{kind}*"))
-    plain = {path.name.removesuffix(".gz"): path for path in reversed(found)}
-    if len(plain) > 1:
-        raise DataError(f"{folder}: expected one file of {part} {kind}, got {', '.join(plain)}")
-    return next(iter(plain.values()), None)

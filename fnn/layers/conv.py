@@ -11,16 +11,7 @@ from fnn import initializers
 from fnn.base import Array, Grads, Layer, Params, Residuals, split
 from fnn.layers.shapes import check_input, check_widths
 from fnn.layers.windows import Pair, check_fits, check_geometry, windows
-from fnn.reductions import (
-    Direct,
-    Factor,
-    Outer,
-    Reduce,
-    beside,
-    rows,
-    squared_norm,
-    total,
-)
+from fnn.reductions import Direct, Factor, Outer, Reduce, beside, total
 
 
 def conv2d(
@@ -94,7 +85,7 @@ def conv2d(
         dx = _convolution(
             _images(dy), jnp.flip(params["W"], (1, 2)), "NHWC,IHWO,NHWC", zeros=back, apart=stride
         )
-        dparams = {"W": reduce(Conv(x, dy, window, stride, zeros)), "b": reduce(Direct(dy))}
+        dparams = {"W": reduce(_Conv(x, dy, window, stride, zeros)), "b": reduce(Direct(dy))}
         return dparams, dx.reshape(x.shape)
 
     def _zeros_around(x: Array) -> tuple[Pair, Pair]:
@@ -105,23 +96,68 @@ def conv2d(
     return Layer(init, forward, backward)
 
 
+def conv1d(
+    c_in: int,
+    c_out: int,
+    window: int = 3,
+    stride: int = 1,
+    padding: str = "SAME",
+    *,
+    weight_init: Callable[..., Array] = initializers.glorot_uniform,
+    bias_init: Callable[..., Array] = initializers.zeros,
+) -> Layer:
+    """c_out neurons that see each window of a sequence: `conv2d` on images of one row.
+
+    params {"W": (c_out, 1, window, c_in), "b": (c_out,)};
+    x (..., length, c_in) -> (..., places, c_out), places as columns of `conv2d`, and the
+    equations its own.
+
+    Raises ValueError for widths, windows and strides below 1, another padding, x or params of
+    other shapes and sequences shorter than a window; TypeError where x and W differ in dtype.
+
+    >>> layer = conv1d(3, 8, stride=2)
+    >>> y, residuals = layer.forward(layer.init(jax.random.key(0)), jnp.ones((5, 9, 3)))
+    >>> y.shape
+    (5, 5, 8)
+    """
+    name = f"conv1d({c_in}, {c_out}, {window})"
+    check_widths(name, c_in, c_out, window, stride)
+    inner = conv2d(
+        c_in,
+        c_out,
+        (1, window),
+        (1, stride),
+        padding,
+        weight_init=weight_init,
+        bias_init=bias_init,
+    )
+    shapes = {"W": (c_out, 1, window, c_in), "b": (c_out,)}
+
+    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+        check_input(name, params, shapes, x, "length", c_in)
+        y, residuals = inner.forward(params, jnp.expand_dims(x, -3))
+        return y.squeeze(-3), residuals
+
+    def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
+        dparams, dx = inner.backward(params, residuals, jnp.expand_dims(dy, -3), reduce)
+        return dparams, dx.squeeze(-3)
+
+    return Layer(inner.init, forward, backward)
+
+
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["x", "dy"],
     meta_fields=["window", "stride", "zeros"],
 )
 @dataclass(frozen=True)
-class Conv(Factor):
+class _Conv(Factor):
     """Per-example gradients of a convolution's W (c_out, *window, c_in).
 
     x (..., height, width, c_in), dy (..., rows, columns, c_out); zeros around x are
     ((top, bottom), (left, right)). The sum over the batch is a convolution. Each example's own
     gradients are those of a dense layer on patches, the window's entries side by side, at
     rows * columns positions: norms and rows are those of this `Outer`.
-
-    >>> factor = Conv(jnp.ones((5, 3, 3, 1)), jnp.ones((5, 2, 2, 1)), (2, 2), (1, 1), ((0, 0),) * 2)
-    >>> total(factor).shape, squared_norm(factor, 1)
-    ((1, 2, 2, 1), Array([64., 64., 64., 64., 64.], dtype=float32))
     """
 
     x: Array
@@ -137,12 +173,7 @@ class Conv(Factor):
         return self.dy.shape[:-1]
 
     def outer(self) -> Outer:
-        """The gradients of W (c_out, entries of a window), of dy and patches.
-
-        >>> x, dy = jnp.ones((5, 3, 3, 1)), jnp.ones((5, 2, 2, 1))
-        >>> Conv(x, dy, (2, 2), (1, 1), ((0, 0), (0, 0))).outer().right.shape
-        (5, 2, 2, 4)
-        """
+        """The gradients of W as (c_out, entries of a window), from dy and patches."""
         none = [(0, 0)] * (self.x.ndim - 3)
         x = jnp.pad(self.x, [*none, *self.zeros, (0, 0)])
         return Outer(self.dy, jnp.concatenate(windows(x, self.window, self.stride), -1))
@@ -158,18 +189,18 @@ class Conv(Factor):
         return _convolution(x, dy, "CHWN,IHWO,CHWN", zeros=zeros, kernel_apart=self.stride)
 
     def rows(self, examples: int | None = None) -> Direct:
-        value = _for_each_example(lambda one: rows(one.outer(), 0).value, self, examples)
+        value = _for_each_example(lambda one: one.outer().rows(0).value, self, examples)
         shape = (self.dy.shape[-1], *self.window, self.x.shape[-1])
         return Direct(value.reshape(*value.shape[:-2], *shape), 4)
 
     def squared_norm(self, examples: int | None = None) -> Array:
-        return _for_each_example(lambda one: squared_norm(one.outer(), 0), self, examples)
+        return _for_each_example(lambda one: one.outer().squared_norm(0), self, examples)
 
     def weighted(self, weight: Array) -> Factor:
         return replace(self, dy=self.dy * beside(weight, self.dy))
 
 
-def _for_each_example(f: Callable[[Conv], Array], factor: Conv, examples: int | None) -> Array:
+def _for_each_example(f: Callable[[_Conv], Array], factor: _Conv, examples: int | None) -> Array:
     """f of each example's own factor, 16 at a time: patches are larger than the images by the
     window's size, and for so few of them they stay in the processor's cache."""
     batch = factor.batch[: len(factor.batch) if examples is None else examples]

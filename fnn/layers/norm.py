@@ -59,6 +59,112 @@ def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
     return Layer(init, forward, backward)
 
 
+def rms_norm(d: int, *, eps: float = 1e-5) -> Layer:
+    """Each example divided by its root mean square, then y = gain * n. Zhang & Sennrich 2019.
+
+    params {"gain": (d,)}; x (..., d) -> (..., d). With r = 1/sqrt(mean x^2 + eps):
+
+        forward    n = x r,    y = gain * n
+        backward   dn = gain * dy,    dx = r (dn - n mean(n dn)),
+                   dgain = sum over the batch of n * dy
+
+    The mean is taken in at least float32. Where it would overflow, for x above about 1e19 in
+    float32, it is taken of x / 2^64, with the same result.
+
+    Raises ValueError for d below 1, eps not above 0, and x or params of another width;
+    TypeError where x and the params differ in dtype.
+
+    >>> layer = rms_norm(2)
+    >>> y, _ = layer.forward(layer.init(jax.random.key(0)), jnp.array([[1.0, 7.0]]))
+    >>> y.round(3)
+    Array([[0.2, 1.4]], dtype=float32)
+    """
+    name = f"rms_norm({d})"
+    check_widths(name, d)
+    numbers.positive(name, eps=eps)
+
+    def init(key: Array) -> Params:
+        return {"gain": jnp.ones(d)}
+
+    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+        check_input(name, params, {"gain": (d,)}, x, d)
+        wide = x.astype(at_least_float32(x.dtype))
+        r = _inverse_deviation(wide, eps)
+        n = wide * r
+        return params["gain"] * n.astype(x.dtype), (n, r)
+
+    def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
+        n, r = residuals
+        dn = (params["gain"] * dy).astype(n.dtype)
+        dx = r * (dn - n * (n * dn).mean(-1, keepdims=True))
+        return {"gain": reduce(Direct(n.astype(dy.dtype) * dy))}, dx.astype(dy.dtype)
+
+    return Layer(init, forward, backward)
+
+
+def group_norm(d: int, groups: int, *, eps: float = 1e-5) -> Layer:
+    """Each group of channels of each image scaled to mean 0, variance 1 over the channels and the
+    pixels, then y = gain * n + bias. Wu & He 2018.
+
+    params {"gain": (d,), "bias": (d,)}; x (..., height, width, d) -> the same shape. With
+    r = 1/sqrt(var + eps) for each image and each group of d / groups channels side by side:
+
+        forward    n = (x - mean x) r,    y = gain * n + bias
+        backward   dn = gain * dy,    dx = r (dn - mean dn - n mean(n dn)),
+                   dgain = sum over batch and pixels of n * dy,    dbias = sum of dy
+
+    var is the biased variance; statistics are taken in at least float32, as those of `layer_norm`.
+
+    Raises ValueError for d or groups below 1, d that groups doesn't divide, eps not above 0, and x
+    or params of another shape; TypeError where x and the params differ in dtype.
+
+    >>> layer = group_norm(2, 2)
+    >>> x = jnp.array([[[1.0, 5.0], [3.0, 9.0]]])
+    >>> y, _ = layer.forward(layer.init(jax.random.key(0)), x)
+    >>> y.round(3)
+    Array([[[-1., -1.],
+            [ 1.,  1.]]], dtype=float32)
+    """
+    name = f"group_norm({d}, {groups})"
+    check_widths(name, d, groups)
+    numbers.positive(name, eps=eps)
+    if d % groups:
+        raise ValueError(f"{name}: expected a width that the number of groups divides")
+
+    def init(key: Array) -> Params:
+        return {"gain": jnp.ones(d), "bias": jnp.zeros(d)}
+
+    def grouped(x: Array) -> Array:
+        """(..., height, width, d) -> (..., groups, entries)."""
+        pixels = x.reshape(*x.shape[:-3], -1, groups, d // groups)
+        entries = jnp.swapaxes(pixels, -3, -2)
+        return entries.reshape(*entries.shape[:-2], -1)
+
+    def ungrouped(a: Array, shape: tuple[int, ...]) -> Array:
+        entries = a.reshape(*a.shape[:-1], -1, d // groups)
+        return jnp.swapaxes(entries, -3, -2).reshape(shape)
+
+    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+        check_input(name, params, {"gain": (d,), "bias": (d,)}, x, "height", "width", d)
+        wide = grouped(x.astype(at_least_float32(x.dtype)))
+        centred = wide - wide.mean(-1, keepdims=True)
+        r = _inverse_deviation(centred, eps)
+        n = ungrouped(centred * r, x.shape)
+        return params["gain"] * n.astype(x.dtype) + params["bias"], (n, r)
+
+    def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
+        n, r = residuals
+        dparams = {
+            "gain": reduce(Direct(n.astype(dy.dtype) * dy)),
+            "bias": reduce(Direct(dy)),
+        }
+        dn, n = grouped((params["gain"] * dy).astype(n.dtype)), grouped(n)
+        dx = r * (dn - dn.mean(-1, keepdims=True) - n * (n * dn).mean(-1, keepdims=True))
+        return dparams, ungrouped(dx, dy.shape).astype(dy.dtype)
+
+    return Layer(init, forward, backward)
+
+
 def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
     """Each feature scaled to mean 0, variance 1 over the examples, then y = gain * n + bias.
     Ioffe & Szegedy 2015.

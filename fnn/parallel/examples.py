@@ -99,10 +99,11 @@ class ShardedExamples:
         >>> ShardedExamples(jnp.arange(6), n=5, devices=2).weights(1)
         Array([0.6, 0.6, 0. ], dtype=float32)
         """
+        dtype = jax.dtypes.canonicalize_dtype(float)  # float32 would be too coarse for float64
         if self.n % self.devices == 0:
-            return jnp.float32(1 / self.devices)
+            return jnp.asarray(1 / self.devices, dtype)
         last = jnp.arange(self.rows) == self.rows - 1
-        return jnp.where(last & self.repeats(device), 0, self.rows / self.n).astype(jnp.float32)
+        return jnp.where(last & self.repeats(device), 0, self.rows / self.n).astype(dtype)
 
     def examples(self, tree: Any) -> Any:
         """The n examples, in their order and without repeated ones, of arrays laid out as these.

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 
 from fnn.data import Dataset
-from fnn.training.fitting import CHUNK
+from fnn.training.evaluation import CHUNK
 
 SEEN = 2**20
 """No digests above this many examples, at 8 bytes each."""

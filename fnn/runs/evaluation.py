@@ -10,7 +10,7 @@ from fnn.data import DataError, Dataset
 from fnn.runs import digests
 from fnn.runs.metrics import Classified, Predicted
 from fnn.runs.run import Run
-from fnn.training.fitting import CHUNK
+from fnn.training.evaluation import CHUNK
 
 HELD_OUT = 0.2
 """The share of the data that is held out, and of the training part that patience validates on."""

@@ -9,7 +9,7 @@ from fnn.runs.evaluation import evaluate
 from fnn.runs.metrics import Classified, Predicted
 from fnn.runs.run import Run
 from fnn.runs.text import aligned
-from fnn.training.fitting import CHUNK
+from fnn.training.evaluation import CHUNK
 
 
 class Importance(NamedTuple):

@@ -169,7 +169,7 @@ class Run(NamedTuple):
         """
         rate, decay = self.settings.learning_rate, self.settings.weight_decay
         if decay is None:
-            return OPTIMIZERS[self.settings.optimizer].make(rate)
+            return OPTIMIZERS[self.settings.optimizer](rate)
         steps = -(-self.learned // (self.settings.batch_size or self.learned))
         return adamw(rate, weight_decay=decay / (steps * rate))
 
@@ -199,7 +199,7 @@ class Run(NamedTuple):
             source,
             target=self.settings.target if table else None,
             task=data.TASKS[self.outputs is not None],
-            called=self.targets[0] if len(self.targets) == 1 else None,
+            target_name=self.targets[0] if len(self.targets) == 1 else None,
             reading=self.settings.reading if table else Reading(),
             like=self.inputs,
         )

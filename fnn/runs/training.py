@@ -15,7 +15,8 @@ from fnn.runs import digests
 from fnn.runs.evaluation import HELD_OUT
 from fnn.runs.run import Run
 from fnn.runs.settings import Settings
-from fnn.training.fitting import Progress, epochs_since_best, fit, predicted
+from fnn.training.evaluation import predicted
+from fnn.training.fitting import Progress, epochs_since_best, fit
 
 DEFAULTS = Settings()
 

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fnn.base import Array, Layer, Loss, Optimizer, Params
+from fnn.base import Array, Layer, Optimizer, Params
 from fnn.parallel.data import fully_sharded, replicated
 from fnn.parallel.examples import ShardedExamples
 from fnn.parallel.partition import automatic, shardings, specs
-from fnn.reductions import beside
 from fnn.training.shuffle import permutation
 
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec("data")
@@ -24,11 +23,7 @@ WHOLE, SPLIT = PartitionSpec(), PartitionSpec("data")
 
 class Devices(NamedTuple):
     """A mesh with an axis "data", over which examples are split and, with shard_params,
-    parameters too, and at most one other axis, "model".
-
-    >>> Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=False).number
-    1
-    """
+    parameters too, and at most one other axis, "model"."""
 
     mesh: Mesh
     shard_params: bool
@@ -39,10 +34,6 @@ class Devices(NamedTuple):
 
         Raises TypeError for what is not a mesh; ValueError for other axes, for shard_params
         without a mesh, and inside of `jax.set_mesh` of a mesh with explicit axes.
-
-        >>> Devices.of("fit", jax.make_mesh((1,), ("batch",)), shard_params=False)
-        Traceback (most recent call last):
-        ValueError: fit: expected a mesh with the axes 'data' and, if any, 'model', got ('batch',)
         """
         if mesh is None:
             if shard_params:
@@ -67,14 +58,9 @@ class Devices(NamedTuple):
         """The number of devices over which examples are split."""
         return self.mesh.shape["data"]
 
-    def network(self, network: Layer) -> Layer:
+    def _network(self, network: Layer) -> Layer:
         """The network on these devices. With shard_params it is `fully_sharded`, unless parts of
         it are cut over "data" already.
-
-        >>> import fnn
-        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
-        >>> devices.network(fnn.dense(2, 1))
-        Layer(replicated)
         """
         if self.shard_params:
             parts = jax.tree.leaves(specs(network.init, self.mesh))
@@ -82,17 +68,10 @@ class Devices(NamedTuple):
                 network = fully_sharded(network, "data")
         return replicated(network, "data")
 
-    def take(self, network: Layer, optimizer: Optimizer) -> tuple[Layer, Optimizer]:
+    def place(self, network: Layer, optimizer: Optimizer) -> tuple[Layer, Optimizer]:
         """Both on these devices, each of which holds its part of the params and of the
-        optimizer's state.
-
-        >>> import fnn
-        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
-        >>> network, optimizer = devices.take(fnn.dense(2, 1), fnn.adam(0.1))
-        >>> optimizer.init(network.init(jax.random.key(0))).m["W"].sharding.spec
-        P()
-        """
-        network = self.network(network)
+        optimizer's state."""
+        network = self._network(network)
         parts = shardings(lambda key: optimizer.init(network.init(key)), self.mesh)
         pin = lambda state: jax.lax.with_sharding_constraint(state, parts)
         return network, Optimizer(
@@ -101,29 +80,14 @@ class Devices(NamedTuple):
         )
 
     def shares(self, data: Any) -> ShardedExamples:
-        """The examples split over the devices, unless they are.
-
-        >>> import fnn
-        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
-        >>> devices.shares((jnp.ones((4, 2)), jnp.ones(4))).n
-        4
-        """
+        """The examples split over the devices, unless they are."""
         return data if isinstance(data, ShardedExamples) else ShardedExamples.of(data, self.mesh)
 
     def gradient(
         self, network: Layer, gradient: Callable[..., tuple[Array, Params]]
     ) -> Callable[..., tuple[Array, Params]]:
         """gradient(params, batch, keys, scale, weights) -> (value, grads), each device on its
-        share of the batch: the value and the gradient of the mean over all of it.
-
-        >>> import fnn
-        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
-        >>> network, value = devices.network(fnn.dense(2, 1)), lambda params: params["W"].sum()
-        >>> mean = lambda params, batch, keys, scale, weights: (value(params), params)
-        >>> params, batch = {"W": jnp.ones((1, 2)), "b": jnp.ones(1)}, jnp.ones((4, 2))
-        >>> devices.gradient(network, mean)(params, batch, None, None, None)[0]
-        Array(2., dtype=float32)
-        """
+        share of the batch: the value and the gradient of the mean over all of it."""
         parts = specs(network.init, self.mesh)
 
         def spread(
@@ -153,12 +117,6 @@ class Devices(NamedTuple):
     ) -> Callable[[Params, Any, Any], Any]:
         """predicted(params, statistics, x) with the network on these devices, each of which
         takes its part of x.
-
-        >>> import fnn
-        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
-        >>> predict = devices.forward(fnn.relu, lambda params, s, x: fnn.relu.forward(params, x)[0])
-        >>> predict((), (), jnp.array([-1.0, 1.0]))
-        Array([0., 1.], dtype=float32)
         """
         parts = specs(network.init, self.mesh)
         return jax.shard_map(
@@ -166,24 +124,12 @@ class Devices(NamedTuple):
         )
 
     def whole(self, tree: Any) -> Any:
-        """The arrays, whole on each device.
-
-        >>> import fnn
-        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
-        >>> devices.whole(jnp.ones(2))
-        Array([1., 1.], dtype=float32)
-        """
+        """The arrays, whole on each device."""
         return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, WHOLE))
 
     def shuffled(self, key: Array, data: ShardedExamples, batch_size: int) -> tuple[Array, Array]:
         """An epoch's batches, as rows of each device's own share in an order of its own:
         (n // batch_size, rows of a batch), and the rest. Repeated examples come last.
-
-        >>> import fnn
-        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
-        >>> batches, rest = devices.shuffled(jax.random.key(0), devices.shares(jnp.ones(10)), 4)
-        >>> batches.shape, rest.shape
-        ((2, 4), (2,))
         """
         rows, full = -(-batch_size // self.number), data.n // batch_size
 
@@ -199,28 +145,7 @@ class Devices(NamedTuple):
         return jax.shard_map(on_device, mesh=self.mesh, in_specs=WHOLE, out_specs=out_specs)(key)
 
     def batch(self, data: ShardedExamples, rows: Array, n: int) -> ShardedExamples:
-        """The batch of n examples in these rows of each device's share.
-
-        >>> import fnn
-        >>> devices = Devices.of("fit", jax.make_mesh((1,), ("data",)), shard_params=True)
-        >>> devices.batch(devices.shares(jnp.arange(10)), jnp.array([3, 1]), 2).arrays
-        Array([3, 1], dtype=int32)
-        """
+        """The batch of n examples in these rows of each device's share."""
         take = lambda arrays, rows: jax.tree.map(lambda a: a[rows], arrays)
         spread = jax.shard_map(take, mesh=self.mesh, in_specs=(SPLIT, SPLIT), out_specs=SPLIT)
         return ShardedExamples(spread(data.arrays, rows), n, self.number)
-
-
-def weighted(loss: Loss, weights: Array) -> Loss:
-    """The loss, each example's multiplied by its weight: (rows,), or one for all.
-
-    >>> import fnn
-    >>> loss = weighted(fnn.mse, jnp.array([1.0, 0.5]))
-    >>> loss.value(jnp.ones((2, 1)), jnp.zeros((2, 1)))
-    Array([1. , 0.5], dtype=float32)
-    """
-    each = lambda a: a * beside(weights, a)
-    return Loss(
-        lambda prediction, target: each(loss.value(prediction, target)),
-        lambda prediction, target: jax.tree.map(each, loss.gradient(prediction, target)),
-    )

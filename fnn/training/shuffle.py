@@ -1,7 +1,9 @@
-"""A random order of the examples, drawn without a sort.
+"""A random order of the examples, drawn on a CPU without a sort.
 
-Sorting random numbers costs n log n comparisons: at 12,800 examples of 784 features, an eighth
-of an epoch's time. Here a small cipher computes each index's new place.
+On a CPU, sorting random numbers costs n log n comparisons: at 12,800 examples of 784 features, an
+eighth of an epoch's time. There a small cipher computes each index's new place. On a GPU or a TPU
+its loops, one of them of unknown length, cost more than a sort: many small kernels, and the host
+waits for each turn. So the platform for which the program is lowered decides.
 """
 
 import math
@@ -19,7 +21,11 @@ it: Patarin, Security of random Feistel schemes with 5 or more rounds, 2004."""
 def permutation(key: Array, n: int) -> Array:
     """A random order of 0, ..., n-1: integers of shape (n,).
 
-    Write i = a left + right with a = sqrt(n), rounded up. A round of a Feistel network,
+    Where the platform is not a CPU, or n <= 256, where tables would be too small to look random
+    and a sort is cheap, it is `jax.random.permutation`. So the same key gives another order on
+    another platform.
+
+    On a CPU, write i = a left + right with a = sqrt(n), rounded up. A round of a Feistel network,
 
         (left, right) <- (right, left + f(right) mod a),
 
@@ -34,15 +40,18 @@ def permutation(key: Array, n: int) -> Array:
     The order is as good as a uniform one for training and for sampling. There are fewer keys than
     orders, so that most orders never come, and it is no cipher to keep a secret with.
 
-    Up to n = 256, where tables would be too small to look random and a sort is cheap, it
-    is `jax.random.permutation`.
-
     >>> order = permutation(jax.random.key(0), 1000)
     >>> bool((jnp.sort(order) == jnp.arange(1000)).all())
     True
     """
+    sort = lambda key: jax.random.permutation(key, n)
     if n <= 256:
-        return jax.random.permutation(key, n)
+        return sort(key)
+    return jax.lax.platform_dependent(key, cpu=lambda key: _cipher(key, n), default=sort)
+
+
+def _cipher(key: Array, n: int) -> Array:
+    """The order of `permutation` on a CPU."""
     a = math.isqrt(n - 1) + 1
     bits = jax.random.bits(key, (1 + ROUNDS * a,))
     tables, swap = bits[1:].reshape(ROUNDS, a) % a, bits[0] % 2

@@ -32,18 +32,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from fnn import numbers
 from fnn.backprop import value_and_grad
 from fnn.base import Array, Layer, Loss, Optimizer, Params, at, check_optimizer, split
 from fnn.parallel.examples import ShardedExamples
-from fnn.training.mesh import Devices, weighted
+from fnn.parallel.partition import untyped
+from fnn.reductions import beside
+from fnn.training.checks import Checks, Data, count, pair
+from fnn.training.mesh import Devices
 from fnn.training.shuffle import permutation
 
-Data = Any
-"""(x, y), arrays or trees of arrays, with the examples along the first axis of all; on a mesh also
-`fnn.parallel.ShardedExamples` of such a pair."""
 State = Any
 """An optimizer's state."""
 Augment = Callable[[Array, Data], Data]
@@ -76,9 +77,16 @@ def make_step(
     >>> float(value), float(state.params["W"][0, 0])
     (1.0, 0.5)
     """
-    return Training.of(
+    training = Training.of(
         "make_step", network, loss, optimizer, augment, record, mesh, shard_params
-    ).step
+    )
+
+    def step(state: State, batch: Data, key: Array | None = None) -> tuple[State, Any]:
+        batch = pair("step", batch, "(state, (x, y), key=None) with a batch (x, y)")
+        state, noted = training.step(state, batch, key)
+        return state, training.answer(noted)
+
+    return step
 
 
 def make_epoch(
@@ -113,7 +121,12 @@ def make_epoch(
     training = Training.of(
         "make_epoch", network, loss, optimizer, augment, record, mesh, shard_params
     )
-    return partial(training.epoch, batch_size)
+
+    def epoch(state: State, data: Data, key: Array) -> tuple[State, Any]:
+        state, noted = training.epoch(batch_size, state, data, key)
+        return state, training.answer(noted)
+
+    return epoch
 
 
 def make_train(
@@ -152,14 +165,26 @@ def make_train(
     def train(params: Params, data: Data, key: Array) -> tuple[State, Any]:
         data = data if training.devices is None else training.devices.shares(data)
         epoch = lambda state, key: training.epoch(batch_size, state, data, key)
-        return jax.lax.scan(epoch, training.optimizer.init(params), split(key, epochs))
+        if hasattr(params, "params") and hasattr(params, "step"):
+            raise TypeError("train: expected (params, (x, y), key), got an optimizer's state")
+        state = training.optimizer.init(params)
+        state, noted = jax.lax.scan(epoch, state, split(key, epochs))
+        return state, training.answer(noted)
 
     return train
 
 
+class _Noted(NamedTuple):
+    """What a step, or each of several, has besides the state: the mean loss, and what `record`
+    returned, None without it."""
+
+    loss: Array
+    record: Any
+
+
 class Training(NamedTuple):
-    """What `make_step`, `make_epoch`, `make_train` and `fit` were asked for, checked, the network
-    and the optimizer on the devices of the mesh if there is one."""
+    """A network, a loss and an optimizer with all that training takes, checked, on the devices of
+    the mesh if there is one. `make_step`, `make_epoch`, `make_train` and `fit` are made from it."""
 
     network: Layer
     loss: Loss
@@ -186,42 +211,60 @@ class Training(NamedTuple):
         check_optimizer(name, optimizer)
         devices = Devices.of(name, mesh, shard_params)
         if devices is not None:
-            network, optimizer = devices.take(network, optimizer)
+            network, optimizer = devices.place(network, optimizer)
         gradient: Callable[..., Any] = partial(_gradient, network, loss, augment)
         if devices is not None:
             gradient = devices.gradient(network, gradient)
         return cls(network, loss, optimizer, augment, record, devices, gradient)
 
     @property
-    def draws(self) -> bool:
+    def _draws(self) -> bool:
         """Whether a step draws random numbers."""
         return self.network.varying is not None or self.augment is not None
 
+    def fresh(self, key: Array) -> State:
+        """The state before training, each device making its part."""
+        fresh = lambda key: self.optimizer.init(self.network.init(key))
+        return (fresh if self.devices is None else jax.jit(fresh))(key)
+
+    def placed(self, name: str, params: Params, data: Any) -> Data:
+        """Data, checked, on the device or split over the devices."""
+        if isinstance(data, ShardedExamples):
+            return data
+        check = Checks(name, self.network, self.loss)
+        data = jax.tree.map(jnp.asarray if self.devices is None else untyped, check.pair(data))
+        check.examples(params, *data)
+        return data if self.devices is None else self.devices.shares(data)
+
     def epoch_keys(self, key: Array) -> tuple[Array, Array | None]:
         """An epoch's key as those of its order and of its steps, None where they need none."""
-        order_key, step_key = split(key, 2) if self.draws else (key, None)
+        order_key, step_key = split(key, 2) if self._draws else (key, None)
         return order_key, step_key
 
-    def loss_of(self, noted: Any) -> Array:
-        """The loss, or losses, in what a step returns beside the state."""
-        return noted if self.record is None else noted[0]
+    def answer(self, noted: _Noted) -> Any:
+        """What a user's step, epoch or run returns beside the state."""
+        return noted.loss if self.record is None else tuple(noted)
 
-    def begin(self, state: State, batch: Data, key: Array | None) -> tuple[Params, Any]:
-        """(grads, noted): the first half of a step, of which optimizer.update(state, grads) is
-        the second."""
+    def _begin(self, state: State, batch: Data, key: Array | None) -> tuple[Params, _Noted]:
+        """The first half of a step, of which optimizer.update(state, grads) is the second."""
+        if not (hasattr(state, "params") and hasattr(state, "step")):
+            raise TypeError(
+                f"step: expected an optimizer's state with .params and .step, such as "
+                f"optimizer.init(params), got {type(state).__name__}"
+            )
         keys = None
-        if self.draws:
+        if self._draws:
             if key is None:
                 raise TypeError("step: expected a key, for random layers or augment, got none")
             keys = split(jax.random.fold_in(key, state.step), 2)
         scale = getattr(state, "loss_scale", None)
         value, grads = self.gradient(state.params, batch, keys, scale, None)
-        noted = value if self.record is None else (value, self.record(state, grads, value))
-        return grads, noted
+        record = None if self.record is None else self.record(state, grads, value)
+        return grads, _Noted(value, jax.tree.map(_array, record))
 
-    def step(self, state: State, batch: Data, key: Array | None = None) -> tuple[State, Any]:
+    def step(self, state: State, batch: Data, key: Array | None = None) -> tuple[State, _Noted]:
         """One update."""
-        grads, noted = self.begin(state, batch, key)
+        grads, noted = self._begin(state, batch, key)
         return self.optimizer.update(state, grads), noted
 
     def steps(
@@ -231,40 +274,70 @@ class Training(NamedTuple):
         later: Any,
         batch_of: Callable[[Any], Data],
         key: Array | None = None,
-    ) -> tuple[State, Any]:
-        """A step for each batch, what each returns beside the state along a leading axis.
+    ) -> tuple[State, _Noted]:
+        """A step for each batch, what was noted along a leading axis.
 
-        batch_of makes a batch of first, and of each entry along the leading axis of later.
+        batch_of(rows) builds a batch; `first` is one batch's rows, `later` a stack of others'.
 
-        Each step is cut in two, and the scan's body ends the one before and begins its own. So all
-        that read the parameters come after the update, which XLA then does in place; with the
-        update last it copies each W that the backward pass may still be reading.
+        The scan body applies the previous update, then computes the next gradient. So all that
+        read the parameters come after the update, which XLA then does in place; with the update
+        last it copies each W that the backward pass may still be reading.
         """
 
-        def step(begun: tuple[State, Params], batch: Any) -> tuple[Any, Any]:
+        def step(begun: tuple[State, Params], batch: Any) -> tuple[Any, _Noted]:
             state = self.optimizer.update(*begun)
-            grads, noted = self.begin(state, batch_of(batch), key)
+            grads, noted = self._begin(state, batch_of(batch), key)
             return (state, grads), noted
 
-        grads, noted = self.begin(state, batch_of(first), key)
+        grads, noted = self._begin(state, batch_of(first), key)
         begun, others = jax.lax.scan(step, (state, grads), later)
-        return self.optimizer.update(*begun), jax.tree.map(_prepended, noted, others)
+        prepended = lambda first, others: jnp.concatenate([first[None], others])
+        return self.optimizer.update(*begun), jax.tree.map(prepended, noted, others)
 
-    def epoch(self, batch_size: int, state: State, data: Data, key: Array) -> tuple[State, Any]:
-        """Every example once; see `make_epoch`."""
+    def epoch(self, batch_size: int, state: State, data: Data, key: Array) -> tuple[State, _Noted]:
+        """Every example once, with the mean loss over all; see `make_epoch`."""
         n = count(data)
         if batch_size > n:
             raise ValueError(f"make_epoch: batch_size {batch_size} is larger than the data: {n}")
         order_key, step_key = self.epoch_keys(key)
-        batches, rest, batch_of = in_batches(order_key, data, batch_size, self.devices)
+        batches, rest, batch_of = self.batches(batch_size, data, order_key)
         state, noted = self.steps(state, batches[0], batches[1:], batch_of, step_key)
-        sum_of_losses = self.loss_of(noted).sum() * batch_size
+        sum_of_losses = noted.loss.sum() * batch_size
         if rest.size:
             state, last = self.step(state, batch_of(rest, n % batch_size), step_key)
-            sum_of_losses += self.loss_of(last) * (n % batch_size)
+            sum_of_losses += last.loss * (n % batch_size)
             noted = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), noted, last)
-        mean = sum_of_losses / n
-        return state, mean if self.record is None else (mean, noted[1])
+        return state, noted._replace(loss=sum_of_losses / n)
+
+    def batches(
+        self, batch_size: int, data: Data, key: Array
+    ) -> tuple[Array, Array, Callable[..., Data]]:
+        """An epoch's batches, and the rest, as rows: (n // batch_size, batch_size) and (n %
+        batch_size,); and batch_of(rows, size=batch_size), which builds a batch of `size` examples.
+
+        Raises ValueError for a batch_size that the devices don't divide, unless it is n.
+        """
+        n, devices = count(data), self.devices
+        if devices is None:
+            arrays = jax.tree.map(jnp.asarray, data)
+            take = lambda rows, size=0: jax.tree.map(lambda a: a[rows], arrays)
+            order, full = permutation(key, n), n - n % batch_size
+            return order[:full].reshape(-1, batch_size), order[full:], take
+        if batch_size % devices.number and batch_size != n:
+            raise ValueError(
+                f"make_epoch: expected a batch_size that {devices.number} devices divide, or all "
+                f"{n} examples, got {batch_size}"
+            )
+        shares = devices.shares(data)
+        share = lambda rows, size=batch_size: devices.batch(shares, rows, size)
+        return *devices.shuffled(key, shares, batch_size), share
+
+
+def _array(noted: Any) -> Array:
+    """What `record` returned, a Python number too."""
+    if not isinstance(noted, Array | np.ndarray | np.generic | bool | int | float | complex):
+        raise TypeError(f"record: expected a tree of arrays, got {type(noted).__name__}")
+    return jnp.asarray(noted)
 
 
 def _gradient(
@@ -281,15 +354,19 @@ def _gradient(
     if keys is not None:
         layer_key, augment_key = keys
         network = at(network, layer_key)
-        batch = batch if augment is None else _pair("augment", augment(augment_key, batch))
-    weighed = loss if weights is None else weighted(loss, weights)
+        if augment is not None:
+            batch = pair("augment", augment(augment_key, batch), "it to return (x, y)")
+    weighed = loss if weights is None else _weighted(loss, weights)
     return value_and_grad(network, _scaled(weighed, scale))(params, *batch)
 
 
-def _pair(name: str, batch: Any) -> Data:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise TypeError(f"{name}: expected it to return (x, y), got {type(batch).__name__}")
-    return batch[0], batch[1]
+def _weighted(loss: Loss, weights: Array) -> Loss:
+    """The loss, each example's multiplied by its weight: (rows,), or one for all."""
+    each = lambda a: a * beside(weights, a)
+    return Loss(
+        lambda prediction, target: each(loss.value(prediction, target)),
+        lambda prediction, target: jax.tree.map(each, loss.gradient(prediction, target)),
+    )
 
 
 def _scaled(loss: Loss, scale: Array | None) -> Loss:
@@ -298,66 +375,3 @@ def _scaled(loss: Loss, scale: Array | None) -> Loss:
         return loss
     scaled = lambda g: g * scale.astype(g.dtype)
     return loss._replace(gradient=lambda p, t: jax.tree.map(scaled, loss.gradient(p, t)))
-
-
-def shuffled(key: Array, n: int, batch_size: int) -> tuple[Array, Array]:
-    """An epoch's batches, as rows of the data: (n // batch_size, batch_size), and the rest.
-
-    >>> batches, rest = shuffled(jax.random.key(0), 10, 4)
-    >>> batches.shape, rest.shape
-    ((2, 4), (2,))
-    """
-    order = permutation(key, n)
-    full = n - n % batch_size
-    return order[:full].reshape(-1, batch_size), order[full:]
-
-
-def in_batches(
-    key: Array, data: Data, batch_size: int, devices: Devices | None
-) -> tuple[Array, Array, Callable[..., Data]]:
-    """An epoch's batches, and the rest, as rows; and batch_of(rows, size=batch_size), which makes
-    a batch of `size` examples of them.
-
-    Raises ValueError for a batch_size that the devices don't divide, unless it is n.
-
-    >>> batches, rest, batch_of = in_batches(jax.random.key(0), (jnp.ones(10),) * 2, 4, None)
-    >>> batch_of(rest, 2)
-    (Array([1., 1.], dtype=float32), Array([1., 1.], dtype=float32))
-    """
-    n = count(data)
-    if devices is None:
-        arrays = jax.tree.map(jnp.asarray, data)
-        take = lambda rows, size=0: jax.tree.map(lambda a: a[rows], arrays)
-        return *shuffled(key, n, batch_size), take
-    if batch_size % devices.number and batch_size != n:
-        raise ValueError(
-            f"make_epoch: expected a batch_size that {devices.number} devices divide, or all {n} "
-            f"examples, got {batch_size}"
-        )
-    shares = devices.shares(data)
-    share = lambda rows, size=batch_size: devices.batch(shares, rows, size)
-    return *devices.shuffled(key, shares, batch_size), share
-
-
-def count(data: Data) -> int:
-    """The number of examples, along the first axis of every array of x and y.
-
-    Raises ValueError where it is not the same in all.
-
-    >>> count((jnp.ones((5, 2)), {"class": jnp.ones(5), "value": jnp.ones((5, 1))}))
-    5
-    """
-    if isinstance(data, ShardedExamples):
-        return data.n
-    x, y = _pair("data", data)
-    if any(not getattr(a, "shape", ()) for a in jax.tree.leaves(data)):
-        raise TypeError("data: expected arrays of examples, got single numbers; a list is no array")
-    lengths = [[a.shape[0] for a in jax.tree.leaves(side)] for side in (x, y)]
-    if len(set(lengths[0] + lengths[1])) != 1:
-        shown = [sizes[0] if len(set(sizes)) == 1 else sizes for sizes in lengths]
-        raise ValueError(f"data: x has {shown[0]} examples, but y has {shown[1]}")
-    return lengths[0][0]
-
-
-def _prepended(first: Array, others: Array) -> Array:
-    return jnp.concatenate([first[None], others])

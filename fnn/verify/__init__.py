@@ -11,13 +11,13 @@ search            looks for inputs at which a forward and backward pair is wrong
 Each returns a `Report`.
 """
 
-from fnn.verify.gradients import (
+from fnn.verify._gradients import (
     check_custom as check_custom,
     check_gradients as check_gradients,
     check_layer as check_layer,
     check_loss as check_loss,
     check_vjp as check_vjp,
 )
+from fnn.verify._report import Report as Report
+from fnn.verify._search import search as search
 from fnn.verify.optimizers import check_optimizer as check_optimizer
-from fnn.verify.report import Report as Report
-from fnn.verify.search import search as search

@@ -4,7 +4,7 @@
 
 is the update of one array, written a second time from its source: t counts from 1, slots is a
 tuple of zeros at first and later what the rule returned. It sees all parameters as one flat
-array, so that a global norm is a norm.
+array, so that a global norm is a norm; with per_array, each array by itself.
 
 Rules that agree in easy cases are told apart by a learning rate that falls at every step (inside
 or outside of a velocity), by the first steps (bias correction), and by gradients near every eps
@@ -12,6 +12,7 @@ in use (inside or outside of a root). Steps are compared, not parameters, whose 
 hide a small step.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,11 +22,10 @@ import numpy as np
 
 from fnn.adapters.optax import from_optax
 from fnn.base import Array, Optimizer, Params, at_least_float32
-from fnn.verify.causes import likely_cause
-from fnn.verify.float64 import ROUNDOFF, unit_roundoff, widened
-from fnn.verify.leaf import NONE, TOLERANCE, Leaf, compared, measure, side_by_side, unfit
-from fnn.verify.report import Report
-from fnn.verify.trees import named_leaves
+from fnn.verify._arrays import ROUNDOFF, named_leaves, unit_roundoff, widened
+from fnn.verify._causes import likely_cause
+from fnn.verify._leaf import NONE, TOLERANCE, Leaf, compared, measure, side_by_side, unfit
+from fnn.verify._report import Report
 
 Rule = Callable[..., tuple[Any, tuple[Any, ...]]]
 Schedule = Callable[[Any], Any]
@@ -45,6 +45,7 @@ def check_optimizer(
     params: Params,
     *,
     learning_rate: float | Schedule | None = None,
+    per_array: bool = False,
 ) -> Report:
     """An optimizer, or better its constructor, such as `fnn.adam`, against the rule in numpy.
 
@@ -53,6 +54,9 @@ def check_optimizer(
     settings go into a function: lambda rate: fnn.adam(rate, b1=0.5). One that is made already
     needs the learning_rate, a number or a schedule, that it was made with; a constant one can't
     show whether it stands inside a velocity or outside.
+
+    With per_array the rule is called for each array by itself, in its own shape: for rules that
+    know a layer's norm, or that a weight is a matrix.
 
     The checks are in float64 and in the parameters' own dtype. The latter's bound is 8 times the
     roundoff, what the rule moves when theta and every g move by a roundoff, and the rule's own
@@ -79,6 +83,7 @@ def check_optimizer(
     if not isinstance(optimizer, Optimizer):
         optimizer = from_optax(optimizer)
     params = jax.tree.map(jnp.asarray, params)
+    rule = _each(rule, params) if per_array else rule
     dtype = _coarsest(params)
     scales = [scale for scale in SCALES if scale > float(jnp.finfo(dtype).smallest_subnormal)]
     leaves = [
@@ -199,6 +204,25 @@ def _coarsest(params: Params) -> Any:
 def _flat(tree: Any) -> np.ndarray:
     leaves = [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]
     return np.concatenate([np.zeros(0), *leaves])
+
+
+def _each(rule: Rule, params: Params) -> Rule:
+    """The rule of one flat array that applies `rule` to each array of params in it."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+
+    def parts(flat: np.ndarray) -> list[np.ndarray]:
+        split = np.split(flat, ends)
+        return [a.reshape(shape) for a, shape in zip(split, shapes, strict=True)]
+
+    def all_of(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Any:
+        arrays = zip(parts(theta), parts(g), *map(parts, slots), strict=True)
+        updated = [rule(rate, t, one, its, tuple(own)) for one, its, *own in arrays]
+        flat = lambda arrays: np.concatenate([np.ravel(a) for a in arrays])
+        kept = zip(*(own for _, own in updated), strict=True)
+        return flat([one for one, _ in updated]), tuple(map(flat, kept))
+
+    return all_of
 
 
 def _by_rule(

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import fnn
-from fnn import catalog
 from fnn.verify import check_layer, check_optimizer
+from fnn.verify.cases import OPTIMIZERS
 
 KEYS = jax.random.split(jax.random.key(16), 4)
 X = jax.random.normal(KEYS[0], (5, 3))
@@ -308,7 +308,7 @@ def test_nnx_by_split_and_merge():
 def test_a_raw_transformation_is_told_the_way_in_and_the_checker_takes_it():
     with pytest.raises(TypeError, match=r"make_step: .* wrap it in fnn\.from_optax$"):
         fnn.make_step(NETWORK, fnn.mse, optax.adam(0.1))
-    rule, params = catalog.OPTIMIZERS["sgd"].rule, jnp.ones(2)
+    rule, params = OPTIMIZERS["sgd"].rule, jnp.ones(2)
     assert check_optimizer(optax.sgd, rule, params).verdict == "pass"
     assert check_optimizer(optax.sgd(0.1), rule, params, learning_rate=0.1).verdict == "pass"
     assert check_optimizer(optax.sgd(0.1), rule, params, learning_rate=0.2).verdict == "fail"

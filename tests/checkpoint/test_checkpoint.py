@@ -208,7 +208,7 @@ def test_damaged_structure_is_refused_even_with_a_right_digest(tmp_path):
 
 
 DIFFERENT = {
-    "optimizer": (network_state(fnn.momentum(0.1)), "expected MomentumState, got AdamState"),
+    "optimizer": (network_state(fnn.momentum(0.1)), "expected _MomentumState, got _AdamState"),
     "width": (
         fnn.adam(0.1).init(fnn.mlp((3, 5, 2)).init(jax.random.key(0))),
         r"params\.0\.W: expected float32\(5, 3\), got float32\(4, 3\)",
@@ -222,7 +222,7 @@ DIFFERENT = {
         r"params\.0\.W: expected float16\(4, 3\), got float32\(4, 3\)",
     ),
     "missing": (network_state()._replace(m=()), r"m\.0\.W was not expected"),
-    "extra": ({"state": network_state()}, "expected dict, got AdamState"),
+    "extra": ({"state": network_state()}, "expected dict, got _AdamState"),
     "renamed": (
         network_state()._replace(step={"count": jnp.int32(0)}),
         r"step: expected dict, got int32\(\); step\.count is missing",

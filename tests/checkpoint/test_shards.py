@@ -15,7 +15,7 @@ import together
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from fnn import atomic, checkpoint
-from fnn.checkpoint import CheckpointError, shards
+from fnn.checkpoint import CheckpointError, _shards as shards
 from fnn.parallel import ShardedExamples
 
 ROWS = NamedSharding(jax.make_mesh((2,), ("data",), devices=jax.devices()[:2]), P("data"))
@@ -49,7 +49,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P, SingleDeviceSharding
 from fnn import checkpoint
-from fnn.checkpoint import shards
+from fnn.checkpoint import _shards as shards
 
 shards.BLOCK = 256
 W, B = np.random.default_rng(0).normal(size=(16, 24)).astype("f4"), np.arange(8.0, dtype="f4")

@@ -141,7 +141,13 @@ def test_a_missing_library_is_one_line_with_what_installs_it(library, args):
     assert line == f"Error: {library} is missing: python -m pip install 'fnn[cli]'"
 
 
-@pytest.mark.parametrize("library", ["click", "jax", "scipy", "matplotlib"])
+@pytest.mark.parametrize(
+    "library",
+    [
+        "jax",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("click", "scipy", "matplotlib")),
+    ],
+)
 def test_ctrl_c_while_importing_is_one_line(library, tmp_path):
     train = ["train", "iris", "--epochs", "1", "--out", tmp_path]
     done = python(INTERRUPTED, library, *train)

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from sklearn import preprocessing
 
 from fnn import data
-from fnn.data import DataError, readers
-from fnn.data.columns import FEW
+from fnn.data import DataError, _readers as readers
+from fnn.data._columns import FEW
 
 
 def inputs(source, d_in, features=()):
@@ -278,7 +278,7 @@ TARGETS = [("tipe", "did you mean 'type'"), ("3", "from 0 to 2, got 3"), ("-4", 
 def test_unknown_targets(tmp_path, target, message):
     with pytest.raises(DataError, match=message):
         data.load(written(tmp_path / "a.csv", "a,b,type\n1,2,x\n2,3,y\n"), target=target)
-    with pytest.raises(DataError, match="of a table only"):
+    with pytest.raises(DataError, match="only a table has a target column"):
         data.load("iris", target=target)
 
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from fnn import cli, data, runs
-from fnn.data import DataError, Encoding, readers
+from fnn.data import DataError, Encoding, _readers as readers
 from fnn.runs import files, training
 
 WAYS = {

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 
 from fnn import data
-from fnn.data import DataError, Encoding, Reading, dialect, readers
+from fnn.data import DataError, Encoding, Reading, _dialect as dialect, _readers as readers
 from fnn.data.dataset import Column
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import fnn
 from fnn import per_example, reductions, verify
-from fnn.layers.conv import Conv
+from fnn.layers.conv import _Conv
 
 KEY = jax.random.key(8)
 RNG = np.random.default_rng(8)
@@ -182,7 +182,7 @@ def test_every_reduction_of_its_factor(geometry, examples):
         dy = jnp.asarray(draw(*y.shape))
         factors = []
         layer.backward(params, residuals, dy, factors.append)
-        (factor,) = (f for f in factors if isinstance(f, Conv))
+        (factor,) = (f for f in factors if isinstance(f, _Conv))
         one = lambda x, dy: jax.vjp(lambda p: layer.forward(p, x)[0], params)[1](dy)[0]["W"]
         for _ in examples:
             one = jax.vmap(one)
@@ -191,15 +191,15 @@ def test_every_reduction_of_its_factor(geometry, examples):
         weight = jnp.asarray(RNG.uniform(size=examples))
         close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
         assert factor.batch == y.shape[:-1]
-        close(reductions.total(factor), reductions.total(g))
-        close(reductions.rows(factor, n).value, each)
-        close(reductions.squared_norm(factor, n), reductions.squared_norm(g, n))
-        close(reductions.products(factor, n), reductions.products(g, n))
-        squares = lambda f: reductions.total(reductions.squared(f, n))
+        close(factor.total(), g.total())
+        close(factor.rows(n).value, each)
+        close(factor.squared_norm(n), g.squared_norm(n))
+        close(factor.products(n), g.products(n))
+        squares = lambda f: f.squared(n).total()
         close(squares(factor), squares(g))
-        close(*(reductions.total(reductions.weighted(f, weight)) for f in (factor, g)))
+        close(*(f.weighted(weight).total() for f in (factor, g)))
         masked = reductions.Masked(factor, params["W"])
-        close(reductions.squared_norm(masked, n), ((each * params["W"]) ** 2).sum((-4, -3, -2, -1)))
+        close(masked.squared_norm(n), ((each * params["W"]) ** 2).sum((-4, -3, -2, -1)))
 
 
 NETWORK = fnn.serial(

@@ -12,10 +12,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import fnn
-from fnn import catalog, parallel
+from fnn import parallel
 from fnn.parallel import ShardedExamples, copy_to, fully_sharded, replicated, sharded, sum_over
 from fnn.training.fitting import Progress
 from fnn.training.mesh import Devices
+from fnn.verify.cases import LAYERS
 
 KEY = jax.random.key(3)
 SIZES = (16, 32, 24, 10)
@@ -205,7 +206,7 @@ def test_a_layer_is_cut_once():
     for network in (once, fully_sharded(once, "data"), fully_sharded(fnn.skip(once), "data")):
         assert parallel.specs(network.init, DATA) == {"W": P("data"), "b": P("data")}
     devices = Devices.of("test", DATA, shard_params=True)
-    network, optimizer = devices.take(fnn.dense(16, 16), fnn.adam(0.1))
+    network, optimizer = devices.place(fnn.dense(16, 16), fnn.adam(0.1))
     assert max(parts(optimizer.init(network.init(KEY)))) == 1 / 8
 
 
@@ -263,7 +264,9 @@ def fits(data, batch_size, epochs, **options):
 
 def test_fit_on_a_mesh_is_fit(monkeypatch):
     """Of full batches, with validation, metrics, patience and record."""
-    monkeypatch.setattr(fnn.training.fitting, "CHUNK", 3)  # each device predicts in several chunks
+    monkeypatch.setattr(
+        fnn.training.evaluation, "CHUNK", 3
+    )  # each device predicts in several chunks
     accuracy = lambda prediction, y: (prediction.argmax(-1) == y).astype(jnp.float32)
     options = {"validation": (X[:37], Y[-37:]), "metrics": {"accuracy": accuracy}, "patience": 2}
     (one, history), (many, again) = fits((X, Y), 103, 8, **options)
@@ -495,7 +498,7 @@ def test_a_width_that_the_devices_do_not_divide_is_named():
 @pytest.mark.parametrize("wrap", [replicated, fully_sharded])
 def test_every_layer_of_the_catalogue(wrap):
     """Its gradient on 8 devices with 7 examples each is that of all 56 on one."""
-    for name, (plain, x) in catalog.LAYERS.items():
+    for name, (plain, x) in LAYERS.items():
         if name.endswith(", training"):  # draws, and normalises, on each device by itself
             continue
         if name.startswith("parallel."):  # wants an axis of its own

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import fnn
@@ -106,3 +107,20 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
     state = fnn.sgd(0.1).init(fnn.dense(2, 1).init(jax.random.key(0)))
     with pytest.raises(ValueError, match="a batch_size that 2 devices divide, or all 5"):
         epoch(state, (jnp.ones((5, 2)), jnp.ones((5, 1))), jax.random.key(0))
+
+
+def test_a_float64_run_is_weighted_in_float64():
+    """Where the devices don't divide the examples: weights of float32 would be off by 1e-8."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 2)), jnp.float64)
+        layer, optimizer = fnn.dense(2, 1), fnn.sgd(0.1)
+        params = jax.tree.map(lambda p: p.astype(jnp.float64), layer.init(jax.random.key(0)))
+        mesh = jax.make_mesh((2,), ("data",))
+        on_two, on_one = (
+            jax.jit(fnn.make_step(layer, fnn.mse, optimizer, mesh=mesh))(
+                optimizer.init(params), (x, x[:, :1])
+            )
+            for mesh in (mesh, None)
+        )
+        for a, b in zip(jax.tree.leaves(on_two), jax.tree.leaves(on_one), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-14, atol=1e-15)

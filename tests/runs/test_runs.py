@@ -640,7 +640,7 @@ def test_resume_refuses_what_would_be_another_run(csv_run, tmp_path):
         message = f"{option} {value}: the run in"
         one_line(command(*train, option, value), message, code=2)
     other = ("train", "wine", "--resume", "--out", csv_run / "run")
-    one_line(command(*other), "target column can be chosen of a table only")
+    one_line(command(*other), "only a table has a target column to choose")
     (tmp_path / "iris.csv").write_text((csv_run / "iris.csv").read_text().replace("5.1", "5.2"))
     changed = ("train", tmp_path / "iris.csv", "--resume", "--out", csv_run / "run")
     one_line(command(*changed), "trained on other data")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn.training import fitting
-from fnn.training.prefetch import ahead
+from fnn.training.checks import _array
+from fnn.training.streams import _ahead as ahead
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
@@ -80,9 +80,9 @@ def test_tensors_become_arrays_without_a_copy():
     torch = pytest.importorskip("torch")
     plain, half = torch.ones(8), torch.ones(8, dtype=torch.bfloat16)
     for tensor in (plain, half):
-        assert fitting._array(tensor).ctypes.data == tensor.data_ptr()
-    assert fitting._array(half).dtype == jnp.bfloat16
-    assert fitting._array(X) is X
+        assert _array(tensor).ctypes.data == tensor.data_ptr()
+    assert _array(half).dtype == jnp.bfloat16
+    assert _array(X) is X
 
 
 def test_tensors_too_large_for_jax_are_refused():
@@ -179,3 +179,20 @@ def test_the_source_sees_the_error_state_of_its_caller():
 
     with np.errstate(over="raise"), pytest.raises(FloatingPointError):
         trained(Loader([overflowing]))
+
+
+def test_batches_of_different_dtypes_do_not_go_to_the_device_together():
+    """Stacked, the codes would take the wider dtype, or be refused."""
+    seen = []
+
+    def forward(params, codes):
+        seen.append(codes.dtype.name)
+        return jnp.zeros((len(codes), 2)) + params, ()
+
+    network = fnn.Layer(
+        lambda key: jnp.zeros(2), forward, lambda p, r, dy, reduce=fnn.total: (dy.sum(0), None)
+    )
+    codes = np.arange(4)[:, None]
+    batches = [(codes.astype(f"int{bits}"), Y[:4]) for bits in (8, 16, 32, 8) * 8]
+    fnn.fit(network, LOSS, OPTIMIZER, batches, key=KEY, epochs=1)
+    assert set(seen) == {"int8", "int16", "int32"}

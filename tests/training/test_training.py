@@ -274,8 +274,8 @@ def test_fit_keeps_the_device_busy_but_not_swamped():
     [
         (ValueError, "no batches came", iter(Batches()), None),
         (ValueError, "no batches came", [], None),
-        (ValueError, "batch_size with arrays .* alone, got 4", Batches(), 4),
-        (ValueError, "batch_size with arrays .* alone, got None", (X, Y), None),
+        (ValueError, "batch_size with arrays .* only, got 4", Batches(), 4),
+        (ValueError, "batch_size with arrays .* only, got None", (X, Y), None),
         (ValueError, "x has 23 examples, but y has 22", [(X, Y[1:])], None),
         (TypeError, r"batches \(x, y\), got ndarray", [np.zeros((2, 3))] * 3, None),
     ],
@@ -307,3 +307,17 @@ def test_fit_names_what_is_wrong_with_the_data(error, message, data, batch_size)
 def test_bad_settings_are_named(message, call):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        ({"a": X, "b": X[1:]}, Y),
+        ((X, X, X[:-1]), Y),
+        (X, {"a": Y, "b": Y[1:]}),
+        (X[1:], (Y[1:], Y)),
+    ],
+)
+def test_every_array_has_as_many_examples_as_the_first(x, y):
+    with pytest.raises(ValueError, match="data: x has .* examples, but y has"):
+        fnn.make_train(NETWORK, LOSS, fnn.sgd(1), 4, 1)(PARAMS, (x, y), KEY)

@@ -372,8 +372,8 @@ UPDATE_BUGS = [
     ),
     UpdateBug(
         "nesterov left out",
-        lambda r, t, p, g, m, v: (p - (n := 0.8 * m + r * g), n, v),
-        "momentum/nesterov",
+        lambda r, t, p, g, m, v: (p - (n := 0.59 * m + r * g), n, v),
+        "momentum/other settings",
     ),
     UpdateBug(
         "rmsprop's eps outside",

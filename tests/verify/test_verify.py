@@ -105,7 +105,8 @@ def never_fails(report):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_an_honest_optimizer_never_fails(case, dtype):
     params = {"W": jax.random.normal(jax.random.key(0), (4, 3), dtype), "b": jnp.ones(3, dtype)}
-    verify.check_optimizer(case.make, case.rule, params).raise_for_verdict()
+    report = verify.check_optimizer(case.make, case.rule, params, per_array=case.per_array)
+    report.raise_for_verdict()
 
 
 def test_a_made_optimizer_is_checked_with_its_learning_rate():

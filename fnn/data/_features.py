@@ -1,0 +1,261 @@
+"""Features by kind: how one column of a table becomes inputs of a network."""
+
+import math
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from fnn.data._columns import FORMS, MOMENTS, TIMES
+from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column
+
+MOST = 50
+"""At most this many values of a category get an input each; the rest share one."""
+ROWS = 20
+"""In fewer rows, that all values differ says nothing about a column."""
+YEAR, WEEK, HOURS = CYCLES = ("year", "week", "day")
+ID = re.compile(
+    r"(?i:unnamed.*|__index.*|index|idx|id|uuid|guid|no|nr|row|row.?(names?|ids?|numbers?))"
+    r"|(?i:.*[_ ]id)|.*[a-z]I[dD]"
+)
+"""The names of columns that number the rows."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """How one column becomes inputs of the network: here, a column of numbers.
+
+    name is the column's, "" without a header. left_out says why the column is not used, and is
+    "" where it is. Else, by `kind`:
+
+        a number    is one input, standardised. A blank becomes `fill`, the median; with `flag`
+                    another input is 1 for a blank, 0 otherwise
+        a date      is encoded as a number, and for each of `cycles` has the sine and cosine of
+        or a time   its place in the year, in the week, in the day
+        a category  is one input per entry of `values`, 1 for that value, 0 otherwise; with `flag`
+                    another for blanks, with `rest` another for all other values
+
+    form is how text was read, as in `Column`: later text is read in the same form.
+    """
+
+    name: str = ""
+    left_out: str = ""
+    fill: float = 0.0
+    flag: bool = False
+    cycles: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+    rest: bool = False
+    form: str = ""
+    kind: ClassVar[str] = NUMBER
+    known_cycles: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def fitted(
+        cls, name: str, column: Column, cells: np.ndarray, n: int, at: int, kept: bool
+    ) -> Self:
+        """The feature of column `at`, of whose n cells in the training part `cells` are not blank.
+
+        Where `kept`, the column is used whatever it looks like.
+        """
+        if not len(cells):
+            return cls(name, "no values", form=column.form)
+        return cls.of_cells(name, column, cells, n, at, kept)
+
+    @classmethod
+    def of_cells(
+        cls, name: str, column: Column, cells: np.ndarray, n: int, at: int, kept: bool
+    ) -> Self:
+        """`fitted` for a column with values."""
+        if not kept and cls.kind == NUMBER and _counts_rows(name, cells, n, at):
+            return cls(name, "row numbers", form=column.form)
+        cycles = (c for c in cls.known_cycles if np.ptp(_place(cells, c, np)) > 1e-9)
+        fill = float(np.median(cells))
+        return cls(name, "", fill, len(cells) < n, tuple(cycles), form=column.form)
+
+    @property
+    def column(self) -> Column:
+        """The column, as it was read."""
+        return Column(self.kind, self.values, self.form)
+
+    @property
+    def width(self) -> int:
+        """The number of inputs."""
+        return 0 if self.left_out else 1 + self.flag + 2 * len(self.cycles)
+
+    @property
+    def binary(self) -> list[bool]:
+        """Whether each input is 0 or 1, or a wave, and is not standardised."""
+        return [i > 0 for i in range(self.width)]
+
+    def describe(self) -> str:
+        """What becomes of the column, in words."""
+        return f"left out: {self.left_out}" if self.left_out else self._use()
+
+    def _use(self) -> str:
+        days = ", in days" if self.kind != NUMBER else ""
+        places = " and ".join(", ".join(self.cycles).rsplit(", ", 1))
+        cycles = f", place in the {places}" if self.cycles else ""
+        flag = f", blanks as the median {self.fill:.4g} and a flag" if self.flag else ""
+        return f"standardised{days}{cycles}{flag}"
+
+    def inputs(self, cells: Any, xp: Any = np) -> list[Any]:
+        """One array (n,) per input, from the column's cells (n,), in the array module xp."""
+        blank = xp.isnan(cells)
+        filled = xp.where(blank, xp.asarray(self.fill, cells.dtype), cells)
+        turns = [2 * np.pi * _place(filled, cycle, xp) for cycle in self.cycles]
+        waves = [wave(turn) for turn in turns for wave in (xp.sin, xp.cos)]
+        return [filled, *waves] + [blank] * self.flag
+
+    def recoded(self, column: Column, cells: np.ndarray) -> np.ndarray | None:
+        """Cells read as `column`, as this feature has them; None for another kind of column."""
+        return cells if column.kind == self.kind or np.isnan(cells).all() else None
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError for what no fitted feature holds."""
+        texts = (self.name, self.left_out, self.form, *self.cycles, *self.values)
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a feature's text is of another type")
+        if not set(self.cycles) <= set(self.known_cycles):
+            raise ValueError(f"unknown cycles of {self.name!r}")
+        if self.form not in (*FORMS, *MOMENTS, *TIMES):
+            raise ValueError(f"{self.name!r} is written {self.form!r}")
+        if not math.isfinite(self.fill) or (self.known_cycles and not abs(self.fill) < 2**31):
+            raise ValueError(f"the median of {self.name!r} is not finite, or no date")
+
+
+class Date(Feature):
+    """A column of dates."""
+
+    kind = DATE
+    known_cycles = CYCLES
+
+
+class Time(Feature):
+    """A column of times of day."""
+
+    kind = TIME
+    known_cycles = (HOURS,)
+
+
+class Category(Feature):
+    """A column of categories."""
+
+    kind = CATEGORY
+
+    @classmethod
+    def of_cells(
+        cls, name: str, column: Column, cells: np.ndarray, n: int, at: int, kept: bool
+    ) -> Self:
+        """As in `Feature`; the most frequent values where there are more than `MOST`."""
+        codes, counts = np.unique(cells.astype(int), return_counts=True)
+        values, flag, left_out = [column.values[code] for code in codes], len(cells) < n, ""
+        if len(values) == 1 and not flag:
+            left_out = f"always {values[0]!r}"
+        elif not kept and n >= ROWS and len(values) == len(cells):
+            left_out = "a name or id per row"
+        elif not kept and len(values) > max(MOST, len(cells) / 2):
+            left_out = f"{len(values)} different texts in {len(cells)} rows"
+        if left_out:
+            return cls(name, left_out, form=column.form)
+        rest = len(values) > MOST
+        if rest:
+            values = [values[i] for i in np.sort(np.argsort(-counts, kind="stable")[:MOST])]
+        return cls(name, flag=flag, values=tuple(values), rest=rest, form=column.form)
+
+    @property
+    def width(self) -> int:
+        """The number of inputs."""
+        return 0 if self.left_out else len(self.values) + self.rest + self.flag
+
+    @property
+    def binary(self) -> list[bool]:
+        """All inputs are 0 or 1."""
+        return [True] * self.width
+
+    def _use(self) -> str:
+        shown = f"one-hot: {len(self.values)} value{'s' * (len(self.values) != 1)}"
+        more = ["the rest"] * self.rest + ["blank"] * self.flag
+        return " and ".join([shown, *more]) if len(more) < 2 else f"{shown}, the rest and blank"
+
+    def inputs(self, cells: Any, xp: Any = np) -> list[Any]:
+        """As in `Feature`; the cells are indices into `values`, -1 for any other value."""
+        every = [cells == i for i in range(len(self.values))] + [cells == -1] * self.rest
+        return every + [xp.isnan(cells)] * self.flag
+
+    def recoded(self, column: Column, cells: np.ndarray) -> np.ndarray:
+        """Cells as indices into `values`, numbers too: -1 for a value that is none of them."""
+        there, values = ~np.isnan(cells), column.values
+        if column.kind != CATEGORY:
+            distinct, codes = np.unique(cells[there], return_inverse=True)
+            values = tuple(_written(number) for number in distinct.tolist())
+        else:
+            codes = cells[there].astype(int)
+        where = {value: i for i, value in enumerate(self.values)}
+        found = np.full(len(cells), np.nan)
+        found[there] = np.array([where.get(value, -1) for value in values] + [-1], float)[codes]
+        return found
+
+
+KINDS = {kind.kind: kind for kind in (Feature, Date, Time, Category)}
+
+
+def metadata_of(feature: Feature) -> dict[str, Any]:
+    """The feature as JSON can express it, without what is as by default."""
+    held = {k: v for k, v in asdict(feature).items() if k == "name" or v != getattr(Feature, k)}
+    return {"name": held.pop("name"), "kind": feature.kind, **held}
+
+
+def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
+    """The features that `metadata_of` described.
+
+    Raises TypeError and ValueError for what it can't have written.
+    """
+    every = []
+    for entry in metadata:
+        known = {field.name for field in fields(Feature)} | {"kind"}
+        if not {"name", "kind"} <= set(entry) <= known:
+            raise ValueError(f"a feature with {', '.join(sorted(entry))}")
+        held: dict[str, Any] = {
+            k: tuple(v) if k in ("cycles", "values") else v for k, v in entry.items()
+        }
+        held |= {k: bool(v) for k, v in held.items() if k in ("flag", "rest")}
+        if (kind := held.pop("kind")) not in KINDS:
+            raise ValueError(f"unknown kind {kind!r} of {held['name']!r}")
+        every.append(KINDS[kind](**held))
+        every[-1].check()
+    return tuple(every)
+
+
+def _counts_rows(name: str, cells: np.ndarray, n: int, at: int) -> bool:
+    """Whether the numbers look like row numbers, or like ids of rows: whole, all different, and
+    in the first column close together from 0 or 1, or called as ids are."""
+    if n < ROWS or len(cells) < n or (cells[:ROWS] % 1).any():  # what most columns end with
+        return False
+    if (cells % 1).any() or len(np.unique(cells)) < n:
+        return False
+    close = at == 0 and cells.min() >= 0 and cells.max() <= 2 * n
+    return close or (ID.fullmatch(name) is not None)
+
+
+def _place(days: Any, cycle: str, xp: Any) -> Any:
+    """The place in a cycle, from 0 to 1, of dates in days since 1970-01-01, a Thursday."""
+    if cycle == HOURS:
+        return days % 1
+    day = xp.floor(days).astype(np.int64 if days.dtype == np.float64 else np.int32)
+    if cycle == WEEK:
+        return ((day + 3) % 7).astype(days.dtype) / 7
+    # The Gregorian calendar repeats itself after 400 years; in those that begin with March the
+    # day of a leap year is the last. 0000-03-01 is 719468 days before 1970-01-01.
+    era = (day + 719468) // 146097
+    of_era = (day + 719468) % 146097
+    year = (of_era - of_era // 1460 + of_era // 36524 - of_era // 146096) // 365
+    of_march = of_era - (365 * year + year // 4 - year // 100)
+    year = year + 400 * era
+    leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+    of_january = xp.where(of_march >= 306, of_march - 306, of_march + 59 + leap.astype(day.dtype))
+    return of_january.astype(days.dtype) / 366
+
+
+def _written(number: float) -> str:
+    return str(int(number)) if number == np.floor(number) and abs(number) < 1e15 else str(number)

@@ -1,0 +1,111 @@
+"""Files of arrays: NumPy's .npy and .npz, and IDX, gzipped or not.
+
+Reading never executes anything: pickled objects are refused. Every fault of a file raises
+DataError with the file's name; a file that can't be opened raises OSError. An array's header
+is read first; an array larger than `LIMIT` is refused by it.
+"""
+
+import gzip
+import math
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import IO, cast
+
+import numpy as np
+
+from fnn.data.errors import DataError, explained
+
+LIMIT = (
+    os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if os.name != "nt" else 1 << 34
+)
+"""The most bytes that one array may take: half of the machine's memory."""
+IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file's content as bytes, decompressed where it is gzipped."""
+    with open(path, "rb") as file:
+        zipped = file.peek(2)[:2] == b"\x1f\x8b"
+        with gzip.open(file) if zipped else nullcontext(file) as inside:
+            yield cast(IO[bytes], inside)
+
+
+def read_npz(path: Path, *names: str) -> list[np.ndarray]:
+    """The arrays of these names in a .npz file."""
+    with open(path, "rb") as file, explained(path):
+        if not zipfile.is_zipfile(file):
+            raise DataError(f"{path}: not a .npz file, or damaged")
+        with zipfile.ZipFile(file) as archive:
+            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            for name in names:
+                if name not in members:
+                    has = ", ".join(members) or "nothing"
+                    raise DataError(f"{path}: expected an array {name!r}, the file has {has}")
+            arrays = []
+            for name in names:
+                with archive.open(members[name]) as member:
+                    arrays.append(_array(f"{path}: {name}", member))
+            return arrays
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array of a .npy file."""
+    with explained(path), open(path, "rb") as file:
+        return _array(str(path), file)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array of an IDX file, gzipped or not.
+
+    The format: two zero bytes, a type, the number of axes, their lengths as big-endian 32-bit
+    numbers, then the entries, last axis fastest. LeCun's MNIST page, 1998.
+    """
+    with opened(path) as file, explained(path):
+        magic = file.read(4)
+        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or not magic[3]:
+            raise DataError(f"{path}: not an IDX file")
+        header = file.read(4 * magic[3])
+        shape = tuple(int(d) for d in np.frombuffer(header[: len(header) // 4 * 4], ">u4"))
+        dtype = np.dtype(IDX_TYPES[magic[2]])
+        if len(header) < 4 * magic[3]:
+            raise DataError(f"{path}: cut short: {len(header)} of {4 * magic[3]} bytes of lengths")
+        entries = _entries(str(path), file, dtype, shape)
+        return entries.reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _array(name: str, file: IO[bytes]) -> np.ndarray:
+    """The array of a file in the format of NumPy's `save`."""
+    start = file.read(len(np.lib.format.MAGIC_PREFIX) + 2)
+    versions = {
+        np.lib.format.magic(1, 0): np.lib.format.read_array_header_1_0,
+        np.lib.format.magic(2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if start not in versions:
+        raise DataError(f"{name}: not an array in NumPy's format")
+    shape, by_columns, dtype = versions[start](file)
+    if dtype.hasobject:
+        raise DataError(f"{name}: it holds Python objects, which are not loaded")
+    entries = _entries(name, file, dtype, shape)
+    return entries.reshape(shape[::-1]).T if by_columns else entries.reshape(shape)
+
+
+def _entries(name: str, file: IO[bytes], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """The rest of the file as the entries of an array of this dtype and shape, in one axis.
+
+    Memory is taken for the bytes that are there, not for those that the shape promises.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size > LIMIT:
+        raise DataError(f"{name}: {shape} takes {size} bytes; at most {LIMIT} are read")
+    content = bytearray()
+    while len(content) <= size and (piece := file.read(min(size + 1 - len(content), 1 << 22))):
+        content += piece
+    if len(content) < size:
+        raise DataError(f"{name}: cut short: {len(content)} of {size} bytes for {shape}")
+    if len(content) > size:
+        raise DataError(f"{name}: longer than the {size} bytes that {shape} takes")
+    return np.frombuffer(content, dtype)

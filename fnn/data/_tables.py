@@ -1,0 +1,367 @@
+"""Tables in files and in memory, read by Polars: CSV and its kin, Parquet, Arrow, data frames.
+
+Polars is fast but says little about a fault. Where it fails, and wherever a message needs a line,
+a second, slower look by Python's csv module finds it.
+"""
+
+import csv
+import gzip
+import io
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from fnn import extras
+from fnn.data import _dialect as dialect, _readers as readers
+from fnn.data._dialect import BLANKS, SEPARATORS, Dialect
+from fnn.data.errors import DataError, explained
+
+if TYPE_CHECKING:
+    import polars
+
+LINE_LIMIT = 1 << 24
+"""The most characters of one line."""
+PIECE = 1 << 22
+"""Bytes that are read at a time."""
+PART = 1 << 24
+"""Bytes of a part of a table, about: of its text, or of its numbers."""
+
+
+class Table(NamedTuple):
+    """The columns of a table, as they are written.
+
+    name is the file's. names are the columns', () without a header. frame holds the cells, text
+    that is still to be understood or of a type that the source gives them; its columns are called
+    by their places in the source, "0", "1", .... place(row) says where a row stands, such as
+    "line 3". notes say what was guessed.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    frame: "polars.DataFrame"
+    place: Callable[[int], str]
+    notes: tuple[str, ...]
+    separator: str = ","
+
+    def only(self, rows: "polars.Series") -> "Table":
+        """The table of these rows, given as booleans."""
+        kept = rows.arg_true()
+        return self._replace(frame=self.frame.filter(rows), place=lambda i: self.place(kept[i]))
+
+    def without(self, columns: Collection[int]) -> "Table":
+        """The table without the columns of these indices."""
+        if not columns:
+            return self
+        kept = [i for i in range(self.frame.width) if i not in columns]
+        names = tuple(self.names[i] for i in kept) if self.names else ()
+        return self._replace(frame=self.frame[:, kept], names=names)
+
+    def where(self, column: int, row: int | None = None) -> str:
+        """The words for a cell, or for a column."""
+        line = "" if row is None else f"{self.place(row)}, "
+        name = f" {self.names[column]!r}" if self.names else ""
+        return f"{self.name}: {line}column {int(self.frame.columns[column]) + 1}{name}"
+
+
+def is_frame(source: object) -> bool:
+    """Whether this is a data frame: Polars', pandas', or another that Arrow can read."""
+    return hasattr(source, "__arrow_c_stream__") or hasattr(source, "__dataframe__")
+
+
+def read(
+    source: Any,
+    *,
+    separator: str | None = None,
+    header: bool | None = None,
+    text: Collection[str] = (),
+) -> Table:
+    """The table of a file, or of a data frame.
+
+    Parquet and Arrow files are known by their first bytes; whatever else is text, gzipped or
+    not. `separator` and `header` decide what is guessed otherwise: see `dialect.guess`. A line
+    may have at most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT` bytes
+    of memory. The columns of the names or indices `text` stay text.
+
+    Raises DataError with the line, OSError where the file can't be opened, ModuleNotFoundError
+    where Polars is not installed.
+    """
+    (table,) = parts(source, separator=separator, header=header, text=text, size=readers.LIMIT + 1)
+    return table
+
+
+def parts(
+    source: Any,
+    *,
+    separator: str | None = None,
+    header: bool | None = None,
+    text: Collection[str] = (),
+    size: int = PART,
+) -> Iterator[Table]:
+    """The table of `read` in parts of consecutive rows, each of about `size` bytes of text, or of
+    numbers. Only a part is in memory; of a Parquet or Arrow file that is gzipped or a pipe, all.
+
+    Raises as `read` does, where it comes to the fault, and DataError for a Parquet or Arrow file
+    that another process has changed meanwhile.
+    """
+    with extras.needs("data"):
+        pass
+    if is_frame(source):
+        yield _of_frame("the table", _frame(source))
+        return
+    path = Path(source)
+    with readers.opened(path) as file, explained(path):
+        start = file.read(PIECE)
+        if start.startswith((b"PAR1", b"ARROW1")):
+            with _without_panic(path):
+                yield from _stored(path, file, start, size)
+        else:
+            yield from _of_text(path, file, start, separator, header, text, size)
+
+
+def _of_frame(name: str, frame: "polars.DataFrame", before: int = 0) -> Table:
+    """The table of a frame that `before` rows come before."""
+    names = tuple(frame.columns)
+    if not names or not len(frame):
+        raise DataError(f"{name}: no examples")
+    frame = frame.rename({old: str(i) for i, old in enumerate(names)})
+    return Table(name, names, frame, lambda row: f"row {before + row + 1}", ())
+
+
+def _frame(source: Any) -> "polars.DataFrame":
+    """Any data frame as Polars'."""
+    import polars
+
+    if isinstance(source, polars.DataFrame):
+        return source
+    try:
+        arrow = hasattr(source, "__arrow_c_stream__")
+        return polars.DataFrame(source) if arrow else polars.from_dataframe(source)
+    except Exception as error:  # whatever the frame's own library raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"the table can't be read: {reason}") from error
+
+
+def _stored(path: Path, file: IO[bytes], start: bytes, size: int) -> Iterator[Table]:
+    """The parts of a Parquet or Arrow file, whose number of rows is read before its content."""
+    import polars
+
+    plain = path.is_file() and not isinstance(file, gzip.GzipFile)
+    before = _version(path)
+    content: Any = path if plain else b"".join(_pieces(path, file, start))
+    lazy = (polars.scan_parquet if start.startswith(b"PAR1") else polars.scan_ipc)(content)
+    rows, width = lazy.select(polars.len()).collect().item(), len(lazy.collect_schema())
+    many = max(1, size // (8 * max(1, width)))
+    if size > readers.LIMIT and rows > many:
+        raise _too_large(path)
+    for at in range(0, max(1, rows), many):
+        try:
+            frame = lazy.slice(at, many).collect()
+        finally:
+            if plain and _version(path) != before:
+                raise DataError(f"{path}: another process has changed the file while it was read")
+        yield _of_frame(str(path), frame, at)
+
+
+@contextmanager
+def _without_panic(path: Path) -> Iterator[None]:
+    """A panic of Polars' Rust code, which is no Exception, becomes a DataError."""
+    import polars
+
+    try:
+        yield
+    except polars.exceptions.PanicException as error:
+        raise DataError(f"{path}: can't be read, damaged: {str(error).splitlines()[0]}") from None
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _of_text(
+    path: Path,
+    file: IO[bytes],
+    start: bytes,
+    separator: str | None,
+    header: bool | None,
+    text: Collection[str],
+    size: int,
+) -> Iterator[Table]:
+    """The parts of a text file that begins with these bytes."""
+    while b"\n" not in start and len(start) <= LINE_LIMIT and (piece := file.read(PIECE)):
+        start += piece
+    whole = start[: start.rfind(b"\n") + 1 or None]
+    if len(whole) > LINE_LIMIT and b"\n" not in start and b"\r" not in start:
+        raise _too_long(path, 1)
+    try:
+        found = dialect.guess(whole, separator, header)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    notes = tuple(_notes(found, separator, header))
+    lines, none = found.lines, True
+    for content in _in_rows(path, file, start[found.skip :], found, size):
+        # Polars takes the number of columns from the first line.
+        blank = re.match(b"( *\r?\n)*" if found.end == "\n" else b"( *\r)*", content)
+        above = blank.group() if blank else b""
+        lines += above.count(found.end.encode())
+        content = content[len(above) :]
+        frame, place = _parsed(path, content, found._replace(lines=lines), text)
+        lines += content.count(found.end.encode())
+        if len(frame):
+            none = False
+            yield Table(str(path), found.names, frame, place, notes, found.separator)
+    if none:
+        raise DataError(f"{path}: a header, but no examples")
+
+
+def _in_rows(
+    path: Path, file: IO[bytes], start: bytes, found: Dialect, size: int
+) -> Iterator[bytes]:
+    """The rest of a text file of which `start` is read already, in parts of about `size` bytes
+    that end where a row does."""
+    end, lines, since, before = found.end.encode(), found.lines, 0, found.lines
+    content, enough = bytearray(), size
+    step = min(PIECE, size)
+    pieces = (start[i : i + step] for i in range(0, len(start), step))
+    for piece in itertools.chain(pieces, iter(lambda: file.read(step), b"")):
+        first, last = piece.find(end), piece.rfind(end)
+        if since + (first if first >= 0 else len(piece)) > LINE_LIMIT:
+            raise _too_long(path, lines + 1)
+        since = len(piece) - last - 1 if first >= 0 else since + len(piece)
+        lines += piece.count(end)
+        content += piece
+        if len(content) + 24 * found.width * (lines - before) > readers.LIMIT:
+            raise _too_large(path, lines)
+        if len(content) < enough:
+            continue
+        if cut := _row_end(content, end):
+            yield bytes(content[:cut])
+            del content[:cut]
+            before, enough = lines, size
+        else:
+            enough = 2 * len(content)
+    yield bytes(content)
+
+
+def _row_end(content: bytearray, end: bytes) -> int:
+    """Where the last row ends that is whole; 0 where none is. A line end in quotes ends no row."""
+    at = content.rfind(end)
+    within = at >= 0 and content.count(b'"', 0, at) % 2
+    while at >= 0 and within:
+        quote = content.rfind(b'"', 0, at)
+        earlier = content.rfind(end, 0, quote)
+        within = (within + content.count(b'"', max(earlier, 0), at)) % 2
+        at = earlier
+    return at + 1
+
+
+def _pieces(path: Path, file: IO[bytes], start: bytes) -> Iterator[bytes]:
+    """The bytes of a file of which `start` is read already; at most `readers.LIMIT`."""
+    size = 0
+    piece = start
+    while piece:
+        size += len(piece)
+        if size > readers.LIMIT:
+            raise _too_large(path)
+        yield piece
+        piece = file.read(PIECE)
+
+
+def _parsed(
+    path: Path, content: bytes, found: Dialect, text: Collection[str]
+) -> tuple["polars.DataFrame", Callable[[int], str]]:
+    """The frame of the lines after the header, and the place of each of its rows."""
+    import polars
+
+    def frame_of(numbers: set[int]) -> polars.DataFrame:
+        columns = range(found.width)
+        return polars.read_csv(
+            content,
+            has_header=False,
+            separator=found.separator,
+            eol_char=found.end,
+            null_values=blanks if numbers else None,
+            schema={str(i): polars.Float64 if i in numbers else polars.String for i in columns},
+            raise_if_empty=False,
+        )
+
+    def look() -> list[int]:
+        if not looked:
+            looked.extend(_lines(path, content, found))
+        return looked
+
+    looked: list[int] = []
+    if b"\0" in content or any("\0" in name for name in found.names):
+        look()
+        raise DataError(f"{path}: line {found.lines}: binary, not text")
+    columns = list(zip(*(row for row in found.sample if len(row) == found.width), strict=True))
+    blanks = sorted({cell for cells in columns for cell in cells}.intersection(BLANKS))
+    numbers = {
+        i
+        for i, cells in enumerate(columns)
+        if all(cell in BLANKS or dialect.is_number(cell) for cell in cells)
+    }
+    try:
+        try:
+            frame = frame_of(numbers - {_index(name, found) for name in text})
+        except polars.exceptions.ComputeError:  # not all numbers further on
+            frame = frame_of(set())
+    except Exception:
+        look()
+        raise
+    if len(frame) and frame[:, -1].null_count():  # a short or a blank line, or just a blank cell
+        rows = look()
+        if 0 in rows and len(rows) == len(frame):
+            frame = frame.filter(polars.Series(rows) > 0)
+            looked[:] = [line for line in rows if line]
+    return frame, lambda row: f"line {look()[row]}"
+
+
+def _lines(path: Path, content: bytes, found: Dialect) -> Iterator[int]:
+    """The line on which each row ends, 0 for a blank line. Raises DataError for a fault."""
+    with io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="") as text:
+        reader = csv.reader(text, delimiter=found.separator, strict=True)
+        try:
+            for cells in reader:
+                line = found.lines + reader.line_num
+                if "\0" in "".join(cells):
+                    raise DataError(f"{path}: line {line}: binary, not text")
+                blank = len(cells) <= 1 and not "".join(cells).strip()
+                if not blank and len(cells) != found.width:
+                    raise DataError(
+                        f"{path}: line {line}: expected {found.width} columns, got {len(cells)}"
+                    )
+                yield 0 if blank else line
+        except csv.Error as error:
+            line = found.lines + reader.line_num
+            raise DataError(f"{path}: line {line}: {error}") from error
+
+
+def _index(text: str, found: Dialect) -> int:
+    """The index of the column called, or numbered, `text`; -1 if there is none."""
+    if text in found.names:
+        return found.names.index(text)
+    digits = text.lstrip("-").isdecimal()
+    return int(text) % found.width if digits and -found.width <= int(text) < found.width else -1
+
+
+def _notes(found: Dialect, separator: str | None, header: bool | None) -> Iterator[str]:
+    """What was guessed and is not what most files are: commas and a header."""
+    if separator is None and found.separator != ",":
+        yield f"separated by {SEPARATORS[found.separator]}"
+    if header is None and not found.names:
+        yield "no header"
+
+
+def _too_long(path: Path, line: int) -> DataError:
+    return DataError(f"{path}: line {line}: longer than {LINE_LIMIT} characters")
+
+
+def _too_large(path: Path, line: int | None = None) -> DataError:
+    where = "" if line is None else f" line {line}:"
+    return DataError(
+        f"{path}:{where} the table is too large: at most {readers.LIMIT} bytes are read"
+    )

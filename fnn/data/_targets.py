@@ -1,0 +1,144 @@
+"""The column of a table that is learned: classes, or values to predict."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fnn.data import _columns as columns
+from fnn.data._columns import FEW
+from fnn.data._tables import Table
+from fnn.data.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    import polars
+
+WHOLE = r"^[+-]?\d+$"
+
+
+def target_hint(names: Sequence[str]) -> str:
+    """A hint that another column, of these names, may be the target."""
+    some = ", ".join(name for name in names[:12] if name)
+    more = ", ..." if len(names) > 12 else ""
+    of = f", one of {some}{more}" if some else ""
+    return f"another column may be the target: --target NAME{of}"
+
+
+def index(table: Table, target: str | int | None, target_name: str | None = None) -> int:
+    """The index of the target column, given by its name or its index; by default the last.
+
+    Where the table has names and `target_name` is given, it is the column of that name instead.
+    Raises DataError for a column that is not there.
+    """
+    names, width = table.names, table.frame.width
+    target = target_name if names and target_name else target
+    if target in names:
+        return names.index(str(target))
+    try:
+        at = -1 if target is None else int(target)
+    except ValueError:
+        hint = nearest(str(target), names) if names else "it has no header"
+        raise DataError(f"{table.name}: no column is called {target!r}; {hint}") from None
+    if not -width <= at < width:
+        raise DataError(f"{table.name}: expected a target column from 0 to {width - 1}, got {at}")
+    return at % width
+
+
+def text(table: Table, at: int) -> "polars.Series":
+    """The cells of the column at an index as text, null where there is none.
+
+    Raises DataError for cells that are lists or other structures.
+    """
+    import polars
+
+    cells = table.frame.to_series(at)
+    if cells.dtype == polars.Boolean:
+        cells = cells.cast(polars.Int8).replace_strict([0, 1], ["False", "True"])
+    if cells.dtype.is_nested() or cells.dtype in (polars.Binary, polars.Object, polars.Duration):
+        what = f"expected numbers or text, got {cells.dtype}; {target_hint(table.names)}"
+        raise DataError(f"{table.where(at)}: {what}")
+    return columns.stripped(cells)
+
+
+def targets(table: Table, at: int, task: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(y, classes) of the column at an index, in which no cell is blank.
+
+    y is labels (n,) int32, or, with classes (), values (n, 1) float64. With task None, the
+    column holds classes if it is all text, or all whole numbers of which at most `FEW` differ;
+    otherwise values. Numbers that are equal are one class, however they are written.
+    """
+    import polars
+
+    cells = text(table, at)
+    numbers, _ = columns.as_numbers(cells, table.separator)
+    if numbers.is_null().any():
+        _check_text(table, at, task, cells, numbers.is_null())
+        return _labelled(table, at, task, cells, cells.unique().to_list())
+    if (infinite := numbers.is_infinite() | numbers.is_nan()).any():
+        row = int(infinite.arg_max() or 0)
+        raise DataError(f"{table.where(at, row)}: expected a finite number, got {cells[row]}")
+    whole = cells.str.contains(WHOLE)
+    if task is None:
+        few = bool(whole.all()) and cells.n_unique() <= 2 * FEW  # 1 and +1 are one number
+        few = few and len({int(value) for value in cells.unique()}) <= FEW
+        task = "classification" if few else "regression"
+    if task == "regression":
+        _check_apart(table, at, cells, numbers, whole)
+        return numbers.to_numpy()[:, None].copy(), ()
+    pairs = polars.DataFrame({"text": cells, "number": numbers}).unique("text")
+    exact = [_exact(word, number) for word, number in pairs.rows()]
+    return _labelled(table, at, task, cells, pairs["text"].to_list(), exact)
+
+
+def _check_text(
+    table: Table, at: int, task: str | None, cells: "polars.Series", strays: "polars.Series"
+) -> None:
+    """Raise DataError where cells that are no numbers can't be classes."""
+    if task == "regression" or (task is None and not strays.all()):
+        row = int(strays.arg_max() or 0)
+        hint = "" if task else "if these are classes, say --task classification; "
+        what = f"{cells[row]!r} is not a number; {hint}{target_hint(table.names)}"
+        raise DataError(f"{table.where(at, row)}: {what}")
+
+
+def _labelled(
+    table: Table,
+    at: int,
+    task: str | None,
+    cells: "polars.Series",
+    words: list[str],
+    values: Sequence[Any] = (),
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels and classes in ascending order of the values that the words stand for."""
+    import polars
+
+    values = values or words
+    ascending = sorted(set(values))
+    if task is None and len(ascending) > max(FEW, len(cells) / 2):
+        what = f"{len(ascending)} classes in {len(cells)} examples"
+        raise DataError(f"{table.where(at)}: {what}; {target_hint(table.names)}")
+    place = {value: i for i, value in enumerate(ascending)}
+    labels = cells.replace_strict(words, [place[v] for v in values], return_dtype=polars.Int32)
+    return labels.to_numpy().copy(), tuple(map(str, ascending))
+
+
+def _exact(word: str, number: float) -> int | float:
+    """The number as it is written, whole where it is whole: 1 for 1.0, 0 for -0.0."""
+    if word.lstrip("+-").isdecimal():
+        return int(word)
+    return int(number) if number == int(number) else number
+
+
+def _check_apart(
+    table: Table, at: int, cells: "polars.Series", numbers: "polars.Series", whole: "polars.Series"
+) -> None:
+    """Raise DataError where two whole numbers are one float64."""
+    large = whole & (numbers.abs() >= 2.0**53)
+    first: dict[float, int] = {}
+    for row in large.arg_true() if large.any() else ():
+        value = int(cells[row])
+        if first.setdefault(numbers[row], value) != value:
+            same = f"{first[numbers[row]]} and {cells[row]}"
+            raise DataError(
+                f"{table.where(at, row)}: {same} are two whole numbers, but one float64"
+            )

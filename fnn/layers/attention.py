@@ -1,0 +1,124 @@
+"""The attention layer: each token becomes a weighted mean of the tokens of its text."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fnn import initializers
+from fnn.base import Array, Grads, Layer, Params, Residuals, at_least_float32, split
+from fnn.layers.shapes import check_input, check_widths
+from fnn.reductions import Outer, Reduce, total
+
+
+def attention(
+    d: int,
+    heads: int,
+    causal: bool = False,
+    *,
+    rotary: bool = False,
+    weight_init: Callable[..., Array] = initializers.glorot_uniform,
+) -> Layer:
+    """Self-attention with several heads over the tokens of each text. Vaswani et al. 2017.
+
+    params {"Q", "K", "V", "O"}, each (d, d), row j that of output j; x (..., tokens, d) -> the
+    same shape. The rows of Q, K and V belong to the heads in turn, e = d / heads to each; all
+    arrays of one head below are (tokens, e), and A (tokens, tokens). With c = 1/sqrt(e):
+
+        forward    q = x Q^T,  k = x K^T,  v = x V^T,
+                   A = softmax(c q k^T) over the keys,    h = A v,    y = [h of all heads] O^T
+        backward   dh = dy O,    dv = A^T dh,    dA = dh v^T,    dS = A * (dA - sum(A * dA)),
+                   dq = c dS k,    dk = c dS^T q,    dx = dq Q + dk K + dv V,
+                   dO = dy^T h,    dQ = dq^T x,  and so for K and V, over batch and tokens
+
+    causal: token p attends to the tokens up to and including p. rotary: entries i and i + e/2 of
+    q and k are rotated by the angle p 10000^(-2i/e) at token p (Su et al. 2021), so that scores
+    depend on the distance of two tokens. The softmax is in at least float32.
+
+    Each text is an example, its tokens are positions: losses per token need `example_axes`. Only x
+    and the log-sum-exp of each query's scores are kept; backward computes q, k, v and A again, as
+    FlashAttention does (Dao et al. 2022), but holds A of all heads while it runs.
+
+    Raises ValueError for widths below 1, a d that heads does not divide, an odd e with rotary, and
+    x or params with other shapes; TypeError where x and the params differ in dtype.
+
+    >>> layer = attention(4, 2, causal=True)
+    >>> y, _ = layer.forward(layer.init(jax.random.key(0)), jnp.ones((5, 3, 4)))
+    >>> y.shape
+    (5, 3, 4)
+    """
+    name = f"attention({d}, {heads})"
+    check_widths(name, d, heads)
+    if d % heads:
+        raise ValueError(f"{name}: expected a width that the number of heads divides")
+    if rotary and d // heads % 2:
+        raise ValueError(f"{name}: rotary expects an even width per head, got {d // heads}")
+    scale = 1 / math.sqrt(d // heads)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys("QKVO", (d, d))
+
+    def init(key: Array) -> Params:
+        return {leaf: weight_init(k, (d, d)) for leaf, k in zip("QKVO", split(key, 4), strict=True)}
+
+    def projected(params: Params, x: Array) -> tuple[Array, Array, Array]:
+        q, k, v = (_heads(x @ params[leaf].T, heads) for leaf in "QKV")
+        return (_rotated(q), _rotated(k), v) if rotary else (q, k, v)
+
+    def scores(q: Array, k: Array) -> Array:
+        wide = at_least_float32(q.dtype)
+        s = scale * jnp.einsum("...pe,...qe->...pq", q, k, preferred_element_type=wide)
+        return jnp.where(jnp.tri(s.shape[-1], dtype=bool), s, -jnp.inf) if causal else s
+
+    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+        check_input(name, params, shapes, x, "tokens", d)
+        q, k, v = projected(params, x)
+        s = scores(q, k)
+        log_sum = jax.nn.logsumexp(s, -1, keepdims=True)
+        h = _merged(jnp.exp(s - log_sum).astype(x.dtype) @ v)
+        return h @ params["O"].T, (x, log_sum)
+
+    def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
+        x, log_sum = residuals
+        q, k, v = projected(params, x)
+        a = jnp.exp(scores(q, k) - log_sum)
+        narrow = a.astype(x.dtype)
+        dh = _heads(dy @ params["O"], heads)
+        dv = jnp.einsum("...pq,...pe->...qe", narrow, dh)
+        da = jnp.einsum("...pe,...qe->...pq", dh, v, preferred_element_type=a.dtype)
+        ds = (scale * a * (da - (a * da).sum(-1, keepdims=True))).astype(x.dtype)
+        dq, dk = ds @ k, jnp.einsum("...pq,...pe->...qe", ds, q)
+        if rotary:
+            dq, dk = _rotated(dq, back=True), _rotated(dk, back=True)
+        dq, dk, dv = map(_merged, (dq, dk, dv))
+        dparams = {
+            "Q": reduce(Outer(dq, x)),
+            "K": reduce(Outer(dk, x)),
+            "V": reduce(Outer(dv, x)),
+            "O": reduce(Outer(dy, _merged(narrow @ v))),
+        }
+        return dparams, dq @ params["Q"] + dk @ params["K"] + dv @ params["V"]
+
+    return Layer(init, forward, backward)
+
+
+def _heads(a: Array, heads: int) -> Array:
+    """(..., tokens, d) -> (..., heads, tokens, d / heads)."""
+    return jnp.moveaxis(a.reshape(*a.shape[:-1], heads, -1), -2, -3)
+
+
+def _merged(a: Array) -> Array:
+    """(..., heads, tokens, e) -> (..., tokens, heads e)."""
+    a = jnp.moveaxis(a, -3, -2)
+    return a.reshape(*a.shape[:-2], -1)
+
+
+def _rotated(a: Array, back: bool = False) -> Array:
+    """Each token's entries (..., tokens, e) rotated by its angles, or rotated back."""
+    tokens, half = a.shape[-2], a.shape[-1] // 2
+    wide = at_least_float32(a.dtype)
+    rates = 10000.0 ** (-jnp.arange(half, dtype=wide) / half)
+    angles = jnp.arange(tokens, dtype=wide)[:, None] * rates
+    cos, sin = (f(-angles if back else angles) for f in (jnp.cos, jnp.sin))
+    first, second = jnp.split(a.astype(wide), 2, -1)
+    turned = (first * cos - second * sin, first * sin + second * cos)
+    return jnp.concatenate(turned, -1).astype(a.dtype)

@@ -1,0 +1,213 @@
+"""The compilers of GPUs and TPUs, which need neither.
+
+The program is compiled in this process, by `jax.experimental.topologies`: all that the compilers
+need is in their arguments. GPUs take their cost model's switches with the call, TPUs theirs from
+the environment before the compiler is loaded, and only where no TPU is found. A process of its own
+would need f as serialised StableHLO, and JAX's internals to compile that for a topology.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module, util
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from fnn.targets.devices import DEVICES, Target
+from fnn.targets.flops import products
+from fnn.targets.program import Program
+from fnn.targets.report import Report
+
+_PACKAGES = {"tpu": ("libtpu",), "cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
+_OPTIONS = {
+    "tpu": {},
+    "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_collect_cost_model_stats": True},
+}
+
+
+def targets() -> dict[str, bool]:
+    """The devices that can be named, and whether the compiler for each is installed.
+
+    >>> sorted(targets())[:3]
+    ['A100', 'B200', 'H100']
+    """
+    return {name: _installed(device.platform) for name, device in DEVICES.items()}
+
+
+def mesh(
+    target: str, shape: tuple[int, ...] | None = None, axes: tuple[str, ...] = ("data",)
+) -> Mesh:
+    """The target's devices as a mesh of this shape, all along one axis where none is given.
+
+    Raises ValueError for a target that is not known and a shape that does not hold its devices;
+    ModuleNotFoundError with the command that installs its compiler.
+
+    >>> mesh("TPU v9")
+    Traceback (most recent call last):
+    ValueError: target: expected one of TPU v4, ..., got 'TPU v9'
+    """
+    devices = np.array(_devices(Target.parse(target)))
+    shape = (devices.size,) if shape is None else shape
+    if int(np.prod(shape)) != devices.size:
+        raise ValueError(f"mesh: expected a shape for {devices.size} devices, got {shape}")
+    return Mesh(devices.reshape(shape), axes)
+
+
+def compile_for(target: str, f: Callable, *args: Any) -> Report:
+    """f(*args) compiled for a target such as "H100", "H100:8" or "TPU v5e:4x4".
+
+    args are trees of arrays or `jax.ShapeDtypeStruct`s: nothing is computed. Where the target
+    has several devices, shardings over `mesh(target)` say what each holds; an argument without
+    one is whole on every device. f may be jitted, with donated arguments.
+
+    Raises ValueError for a target that is not known and an argument that is sharded over other
+    devices; ModuleNotFoundError with the command that installs its compiler.
+
+    >>> compile_for("H100:2x2", abs, 1.0)
+    Traceback (most recent call last):
+    ValueError: target: expected a topology as in 'H100:8', got 'H100:2x2'
+    """
+    chosen = Target.parse(target)
+    devices = _devices(chosen)
+    placed = jax.tree.map(lambda a: _placed(a, devices), args)
+    jitted: Any = f if hasattr(f, "trace") else jax.jit(f)
+    traced = jitted.trace(*placed)
+    arguments = sum(
+        int(np.prod(a.sharding.shard_shape(a.shape), dtype=int)) * a.dtype.itemsize
+        for a in jax.tree.leaves(placed)
+    )
+    flops = products(traced.jaxpr, len(devices))
+    lowered = traced.lower(lowering_platforms=(chosen.device.platform,))
+    try:
+        compiled = lowered.compile(compiler_options=_OPTIONS[chosen.device.platform])
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _too_large(chosen, len(devices), arguments, flops, str(error))
+    return _report(chosen, len(devices), flops, compiled)
+
+
+def _report(target: Target, number: int, flops: float, compiled: Any) -> Report:
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    program = Program(text, target.device)
+    sizes = (
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.output_size_in_bytes,
+    )
+    seconds = program.seconds(program.entry)
+    return Report(
+        target.name,
+        number,
+        sum(sizes) - memory.alias_size_in_bytes <= target.device.memory,
+        *sizes,
+        target.device.memory,
+        flops,
+        program.kernels(program.entry),
+        tuple(program.loops),
+        program.collectives,
+        program.overlapped,
+        seconds,
+        flops / seconds / target.device.peak if seconds else None,
+        text,
+    )
+
+
+def _too_large(target: Target, number: int, arguments: int, flops: float, error: str) -> Report:
+    """The compiler's refusal, with the size of the temporaries where it says it."""
+    found = re.search(r"temporaries \(([\d.]+)([KMG])\)", error)
+    size = float(found[1]) * 1024 ** ("KMG".index(found[2]) + 1) if found else None
+    return Report(
+        target.name, number, False, arguments, None if size is None else int(size), None,
+        target.device.memory, flops, {}, (), {}, {}, None, None, error,
+    )  # fmt: skip
+
+
+def _installed(platform: str) -> bool:
+    return any(util.find_spec(package) for package in _PACKAGES[platform])
+
+
+def _devices(target: Target) -> list[Any]:
+    """The devices of the target; the first where it names no topology.
+
+    Raises ModuleNotFoundError with the command that installs the compiler.
+    """
+    if not _installed(target.device.platform):
+        command = f"python -m pip install 'fnn[{target.device.platform}]'"
+        package = _PACKAGES[target.device.platform][0]
+        raise ModuleNotFoundError(
+            f"the compiler for {target.kind} is missing: {command}", name=package
+        )
+    devices = _topology(target)
+    return devices if target.topology else devices[:1]
+
+
+@cache
+def _topology(target: Target) -> list[Any]:
+    if target.device.platform == "cuda":
+        _register_cuda()
+        description = topologies.get_topology_desc(
+            platform="cuda",
+            topology_name="",
+            target_config=target.device.description,
+            topology=f"1x1x{target.topology or 1}",
+        )
+        return list(description.devices)
+    _quiet()
+    name = f"{target.kind.removeprefix('TPU ')}:{target.topology or target.device.smallest}"
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"target: {target.name!r}: {error}") from None
+
+
+def _register_cuda() -> None:
+    """Register the CUDA plugin where JAX left it out because it found no GPU."""
+    jax.devices()
+    try:
+        topologies.get_topology_desc(platform="cuda", topology_name="", topology="1x1x1")
+    except NotImplementedError:
+        package = next(name for name in _PACKAGES["cuda"] if util.find_spec(name))
+        plugin = import_module(f"jax_plugins.xla_{package.split('_')[1]}")
+        os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+        try:
+            plugin.initialize()
+        finally:
+            del os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"]
+    except jax.errors.JaxRuntimeError:
+        pass  # It is registered; only a description was missing.
+
+
+def _quiet() -> None:
+    """Keep the TPU's compiler from asking the cloud which TPU this machine has, and from printing
+    that it has none. On a machine with a TPU nothing changes."""
+    if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"):
+        return
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):
+        os.environ.setdefault(name, value)
+
+
+def _placed(a: Any, devices: list[Any]) -> jax.ShapeDtypeStruct:
+    """The argument's shape and dtype, where it is on the target."""
+    sharding, value = getattr(a, "sharding", None), jax.typeof(a) if not hasattr(a, "dtype") else a
+    if sharding is None or sharding.device_set.isdisjoint(devices):
+        if sharding is not None and len(sharding.device_set) > 1:
+            raise ValueError(
+                "compile_for: expected arguments sharded over fnn.targets.mesh(target), got other "
+                "devices"
+            )
+        everywhere = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec())
+        sharding = SingleDeviceSharding(devices[0]) if len(devices) == 1 else everywhere
+    weak = getattr(value, "weak_type", False)
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding, weak_type=weak)

@@ -1,0 +1,293 @@
+"""An optimised program's text, read: kernels, loops, collectives and modelled time."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from fnn.targets.devices import Device
+
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id", "replica-id", "opt-barrier", "domain", "iota",
+    "add-dependency",
+}  # fmt: skip
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+_BYTES = {"pred": 1, "bf16": 2, "token": 0}
+
+
+class Loop(NamedTuple):
+    """A loop of the program. trips is None where the compiler does not know it; kernels are those
+    of one turn by kind, without loops inside; seconds are modelled, of one turn with them."""
+
+    name: str
+    trips: int | None
+    kernels: dict[str, int]
+    seconds: float | None
+
+
+class _Instruction(NamedTuple):
+    name: str
+    opcode: str
+    result: str
+    operands: list[str]
+    line: str
+
+    @classmethod
+    def parse(cls, line: str) -> "_Instruction | None":
+        """None where the line is no instruction."""
+        match = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)", line)
+        if match is None:
+            return None
+        name, result, opcode, rest = match.groups()
+        operands = re.findall(r"%([\w.\-]+)", rest.partition("), ")[0])
+        return cls(name, opcode, result, operands, line)
+
+    def attribute(self, key: str) -> str | None:
+        """The computation that it names, such as body or calls."""
+        match = re.search(rf"\b{key}=%?([\w.\-]+)", self.line)
+        return match and match[1]
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether the device starts something for it. Scalars are the control unit's."""
+        if self.opcode in _FREE or self.opcode.endswith(("-done", "-update")):
+            return False
+        if self.opcode == "custom-call":
+            return "AllocateBuffer" not in self.line
+        return self.opcode in ("fusion", "sort") or not re.match(r"\w+\[\]", self.result)
+
+    def seconds(self, device: Device) -> float | None:
+        """Modelled by XLA, None where it says nothing.
+
+        On a TPU, cycles. On a GPU, its general model; but that has no tensor cores, so that a
+        matrix product's time is that of the model named "sol", the speed of light.
+        """
+        if cycles := re.search(r'"estimated_cycles":"(\d+)"', self.line):
+            return int(cycles[1]) / device.clock
+        models = {
+            name: float(time) / 1e6
+            for time, name in re.findall(
+                r'"exec_time_us":([\d.e+\-]+),[^{}]*?"name":"([^"]*)"', self.line
+            )
+        }
+        product = "experimental-gemm-cost-model" in models or self.opcode == "custom-call"
+        return models.get("sol" if product else "")
+
+
+class Program:
+    """The text of a compiled program, whose kernels a device runs."""
+
+    def __init__(self, text: str, device: Device) -> None:
+        self.device = device
+        self.computations: dict[str, dict[str, _Instruction]] = {}
+        self.entry = name = ""
+        for line in text.splitlines():
+            if start := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$", line):
+                name = start[2]
+                self.entry = name if start[1] else self.entry
+                self.computations[name] = {}
+            elif line.startswith("}"):
+                name = ""
+            elif name and (instruction := _Instruction.parse(line)):
+                self.computations[name][instruction.name] = instruction
+
+    def _inside(self, computation: str) -> Iterator[_Instruction]:
+        """Its instructions and those of what it calls, without the bodies of loops."""
+        for instruction in self.computations.get(computation, {}).values():
+            yield instruction
+            if instruction.opcode == "call":
+                yield from self._inside(instruction.attribute("to_apply") or "")
+            for branch in self._branches(instruction):
+                yield from self._inside(branch)
+
+    def _branches(self, instruction: _Instruction) -> list[str]:
+        if instruction.opcode != "conditional":
+            return []
+        match = re.search(r"branch_computations=\{(.*?)\}", instruction.line)
+        named = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", instruction.line)
+        return re.findall(r"[\w.\-]+", match[1]) if match else named
+
+    def kernels(self, computation: str) -> dict[str, int]:
+        """By kind, of one turn, without those of loops inside."""
+        kinds = (i.opcode for i in self._inside(computation) if i.is_kernel)
+        return dict(Counter(kind.removesuffix("-start") for kind in kinds).most_common())
+
+    def seconds(self, computation: str) -> float | None:
+        """Modelled, with the loops inside; None where nothing has a model, or where a loop's
+        length is not known."""
+        total = self._modelled(computation)
+        return total if total > 0 else None  # NaN is not
+
+    def _modelled(self, computation: str) -> float:
+        """0 where nothing has a model, NaN where a loop's length is not known."""
+        total = 0.0
+        for instruction in self._inside(computation):
+            if instruction.opcode == "while":
+                trips = self._trips(computation, instruction)
+                body = self._modelled(instruction.attribute("body") or "")
+                total += body * (math.nan if trips is None else trips)
+            elif instruction.is_kernel:
+                total += instruction.seconds(self.device) or 0.0
+        return total
+
+    @cached_property
+    def loops(self) -> list[Loop]:
+        """Outermost first."""
+        return [
+            Loop(_place(loop), trips, self.kernels(body), self.seconds(body))
+            for body, loop, trips, _ in self._loops(self.entry, 1)
+        ]
+
+    def _loops(self, computation: str, times: int) -> Iterator[tuple[str, _Instruction, Any, int]]:
+        """(body, loop, trips, how often the body runs in all, as far as is known)."""
+        for loop in self._inside(computation):
+            if loop.opcode == "while":
+                body, trips = loop.attribute("body") or "", self._trips(computation, loop)
+                yield body, loop, trips, times * (trips or 1)
+                yield from self._loops(body, times * (trips or 1))
+
+    @cached_property
+    def collectives(self) -> dict[str, tuple[int, float]]:
+        """{kind: (how many a device takes part in, bytes that it sends around a ring)}, loops
+        counted with their trips; a loop of unknown length counts once."""
+        return {kind: found[:2] for kind, found in self._collectives.items()}
+
+    @cached_property
+    def overlapped(self) -> dict[str, int]:
+        """{kind: how many of the collectives run beside kernels}."""
+        return {kind: found[2] for kind, found in self._collectives.items()}
+
+    @cached_property
+    def _collectives(self) -> dict[str, tuple[int, float, int]]:
+        total: dict[str, tuple[int, float, int]] = {}
+        bodies = [(self.entry, 1), *((body, n) for body, _, _, n in self._loops(self.entry, 1))]
+        for body, times in bodies:
+            for kind, sent, beside in self._communication(body):
+                number, size, overlapped = total.get(kind, (0, 0.0, 0))
+                total[kind] = number + times, size + times * sent, overlapped + times * beside
+        return total
+
+    def _communication(self, body: str) -> Iterator[tuple[str, float, bool]]:
+        """(kind, bytes sent, whether kernels run meanwhile) of one turn's collectives.
+
+        A start and a done are one. So are the fusions through which a TPU carries a collective
+        along, whose parts have one channel.
+        """
+        chains: dict[tuple[str, str], list[_Instruction]] = {}
+        started: dict[str, int] = {}
+        kernels = 0
+        for instruction in self._inside(body):
+            kind = _kind(instruction.opcode)
+            if kind and instruction.opcode.endswith("-start"):
+                started[instruction.name] = kernels
+            elif kind and (sent := _sent(kind, instruction, self._start(body, instruction))):
+                begun = instruction.operands[0] if instruction.operands else ""
+                beside = instruction.opcode.endswith("-done") and kernels > started.get(begun, 0)
+                yield kind, sent, beside
+            elif instruction.is_kernel:
+                kernels += 1
+            if instruction.opcode == "fusion":
+                for part in self.computations.get(
+                    instruction.attribute("calls") or "", {}
+                ).values():
+                    if kind := _kind(part.opcode):
+                        channel = re.search(r"channel_id=(\d+)", part.line)
+                        key = kind, channel[1] if channel else part.name
+                        chains.setdefault(key, []).append(part)
+        for (kind, _), parts in chains.items():
+            if sent := _sent(kind, parts[0], parts[0].line):
+                yield kind, sent, len(parts) > 2
+
+    def _start(self, body: str, done: _Instruction) -> str:
+        """The line with the groups: an asynchronous collective's is that of its start."""
+        if not done.opcode.endswith("-done") or not done.operands:
+            return done.line
+        start = self.computations[body].get(done.operands[0])
+        return start.line if start else done.line
+
+    def _trips(self, computation: str, loop: _Instruction) -> int | None:
+        """As XLA says, or read from a counter that starts at a constant, grows by a constant and
+        is compared with one."""
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.line):
+            return int(known[1])
+        condition = self.computations.get(loop.attribute("condition") or "", {})
+        body = self.computations.get(loop.attribute("body") or "", {})
+        root = next(reversed(condition.values()), None)
+        if root is None or root.opcode != "compare" or "direction=LT" not in root.line or not body:
+            return None
+        counter, limit = (_through_copies(condition, name) for name in root.operands)
+        index = re.search(r"index=(\d+)", counter.line) if counter else None
+        initial = self._of(computation, loop.operands[0])
+        if index is None or initial is None or initial.opcode != "tuple":
+            return None
+        i, last = int(index[1]), next(reversed(body.values()))
+        first = self._through(computation, initial.operands[i])
+        step = [
+            part
+            for added in [_through_copies(body, last.operands[i])]
+            if added is not None and added.opcode == "add"
+            for part in (_through_copies(body, name) for name in added.operands)
+        ]
+        numbers = [_number(part) for part in (first, limit)]
+        increments = [n for part in step if (n := _number(part)) is not None]
+        if None in numbers or len(increments) != 1 or increments[0] <= 0:
+            return None
+        return max(0, -(-(numbers[1] - numbers[0]) // increments[0]))  # type: ignore[operator]
+
+    def _of(self, computation: str, name: str) -> _Instruction | None:
+        return self.computations[computation].get(name)
+
+    def _through(self, computation: str, name: str) -> _Instruction | None:
+        return _through_copies(self.computations[computation], name)
+
+
+def _through_copies(body: dict[str, _Instruction], name: str) -> _Instruction | None:
+    found = body.get(name)
+    while found is not None and found.opcode in ("copy", "bitcast") and found.operands:
+        found = body.get(found.operands[0])
+    return found
+
+
+def _number(instruction: _Instruction | None) -> int | None:
+    match = instruction and re.search(r" constant\((-?\d+)\)", instruction.line)
+    return int(match[1]) if match else None
+
+
+def _place(loop: _Instruction) -> str:
+    """Where the loop stands in the function, or its name in the program."""
+    match = re.search(r'op_name="([^"]*)"', loop.line)
+    return match[1] if match else loop.name
+
+
+def _kind(opcode: str) -> str | None:
+    base = opcode.removesuffix("-start").removesuffix("-done")
+    return base if base in _COLLECTIVES else None
+
+
+def _sent(kind: str, instruction: _Instruction, line: str) -> float:
+    """Bytes that each device sends around a ring of g devices, b being those of the result:
+    2 (g - 1) / g b for an all-reduce, (g - 1) b for a reduce-scatter, b for a permutation,
+    (g - 1) / g b for the others."""
+    size = 0.0
+    for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", instruction.result):
+        bits = re.search(r"\d+", dtype)
+        width = _BYTES.get(dtype, int(bits[0]) / 8 if bits else 1)
+        size += width * math.prod(map(int, filter(None, shape.split(","))))
+    g = _group_size(line)
+    if kind == "collective-permute":
+        return size
+    return size * {"all-reduce": 2 * (g - 1) / g, "reduce-scatter": g - 1}.get(kind, (g - 1) / g)
+
+
+def _group_size(line: str) -> int:
+    """How many devices take part in each group."""
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(match[1])
+    if match := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):  # after jax 0.10
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+    match = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+    return len(match[1].split(",")) if match else 1

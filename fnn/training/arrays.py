@@ -1,0 +1,63 @@
+"""Epochs of examples that are kept on the device, or split over the devices of a mesh."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+
+from fnn.base import Array
+from fnn.training.checks import Data, count
+from fnn.training.evaluation import Evaluation
+from fnn.training.steps import State
+
+
+class Arrays:
+    """(x, y), shuffled on the device anew in each epoch: one program per epoch."""
+
+    def __init__(self, evaluation: Evaluation, data: Data, batch_size: int) -> None:
+        self.training, self.data, self.batch_size = evaluation.training, data, batch_size
+        self._epoch = jax.jit(partial(_epoch, evaluation, batch_size))
+
+    @property
+    def can_go_ahead(self) -> bool:
+        """Several processes must begin everything in the same order, whatever the time of each."""
+        return jax.process_count() == 1
+
+    def epoch(
+        self, state: State, validation: Data | None, key: Array, number: int
+    ) -> tuple[State, Array, Any]:
+        """(state, numbers, noted) after epoch `number` of a run with this key."""
+        return self._epoch(state, self.data, validation, key, number)
+
+    def batches(self, state: State, order_key: Array) -> Iterator[Data]:
+        """The batches of the epoch whose order has this key, one after another."""
+
+        @jax.jit
+        def ordered(data: Data, key: Array) -> tuple[Array, Array]:
+            return self.training.batches(self.batch_size, data, key)[:2]
+
+        @partial(jax.jit, static_argnums=2)
+        def batch(data: Data, rows: Array, size: int) -> Data:
+            return self.training.batches(self.batch_size, data, order_key)[2](rows, size)
+
+        batches, rest = ordered(self.data, order_key)
+        for rows in batches:
+            yield batch(self.data, rows, self.batch_size)
+        if rest.size:
+            yield batch(self.data, rest, count(self.data) % self.batch_size)
+
+
+def _epoch(
+    evaluation: Evaluation,
+    batch_size: int,
+    state: State,
+    data: Data,
+    validation: Data | None,
+    key: Array,
+    number: Any,
+) -> tuple[State, Array, Any]:
+    training, key = evaluation.training, jax.random.fold_in(key, number)
+    state, noted = training.epoch(batch_size, state, data, key)
+    found = evaluation.numbers(state, noted.loss, data, validation), noted.record
+    return state, *(found if training.devices is None else training.devices.whole(found))

@@ -1,0 +1,105 @@
+"""What is measured after an epoch: whether training is finite, and how well the network does."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fnn.base import Array, Layer, Params, at, at_least_float32, statistics
+from fnn.parallel.examples import ShardedExamples
+from fnn.training.checks import Data, examples
+from fnn.training.faults import all_finite
+from fnn.training.steps import State, Training
+
+CHUNK = 2**14
+"""The most examples of one forward pass without a backward: more are taken one chunk after another,
+because the activations of all at once may not fit into memory."""
+
+Metric = Callable[[Any, Any], Any]
+
+
+class Evaluation(NamedTuple):
+    """What `fit` measures of a training, with metrics={name: f(prediction, y)}."""
+
+    training: Training
+    metrics: Mapping[str, Metric]
+
+    @classmethod
+    def of(
+        cls, training: Training, metrics: Mapping[str, Metric], validation: Data | None
+    ) -> "Evaluation":
+        """Raises ValueError for metrics without names of their own, or without validation."""
+        taken = {"loss", "validation_loss", "record"} & set(metrics)
+        if taken or not isinstance(metrics, Mapping):
+            raise ValueError(
+                f"fit: expected metrics={{name: f(prediction, y)}} with names of their own, "
+                f"got {sorted(taken) or type(metrics).__name__}"
+            )
+        if metrics and validation is None:
+            raise ValueError("fit: expected validation=(x, y) to measure the metrics on, got none")
+        return cls(training, metrics)
+
+    def numbers(self, state: State, value: Array, data: Data, validation: Data | None) -> Array:
+        """One array: whether the state and the loss `value` are finite, the loss, and on the
+        validation data the loss and the metrics. Statistics are measured on `data`."""
+        network, loss = self.training.network, self.training.loss
+        found = [all_finite((state, value)), value]
+        if validation is not None:
+            measured = statistics(network, state.params, examples(data)[0])
+            prediction = self._prediction(state.params, measured, validation)
+            _, y = examples(validation)
+            found.append(loss.value(prediction, y).mean())
+            found += [_mean(name, metric(prediction, y)) for name, metric in self.metrics.items()]
+        dtype = at_least_float32(value.dtype)
+        return jnp.stack([jnp.asarray(number).astype(dtype) for number in found])
+
+    def _prediction(self, params: Params, measured: Any, validation: Data) -> Any:
+        """The network's, for validation data that may be split over devices."""
+        network, devices = self.training.network, self.training.devices
+
+        def here(params: Params, measured: Any, x: Any) -> Any:
+            return predicted(at(network, None, measured), params, x)
+
+        evaluated = here if devices is None else devices.forward(network, here)
+        if isinstance(validation, ShardedExamples):
+            return validation.examples(evaluated(params, measured, validation.arrays[0]))
+        return evaluated(params, measured, validation[0])
+
+    def entry(self, numbers: list[float], noted: Any) -> dict[str, Any]:
+        """The entry of a history, from what `numbers` returned after its first."""
+        names = ["loss", "validation_loss", *self.metrics]
+        entry: dict[str, Any] = dict(zip(names, numbers, strict=False))
+        if self.training.record is not None:
+            entry["record"] = jax.tree.map(_on_host, noted)
+        return entry
+
+
+def _mean(name: str, measured: Any) -> Array:
+    try:
+        return jnp.mean(jnp.asarray(measured))
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"fit: expected metrics[{name!r}] to return a number or an array of numbers, "
+            f"got {type(measured).__name__}"
+        ) from None
+
+
+def _on_host(noted: Array) -> Any:
+    """A random key has no form but JAX's."""
+    is_key = jnp.issubdtype(noted.dtype, jax.dtypes.prng_key)
+    return noted if is_key else jax.device_get(noted)
+
+
+def predicted(layer: Layer, params: Params, x: Any) -> Any:
+    """The layer's output for the examples x (n, ...), at most `CHUNK` of them at a time."""
+    forward = lambda x: layer.forward(params, x)[0]
+    n = len(jax.tree.leaves(x)[0])
+    whole = n - n % CHUNK
+    if n <= CHUNK:
+        return forward(x)
+    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, CHUNK, *a.shape[1:]), x)
+    parts = [jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.lax.map(forward, chunks))]
+    if whole < n:
+        parts.append(forward(jax.tree.map(lambda a: a[whole:], x)))
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)

@@ -1,0 +1,47 @@
+"""Where training stopped being finite: the first step, and the first array affected."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fnn.base import Array
+from fnn.training.steps import Data, State, Training
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether no floating-point entry of the tree is NaN or infinite: a boolean scalar."""
+    flags = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if _is_floating(leaf)]
+    return jnp.stack(flags).all() if flags else jnp.array(True)
+
+
+def first_fault(
+    training: Training, state: State, batches: Iterable[Data], key: Array | None = None
+) -> tuple[int, float, str]:
+    """Train from `state` on these batches until something is not finite: (step, loss, leaf).
+
+    (0, NaN, "loss") where all stays finite.
+    """
+    gradient = lambda state, grads, value: grads
+    step = jax.jit(training._replace(record=gradient).step)
+    for number, batch in enumerate(batches, 1):
+        state, (value, grads) = step(state, batch, key)
+        for kind, tree in (("gradient", grads), ("updated", state), ("loss", value)):
+            leaf = _first_not_finite(tree)
+            if leaf is not None:
+                return number, float(value), f"{kind} {leaf}".strip()
+    return 0, float("nan"), "loss"
+
+
+def _first_not_finite(tree: Any) -> str | None:
+    """The name of the first leaf, in the tree's order, with a NaN or an infinity in it."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    for path, leaf in leaves:
+        if _is_floating(leaf) and not all_finite(leaf):
+            return jax.tree_util.keystr(path, simple=True, separator=".")
+    return None
+
+
+def _is_floating(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)

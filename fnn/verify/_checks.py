@@ -1,0 +1,400 @@
+"""The three checks of a leaf.
+
+float64       The gradient in float64, at the highest matrix-product precision, against autodiff.
+              An entry may differ by 1e-9 of its size; where the reference is less sure than that,
+              by 64 times what the entry moves when every input moves by a roundoff. At a tie or a
+              border, where it jumps, any value is admitted between those it jumps to.
+native dtype  The gradient as the user runs it, against autodiff in float64. With u the dtype's
+              unit roundoff, the bound is 8 u and 8 times the error of autodiff in the same dtype,
+              though at most 16 u; where that is too little, also 8 times what the reference moves
+              when every input moves by u, which is u times the running magnitude
+              sum |dg/dv||v|. What errs no more than twice as much as autodiff is admitted.
+              Overflow and cancellation show here.
+differences   The gradient along one unit direction per leaf, against a slope by finite
+              differences. A gradient that can't be had in float64 would show nothing but its
+              rounding: autodiff's takes its place, and the native check holds the two together.
+
+At a kink the direction is changed: entries of equal size move together, zeros not at all.
+A check is skipped where it can't tell: next to a kink, where rounding is as large as what is
+measured, and where the reference is zero or not finite.
+
+What the checks of a leaf add up to.
+
+"fail" where the float64 or the native check fails. "inconclusive" where that rests on no firm
+reference: one that is zero or mere rounding; a tie or border where autodiff or the gradient under
+test takes a slope between the two sides; a native check that could not tell; finite differences
+that contradict autodiff. Else "pass".
+
+A gradient that can't be had in float64 (a kernel for float32, say) passes by its native check,
+against autodiff in float64.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fnn.verify._arrays import ROUNDOFF
+from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, compared, measure, plainly, side_by_side
+from fnn.verify._reference import Reference, Slope
+
+ENTRY = "entry"
+"""The reason of a native check that failed at an entry by its own conditioning."""
+TIE = "tie or border"
+"""Why the float64 check is skipped where the gradient jumps as the inputs move by a roundoff, and
+the leaf and autodiff take different values among those it has around."""
+JUMP = 1e-6
+"""Relative: what an entry moves by, or more, where it jumps."""
+ENTRIES = 8
+"""How many entries of a leaf are looked at one by one."""
+KINK = "kink"
+"""Why the differences tell nothing, or little where they fail."""
+GRANT = 16
+"""What is granted for autodiff's own error, eightfold, is at most this many roundoffs."""
+CANCELS = "autodiff cancels"
+"""Why the native check is skipped where autodiff itself is left with hardly a digit there."""
+
+
+def steps(unit: float) -> tuple[float, float]:
+    """First steps of finite differences, relative to a leaf's norm, for a function of this
+    roundoff: few kinks are within the first; the second is for where the first is lost in
+    rounding.
+    """
+    return unit ** (17 / 53), unit ** (12 / 53)
+
+
+class Tested(NamedTuple):
+    """One leaf of the gradient under test.
+
+    `position` is its place in the reference's stacks: 0 is the value, the arrays of theta follow.
+    `native` is what the user runs. `wide` is the same computed in float64, or None, for the
+    `reason`. Positions behind theta's are arrays that the function returns.
+    """
+
+    name: str
+    position: int
+    native: np.ndarray
+    wide: np.ndarray | None
+    reason: str
+
+    @property
+    def best(self) -> np.ndarray:
+        """The leaf in float64, or else as the user runs it."""
+        return self.native if self.wide is None else self.wide
+
+
+def float64_check(tested: Tested, reference: Reference) -> Check:
+    """The leaf in float64 against autodiff in float64."""
+    expected = reference.stacks[tested.position][0]
+    if not np.isfinite(expected).all():
+        return Check("skipped", reason="not finite")
+    if tested.wide is None:
+        return Check("skipped", reason=tested.reason)
+    if not expected.any():
+        return _zero_check(tested, tested.wide, reference)
+    error, steady = relative(tested.wide - expected, expected), np.ones(expected.shape, bool)
+    low = high = expected
+    away = np.zeros(expected.shape)
+    for at, near, far in reference.moved_stacks(tested.position):
+        moved, moved_far = (relative(row - at, expected) for row in (near, far))
+        away = np.maximum(away, moved)
+        if reference.roundoff > 4 * reference.unit or reference.unit == ROUNDOFF:
+            steady &= ~((moved > JUMP) & (moved_far <= 8 * moved) & np.isfinite(moved))
+        low, high = np.fmin(low, np.fmin(near, far)), np.fmax(high, np.fmax(near, far))
+        bound = np.maximum(TOLERANCE, np.maximum(64 * away, away[steady].max(initial=0.0)))
+        slack = JUMP * (np.abs(expected) + FLOOR * np.abs(expected).max())
+        between = (low - slack <= tested.wide) & (tested.wide <= high + slack)
+        bound = np.where(steady, bound, TOLERANCE)
+        right = (error <= bound) | (~steady & between)
+        if right.all():
+            break
+    if not right.all():
+        entries = _worst(np.where(right, 0.0, error / bound))
+        return Check("fail", float(error[entries[0]]), float(bound[entries[0]]), "", entries)
+    if steady.size > 1 and not steady.any():  # a gradient of nothing but rounding
+        return Check("skipped", reason="rounding", entries=_worst(away)[:1])
+    if (apart := ~steady & (error > TOLERANCE)).any():
+        entries = _worst(np.where(apart, error, 0.0))
+        # What jumps without a kink is rounding, such as that of 1 - y where y is nearly 1.
+        inside = 0 < tested.position <= len(reference.inputs.theta)
+        kink = not inside or entry_slope(tested, reference, entries[0]).kink
+        return Check("skipped", reason=TIE if kink else "rounding", entries=entries)
+    # A reference of which less than four digits hold is rounding, and can confirm nothing.
+    if bound.max() > 1e-4:
+        return Check("skipped", reason="rounding", entries=_worst(bound)[:1])
+    return Check("pass", float(error.max()), float(bound.max()))
+
+
+def _zero_check(tested: Tested, wide: np.ndarray, reference: Reference) -> Check:
+    """The float64 check where the reference is zero throughout."""
+    expected = reference.stacks[tested.position][0]
+    error, _ = measure(wide, expected, FLOOR)
+    moves = reference.moves(tested.position, 1, FLOOR)
+    found = _within(error, (64 * (m + ROUNDOFF * reference.size) for m in moves))
+    zero = found.verdict == "pass" and 0 < tested.position <= len(reference.inputs.theta)
+    return Check("skipped", reason="zero") if zero else found
+
+
+def relative(difference: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Each entry of a difference as `measure` has it: relative, infinite where not finite."""
+    size = np.abs(expected) + FLOOR * np.abs(expected).max()
+    size = size if size.any() else 1.0
+    return np.where(np.isfinite(difference), np.abs(difference) / size, np.inf)
+
+
+def _worst(excess: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """The indices of the largest entries, those above zero, at most `ENTRIES`."""
+    order = np.argsort(-excess, axis=None)[:ENTRIES]
+    found = (np.unravel_index(int(i), excess.shape) for i in order if excess.flat[i] > 0)
+    return tuple(tuple(int(i) for i in index) for index in found)
+
+
+def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> Check:
+    """The leaf in the dtype that the user runs against autodiff in float64; `autodiff` is the
+    leaf by autodiff in the user's dtype.
+    """
+    expected = reference.stacks[tested.position][0]
+    if reference.roundoff <= ROUNDOFF:
+        return Check("skipped", reason="as float64")
+    if not np.isfinite(expected).all():
+        return Check("skipped", reason="not finite")
+    native = beyond_range(tested.native, expected, autodiff, reference.roundoff)
+    autodiff = beyond_range(autodiff, expected, autodiff, reference.roundoff)
+    error, _ = measure(native, expected, 1)
+    own, _ = measure(autodiff, expected, 1)
+    unit = reference.roundoff * (1 if expected.any() else reference.size)
+    own = own if np.isfinite(own) else 0.0
+    # As wrong as autodiff itself is right; more than that within a grant that has a limit.
+    known = 8 * unit + min(8 * own, GRANT * unit)
+    firm = compared(error, max(known, 2 * min(own, 0.05)))
+    if firm.verdict == "pass":
+        return firm
+    moves = reference.moves(tested.position, 2, 1)
+    found = _within(error, (max(known + 8 * m, 2 * own) for m in moves))
+    wide = max(0.1, 128 * reference.roundoff)
+    if found.verdict == "fail" or found.bound <= wide:
+        return found
+    # Of the entries that need it, is there one whose own bound is too wide to tell?
+    away = np.max([np.abs(s[2] - s[0]) for s in reference.moved_stacks(tested.position)], 0)
+    size = np.abs(expected).max() or 1.0
+    bound = known + 8 * away / size
+    needed = np.abs(native - expected) / size > firm.bound
+    if not (bound[needed] <= wide).all():
+        entries = _worst(np.where(needed, bound, 0.0))
+        return Check("skipped", reason=CANCELS if 8 * own > 0.1 else "rounding", entries=entries)
+    return compared(error, float(bound[needed].max()))
+
+
+def beyond_range(
+    native: np.ndarray, expected: np.ndarray, autodiff: np.ndarray, roundoff: float
+) -> np.ndarray:
+    """The leaf, with the expected value in place of an infinite or NaN one where a dtype of this
+    roundoff can't hold it, or autodiff in that dtype has none either.
+    """
+    largest = float(np.finfo(np.float16 if roundoff == 2.0**-11 else np.float32).max)
+    excused = (np.abs(expected) > largest) | ~np.isfinite(autodiff)
+    return np.where(excused & ~np.isfinite(native), expected, native)
+
+
+def _within(error: float, bounds: Iterator[float]) -> Check:
+    """The error against the largest bound. The next bound is computed only while the check
+    fails: a unit within a roundoff of its kink shows in some moves of the inputs alone."""
+    found = compared(error, next(bounds))
+    while found.verdict == "fail" and (bound := next(bounds, None)) is not None:
+        found = compared(error, max(found.bound, bound))
+    return found
+
+
+def entry_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> Check:
+    """Each entry of the native gradient by its own conditioning, and beside autodiff's own error
+    in that entry: small entries do not drown among large ones. Down to the floor of the float64
+    check. It fails with the error of the worst entry, and is skipped where it finds none.
+    """
+    stack = reference.stacks[tested.position]
+    if reference.roundoff <= ROUNDOFF or not (np.isfinite(stack).all() and stack[0].any()):
+        return NONE
+    native = beyond_range(tested.native, stack[0], autodiff, reference.roundoff)
+    autodiff = beyond_range(autodiff, stack[0], autodiff, reference.roundoff)
+    size = np.abs(stack[0]) + FLOOR * np.abs(stack[0]).max()
+    own = np.abs(autodiff - stack[0])
+    error = np.abs(native - stack[0])
+    own = np.where(np.isfinite(own), own, 0.0)
+    # With many digits, rounding within the computation adds up to more than its inputs' show.
+    slack = 8 if reference.roundoff > 2.0**-12 else 64
+    known = slack * reference.roundoff * size
+    known += np.minimum(slack * own, GRANT * reference.roundoff * size)
+    away = np.zeros(stack[0].shape)
+    for moved in reference.moved_stacks(tested.position):
+        away = np.maximum(away, np.abs(moved[2] - moved[0]))
+        with np.errstate(invalid="ignore"):
+            allowed = np.maximum(known + slack * away, 2 * own)
+            excess = error / allowed
+        if not excess.max() > 1:
+            return NONE
+    entries = _worst(np.where(excess > 1, excess, 0.0))
+    i = entries[0]
+    return Check("fail", float(error[i] / size[i]), float(allowed[i] / size[i]), ENTRY, entries)
+
+
+def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[Check]:
+    """Each leaf along a direction of its own, `Reference.directions`.
+
+    First all leaves move at once, and the slope must be the sum of what each predicts: an error
+    of one would have to be undone by another's. A leaf that this leaves open moves alone.
+    """
+    grads = {
+        leaf.position: leaf.best
+        for leaf in leaves
+        if 0 < leaf.position <= len(reference.inputs.theta)
+    }
+    for leaf in leaves:
+        if leaf.wide is None and leaf.position in grads:
+            grads[leaf.position] = reference.stacks[leaf.position][0]
+    found: dict[int, Check] = {}
+    # A slope of which less than four digits hold confirms nothing; fewer, where f has few.
+    firm = min(max(1e-4, 20 * reference.unit ** (1 / 3)), 0.1)
+
+    def move(positions: tuple[int, ...], first: float, *, tied: bool = False) -> dict[int, Check]:
+        slope, directions = reference.along(positions, first, tied), reference.directions(tied)
+        shares = {j: float((directions[j - 1] * grads[j]).sum()) for j in positions}
+        rest = slope.value - sum(shares.values())
+        return {j: _differences_check(slope, rest, shares[j], firm) for j in positions}
+
+    if grads:
+        together = move(tuple(grads), steps(reference.unit)[0])
+        found = {j: check for j, check in together.items() if check.verdict == "pass"}
+    for j in grads.keys() - found.keys():
+        found[j] = NONE
+        for first in steps(reference.unit):
+            alone = move((j,), first)[j]
+            if found[j].verdict == "skipped" or alone.verdict == "pass":
+                found[j] = alone
+            if alone.verdict == "pass" or alone.reason == KINK:
+                break
+        if found[j].reason == KINK and reference.directions(True)[j - 1].any():
+            alone = move((j,), steps(reference.unit)[0], tied=True)[j]
+            found[j] = alone if alone.reason != KINK else found[j]
+    return [found.get(leaf.position, NONE) for leaf in leaves]
+
+
+def _differences_check(slope: Slope, difference: float, share: float, firm: float) -> Check:
+    """`difference` is how far the slope is from what is predicted, `share` the leaf's part; a
+    bound above `firm` is too wide to tell."""
+    size = max(abs(share), abs(share + difference))
+    if size == 0 or not np.isfinite(slope.bound):
+        return Check("skipped", reason="zero" if size == 0 else "not finite")
+    error, bound = abs(difference) / size, slope.bound / size
+    reason = KINK if slope.kink else "rounding"
+    if error <= bound and bound > firm:
+        return Check("skipped", reason=reason)
+    return compared(error, bound)._replace(reason=KINK if slope.kink else "")
+
+
+def entry_slope(tested: Tested, reference: Reference, index: tuple[int, ...]) -> Slope:
+    """The slope of f along one entry of the leaf alone."""
+    directions = [np.zeros(p.shape) for p in reference.inputs.theta]
+    directions[tested.position - 1][index] = 1.0
+    return reference.slope(
+        directions, steps(reference.unit)[0] * reference.norms[tested.position - 1]
+    )
+
+
+def decide(
+    tested: Tested,
+    expected: np.ndarray,
+    checks: tuple[Check, Check, Check],
+    slopes: Iterable[tuple[tuple[int, ...], Slope | None]],
+    custom: Sequence[str] = (),
+) -> tuple[str, str, tuple[int, ...]]:
+    """The verdict of a leaf, the reason, and the index of the worst entry.
+
+    checks are float64, native and differences; slopes are those along the entries that the float64
+    check refused, with their indices, worst first; custom are the functions with derivative rules
+    of their own that autodiff has run.
+    """
+    float64, native, differences = checks
+    _, index = measure(tested.best, expected, FLOOR)
+    if float64.verdict == "fail":
+        doubts = []
+        for at, slope in slopes:
+            verdict, note = _against_slope(float(tested.best[at]), float(expected[at]), slope)
+            contradicted = differences.verdict == "fail" and differences.reason != KINK
+            if verdict == "inconclusive" and slope and slope.kink and contradicted:
+                verdict, note = "fail", f"{note}; finite differences contradict it"
+            if verdict == "fail":
+                return verdict, _values(tested.best, expected, at) + note, at
+            doubts.append((at, note))
+        at, note = doubts[0]
+        return "inconclusive", _values(tested.best, expected, at) + note, at
+    if native.verdict == "fail":
+        index = native.entries[0] if native.entries else measure(tested.native, expected, 1)[1]
+        note = f"in the dtype that runs: {_values(tested.native, expected, index)}"
+        return "fail", note, index
+    if doubt := _doubt(tested, expected, checks, custom):
+        return "inconclusive", doubt, index
+    return "pass", "", index
+
+
+def _values(got: np.ndarray, expected: np.ndarray, index: tuple[int, ...]) -> str:
+    where = f"at {list(index)} " if index else ""
+    return where + side_by_side(expected[index], got[index])
+
+
+def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str, str]:
+    """What the slope along an entry says of the difference between `got` and autodiff's."""
+    if slope is not None and slope.kink:
+        low, high = sorted((slope.left, slope.right))
+        slack = 1e-6 * max(abs(low), abs(high))
+        between = low - slack <= got <= high + slack
+        # Autodiff on one side and this on the other contradict each other. Where either splits
+        # the tie (a maximum's two arguments share it, |x| has 0 at 0), both are right.
+        sided = [min(abs(d - low), abs(d - high)) <= slack for d in (wanted, got)]
+        note = f"; a tie or border, with slopes {plainly(low)} and {plainly(high)}"
+        return ("inconclusive" if between and not all(sided) else "fail"), note
+    if slope and abs(slope.value - got) <= slope.bound < abs(slope.value - wanted):
+        note = "; finite differences agree with what is under test, not with autodiff"
+        return "inconclusive", note
+    return "fail", ""
+
+
+def _doubt(
+    tested: Tested,
+    expected: np.ndarray,
+    checks: tuple[Check, Check, Check],
+    custom: Sequence[str],
+) -> str:
+    """Why checks of which none found an error do not add up to a pass; "" where they do."""
+    float64, native, differences = checks
+    if differences.verdict == "fail":
+        if custom:
+            return (
+                f"autodiff ran the rule of {', '.join(custom)}, and finite differences contradict "
+                "it: if that is what is under test, it was checked against itself; hand in "
+                "reference=, the function without the rule"
+            )
+        return "finite differences contradict autodiff: is a rule overridden?"
+    if float64.verdict != "skipped":
+        if native.verdict == "skipped" and native.reason in ("rounding", CANCELS):
+            return (
+                f"right in float64, but the native check is skipped: {native.reason}; at these "
+                "inputs this dtype holds too few digits to tell"
+            )
+        return ""
+    if float64.reason == TIE:
+        values = _values(tested.best, expected, float64.entries[0])
+        return f"{values}; a tie or border, where more than one value is right"
+    if float64.reason == CANCELS:
+        _, index = measure(tested.best, expected, FLOOR)
+        return f"{_values(tested.best, expected, index)}; autodiff itself cancels here"
+    if float64.reason == "zero":
+        return "the reference is zero everywhere: right and missing look alike"
+    if tested.wide is not None or float64.reason != tested.reason:
+        return f"the float64 reference can't decide: {float64.reason}"
+    if native.verdict == "skipped":
+        return f"float64: {float64.reason}; the native check is skipped: {native.reason}"
+    if custom and differences.verdict == "skipped" and differences.reason != "none":
+        return (
+            f"autodiff ran the rule of {', '.join(custom)}, and finite differences can't "
+            f"confirm it: {differences.reason}"
+        )
+    return ""

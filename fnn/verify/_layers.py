@@ -1,0 +1,233 @@
+"""The first wrong layer of a network, counted from the output, where backpropagation begins.
+
+Each layer is compared with autodiff by itself, in float64, and gets the true cotangent of its
+output: one wrong layer is not taken for many. The layers of a network are its `Layer.parts`.
+
+Whether a layer keeps `Layer`'s contract with `reduce`, which per-example statistics need.
+
+A backward that changes what `reduce` returned, or doesn't call it, can be right as a sum over
+the batch: `total` is linear, so that plain backpropagation shows no difference. Two other
+reductions do: `rows`, one gradient per example, is compared with autodiff of the layer on each
+example alone; `squared_norm`, which is not linear, with the norms of the rows.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.backprop import per_example_backward
+from fnn.base import Array, Layer, Loss, Params, Residuals
+from fnn.reductions import Direct, Factor, Whole, total
+from fnn.verify._arrays import differentiable, named_leaves, random_cotangent
+from fnn.verify._call import run
+from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, Leaf, measure, plainly, unfit
+
+
+def first_wrong_part(network: Layer, loss: Loss, params: Params, x: Any, y: Any) -> str:
+    """Where the gradient of network and loss is wrong first: at the loss, or in a layer."""
+    prediction, _ = network.forward(params, x)
+    expected = jax.grad(lambda p: loss.value(p, y).sum(), allow_int=True)(prediction)
+    if _wrong_leaves(loss.gradient(prediction, y), expected):
+        return "first wrong from the output: the loss's gradient"
+    return first_wrong_layer(network, params, x, expected)
+
+
+def first_wrong_layer(layer: Layer, params: Params, x: Any, dy: Any, path: str = "") -> str:
+    """The layer of a network that is wrong by itself and nearest to the output; "" for a layer
+    that is not made of layers.
+
+    dy is the cotangent of the output, path the layer's own place in a larger network.
+    """
+    if layer.parts is None:
+        return ""
+    parts = layer.parts(params)
+    passed = []
+    for part, p in parts:
+        y, pull, residuals = jax.vjp(part.forward, p, x, has_aux=True)
+        passed.append((part, p, x, residuals, pull))
+        x = y
+    for count, (part, p, x, residuals, pull) in enumerate(reversed(passed), 1):
+        here = f"{path}[{len(parts) - count}]"
+        expected = dict(zip(("dparams", "dx"), pull(dy), strict=True))
+        got = dict(zip(("dparams", "dx"), part.backward(p, residuals, dy), strict=True))
+        if wrong := _wrong_leaves(got, expected):
+            kind = getattr(part.forward, "__qualname__", "layer").split(".")[0]
+            return first_wrong_layer(part, p, x, dy, here) or (
+                f"first wrong layer, number {count} of {len(parts)} counted from the output: "
+                f"{here} {kind}, {' and '.join(wrong)}"
+            )
+        dy = expected["dx"]
+    return f"at {path or 'the top'} each layer is right by itself, but not how they are joined"
+
+
+def _wrong_leaves(got: Any, expected: Any) -> list[str]:
+    """The names of the leaves that differ."""
+    found, right = named_leaves(got), named_leaves(expected)
+    return [name for name, leaf in right.items() if not _agree(found.get(name), leaf)]
+
+
+def _agree(got: Any, expected: Any) -> bool:
+    if not differentiable(expected) or expected.size == 0:
+        return True
+    same = got is not None and jnp.shape(got) == expected.shape
+    return same and measure(np.asarray(got), np.asarray(expected), FLOOR)[0] <= 100 * TOLERANCE
+
+
+class Reduced(NamedTuple):
+    """What `reduce` returns here for a parameter: each example's gradient, and its squared norm."""
+
+    gradients: Direct
+    squared_norms: Array
+
+
+def reduce_both(factor: Factor, examples: int) -> Reduced:
+    """The two reductions at once."""
+    return Reduced(factor.rows(examples), factor.squared_norm(examples))
+
+
+def per_example_leaf(
+    layer: Layer, params: Params, x: Any, key: Array | None, bound: float
+) -> Leaf | None:
+    """The leaf "per-example" for a layer whose dparams is right; None where it does not apply:
+
+    - no parameters, or parameters that are not floating-point; a backward without `reduce`;
+    - x without an axis of at least two examples in front (floating-point features need another
+      axis behind it);
+    - a layer that mixes the examples, or does not run on a single one;
+    - a gradient that exists for the whole batch only (`fnn.reductions.Whole`).
+
+    The cotangent is drawn from `key`. An entry may differ by `bound` of its parameter's largest
+    per-example gradient, or by 1e-7 of it.
+    """
+    if not (_has_parameters(params) and _has_examples(x)):
+        return None
+    refusal = ""
+    try:
+        try:
+            ways = run(_both_ways, layer, params, x, key)
+        except _RefusedError as error:
+            ways, refusal = (*run(_alone, layer, params, x, key), None), str(error)
+    except Exception:  # a layer that can't run on a single example may raise anything
+        return None
+    y, y_alone, expected, reduced = ways
+    bound = max(100 * TOLERANCE, bound)
+    if not all(_error(a, b) <= bound for a, b in zip(y, y_alone, strict=True)):
+        return None
+    if not refusal:
+        worst, refusal = _compare(params, expected, reduced, bound)
+    if refusal:
+        return unfit(
+            "per-example", f"right as a sum, but no per-example statistic can use it: {refusal}"
+        )
+    return Leaf("per-example", "pass", Check("pass", worst, bound), NONE, NONE)
+
+
+class _RefusedError(Exception):
+    """`per_example_backward` does not take the layer's backward."""
+
+
+def _has_parameters(params: Params) -> bool:
+    leaves = jax.tree.leaves(params)
+    return bool(leaves) and all(map(differentiable, leaves))
+
+
+def _has_examples(x: Any) -> bool:
+    leaves = jax.tree.leaves(x)
+    if not all(jnp.ndim(leaf) > differentiable(leaf) for leaf in leaves):
+        return False
+    lengths = {leaf.shape[0] for leaf in leaves}
+    return len(lengths) == 1 and min(lengths) > 1
+
+
+def _alone(layer: Layer, params: Params, x: Any, key: Array | None) -> tuple[Any, Any, Any]:
+    """The floating-point outputs for the batch; those of each example alone, and autodiff's
+    gradient for it. The cotangent is the same."""
+    y, _ = layer.forward(params, x)
+    dy = _floats(random_cotangent(key, y))
+
+    def one(x: Any, dy: list[Array]) -> tuple[Params, list[Array]]:
+        batch = jax.tree.map(lambda a: a[None], x)
+
+        def product(params: Params) -> tuple[Array, list[Array]]:
+            y = [leaf[0] for leaf in _floats(layer.forward(params, batch)[0])]
+            return sum(map(jnp.vdot, dy, y), start=jnp.zeros(())), y
+
+        return jax.grad(product, has_aux=True)(params)
+
+    gradients, y_alone = jax.vmap(one)(x, dy)
+    return _floats(y), y_alone, gradients
+
+
+def _both_ways(
+    layer: Layer, params: Params, x: Any, key: Array | None
+) -> tuple[Any, Any, Any, Any]:
+    """What `_alone` gives, and what the layer's backward makes of `reduce_both`."""
+    y, residuals = layer.forward(params, x)
+    dy = random_cotangent(key, y)
+    examples = jax.tree.leaves(x)[0].shape[:1]
+    try:
+        reduced = per_example_backward(layer, params, residuals, dy, reduce_both, examples)
+    except jax.errors.JAXTypeError:  # it can't be traced
+        raise
+    except (TypeError, ValueError) as error:
+        if _has_whole(layer, params, residuals, dy):
+            raise
+        raise _RefusedError(str(error)) from error
+    return *_alone(layer, params, x, key), reduced
+
+
+def _has_whole(layer: Layer, params: Params, residuals: Residuals, dy: Any) -> bool:
+    """Whether the gradient of a parameter exists for the whole batch only."""
+    found: list[Any] = []
+
+    def note(factor: Factor) -> Array:
+        found.extend(jax.tree.leaves(factor, is_leaf=lambda part: isinstance(part, Whole)))
+        return total(factor)
+
+    layer.backward(params, residuals, dy, note)
+    return any(isinstance(part, Whole) for part in found)
+
+
+def _compare(params: Params, expected: Any, reduced: Any, bound: float) -> tuple[float, str]:
+    """The largest error of a gradient, and what is wrong in the first wrong parameter."""
+    each = jax.tree.leaves(reduced, is_leaf=lambda part: isinstance(part, Reduced))
+    worst = 0.0
+    for (name, right), (direct, norms) in zip(named_leaves(expected).items(), each, strict=True):
+        # `repeat` stacks the copies' results in front of the examples.
+        copies = right.ndim - 1 - direct.ndim
+        got = np.moveaxis(np.asarray(direct.value), copies, 0)
+        named = f"params.{name}" if name else "params"
+        error = _error(got, right)
+        if not error <= bound:
+            at = ""
+            if got.shape == right.shape:
+                _, index = measure(got, np.asarray(right), 1)
+                values = f"expected {plainly(right[index])}, got {plainly(got[index])}"
+                at = f" (example {index[0]}, entry {list(index[1:])}: {values})"
+            return error, (
+                f"the gradient of {named} is not each example's own{at}; hand it to `reduce` as a "
+                "factor whose batch axes are the examples', such as fnn.Outer(dy, x), and return "
+                "the result untouched"
+            )
+        worst = max(worst, error)
+        own = np.square(got).sum(tuple(range(1, got.ndim)))
+        if not _error(np.asarray(norms).sum(tuple(range(copies))), own) <= bound:
+            return error, (
+                f"the squared norms of {named} are not those of its gradients: what `reduce` "
+                "returned must stay untouched. Change the factor instead: "
+                "reduce(fnn.Masked(factor, array)) or reduce(fnn.Sum(a, b))"
+            )
+    return worst, ""
+
+
+def _error(got: Any, expected: Any) -> float:
+    """The largest difference, relative to the largest entry; infinite for another shape."""
+    if jnp.shape(got) != jnp.shape(expected):
+        return np.inf
+    return measure(np.asarray(got), np.asarray(expected), 1)[0] if expected.size else 0.0
+
+
+def _floats(tree: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(tree) if differentiable(leaf)]

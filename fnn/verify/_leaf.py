@@ -1,0 +1,105 @@
+"""One leaf of a gradient, what the checks found about it, and the error that they measure:
+
+    error = max_i |got_i - expected_i| / (|expected_i| + floor max|expected|)
+
+It is relative for each entry, down to a floor: an entry far below the leaf's largest is measured
+against the largest. Multiplying the loss by a constant changes nothing. NaN gives an infinite
+error, and every comparison is written so that NaN fails it.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+TOLERANCE = 1e-9
+"""Of the float64 check. Honest gradients differ by about 1e-15, careless ones by 1e-4."""
+FLOOR = 1e-3
+"""An entry a thousand times smaller than its leaf's largest is measured as if it were that large
+a part of it."""
+_EMPTY = partial(np.zeros, 0)
+
+
+class Check(NamedTuple):
+    """One comparison of one leaf: its verdict is "pass", "fail", or "skipped" for `reason`.
+
+    `entries` are the indices out of bounds, worst first and a few at most; of a skipped check
+    those that it can't judge.
+    """
+
+    verdict: str
+    error: float = 0.0
+    bound: float = 0.0
+    reason: str = ""
+    entries: tuple[tuple[int, ...], ...] = ()
+
+    def __str__(self) -> str:
+        """As a cell of the report's table."""
+        if self.verdict == "skipped":
+            return f"({self.reason})"
+        sign = "<" if self.verdict == "pass" else ">"
+        return f"{self.error:.1e} {sign} {self.bound:.0e}"
+
+
+NONE = Check("skipped", reason="none")
+"""A check that there is not for this leaf."""
+
+
+def compared(error: float, bound: float) -> Check:
+    """The check that passes where the error is within its bound, which NaN is not."""
+    return Check("pass" if error <= bound else "fail", error, bound)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of the gradient: the three checks, its verdict, its worst entry, what is wrong.
+
+    float64       the gradient in float64, against autodiff in float64
+    native        the gradient in the dtype that the user runs, against the same
+    differences   the gradient along a direction, against finite differences
+    index         of the worst entry
+    """
+
+    name: str
+    verdict: str
+    float64: Check
+    native: Check
+    differences: Check
+    index: tuple[int, ...] = ()
+    note: str = ""
+    got: np.ndarray = field(default_factory=_EMPTY, repr=False, compare=False)
+    expected: np.ndarray = field(default_factory=_EMPTY, repr=False, compare=False)
+
+    @property
+    def relative(self) -> float:
+        """The float64 check's error: the largest relative difference of an entry."""
+        return self.float64.error
+
+
+def unfit(name: str, note: str) -> Leaf:
+    """A failed leaf that can't even be compared."""
+    return Leaf(name, "fail", Check("fail", np.inf, 0.0), NONE, NONE, (), note)
+
+
+def measure(got: np.ndarray, expected: np.ndarray, floor: float) -> tuple[float, tuple[int, ...]]:
+    """The error of `got`, and the index where it is. Absolute where expected is zero throughout."""
+    size = np.abs(expected)
+    scale = size + floor * size.max()
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        difference = np.abs(got - expected)
+        error = np.where(np.isfinite(difference), difference, np.inf)
+        error = np.where(error == 0, 0.0, error / (scale if size.max() else 1.0))
+    index = np.unravel_index(int(np.argmax(error)), error.shape)
+    return float(error[index]), tuple(int(i) for i in index)
+
+
+def side_by_side(expected: Any, got: Any) -> str:
+    """Two different numbers as a note shows them: with as many digits as tell them apart."""
+    digits = next((n for n in (6, 12) if f"{expected:.{n}g}" != f"{got:.{n}g}"), 17)
+    return f"expected {expected:.{digits}g}, got {got:.{digits}g}"
+
+
+def plainly(value: Any) -> str:
+    """A number as a note shows it."""
+    return f"{value:.6g}"

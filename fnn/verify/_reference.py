@@ -1,0 +1,207 @@
+"""What a gradient is compared with, in float64: autodiff, how sure it is, and slopes.
+
+How sure autodiff is shows when all inputs are moved by a roundoff. Slopes by finite differences,
+
+    (f(theta + h v) - f(theta - h v)) / 2h    along a direction v, h, h/2, h/4, ...,
+
+are taken to h = 0 by Richardson's extrapolation (1911). They owe nothing to autodiff but the size
+of f's rounding, u sum |df/dtheta||theta|.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.verify._arrays import ROUNDOFF
+from fnn.verify._call import Call, Inputs, differentiate, evaluate_moved, run
+from fnn.verify._leaf import measure
+
+MOVES = 8
+"""How often the inputs are moved by a roundoff before a check fails. To pass, once will do."""
+FAR = 2.0**-40
+"""The least roundoff of the third row: far enough from float64's to tell a jump from rounding."""
+LEVELS = 3
+"""The number of steps h, h/2, h/4, ... of an extrapolation."""
+
+
+class Slope(NamedTuple):
+    """A slope by finite differences: the central one with a bound of its error, those from the
+    left and from the right, and whether these two differ.
+    """
+
+    value: float
+    bound: float
+    left: float
+    right: float
+    kink: bool
+
+
+class Reference:
+    """f and its gradient in float64, how sure they are, and the slopes of f.
+
+    `stacks` has an array for the value of f and one for each array of theta, each with three
+    rows: at the inputs themselves; at inputs moved by float64's roundoff; at inputs moved by
+    `roundoff`, that of the dtype that the user runs, or by `FAR`. After these come the arrays that
+    f returns beside its value. `unit` is the roundoff of f itself: more than float64's where f
+    computes in less, whatever it is given.
+    """
+
+    def __init__(self, call: Call, inputs: Inputs, roundoff: float, unit: float = ROUNDOFF) -> None:
+        self.call, self.inputs, self.roundoff, self.unit = call, inputs, roundoff, unit
+        self.norms = [norm(p) or 1.0 for p in inputs.theta]
+        self._moved = lru_cache(self._at_moved_inputs)
+        self.directions, self.along = lru_cache(self._directions), lru_cache(self._along)
+        self.stacks = self._moved(0)
+        values, *grads = self.stacks[: len(inputs.theta) + 1]
+        # The rounding of f: u sum |df/dtheta||theta|, and what rounding its inputs did to it.
+        finite = [g[0] if np.isfinite(g[0]).all() else np.zeros(g[0].shape) for g in grads]
+        magnitude = sum(np.abs(g * p).sum() for g, p in zip(finite, inputs.theta, strict=True))
+        moved = np.abs(values[1] - values[0])
+        self.noise = float(unit * (magnitude + np.abs(values[0])) + moved)
+        self.size = max((np.abs(g).max(initial=0.0) for g in finite), default=0.0)
+
+    def _at_moved_inputs(self, seed: int) -> list[np.ndarray]:
+        """The stacks, with every float moved up or down by signs drawn from the seed."""
+        random = np.random.default_rng(seed)
+        runs = []
+        for u in (0.0, self.unit, max(self.roundoff, FAR)):
+            value, grads, outputs = gradient_of(self.call, moved(self.inputs, u, random))
+            runs.append([np.asarray(a, np.float64) for a in (value, *grads, *outputs)])
+        return [np.stack(leaves) for leaves in zip(*runs, strict=True)]
+
+    def moves(self, position: int, row: int, floor: float) -> Iterator[float]:
+        """How far an array of `stacks` moves when every input moves by a roundoff (row 1:
+        f's, row 2: the user's): again and again, by other signs.
+        """
+        for stack in self.moved_stacks(position):
+            yield measure(stack[row], stack[0], floor)[0]
+
+    def moved_stacks(self, position: int) -> Iterator[np.ndarray]:
+        """An array of `stacks`, again and again with its inputs moved by other signs."""
+        for seed in range(MOVES):
+            yield self._moved(seed)[position]
+
+    def _directions(self, tied: bool) -> list[np.ndarray]:
+        """For each array of theta a direction of its length: half along the gradient, where a wrong
+        factor shows most, half at random, where everything else does. `tied`: one that keeps
+        entries of equal size so; zero where there are none."""
+        random, directions = np.random.default_rng(1), []
+        for p, stack, length in zip(self.inputs.theta, self.stacks[1:], self.norms, strict=False):
+            gradient, v = stack[0], random.standard_normal(stack[0].shape)
+            size = norm(gradient)
+            along = gradient / size if 0 < size < np.inf else np.zeros(v.shape)
+            v *= 1 if (v * along).sum() >= 0 else -1  # they must not cancel
+            v = v / (norm(v) or 1.0) + along
+            v = together_where_tied(v, np.asarray(p)) if tied else v
+            directions.append(length * v / (norm(v) or 1.0))
+        return directions
+
+    def _along(self, positions: tuple[int, ...], first: float, tied: bool) -> Slope:
+        """The slope where the arrays at these positions move along their directions."""
+        directions = enumerate(self.directions(tied), 1)
+        return self.slope(
+            [v if j in positions else np.zeros(v.shape) for j, v in directions], first
+        )
+
+    def slope(self, directions: list[np.ndarray], first: float) -> Slope:
+        """The slope of f along the directions, one per array of theta, from a step of `first`."""
+        h = first * 0.5 ** np.arange(LEVELS)
+        f = run(evaluate_moved, self.call, self.inputs, directions, np.concatenate([h, -h]))
+        plus, minus = np.array(f, np.float64).reshape(2, LEVELS)
+        return _slope(float(self.stacks[0][0]), plus, minus, h, 8 * self.noise / h[-1])
+
+
+def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
+    """The inputs, every float moved up or down by the roundoff u. Values of equal size move alike,
+    so that no tie is broken.
+    """
+    if u == 0:
+        return inputs
+    odd = 2 * random.integers(1, 2**62, dtype=np.uint64) + np.uint64(1)
+
+    def move(a: Any) -> np.ndarray:
+        a = np.asarray(a)
+        mixed = np.atleast_1d(np.abs(a.astype(np.float64))).view(np.uint64).reshape(a.shape) * odd
+        up = (mixed >> np.uint64(60)) & np.uint64(1)
+        return (np.where(up, 1 + u, 1 - u) * a).astype(a.dtype)
+
+    theta, floats, others = inputs
+    return Inputs([*map(move, theta)], [*map(move, floats)], others)
+
+
+def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], list[Any]]:
+    """What `differentiate` gives; by differences where autodiff can't take the call."""
+    try:
+        return run(differentiate, call, inputs)
+    except jax.errors.JAXTypeError:  # NumPy's functions take no tracer
+        value, outputs = call(inputs)
+        return value, [_entry_slopes(call, inputs, j) for j in range(len(inputs.theta))], outputs
+
+
+def _entry_slopes(call: Call, inputs: Inputs, j: int) -> np.ndarray:
+    """The slopes along every entry of theta[j]."""
+    theta = np.asarray(inputs.theta[j])
+    slopes = np.zeros(theta.shape)
+    typical = norm(theta) / max(theta.size, 1) ** 0.5 or 1.0
+    for index in np.ndindex(theta.shape):
+        h = 2.0**-7 * max(abs(float(theta[index])), typical) * 0.5 ** np.arange(LEVELS)
+        f = []
+        for step in (*h, *-h):
+            moved = theta.copy()
+            moved[index] += step
+            array = jnp.asarray(moved) if isinstance(inputs.theta[j], jax.Array) else moved
+            at = [*inputs.theta[:j], array, *inputs.theta[j + 1 :]]
+            f.append(float(call(inputs._replace(theta=at))[0]))
+        plus, minus = np.array(f).reshape(2, LEVELS)
+        slopes[index], _ = _extrapolate((plus - minus) / (2 * h), 2)
+    return slopes
+
+
+def together_where_tied(direction: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """The direction, changed so that entries of theta that are of equal size stay so: each gets
+    their mean. Zeros stay where they are. Zero where no entries are tied.
+    """
+    ordered = np.sort(np.abs(theta), axis=None)
+    if not ((ordered[:1] == 0).any() or (ordered[1:] == ordered[:-1]).any()):
+        return np.zeros(theta.shape)
+    sign = np.sign(theta).ravel()
+    _, group, count = np.unique(np.abs(theta), return_inverse=True, return_counts=True)
+    sums = np.bincount(group.ravel(), sign * direction.ravel(), len(count))
+    return (sign * (sums / count)[group.ravel()]).reshape(theta.shape)
+
+
+def norm(a: Any) -> float:
+    """The Euclidean norm of an array of any shape."""
+    # Not by BLAS, whose threads take longer to wake than this takes.
+    return float(np.sqrt(np.square(np.asarray(a)).sum()))
+
+
+def _slope(
+    centre: float, plus: np.ndarray, minus: np.ndarray, h: np.ndarray, rounding: float
+) -> Slope:
+    """The slope from f at theta, theta + h v and theta - h v.
+
+    Its error is at most four times the last correction and the gap between the slopes from the
+    right and from the left, and the rounding of f over h.
+    """
+    value, error = _extrapolate((plus - minus) / (2 * h), 2)
+    right, right_error = _extrapolate((plus - centre) / h, 1)
+    left, left_error = _extrapolate((centre - minus) / h, 1)
+    # A kink within the last step moves every central slope alike; the two sides then differ.
+    gap = abs(right - left)
+    kink = not gap <= 8 * (rounding + right_error + left_error)
+    return Slope(value, 4 * (error + gap) + rounding, left, right, kink)
+
+
+def _extrapolate(slopes: np.ndarray, order: int) -> tuple[float, float]:
+    """Slopes at h, h/2, h/4, ..., whose error is a series in h^order, taken to h = 0; and the
+    last correction."""
+    last, factor = slopes, 1
+    while len(slopes) > 1:
+        factor *= 2**order
+        last, slopes = slopes, slopes[1:] + (slopes[1:] - slopes[:-1]) / (factor - 1)
+    return float(slopes[0]), float(abs(slopes[0] - last[-1]))

@@ -1,0 +1,320 @@
+"""What a check would have refused: bugs planted into the gradient that it was given.
+
+What a checker found, as a table.
+
+What the inputs of a check can't show, in words.
+"""
+
+import html
+import json
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.verify._arrays import named_leaves
+from fnn.verify._call import Inputs
+from fnn.verify._leaf import FLOOR, Check, Leaf, measure
+
+
+class Planted(NamedTuple):
+    """One bug planted into one leaf, and whether the check would have refused it."""
+
+    bug: str
+    leaf: str
+    seen: bool
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a check can see. `smallest` has for each leaf the least relative error it refuses:
+    of all entries at once, each by its own amount.
+    """
+
+    planted: tuple[Planted, ...]
+    smallest: dict[str, float]
+
+    def __str__(self) -> str:
+        """A line per kind of bug and per leaf."""
+        seen = sum(p.seen for p in self.planted)
+        lines = [f"power: {seen} of {len(self.planted)} planted bugs seen"]
+        for bug in dict.fromkeys(p.bug for p in self.planted):
+            tried = [p for p in self.planted if p.bug == bug]
+            missed = [p.leaf for p in tried if not p.seen]
+            what = f"missed in {', '.join(missed)}" if missed else "seen"
+            text = f"{bug:32} {len(tried):3} leaves  {what}"
+            lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        lines.append("smallest relative error seen")
+        lines += [f"  {name:32} {error:.1e}" for name, error in self.smallest.items()]
+        return "\n".join(lines)
+
+
+def planted_bugs(g: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Bugs for a gradient g: the name, and g with the bug in it."""
+    yield "sign", -g
+    yield "zero", 0 * g
+    yield "twice", 2 * g
+    yield "half", g / 2
+    yield "NaN in one entry", _with_entry(g, np.nan)
+    yield "rounded to bfloat16", np.asarray(jnp.asarray(g, jnp.bfloat16), g.dtype)
+    yield "rounded to float32", g.astype(np.float32).astype(g.dtype)
+    if g.size > 1:
+        yield "largest entry negated", _with_entry(g, -g.flat[np.abs(g).argmax()])
+        yield "shifted by one entry", np.roll(g.ravel(), 1).reshape(g.shape)
+    if g.ndim > 1:
+        yield "last row zero", np.concatenate([g[:-1], 0 * g[-1:]])
+        yield "last column zero", np.concatenate([g[..., :-1], 0 * g[..., -1:]], -1)
+    if g.ndim == 2 and g.shape[0] == g.shape[1] > 1:
+        yield "transposed", g.T
+
+
+def _with_entry(g: np.ndarray, value: Any) -> np.ndarray:
+    g = g.copy()
+    g.flat[np.abs(g).argmax()] = value
+    return g
+
+
+def power_of(leaves: Sequence[Leaf]) -> Power:
+    """The power of the float64 check of these leaves: bugs are planted into each finite leaf.
+    Where that check was skipped, nothing is seen.
+    """
+    tried = [leaf for leaf in leaves if leaf.got.size]
+    planted, smallest = [], {}
+    for leaf in tried:
+        got, expected = leaf.got, leaf.expected
+        if not (np.isfinite(got).all() and np.isfinite(expected).all()):
+            smallest[leaf.name] = np.inf
+            continue
+
+        def seen(g: np.ndarray, leaf: Leaf = leaf, expected: np.ndarray = expected) -> bool:
+            ran = leaf.float64.verdict != "skipped"
+            return ran and not measure(g, expected, FLOOR)[0] <= leaf.float64.bound
+
+        for bug, g in planted_bugs(got):
+            if not np.array_equal(g, got):
+                planted.append(Planted(bug, leaf.name, seen(g)))
+        for other in tried:
+            if other is not leaf and other.got.shape == got.shape:
+                planted.append(Planted(f"swapped with {other.name}", leaf.name, seen(other.got)))
+        smallest[leaf.name] = _smallest(seen, expected)
+    return Power(tuple(planted), smallest)
+
+
+def _smallest(seen: Callable[[np.ndarray], bool], expected: np.ndarray) -> float:
+    """The least relative error refused, by bisection of its exponent between 1e-16 and 1."""
+    noise = np.random.default_rng(0).uniform(-1, 1, expected.shape)
+    noise = expected * noise / np.abs(noise).max()
+    low, high = -16.0, 0.0
+    if not seen(expected + noise):
+        return np.inf
+    while high - low > 0.05:
+        middle = (low + high) / 2
+        low, high = (low, middle) if seen(expected + 10**middle * noise) else (middle, high)
+    return float(10**high)
+
+
+WIDTH = 100
+"""Columns of the table, at most."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a checker found. `str(report)` is a table with a line per leaf.
+
+    name      of the checker, such as "check_layer"
+    leaves    from input to output; backpropagation reaches the last one first
+    dtype     what the user runs, and the native check ran
+    place     for fnn's networks, the first wrong layer counted from the output
+    inputs    (params, x) where `search` found a wrong gradient
+    blind     what the inputs can't show
+
+    >>> import fnn, jax.numpy as jnp
+    >>> from fnn import verify
+    >>> print(verify.check_layer(fnn.tanh, (), jnp.array([[0.5, 1.0]])))  # doctest: +ELLIPSIS
+    check_layer: pass
+      leaf  float64            float32            differences        verdict
+      dx    ... < 1e-09    ... < ...    ... < ...    pass
+      these inputs can't show: no zeros, no ties, only |values| < 3
+    """
+
+    name: str
+    leaves: tuple[Leaf, ...]
+    dtype: str = "float32"
+    place: str = ""
+    inputs: tuple[Any, Any] | None = None
+    blind: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """The leaves' verdicts together: "fail" if one fails, else "inconclusive" if one is, or
+        if there is no leaf, else "pass".
+
+        >>> Report("check_layer", ()).verdict
+        'inconclusive'
+        """
+        found = {leaf.verdict for leaf in self.leaves} or {"inconclusive"}
+        return next(v for v in ("fail", "inconclusive", "pass") if v in found)
+
+    @property
+    def worst(self) -> float:
+        """The largest relative float64 difference of all leaves.
+
+        >>> Report("check_layer", ()).worst
+        0.0
+        """
+        return max((leaf.relative for leaf in self.leaves), default=0.0)
+
+    @property
+    def errors(self) -> tuple[float | None, ...]:
+        """The largest error of each check: float64, native, differences. None for a check that
+        was skipped at every leaf.
+
+        >>> import fnn, jax.numpy as jnp
+        >>> from fnn import verify
+        >>> [e < 1e-5 for e in verify.check_layer(fnn.tanh, (), jnp.array([[0.5, 1.0]])).errors]
+        [True, True, True]
+        """
+        if not self.leaves:
+            return (None, None, None)
+        columns = zip(*((f.float64, f.native, f.differences) for f in self.leaves), strict=True)
+        ran = [[check.error for check in c if check.verdict != "skipped"] for c in columns]
+        return tuple(max(errors, default=None) for errors in ran)
+
+    @cached_property
+    def power(self) -> Power:
+        """What this check would have seen: bugs planted into the gradient under test.
+
+        >>> import fnn, jax.numpy as jnp
+        >>> from fnn import verify
+        >>> report = verify.check_layer(fnn.tanh, (), jnp.array([[0.5, 1.0]]))
+        >>> report.power.smallest["dx"] < 1e-8
+        True
+        """
+        return power_of(self.leaves)
+
+    def raise_for_verdict(self) -> None:
+        """Raise AssertionError, with the table, unless the verdict is "pass".
+
+        >>> import fnn, jax.numpy as jnp
+        >>> from fnn import verify
+        >>> verify.check_layer(fnn.tanh, (), jnp.array([[0.5, 1.0]])).raise_for_verdict()
+        """
+        if self.verdict != "pass":
+            raise AssertionError("\n" + str(self))
+
+    def to_json(self) -> str:
+        """The verdict and the leaves as JSON, for continuous integration. A check that was skipped
+        has no error; infinite numbers are null.
+
+        >>> json.loads(Report("check_layer", ()).to_json())["verdict"]
+        'inconclusive'
+        """
+        leaves = [
+            {
+                "name": leaf.name,
+                "verdict": leaf.verdict,
+                "note": leaf.note,
+                "index": list(leaf.index),
+                "float64": _as_dict(leaf.float64),
+                "native": _as_dict(leaf.native),
+                "differences": _as_dict(leaf.differences),
+            }
+            for leaf in self.leaves
+        ]
+        return json.dumps(
+            {
+                "name": self.name,
+                "verdict": self.verdict,
+                "dtype": self.dtype,
+                "place": self.place,
+                "blind": list(self.blind),
+                "leaves": leaves,
+            }
+        )
+
+    def _repr_html_(self) -> str:
+        """The table in a notebook."""
+        heads = ("leaf", "float64", self.dtype, "differences", "verdict", "")
+        rows = [
+            (leaf.name, leaf.float64, leaf.native, leaf.differences, leaf.verdict, leaf.note)
+            for leaf in self.leaves
+        ]
+        cells = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>"
+            for row in rows
+        )
+        head = "".join(f"<th>{html.escape(h)}</th>" for h in heads)
+        title = html.escape(": ".join(filter(None, (self.name, self.verdict, self.place))))
+        return f"<table><caption>{title}</caption><tr>{head}</tr>{cells}</table>"
+
+    def __str__(self) -> str:
+        """The table."""
+        width = min(max([len(leaf.name) for leaf in self.leaves] + [4]), 28)
+        lines = [f"{self.name}: {self.verdict}"]
+        if self.place:
+            lines += textwrap.wrap(f"  {self.place}", WIDTH, subsequent_indent="    ")
+        heads = ("float64", self.dtype, "differences")
+        lines.append(f"  {'leaf':{width}}  {heads[0]:17}  {heads[1]:17}  {heads[2]:17}  verdict")
+        for leaf in self.leaves:
+            name = leaf.name if len(leaf.name) <= width else ".." + leaf.name[2 - width :]
+            checks = (leaf.float64, leaf.native, leaf.differences)
+            cells = "  ".join(f"{check!s:17}" for check in checks)
+            lines.append(f"  {name:{width}}  {cells}  {leaf.verdict}")
+            lines += textwrap.wrap(
+                leaf.note, WIDTH, initial_indent="    ", subsequent_indent="    "
+            )
+        if self.inputs is not None:
+            lines.append("  inputs")
+            params, x = self.inputs
+            for name, leaf in named_leaves({"params": params, "x": x}).items():
+                lines.append(f"    {name} = {_pasted(leaf)}")
+        if self.blind and self.verdict == "pass":
+            text = f"these inputs can't show: {', '.join(self.blind)}"
+            lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        return "\n".join(lines)
+
+
+def _as_dict(check: Check) -> dict[str, Any]:
+    if check.verdict == "skipped":
+        return {"verdict": "skipped", "reason": check.reason}
+    numbers = {"error": check.error, "bound": check.bound}
+    return {
+        "verdict": check.verdict,
+        **{k: float(v) if np.isfinite(v) else None for k, v in numbers.items()},
+    }
+
+
+def _pasted(leaf: Any) -> str:
+    """An array as Python source."""
+    if not hasattr(leaf, "dtype"):
+        return repr(leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return f"jax.random.wrap_key_data({np.asarray(jax.random.key_data(leaf)).tolist()})"
+    return f"jnp.array({np.asarray(leaf).tolist()}, jnp.{leaf.dtype})"
+
+
+def blind_spots(inputs: Inputs) -> tuple[str, ...]:
+    """What a bug may hide behind at these inputs. `fnn.verify.search` looks there."""
+    return tuple(_found(inputs))
+
+
+def _found(inputs: Inputs) -> Iterator[str]:
+    theta = [np.asarray(a, np.float64) for a in inputs.theta if a.size]
+    values = np.concatenate([np.ravel(a) for a in theta] or [np.zeros(0)])
+    for value, name in ((1, "ones"), (0, "zeros")):
+        if any(a.size > 1 and (a == value).all() for a in theta):
+            yield f"an array of {name} only"
+    if (values != 0).all():
+        yield "no zeros"
+    if len(np.unique(values)) == len(values) > 1:
+        yield "no ties"
+    if (np.abs(values) < 3).all():
+        yield "only |values| < 3"
+    sizes = [n for a in theta for n in a.shape]
+    if len(sizes) > 1 and len(set(sizes)) == 1:
+        yield "all sizes equal"

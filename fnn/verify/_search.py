@@ -1,0 +1,222 @@
+"""A search for inputs at which a rule is wrong: most bugs are invisible at ordinary inputs.
+
+Each probe changes the inputs in one way: zeros, ties, repeated integers, large numbers, other
+sizes. What fails is then shrunk: fewer examples, smaller sizes, fewest and roundest numbers.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.base import Array, Params
+from fnn.verify._arrays import as_arrays, differentiable
+from fnn.verify._gradients import check_vjp
+from fnn.verify._report import Report
+
+PLAIN = 1e-6
+"""The float64 error that counts here. At extreme inputs right rules may lose many digits."""
+TRIES = 60
+"""How many simpler inputs are tried before shrinking ends."""
+SIZES = (1, 3, 7, 33, 130)
+"""Sizes to try: one, small ones, and such as no block divides."""
+
+
+class Probe(NamedTuple):
+    """Inputs, and what is special about them."""
+
+    name: str
+    params: Params
+    x: Any
+
+
+def search(
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    params: Params,
+    x: Any,
+    *,
+    reference: Callable[..., Any] | None = None,
+    make_inputs: Callable[..., tuple[Params, Any]] | None = None,
+    key: Array | None = None,
+) -> Report:
+    """Look for inputs at which `check_vjp` of this pair fails. The report's `inputs` are the
+    simplest found, as (params, x), to paste into a test; None where no probe fails.
+
+    Tried are params and x themselves and variants of them of the same shapes. With
+    `make_inputs(key, batch=8, d=4) -> (params, x)`, sizes with integer defaults by any name, other
+    sizes are tried too: 1, sizes that no block divides, sizes that differ from each other.
+
+    Inputs that forward or backward refuses by an exception count for nothing. A probe fails only
+    by a plain error, of more than 1e-6 in float64, or by NaN where the reference is finite.
+
+    >>> forward = lambda params, x: (jnp.where(x > 0, x, 0), x)
+    >>> backward = lambda params, x, dy: ((), jnp.where(x >= 0, dy, 0))
+    >>> report = search(forward, backward, (), jnp.array([[0.3, -1.2], [2.5, 0.7]]))
+    >>> report.verdict, report.inputs
+    ('fail', ((), Array([[0., 0.]], dtype=float32)))
+    """
+    key = jax.random.key(0) if key is None else key
+    params, x = as_arrays((params, x))
+
+    def check(params: Params, x: Any) -> Report | None:
+        try:
+            return check_vjp(forward, backward, params, x, reference=reference)
+        except Exception:  # inputs that the functions do not take
+            return None
+
+    count, first = 0, None
+    for probe in (*probes(params, x, key), *_sized(make_inputs, key)):
+        report = check(probe.params, probe.x)
+        first = first or report
+        count += report is not None
+        if report is not None and _plainly_wrong(report):
+            return _shrunk(check, probe, report)
+    if first is None:  # say why
+        first = check_vjp(forward, backward, params, x, reference=reference)
+    return replace(first, name="search", place=f"no wrong gradient at {count} inputs tried")
+
+
+def probes(params: Params, x: Any, key: Array) -> Iterator[Probe]:
+    """The inputs themselves, and variants of the same shapes."""
+    yield Probe("as given", params, x)
+    usual = jax.tree.map(lambda p: _off(p, key), params)
+    changes: dict[str, Callable[[Array], Array]] = {
+        "zeros": jnp.zeros_like,
+        "ones": jnp.ones_like,
+        "a zero row": lambda a: a.at[:1].set(0) if a.ndim else a,
+        "a zero column": lambda a: a.at[..., :1].set(0) if a.ndim else a,
+        "ties": jnp.round,
+        "all equal": lambda a: jnp.full_like(a, 0.75),
+        "negated": lambda a: -a,
+        "positive": jnp.abs,
+        "negative": lambda a: -jnp.abs(a),
+        "tiny": lambda a: a * jnp.asarray(1e-4, a.dtype),
+        "large": lambda a: a * jnp.asarray(30, a.dtype),
+        "saturated": lambda a: a * jnp.asarray(300, a.dtype),
+    }
+    for name, change in changes.items():
+        yield Probe(name, usual, _floats(change, x))
+    for name, change in changes.items():
+        if jax.tree.leaves(params):
+            yield Probe(f"params: {name}", _floats(change, params), x)
+    yield Probe("params off their initial values", usual, x)
+    codes: dict[str, Callable[[Array], Array]] = {
+        "repeated integers": lambda a: jnp.full_like(a, a.ravel()[-1]),
+        "reversed integers": lambda a: a[::-1],
+        "unsorted, repeated integers": lambda a: jnp.roll(jnp.repeat(a, 2, 0)[: len(a)], 1, 0),
+        "integers of 0": jnp.zeros_like,
+    }
+    masks: dict[str, Callable[[Array], Array]] = {
+        "empty masks": jnp.zeros_like,
+        "full masks": jnp.ones_like,
+        "every other entry of the masks": lambda a: (jnp.arange(a.size) % 2 == 0).reshape(a.shape),
+        "an empty row of the masks": lambda a: a.at[:1].set(False) if a.ndim else a,
+    }
+    inputs = (params, x)
+    for kind, variants in ((jnp.integer, codes), (jnp.bool_, masks)):
+        if any(_is(kind, leaf) and leaf.size for leaf in jax.tree.leaves(inputs)):
+            for name, change in variants.items():
+                yield Probe(name, *_where(kind, change, inputs))
+
+
+def _sized(make_inputs: Callable[..., Any] | None, key: Array) -> Iterator[Probe]:
+    """Inputs of other sizes: one of them changed, and all different from each other."""
+    if make_inputs is None:
+        return
+    sizes = _sizes_of(make_inputs)
+    wanted = [{**sizes, name: n} for name in sizes for n in SIZES]
+    wanted += [{name: SIZES[i % 3] for i, name in enumerate(sizes)}]
+    wanted += [{name: SIZES[2 - i % 3] for i, name in enumerate(sizes)}]
+    for chosen in (sizes, *wanted):
+        try:
+            params, x = make_inputs(key, *chosen.values())
+        except Exception:  # sizes that do not go together
+            continue
+        yield Probe(f"sizes {chosen}", *as_arrays((params, x)))
+
+
+def _sizes_of(make_inputs: Callable[..., Any]) -> dict[str, int]:
+    """The arguments behind the key, and their defaults.
+
+    Raises ValueError where there are none, or where they are no integers or not positional.
+    """
+    _, *given = inspect.signature(make_inputs).parameters.values()
+    sizes = {p.name: p.default for p in given}
+    positional = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in given)
+    if not sizes or not positional or not all(type(n) is int for n in sizes.values()):
+        raise ValueError(
+            "search: expected make_inputs(key, sizes...) whose sizes have integer defaults, such "
+            f"as make_inputs(key, batch=4, d=3); got {inspect.signature(make_inputs)}"
+        )
+    return sizes
+
+
+def _plainly_wrong(report: Report) -> bool:
+    return any(
+        leaf.verdict == "fail" and (not leaf.float64.error <= PLAIN or leaf.native.error == np.inf)
+        for leaf in report.leaves
+    )
+
+
+def _shrunk(check: Callable[..., Report | None], probe: Probe, report: Report) -> Report:
+    """The report at the simplest inputs that still fail."""
+    inputs, tries, found = (probe.params, probe.x), 0, True
+    while found and tries < TRIES:
+        found = False
+        for simpler in _simpler(*inputs):
+            tries += 1
+            got = check(*simpler)
+            if got is not None and _plainly_wrong(got):
+                inputs, report, found = simpler, got, True
+                break
+            if tries >= TRIES:
+                break
+    place = "; ".join(filter(None, (f"found at inputs: {probe.name}", report.place)))
+    return replace(report, name="search", place=place, inputs=inputs)
+
+
+def _simpler(params: Params, x: Any) -> Iterator[tuple[Params, Any]]:
+    """Inputs with fewer examples, then with rounder numbers, most first."""
+    leaves = jax.tree.leaves(x)
+    lengths = {jnp.shape(leaf)[0] for leaf in leaves if jnp.ndim(leaf)}
+    if len(lengths) == 1 and all(map(jnp.ndim, leaves)) and (n := min(lengths)) > 1:
+        for part in (slice(0, 1), slice(n - 1, n), slice(0, n // 2), slice(n // 2, n)):
+            yield params, jax.tree.map(lambda a, part=part: a[part], x)
+    flat, form = jax.tree.flatten((params, x))
+    for change in (jnp.zeros_like, jnp.ones_like, jnp.round, lambda a: jnp.round(a, 1)):
+        for i, leaf in enumerate(flat):
+            if differentiable(leaf) and _cost(new := change(leaf)) < _cost(leaf):
+                yield jax.tree.unflatten(form, [*flat[:i], new, *flat[i + 1 :]])
+    for i, leaf in enumerate(flat):
+        if differentiable(leaf) and 1 < leaf.size <= 16:
+            for j in np.ndindex(leaf.shape):
+                for value in (0, 1):
+                    if _cost(new := leaf.at[j].set(value)) < _cost(leaf):
+                        yield jax.tree.unflatten(form, [*flat[:i], new, *flat[i + 1 :]])
+
+
+def _cost(a: Array) -> int:
+    """How many characters the entries take, zeros none."""
+    return sum(len(f"{v:g}") for v in np.ravel(np.asarray(a, np.float64)) if v)
+
+
+def _off(p: Any, key: Array) -> Any:
+    """A parameter off ones and zeros."""
+    return p + jax.random.normal(key, p.shape, p.dtype) / 2 if differentiable(p) else p
+
+
+def _is(kind: Any, leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, kind)
+
+
+def _where(kind: Any, change: Callable[[Array], Array], tree: Any) -> Any:
+    return jax.tree.map(lambda a: change(a) if _is(kind, a) and a.size else a, tree)
+
+
+def _floats(change: Callable[[Array], Array], tree: Any) -> Any:
+    return _where(jnp.floating, change, tree)

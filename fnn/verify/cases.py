@@ -1,0 +1,259 @@
+"""What each name of `fnn.catalog` is checked with: inputs, and update rules in numpy.
+
+`fnn verify` checks everything in here, and the tests run over it.
+
+    ACTIVATIONS   name -> (layer, an input)
+    LAYERS        name -> (layer, an input): layers, models, and each combinator of a dense layer
+    COMBINATORS   name -> (what makes a layer from a layer 4 -> 4, an input)
+    LOSSES        name -> (loss, prediction, target)
+    OPTIMIZERS    name -> Rule: update rules by themselves
+    WRAPPERS      name -> Rule: update rules around another
+
+Inputs are those at which a derivative can be seen: nothing symmetric, nothing saturated. A rule
+is the update written a second time, in numpy and from its source: see `fnn.verify.optimizers`.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fnn
+from fnn import catalog
+from fnn.base import Layer, Loss, Optimizer, at
+
+_random = np.random.default_rng(0)
+_ANY, _OTHER = _random.standard_normal((2, 6, 4)).astype(np.float32)
+_UNIT = _random.uniform(0.1, 0.9, (6, 4)).astype(np.float32)
+_SHARES = _UNIT / _UNIT.sum(-1, keepdims=True)
+_LABELS = np.array([0, 3, 1, 1, 2, 0])
+_KEY: Any = np.zeros(2, np.uint32)
+"""A key of `jax.random` in NumPy's array: importing this must not start JAX's devices, for the
+command chooses them later."""
+
+
+def _x(*shape: int) -> np.ndarray:
+    """An input of seven examples: of d features, or of images (height, width, channels)."""
+    return np.random.default_rng(shape[-1]).standard_normal((7, *shape)).astype(np.float32)
+
+
+def _mask(layer: Layer) -> Any:
+    """A mask for the layer's params, with a third of zeros."""
+    params = jax.eval_shape(lambda: layer.init(jax.random.key(0)))
+    return jax.tree.map(lambda p: np.arange(p.size).reshape(p.shape) % 3 > 0, params)
+
+
+ACTIVATIONS: dict[str, tuple[Layer, Any]] = {
+    name: (layer, _x(4)) for name, layer in catalog.ACTIVATIONS.items()
+}
+
+LAYERS: dict[str, tuple[Layer, Any]] = {
+    "dense": (fnn.dense(5, 3), _x(5)),
+    "layer_norm": (fnn.layer_norm(6), _x(6)),
+    "rms_norm": (fnn.rms_norm(6), _x(6)),
+    "group_norm": (fnn.group_norm(6, 3), _x(2, 3, 6)),
+    "batch_norm": (fnn.batch_norm(4), _x(4)),
+    "batch_norm, training": (at(fnn.batch_norm(4), _KEY), _x(4)),
+    "dropout": (fnn.dropout(0.4), _x(4)),
+    "dropout, training": (at(fnn.dropout(0.4), _KEY), _x(4)),
+    "embedding": (fnn.embedding(5, 3), np.array([3, 0, 3, 4, 1, 1, 0])),
+    "attention": (fnn.attention(4, 2), _x(3, 4)),
+    "attention, causal": (fnn.attention(6, 3, causal=True), _x(4, 6)),
+    "attention, rotary": (fnn.attention(8, 2, rotary=True), _x(3, 8)),
+    "conv1d": (fnn.conv1d(2, 3), _x(5, 2)),
+    "conv1d, strided": (fnn.conv1d(2, 3, 4, 2, "VALID"), _x(9, 2)),
+    "conv2d": (fnn.conv2d(2, 3), _x(4, 5, 2)),
+    "conv2d, strided": (fnn.conv2d(2, 3, (3, 2), (2, 3)), _x(6, 7, 2)),
+    "conv2d, valid": (fnn.conv2d(1, 2, (2, 3), (2, 1), "VALID"), _x(5, 4, 1)),
+    "max_pool": (fnn.max_pool((2, 2)), _x(4, 5, 2)),
+    "mean_pool": (fnn.mean_pool((2, 2)), _x(5, 4, 2)),
+    "flatten": (fnn.flatten(3), _x(2, 3, 2)),
+    "unflatten": (fnn.unflatten(2, 3), _x(6)),
+    "softmax": (fnn.softmax, _x(4)),
+    "elementwise": (fnn.elementwise(jnp.sin, lambda x, y: jnp.cos(x)), _x(4)),
+    "add": (fnn.add, (_x(3), _x(3) ** 2)),
+    "concatenate": (fnn.concatenate, (_x(3), _x(2))),
+    "mlp": (fnn.mlp((5, 6, 4, 3), activation=fnn.gelu), _x(5)),
+    "parallel.mlp": (fnn.parallel.mlp((5, 6, 4), "model", fnn.gelu), _x(5)),
+    "cnn": (fnn.cnn((4, 4, 1), (2,), 3, fnn.gelu), _x(4, 4, 1)),
+}
+
+COMBINATORS: dict[str, tuple[Callable[[Layer], Layer], Any]] = {
+    "serial": (lambda f: fnn.serial(fnn.dense(5, 4), f, fnn.tanh, f), _x(5)),
+    "fork": (lambda f: fnn.fork(f, fnn.tanh, f), _x(4)),
+    "gated": (lambda f: fnn.gated(f, fnn.serial(f, fnn.sigmoid)), _x(4)),
+    "skip": (fnn.skip, _x(4)),
+    "repeat": (lambda f: fnn.repeat(fnn.skip(f), 3), _x(4)),
+    "masked": (lambda f: fnn.masked(f, _mask(f)), _x(4)),
+    "remat": (fnn.remat, _x(4)),
+    "compute_in": (lambda f: fnn.compute_in(f, jnp.bfloat16), _x(4)),
+    "reversible": (lambda f: fnn.reversible(f, fnn.serial(f, fnn.tanh), 3), _x(8)),
+}
+
+LAYERS |= {name: (of(fnn.dense(4, 4)), x) for name, (of, x) in COMBINATORS.items()}
+
+LOSSES: dict[str, tuple[Loss, Any, Any]] = {
+    "mse": (fnn.mse, _ANY, _OTHER),
+    "mae": (fnn.mae, _ANY, _OTHER),
+    "huber": (fnn.huber(), 2 * _ANY, _OTHER),
+    "cross_entropy": (fnn.cross_entropy, _SHARES, _LABELS),
+    "softmax_cross_entropy": (fnn.softmax_cross_entropy, _ANY, _LABELS),
+    "smoothed_cross_entropy": (fnn.smoothed_cross_entropy(0.2), _ANY, _LABELS),
+    "binary_cross_entropy": (fnn.binary_cross_entropy, _UNIT, _UNIT[::-1]),
+    "sigmoid_binary_cross_entropy": (fnn.sigmoid_binary_cross_entropy, _ANY, _UNIT),
+}
+
+UNCHECKED = ("frozen", "stop_gradient")
+"""Names without a case: their gradient is zero by definition, which no check can tell from one that
+is missing."""
+
+Updated = tuple[Any, tuple[Any, ...]]
+"""What a rule returns: theta and its slots."""
+
+
+class Rule(NamedTuple):
+    """An update rule: `make(learning_rate, **settings)`, and the same rule in numpy, which takes
+    the same settings by name.
+
+    The rule sees all parameters as one flat array; with `per_array`, each array by itself.
+    """
+
+    make: Callable[..., Optimizer]
+    rule: Callable[..., Updated]
+    per_array: bool = False
+
+    def others(self) -> dict[str, Any]:
+        """A value for each setting that has a default, different from it."""
+        return {
+            name: not value if isinstance(value, bool) else 0.6 * value + 0.05
+            for name, parameter in inspect.signature(self.make).parameters.items()
+            if isinstance(value := parameter.default, bool | float)
+        }
+
+    def changed(self) -> "Rule | None":
+        """The rule with these values, so that a setting which is not used, or not as the source
+        says, is seen; None where there are no settings."""
+        if not self.others():
+            return None
+        make: Any = partial(self.make, **self.others())
+        rule: Any = partial(self.rule, **self.others())
+        return Rule(make, rule, self.per_array)
+
+
+def _sgd(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
+    return theta - rate * g, ()
+
+
+def _momentum(
+    rate: Any, t: Any, theta: Any, g: Any, slots: Any, decay: float = 0.9, nesterov: bool = False
+) -> Updated:
+    v = decay * slots[0] + rate * g
+    return theta - (decay * v + rate * g if nesterov else v), (v,)
+
+
+def _rmsprop(
+    rate: Any, t: Any, theta: Any, g: Any, slots: Any, decay: float = 0.9, eps: float = 1e-8
+) -> Updated:
+    e = decay * slots[0] + (1 - decay) * g**2
+    return theta - rate * g / np.sqrt(e + eps), (e,)
+
+
+def _adagrad(rate: Any, t: Any, theta: Any, g: Any, slots: Any, eps: float = 1e-8) -> Updated:
+    s = slots[0] + g**2
+    return theta - rate * g / (np.sqrt(s) + eps), (s,)
+
+
+def _adam(
+    rate: Any,
+    t: Any,
+    theta: Any,
+    g: Any,
+    slots: Any,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> Updated:
+    m, v = b1 * slots[0] + (1 - b1) * g, b2 * slots[1] + (1 - b2) * g**2
+    m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+    return theta - rate * (m_hat / (np.sqrt(v_hat) + eps) + weight_decay * theta), (m, v)
+
+
+def _adamw(
+    rate: Any,
+    t: Any,
+    theta: Any,
+    g: Any,
+    slots: Any,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Updated:
+    return _adam(rate, t, theta, g, slots, b1, b2, eps, weight_decay)
+
+
+def _nadam(
+    rate: Any,
+    t: Any,
+    theta: Any,
+    g: Any,
+    slots: Any,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> Updated:
+    m, v = b1 * slots[0] + (1 - b1) * g, b2 * slots[1] + (1 - b2) * g**2
+    ahead = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+    return theta - rate * ahead / (np.sqrt(v / (1 - b2**t)) + eps), (m, v)
+
+
+def _lion(
+    rate: Any,
+    t: Any,
+    theta: Any,
+    g: Any,
+    slots: Any,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    weight_decay: float = 0.0,
+) -> Updated:
+    direction = np.sign(b1 * slots[0] + (1 - b1) * g) + weight_decay * theta
+    return theta - rate * direction, (b2 * slots[0] + (1 - b2) * g,)
+
+
+def _clipped_sgd(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
+    return theta - rate * g * np.minimum(1, 0.5 / np.linalg.norm(g)), ()
+
+
+def _adam_with_l2(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
+    return _adam(rate, t, theta, g + 0.3 * theta, slots)
+
+
+OPTIMIZERS: dict[str, Rule] = {
+    "adagrad": Rule(fnn.adagrad, _adagrad),
+    "adam": Rule(fnn.adam, _adam),
+    "adamw": Rule(fnn.adamw, _adamw),
+    "lion": Rule(fnn.lion, _lion),
+    "momentum": Rule(fnn.momentum, _momentum),
+    "nadam": Rule(fnn.nadam, _nadam),
+    "rmsprop": Rule(fnn.rmsprop, _rmsprop),
+    "sgd": Rule(fnn.sgd, _sgd),
+}
+
+WRAPPERS: dict[str, Rule] = {
+    "accumulate": Rule(lambda rate: fnn.accumulate(fnn.adam(rate), 1), _adam),
+    "add_l2": Rule(lambda rate: fnn.add_l2(fnn.adam(rate), 0.3), _adam_with_l2),
+    "average": Rule(lambda rate: fnn.average(fnn.adam(rate), 0.9), _adam),
+    "clip_by_global_norm": Rule(
+        lambda rate: fnn.clip_by_global_norm(fnn.sgd(rate), 0.5), _clipped_sgd
+    ),
+    "partition": Rule(
+        lambda rate: fnn.partition(lambda params: "all", {"all": fnn.adam(rate)}), _adam
+    ),
+    "scale_loss": Rule(lambda rate: fnn.scale_loss(fnn.adam(rate), 1.0), _adam),
+}

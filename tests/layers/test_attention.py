@@ -1,0 +1,77 @@
+"""Attention: JAX's own and numpy as oracles, causality, per-example statistics, what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fnn
+from fnn import per_example
+
+KEY = jax.random.key(5)
+
+
+def problem(heads, d=6, **options):
+    layer = fnn.attention(d, heads, **options)
+    return layer, layer.init(KEY), jax.random.normal(KEY, (2, 5, d))
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("causal", [False, True])
+def test_it_agrees_with_jaxs_own_attention(heads, causal):
+    layer, params, x = problem(heads, causal=causal)
+    q, k, v = ((x @ params[leaf].T).reshape(2, 5, heads, -1) for leaf in "QKV")
+    expected = jax.nn.dot_product_attention(q, k, v, is_causal=causal).reshape(x.shape)
+    y, _ = layer.forward(params, x)
+    np.testing.assert_allclose(y, expected @ params["O"].T, rtol=1e-5, atol=1e-6)
+
+
+def test_a_causal_mask_lets_each_token_attend_to_itself_and_the_earlier_ones():
+    layer, params, x = problem(2, causal=True)
+    y, _ = layer.forward(params, x)
+    changed, _ = layer.forward(params, x.at[:, 3].add(1.0))
+    same = (y == changed).all((0, 2))
+    assert same.tolist() == [True, True, True, False, False]
+
+
+def test_rotary_scores_are_those_of_complex_rotation():
+    """Entries i and i + e/2 as one complex number, times e^(i p rate)."""
+    layer, params, x = problem(1, 4, rotary=True)
+    turn = np.exp(1j * np.arange(5)[:, None] * 10000.0 ** (-np.arange(2) / 2))
+    p = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    for row, got in zip(np.asarray(x, np.float64), layer.forward(params, x)[0], strict=True):
+        q, k, v = (row @ p[leaf].T for leaf in "QKV")
+        q, k = ((a[:, :2] + 1j * a[:, 2:]) * turn for a in (q, k))
+        scores = (q @ k.conj().T).real / 2
+        a = np.exp(scores - scores.max(1, keepdims=True))
+        expected = (a / a.sum(1, keepdims=True)) @ v @ p["O"].T
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"causal": True}, {"rotary": True}])
+def test_each_texts_gradient_is_exact(options):
+    with jax.enable_x64(True):
+        layer, params, x = problem(3, **options)
+        x = x.astype(jnp.float64)
+        params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+        y = jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+        each = jax.vmap(jax.grad(fnn.objective(layer, fnn.mse)), (None, 0, 0))(params, x, y)
+        rows = np.concatenate([g.reshape(2, -1) for g in jax.tree.leaves(each)], 1)
+        got = per_example.gram(layer, fnn.mse, example_axes=1)(params, x, y)
+        np.testing.assert_allclose(got, rows @ rows.T, rtol=1e-10)
+
+
+def test_only_the_input_and_one_number_per_query_are_kept():
+    layer, params, x = problem(2)
+    kept = jax.tree.leaves(layer.forward(params, x)[1])
+    assert sum(a.size for a in kept) == x.size + 2 * 2 * 5
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match=r"attention\(6, 4\): .* number of heads divides"):
+        fnn.attention(6, 4)
+    with pytest.raises(ValueError, match=r"rotary expects an even width per head, got 3"):
+        fnn.attention(6, 2, rotary=True)
+    layer, params, _ = problem(2)
+    with pytest.raises(ValueError, match=r"attention\(6, 2\): expected x of shape .*tokens, 6"):
+        layer.forward(params, jnp.ones(6))

@@ -1,0 +1,149 @@
+"""Programs that the TPU's own compiler makes: skipped where it is not installed."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import fnn
+from fnn import catalog, per_example, targets
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.optimized,
+    pytest.mark.skipif(
+        not targets.targets()["TPU v5e"], reason="the TPU's compiler: pip install 'fnn[tpu]'"
+    ),
+]
+KEY = jax.random.key(0)
+TARGET = "TPU v5e"
+
+
+def shapes(f, *args):
+    return jax.eval_shape(f, *args)
+
+
+@pytest.mark.parametrize("name", catalog.LAYERS)
+def test_every_layer_compiles_both_ways(name):
+    layer, x = catalog.LAYERS[name]
+    params = shapes(layer.init, KEY)
+
+    def both(params, x):
+        y, residuals = layer.forward(params, x)
+        return layer.backward(params, residuals, y)
+
+    report = targets.compile_for(TARGET, both, params, x)
+    assert report.fits
+
+
+@pytest.mark.parametrize("name", catalog.OPTIMIZERS)
+def test_every_optimizer_compiles(name):
+    optimizer = catalog.OPTIMIZERS[name].make(1e-3)
+    params = {"W": jnp.ones((16, 8)), "b": jnp.ones(16)}
+    state = shapes(optimizer.init, params)
+    report = targets.compile_for(TARGET, optimizer.update, state, params)
+    assert report.fits
+    assert not report.collectives
+
+
+STATISTICS = {
+    "squared_norms": per_example.squared_norms,
+    "gram": per_example.gram,
+    "second_moment": per_example.second_moment,
+    "clipped": lambda network, loss: per_example.clipped_value_and_grad(network, loss, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics_compile(name):
+    network = fnn.mlp((64, 32, 10))
+    statistic = STATISTICS[name](network, fnn.softmax_cross_entropy)
+    x, y = jnp.ones((32, 64)), jnp.ones(32, jnp.int32)
+    report = targets.compile_for(TARGET, statistic, shapes(network.init, KEY), x, y)
+    assert report.fits
+    assert not report.loops
+
+
+def run(sizes=(64, 32, 10), batch=32, n=1437, epochs=2):
+    network = fnn.mlp(sizes)
+    train = fnn.make_train(network, fnn.softmax_cross_entropy, fnn.adam(1e-3), batch, epochs)
+    data = jax.ShapeDtypeStruct((n, sizes[0]), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.int32)
+    return targets.compile_for(TARGET, train, shapes(network.init, KEY), data, KEY)
+
+
+def test_a_whole_run_does_not_grow():
+    """Two epochs of 44 full batches, of which a scan takes 43, and nothing of unknown length."""
+    report = run()
+    assert [loop.trips for loop in report.loops] == [2, 43]
+    step = report.loops[1]
+    assert sum(step.kernels.values()) <= 18
+    assert report.temp_bytes < 3e6
+    assert 0 < report.seconds < 0.01
+    assert not report.collectives
+
+
+def test_twice_the_epochs_are_twice_the_time_and_flops():
+    one, two = run(epochs=1), run(epochs=4)
+    assert two.flops == 4 * one.flops
+    assert two.seconds == pytest.approx(4 * one.seconds, rel=0.1)
+
+
+def test_what_does_not_fit_is_reported():
+    big = jax.ShapeDtypeStruct((65536, 65536), jnp.float32)
+    report = targets.compile_for(TARGET, lambda a: jnp.tanh(a @ a) @ a, big)
+    assert not report.fits
+    assert report.argument_bytes == 65536**2 * 4
+    assert report.temp_bytes > 16 * 2**30
+    assert "memory" in str(report)
+
+
+def test_a_fully_sharded_step_on_sixteen_chips():
+    mesh = targets.mesh("TPU v5e:4x4")
+    assert mesh.size == 16
+    width, batch, copies = 1024, 1024, 4
+    block = fnn.serial(fnn.dense(width, width), fnn.relu)
+    network = fnn.repeat(fnn.parallel.fully_sharded(block, "data"), copies)
+    optimizer = fnn.adam(1e-3)
+    step = fnn.make_step(network, fnn.mse, optimizer, mesh=mesh, shard_params=True)
+    init = lambda key: optimizer.init(network.init(key))
+    split = fnn.parallel.shardings(init, mesh)
+    like = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
+    state = jax.tree.map(like, shapes(init, KEY), split)
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((batch, width), jnp.float32, sharding=rows)
+    report = targets.compile_for("TPU v5e:4x4", jax.jit(step, donate_argnums=0), state, (x, x))
+    whole = copies * (width * width + width) * 4
+    assert report.argument_bytes < 3 * whole / 16 + 2 * batch * width * 4 / 16 + 1e6
+    assert report.collectives["all-gather"][0] >= 2 * copies
+    assert report.flops == pytest.approx(6 * batch * width * width * copies / 16, rel=0.01)
+
+
+def test_arguments_on_other_devices_are_refused():
+    other = targets.mesh("TPU v5e:4x4")
+    x = jax.ShapeDtypeStruct((16,), jnp.float32, sharding=NamedSharding(other, PartitionSpec()))
+    with pytest.raises(ValueError, match="sharded over"):
+        targets.compile_for("TPU v5e:2x4", jnp.sin, x)
+    with pytest.raises(ValueError, match="16 devices"):
+        targets.mesh("TPU v5e:4x4", (4, 2), ("data", "model"))
+    with pytest.raises(ValueError, match="TPU v5e:3x5"):
+        targets.mesh("TPU v5e:3x5")
+
+
+@pytest.mark.parametrize("platforms", [{"JAX_PLATFORMS": "cpu"}, {}])
+def test_a_compilation_prints_nothing(platforms):
+    """In a process of its own; without JAX_PLATFORMS too where nothing used JAX before."""
+    program = (
+        "import jax, jax.numpy as jnp; from fnn import targets; "
+        "x = jax.ShapeDtypeStruct((8, 8), jnp.float32); "
+        "assert targets.compile_for('TPU v5e', jnp.tanh, x).fits; assert jnp.ones(2).sum() == 2"
+    )
+    hidden = ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=kept | platforms, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

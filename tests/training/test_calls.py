@@ -1,0 +1,112 @@
+"""Calls that are answered by what is wrong with them, and what training takes that looks odd."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fnn
+from fnn.training.fitting import epochs_since_best
+
+KEY = jax.random.key(2)
+X = jax.random.normal(KEY, (12, 3))
+Y = (X[:, 0] > 0).astype(jnp.int32)
+NETWORK, LOSS = fnn.mlp((3, 4, 2)), fnn.softmax_cross_entropy
+PARAMS = NETWORK.init(KEY)
+STATE = fnn.sgd(0.1).init(PARAMS)
+MEAN = LOSS._replace(value=lambda prediction, y: LOSS.value(prediction, y).mean())
+BARE = fnn.Optimizer(lambda params: {"theta": params}, lambda state, grads: state)
+
+
+def fit(network=NETWORK, loss=LOSS, optimizer=None, data=(X, Y), **settings):
+    settings = {"key": KEY, "epochs": 2, "batch_size": 4} | settings
+    return fnn.fit(network, loss, optimizer or fnn.sgd(0.1), data, **settings)
+
+
+def step(*arguments, optimizer=None):
+    return fnn.make_step(NETWORK, LOSS, optimizer or fnn.sgd(0.1))(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("step: expected an optimizer's state .* got tuple", lambda: step(PARAMS, (X, Y))),
+        (
+            "step: expected an optimizer's state .* got dict",
+            lambda: step(BARE.init(PARAMS), (X, Y), optimizer=BARE),
+        ),
+        (r"step: expected \(state, \(x, y\), key=None\)", lambda: step(STATE, X, Y)),
+        (r"step: expected \(state, \(x, y\), key=None\)", lambda: step(STATE, X[:2], Y[:2])),
+        (
+            "step: expected an optimizer's state .* got tuple",
+            lambda: fnn.make_epoch(NETWORK, LOSS, fnn.sgd(0.1), 4)(PARAMS, (X, Y), KEY),
+        ),
+        (
+            r"train: expected \(params, \(x, y\), key\), got an optimizer's state",
+            lambda: fnn.make_train(NETWORK, LOSS, fnn.sgd(0.1), 4, 1)(STATE, (X, Y), KEY),
+        ),
+        (
+            r"expected metrics\['m'\] to return a number or an array of numbers, got NoneType",
+            lambda: fit(validation=(X, Y), metrics={"m": lambda p, y: None}),
+        ),
+        (
+            r"expected metrics\['m'\] to return a number or an array of numbers, got str",
+            lambda: fit(validation=(X, Y), metrics={"m": lambda p, y: "good"}),
+        ),
+        (
+            r"record: expected a tree of arrays, got str",
+            lambda: fit(record=lambda state, grads, value: {"a": "text"}),
+        ),
+    ],
+)
+def test_a_wrong_call_is_told_what_was_expected(message, call):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fnn.make_step(NETWORK, MEAN, fnn.sgd(0.1))(STATE, (X, Y)),
+        lambda: fnn.make_train(NETWORK, MEAN, fnn.sgd(0.1), 4, 1)(PARAMS, (X, Y), KEY),
+        lambda: fit(loss=MEAN),
+        lambda: fnn.value_and_grad(NETWORK, MEAN)(PARAMS, X, Y),
+        lambda: fnn.objective(NETWORK, MEAN)(PARAMS, X, Y),
+    ],
+)
+def test_a_loss_that_takes_the_mean_is_refused(call):
+    """Its gradient, per example, would be m times too large."""
+    with pytest.raises(ValueError, match="expected one loss per example"):
+        call()
+
+
+@pytest.mark.parametrize(
+    "record", [lambda *noted: 3, lambda *noted: KEY, lambda *noted: {"a": 1.5, "b": True}]
+)
+def test_record_may_return_numbers_and_keys(record):
+    for data, size in (((X, Y), 5), ([(X, Y)] * 3, None)):
+        _, history = fit(data=data, batch_size=size, record=record)
+        expected = jax.tree.map(lambda a: jnp.stack([jnp.asarray(a)] * 3), record())
+        chex.assert_trees_all_equal(
+            *(jax.tree.map(bits, tree) for tree in (history[0]["record"], expected))
+        )
+
+
+def bits(a):
+    return jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
+
+
+def test_an_epoch_without_a_validation_loss_is_never_the_best():
+    history = [{"loss": 1.0}, {"loss": 0.5, "validation_loss": 2.0}, {"loss": 0.4}]
+    assert epochs_since_best(history) == 1
+    assert epochs_since_best(history[:1]) == 0
+    _, first = fit(epochs=1)
+    _, second = fit(start=fnn.Progress(STATE, first, STATE), validation=(X, Y))
+    assert [set(entry) for entry in second] == [{"loss"}, {"loss", "validation_loss"}]
+
+
+def test_random_layers_without_params_are_validated():
+    network = fnn.serial(fnn.dense(3, 2), fnn.repeat(fnn.dropout(0.5), 2))
+    _, history = fit(network, validation=(X, Y))
+    assert np.isfinite(history[-1]["validation_loss"])
