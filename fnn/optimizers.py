@@ -46,13 +46,9 @@ def _optimizer(state_type: Any, learning_rate: Rate, rule: Callable[..., Updated
         return state_type(params, jnp.zeros((), jnp.int32), *slots)
 
     def update(state: Any, grads: Params) -> Any:
-        if type(state) is not state_type:
-            raise TypeError(
-                f"update: expected (state, grads) with a {state_type.__name__}, "
-                f"got {type(state).__name__}; optax has these two the other way round"
-            )
+        check_state(state, state_type)
         params, step, *slots = state
-        eta = learning_rate(step) if callable(learning_rate) else learning_rate
+        eta = _value(learning_rate, step)
 
         def apply(theta: Array, g: Array, *slots: Array) -> Updated:
             check_gradient(theta, g)
@@ -287,6 +283,28 @@ def lion(
         return theta - eta * (direction + weight_decay * theta), b2 * m + (1 - b2) * g
 
     return _optimizer(_LionState, learning_rate, rule)
+
+
+def _value(number: Rate, step: Array) -> Any:
+    """The number, or what a schedule makes of the step: one number too, or theta would change."""
+    value = number(step) if callable(number) else number
+    dtype = jnp.result_type(value)
+    if jnp.shape(value) != () or not (
+        jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    ):
+        raise ValueError(
+            f"update: expected a schedule that returns a number, got {dtype}{jnp.shape(value)}"
+        )
+    return value
+
+
+def check_state(state: Any, expected: type) -> None:
+    """Raise TypeError for what is not this kind of optimizer's own state."""
+    if type(state) is not expected:
+        raise TypeError(
+            f"update: expected (state, grads) with a {expected.__name__}, "
+            f"got {type(state).__name__}; optax has these two the other way round"
+        )
 
 
 def check_gradient(theta: Array, g: Any) -> None:

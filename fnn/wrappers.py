@@ -9,6 +9,10 @@
 
 The first two change only the gradients, and their state is the wrapped optimizer's. The states of
 the others hold that one as `inner`, and read `.params` and `.step` from it.
+
+A state says by `.loss_scale`, None or a number, what the loss's gradient is to be multiplied by;
+wrappers hand it on, so that `scale_loss` can stand anywhere among them. They measure and add to
+gradients as if these were not multiplied.
 """
 
 from collections.abc import Mapping
@@ -21,7 +25,7 @@ import jax.numpy as jnp
 from fnn import numbers
 from fnn.axes import over_devices
 from fnn.base import Array, Optimizer, Params, at_least_float32, check_optimizer
-from fnn.optimizers import check_gradient
+from fnn.optimizers import check_gradient, check_state
 
 
 def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
@@ -43,7 +47,9 @@ def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
     def update(state: Any, grads: Params) -> Any:
         def penalised(g: Array, theta: Array) -> Array:
             check_gradient(theta, g)
-            return g + alpha * theta
+            # Wide: a scaled penalty may be larger than float16 holds.
+            wide = theta.astype(at_least_float32(theta.dtype))
+            return g.astype(wide.dtype) + alpha * _scaled(wide, loss_scale(state))
 
         return optimizer.update(state, jax.tree.map(penalised, grads, state.params))
 
@@ -66,19 +72,59 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
     numbers.bound("clip_by_global_norm", max_norm=max_norm)
 
     def update(state: Any, grads: Params) -> Any:
-        wide = [g.astype(at_least_float32(g.dtype)) for g in jax.tree.leaves(grads)]
+        jax.tree.map(check_gradient, state.params, grads)
+        wide = jax.tree.map(lambda g: g.astype(at_least_float32(g.dtype)), grads)
+        leaves = jax.tree.leaves(wide)
         # Squares of what is divided by the largest entry neither overflow nor vanish.
-        each = [over_devices(jax.lax.pmax, jnp.abs(g).max(initial=0)) for g in wide]
-        largest = reduce(jnp.maximum, each)
+        each = [over_devices(jax.lax.pmax, jnp.abs(g).max(initial=0)) for g in leaves]
+        largest = reduce(jnp.maximum, each, 0.0)
         unit = jnp.where(largest > 0, largest, 1)
-        squares = (over_devices(jax.lax.psum, jnp.sum(jnp.square(g / unit))) for g in wide)
+        squares = (over_devices(jax.lax.psum, jnp.sum(jnp.square(g / unit))) for g in leaves)
         norm = jnp.sqrt(jnp.maximum(sum(squares), 1))
-        above = norm > max_norm / unit
-        divisor, scale = jnp.where(above, unit, 1), jnp.where(above, max_norm / norm, 1)
-        clip = lambda g: (g.astype(at_least_float32(g.dtype)) / divisor * scale).astype(g.dtype)
-        return optimizer.update(state, jax.tree.map(clip, grads))
+        bound = _scaled(jnp.asarray(max_norm, norm.dtype), loss_scale(state))
+        above = norm > bound / unit
+        divisor, scale = jnp.where(above, unit, 1), jnp.where(above, bound / norm, 1)
+        return optimizer.update(state, jax.tree.map(lambda g: g / divisor * scale, wide))
 
     return Optimizer(optimizer.init, update)
+
+
+def loss_scale(state: Any) -> Array | None:
+    """What the state of any optimizer wants the loss's gradient to be multiplied by."""
+    return getattr(state, "loss_scale", None)
+
+
+def with_params(state: Any, params: Params) -> Any:
+    """The state of any optimizer with these params in the place of its own."""
+    if "params" in getattr(state, "_fields", ()):
+        return state._replace(params=params)
+    if isinstance(state, _PartitionState):
+        parts = {
+            label: with_params(of, _part(of.params, params)) for label, of in state.inner.items()
+        }
+        frozen = {label: _part(part, params) for label, part in state.frozen.items()}
+        return state._replace(inner=parts, frozen=frozen)
+    if "inner" in getattr(state, "_fields", ()):
+        return state._replace(inner=with_params(state.inner, params))
+    raise TypeError(f"with_params: {type(state).__name__} has neither params nor inner")
+
+
+def _part(like: Params, params: Params) -> Params:
+    """The params where `like` has some, and its `_Elsewhere` for all others."""
+    pick = lambda old, new: old if _is_elsewhere(old) else new
+    return jax.tree.map(pick, like, params, is_leaf=_is_elsewhere)
+
+
+def scaled_gradients(state: Any, grads: Params) -> Params:
+    """The gradients of a loss as the optimizer with this state expects them."""
+    scale = loss_scale(state)
+    if scale is None:
+        return grads
+    return jax.tree.map(lambda g: _scaled(g.astype(at_least_float32(g.dtype)), scale), grads)
+
+
+def _scaled(a: Array, scale: Array | None) -> Array:
+    return a if scale is None else a * scale.astype(a.dtype)
 
 
 class _AccumulateState(NamedTuple):
@@ -92,6 +138,11 @@ class _AccumulateState(NamedTuple):
     def params(self) -> Params:
         """The parameters."""
         return self.inner.params
+
+    @property
+    def loss_scale(self) -> Array | None:
+        """Handed on."""
+        return loss_scale(self.inner)
 
 
 def accumulate(optimizer: Optimizer, k: int) -> Optimizer:
@@ -118,6 +169,8 @@ def accumulate(optimizer: Optimizer, k: int) -> Optimizer:
         return _AccumulateState(inner, jnp.zeros((), jnp.int32), jax.tree.map(zeros, inner.params))
 
     def update(state: _AccumulateState, grads: Params) -> _AccumulateState:
+        check_state(state, _AccumulateState)
+        jax.tree.map(check_gradient, state.sum, grads)
         total = jax.tree.map(lambda s, g: s + g.astype(s.dtype), state.sum, grads)
         mean = jax.tree.map(lambda s, g: (s / k).astype(g.dtype), total, grads)
         due = (state.step + 1) % k == 0
@@ -139,6 +192,11 @@ class _AverageState(NamedTuple):
     def params(self) -> Params:
         """The parameters."""
         return self.inner.params
+
+    @property
+    def loss_scale(self) -> Array | None:
+        """Handed on."""
+        return loss_scale(self.inner)
 
     @property
     def step(self) -> Array:
@@ -169,6 +227,7 @@ def average(optimizer: Optimizer, decay: float) -> Optimizer:
         return _AverageState(inner, jax.tree.map(wide, inner.params))
 
     def update(state: _AverageState, grads: Params) -> _AverageState:
+        check_state(state, _AverageState)
         inner = optimizer.update(state.inner, grads)
 
         def moved(a: Array, theta: Array) -> Array:
@@ -192,11 +251,23 @@ class _PartitionState(NamedTuple):
     def params(self) -> Params:
         """The parameters of all labels, put together."""
         parts = [state.params for state in self.inner.values()] + list(self.frozen.values())
-        return jax.tree.map(_first, *parts, is_leaf=lambda node: isinstance(node, _Elsewhere))
+        return jax.tree.map(_first, *parts, is_leaf=_is_elsewhere)
+
+    @property
+    def loss_scale(self) -> Array | None:
+        """The smallest of those that the labels want: one gradient is computed for all."""
+        scales = [
+            scale for state in self.inner.values() if (scale := loss_scale(state)) is not None
+        ]
+        return reduce(jnp.minimum, scales) if scales else None
 
 
 class _Elsewhere:
     """Stands in a part for a parameter of another label."""
+
+
+def _is_elsewhere(node: Any) -> bool:
+    return isinstance(node, _Elsewhere)
 
 
 jax.tree_util.register_pytree_node(_Elsewhere, lambda node: ((), None), lambda *_: _Elsewhere())
@@ -251,10 +322,20 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
         frozen = {label: parts[label] for label, o in optimizers.items() if o is None}
         return _PartitionState(inner, frozen, jnp.zeros((), jnp.int32))
 
+    def rescaled(state: _PartitionState, label: str, part: Params) -> Params:
+        """The gradients of a label, scaled as its optimizer expects them."""
+        common, own = state.loss_scale, loss_scale(state.inner[label])
+        if common is None:
+            return part
+        factor = 1 / common if own is None else own / common
+        wide = lambda g: g.astype(at_least_float32(g.dtype))
+        return jax.tree.map(lambda g: _scaled(wide(g), factor), part)
+
     def update(state: _PartitionState, grads: Params) -> _PartitionState:
+        check_state(state, _PartitionState)
         parts = split(grads)
         inner = {
-            label: optimizer.update(state.inner[label], parts[label])
+            label: optimizer.update(state.inner[label], rescaled(state, label, parts[label]))
             for label, optimizer in optimizers.items()
             if optimizer is not None
         }
@@ -263,20 +344,27 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
     return Optimizer(init, update)
 
 
+_SMALLEST, _LARGEST = 2.0**-126, 2.0**126
+"""A scale beyond these in float32 would be 0 or infinite, and stay so."""
+
+
 class _ScaleLossState(NamedTuple):
-    """`loss_scale` is what the loss's gradient is multiplied by, `finite` how many gradients in
-    a row were finite.
-    """
+    """`scale` is what update divides the gradients by, `finite` how many in a row were finite."""
 
     inner: Any
     step: Array
-    loss_scale: Array
+    scale: Array
     finite: Array
 
     @property
     def params(self) -> Params:
         """The parameters."""
         return self.inner.params
+
+    @property
+    def loss_scale(self) -> Array:
+        """What the loss's gradient is multiplied by: for a `scale_loss` inside of it too."""
+        return _scaled(self.scale, loss_scale(self.inner))
 
 
 def scale_loss(
@@ -287,8 +375,11 @@ def scale_loss(
     `fnn.make_step` and all that is built on it multiply the loss's gradient by the state's
     `loss_scale`, so that what is small does not become 0 in float16. update divides the
     gradients by it. Where one is not finite, the scale is halved and the update is skipped;
-    after growth_interval finite gradients in a row it is doubled. `state.step` counts the
-    gradients, skipped ones too. Micikevicius et al. 2018.
+    after growth_interval finite gradients in a row it is doubled, up to 2^126. `state.step` counts
+    the gradients, skipped ones too. Micikevicius et al. 2018.
+
+    It may stand anywhere among wrappers. In `partition` the updates that are skipped are those of
+    its own label, and other labels get the gradients without the scale.
 
     Raises TypeError for what is not an optimizer; ValueError for an initial scale not above 0
     and a growth_interval below 1.
@@ -312,9 +403,11 @@ def scale_loss(
         return _ScaleLossState(optimizer.init(params), zero, scale, jnp.copy(zero))
 
     def update(state: _ScaleLossState, grads: Params) -> _ScaleLossState:
+        check_state(state, _ScaleLossState)
+
         def unscaled(g: Array) -> Array:
             wide = at_least_float32(g.dtype)
-            return (g.astype(wide) / state.loss_scale.astype(wide)).astype(g.dtype)
+            return g.astype(wide) / state.scale.astype(wide)
 
         flags = [over_devices(jax.lax.pmin, jnp.isfinite(g).all()) for g in jax.tree.leaves(grads)]
         finite = jnp.stack(flags).all() if flags else jnp.array(True)
@@ -327,7 +420,7 @@ def scale_loss(
         return _ScaleLossState(
             inner,
             state.step + 1,
-            jnp.maximum(state.loss_scale * factor, jnp.finfo(jnp.float32).tiny),
+            jnp.clip(state.scale * factor, _SMALLEST, _LARGEST),
             jnp.where(grow, 0, in_a_row),
         )
 
@@ -340,4 +433,4 @@ def _where(condition: Array, a: Any, b: Any) -> Any:
 
 
 def _first(*leaves: Any) -> Any:
-    return next((leaf for leaf in leaves if not isinstance(leaf, _Elsewhere)), leaves[0])
+    return next((leaf for leaf in leaves if not _is_elsewhere(leaf)), leaves[0])

@@ -198,6 +198,17 @@ def test_every_rule_refuses_a_wrong_number(name, setting):
             RULES[name](**{"learning_rate": 0.1, setting: bad})
 
 
+@pytest.mark.parametrize("returned", [jnp.ones((5, 1, 1)), jnp.ones(1), 1j, np.True_])
+def test_a_schedule_returns_one_number(returned):
+    """Anything else would change the parameters' shape, or lose its imaginary part."""
+    for make in RULES.values():
+        optimizer = make(lambda step: returned)
+        state = optimizer.init(jnp.ones((2, 2)))
+        with pytest.raises(ValueError, match="expected a schedule that returns a number, got"):
+            optimizer.update(state, jnp.ones((2, 2)))
+    assert int(fnn.sgd(lambda step: 1).update(fnn.sgd(1).init(jnp.ones(1)), jnp.ones(1)).step) == 1
+
+
 def test_integer_parameters_are_refused():
     with pytest.raises(TypeError, match=r"int32.*\(3,\)"):
         fnn.adam(0.1).init({"a": jnp.arange(3)})

@@ -218,7 +218,7 @@ CATALOGUED = {
     "optimizers", "wrappers",
 }  # fmt: skip
 NO_CONSTRUCTORS = ("layers.shapes", "layers.windows")
-HELPERS = {"check_gradient"}
+HELPERS = {"check_gradient", "check_state", "loss_scale", "scaled_gradients", "with_params"}
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if room(name) in CATALOGUED])

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import fnn
+import fnn.catalog
 
 KEY = jax.random.key(17)
 PARAMS = {"W": jnp.array([1.0, -2.0]), "b": jnp.array([0.5])}
@@ -160,6 +161,111 @@ def test_a_step_scales_the_losss_gradient_and_not_its_value():
     chex.assert_trees_all_close(same.params, after.params, rtol=1e-6)
 
 
+SCALED = {
+    "average": lambda of: fnn.average(of(fnn.adam(0.1)), 0.9),
+    "accumulate": lambda of: fnn.accumulate(of(fnn.adam(0.1)), 2),
+    "partition": lambda of: fnn.partition(
+        {"W": "a", "b": "b"}, {"a": of(fnn.momentum(0.1)), "b": fnn.momentum(0.1)}
+    ),
+    "two of a partition": lambda of: fnn.partition(
+        {"W": "a", "b": "b"}, {"a": of(of(fnn.adam(0.1))), "b": of(fnn.momentum(0.1))}
+    ),
+    "itself": lambda of: of(of(fnn.adam(0.1))),
+    "clip_by_global_norm": lambda of: fnn.clip_by_global_norm(of(fnn.momentum(0.1)), 0.01),
+    "add_l2": lambda of: fnn.add_l2(of(fnn.momentum(0.1)), 0.5),
+    "around clip": lambda of: of(fnn.clip_by_global_norm(fnn.momentum(0.1), 0.01)),
+    "several": lambda of: fnn.clip_by_global_norm(
+        fnn.average(fnn.add_l2(fnn.accumulate(of(fnn.adam(0.1)), 2), 0.5), 0.9), 0.01
+    ),
+    "to_optax": lambda of: fnn.from_optax(fnn.to_optax(fnn.average(of(fnn.momentum(0.1)), 0.9))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scale_loss_changes_nothing_wherever_it_stands(name):
+    network, x = fnn.dense(2, 1), jnp.array([[1.0, -2.0], [0.5, 3.0], [2.0, 1.0]])
+    params, batch = network.init(KEY), (x, jnp.array([[1.0], [-1.0], [4.0]]))
+    found = []
+    for of in (lambda optimizer: optimizer, lambda optimizer: fnn.scale_loss(optimizer, 512.0)):
+        optimizer = SCALED[name](of)
+        step, state = jax.jit(fnn.make_step(network, fnn.mse, optimizer)), optimizer.init(params)
+        for _ in range(4):
+            state, _ = step(state, batch)
+        found.append(state.params)
+    chex.assert_trees_all_close(*found, rtol=1e-6)
+    assert not np.allclose(found[0]["W"], params["W"])
+
+
+def test_a_scale_never_grows_to_infinity():
+    """After which every update would be skipped."""
+    optimizer = fnn.scale_loss(fnn.sgd(0.1), 2.0**120, growth_interval=1)
+    state = optimizer.init(jnp.ones(1))
+    for _ in range(20):
+        state = optimizer.update(state, jnp.zeros(1))
+    assert np.isfinite(state.loss_scale)
+    state = optimizer.update(state, jnp.full(1, 1.0) * state.loss_scale)
+    np.testing.assert_allclose(state.params, 0.9, rtol=1e-6)
+
+
+def test_a_penalty_is_scaled_beyond_what_float16_holds():
+    optimizer = fnn.add_l2(fnn.scale_loss(fnn.sgd(0.25), 2.0**15), 1.0)
+    state = optimizer.update(optimizer.init(jnp.full(1, 8, jnp.float16)), jnp.zeros(1, jnp.float16))
+    np.testing.assert_array_equal(state.params, [6])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_a_clipped_gradient_is_not_rounded_before_the_rule(dtype):
+    g = jnp.array([3e4, 4e4], dtype)
+    optimizer = fnn.clip_by_global_norm(fnn.momentum(1.0), 1e-9)
+    velocity = optimizer.update(optimizer.init(jnp.zeros(2, dtype)), g).velocity
+    exact = np.asarray(g, np.float64)
+    np.testing.assert_allclose(velocity, 1e-9 * exact / np.linalg.norm(exact), rtol=1e-6)
+
+
+WRAPPED = {
+    "accumulate": lambda of: fnn.accumulate(of, 2),
+    "average": lambda of: fnn.average(of, 0.9),
+    "partition": lambda of: fnn.partition(lambda params: "all", {"all": of}),
+    "scale_loss": fnn.scale_loss,
+    "clip_by_global_norm": lambda of: fnn.clip_by_global_norm(of, 1.0),
+    "add_l2": lambda of: fnn.add_l2(of, 0.1),
+    "from_optax": lambda of: fnn.from_optax(optax.sgd(0.1)),
+    "to_optax": lambda of: fnn.from_optax(fnn.to_optax(of)),
+}
+
+
+def test_every_wrapper_is_refused_with_what_it_should_refuse():
+    assert set(fnn.catalog.WRAPPERS) <= set(WRAPPED)
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_gradient_of_another_form_is_refused_at_once(name):
+    """Nothing is broadcast, and no imaginary part is lost."""
+    optimizer = WRAPPED[name](fnn.sgd(0.1))
+    state = optimizer.init({"W": jnp.ones((1, 2))})
+    for shape in ((), (2,), (1, 1), (7, 1, 2)):
+        with pytest.raises(ValueError, match="its parameter's shape"):
+            optimizer.update(state, {"W": jnp.ones(shape)})
+    for dtype in (jnp.complex64, jnp.int32):
+        with pytest.raises((TypeError, ValueError), match="floating-point|inexact"):
+            optimizer.update(state, {"W": jnp.ones((1, 2), dtype)})
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_another_rules_state_is_refused(name):
+    optimizer = WRAPPED[name](fnn.sgd(0.1))
+    for other in (fnn.momentum(0.1), fnn.average(fnn.momentum(0.1), 0.5)):
+        with pytest.raises(TypeError, match=r"^(update|with_params): "):
+            optimizer.update(other.init({"W": jnp.ones(2)}), {"W": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_an_optimizer_of_nothing_updates(name):
+    optimizer = WRAPPED[name](fnn.sgd(0.1))
+    state = optimizer.update(optimizer.init(()), ())
+    assert (state.params, int(state.step)) == ((), 1)
+
+
 @pytest.mark.parametrize("optimizer", [fnn.sgd(0.1), fnn.adam(0.1), fnn.lion(0.1)])
 def test_empty_trees_and_empty_subtrees(optimizer):
     state = optimizer.update(optimizer.init(()), ())
@@ -221,6 +327,13 @@ def test_to_optax_gives_what_optax_applies():
     there = optax.chain(optax.identity(), fnn.to_optax(optimizer))
     params, slots = PARAMS, there.init(PARAMS)
     for state, g in zip(states(optimizer)[1:], GRADS, strict=True):
+        updates, slots = there.update(g, slots, params)
+        params = optax.apply_updates(params, updates)
+        chex.assert_trees_all_close(params, state.params, rtol=1e-5)
+    parts = fnn.partition({"W": "a", "b": "b"}, {"a": fnn.average(fnn.adam(0.1), 0.9), "b": None})
+    there, params = fnn.to_optax(parts), PARAMS
+    slots = there.init(params)
+    for state, g in zip(states(parts)[1:], GRADS, strict=True):
         updates, slots = there.update(g, slots, params)
         params = optax.apply_updates(params, updates)
         chex.assert_trees_all_close(params, state.params, rtol=1e-5)

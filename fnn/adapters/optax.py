@@ -6,14 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from fnn.base import Array, Optimizer, Params, check_optimizer
+from fnn.optimizers import check_gradient, check_state
+from fnn.wrappers import scaled_gradients, with_params
 
 
 class _OptaxState(NamedTuple):
-    """`slots` is the optax transformation's own state.
-
-    >>> _OptaxState(jnp.ones(1), jnp.zeros((), jnp.int32), ()).slots
-    ()
-    """
+    """`slots` is the optax transformation's own state."""
 
     params: Params
     step: Array
@@ -45,25 +43,21 @@ def from_optax(transformation: Any) -> Optimizer:
         return _OptaxState(params, jnp.zeros((), jnp.int32), transformation.init(params))
 
     def update(state: _OptaxState, grads: Params) -> _OptaxState:
+        check_state(state, _OptaxState)
         params, step, slots = state
+        jax.tree.map(check_gradient, params, grads)
         with jax.numpy_dtype_promotion("standard"):
             updates, slots = transformation.update(grads, slots, params)
-        moved = lambda p, u: (p + u).astype(p.dtype)
-        return _OptaxState(jax.tree.map(moved, params, updates), step + 1, slots)
+            # An update, as a gradient, is not broadcast and loses no imaginary part.
+            jax.tree.map(check_gradient, params, updates)
+            params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
+        return _OptaxState(params, step + 1, slots)
 
     return Optimizer(init, update)
 
 
 class _Transformation(NamedTuple):
-    """init and update in optax's order of arguments; optax takes it for one of its own.
-
-    >>> import fnn
-    >>> updates, _ = to_optax(fnn.sgd(0.5)).update(
-    ...     jnp.array([1.0]), fnn.sgd(0.5).init(jnp.array([1.0])), jnp.array([1.0])
-    ... )
-    >>> updates
-    Array([-0.5], dtype=float32)
-    """
+    """init and update in optax's order of arguments, which optax takes as one of its own."""
 
     init: Any
     update: Any
@@ -73,7 +67,8 @@ def to_optax(optimizer: Optimizer) -> _Transformation:
     """An optax transformation of any `Optimizer`: updates = the new params - the params.
 
     Its state is the optimizer's own, so that params are kept there too; those that `update` is
-    given take their place.
+    given take their place. The gradients are the loss's own: where the optimizer has a
+    `scale_loss`, they are multiplied by its scale here.
 
     Raises TypeError for what is not an optimizer; update raises ValueError without params.
 
@@ -86,16 +81,8 @@ def to_optax(optimizer: Optimizer) -> _Transformation:
     def update(grads: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
         if params is None:
             raise ValueError("to_optax: expected update(grads, state, params), got no params")
-        state = optimizer.update(_with_params(state, params), grads)
+        state = with_params(state, params)
+        state = optimizer.update(state, scaled_gradients(state, grads))
         return jax.tree.map(jnp.subtract, state.params, params), state
 
     return _Transformation(optimizer.init, update)
-
-
-def _with_params(state: Any, params: Params) -> Any:
-    """The state with these params, also where a wrapper keeps them in `inner`."""
-    if "params" in state._fields:
-        return state._replace(params=params)
-    if hasattr(state.inner, "_fields"):
-        return state._replace(inner=_with_params(state.inner, params))
-    raise TypeError(f"to_optax: {type(state).__name__} keeps its parameters in parts")
