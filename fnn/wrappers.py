@@ -49,7 +49,7 @@ def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
             check_gradient(theta, g)
             # Wide: a scaled penalty may be larger than float16 holds.
             wide = theta.astype(at_least_float32(theta.dtype))
-            return g.astype(wide.dtype) + alpha * _scaled(wide, loss_scale(state))
+            return g.astype(wide.dtype) + alpha * _scaled(wide, _loss_scale(state))
 
         return optimizer.update(state, jax.tree.map(penalised, grads, state.params))
 
@@ -81,7 +81,7 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
         unit = jnp.where(largest > 0, largest, 1)
         squares = (over_devices(jax.lax.psum, jnp.sum(jnp.square(g / unit))) for g in leaves)
         norm = jnp.sqrt(jnp.maximum(sum(squares), 1))
-        bound = _scaled(jnp.asarray(max_norm, norm.dtype), loss_scale(state))
+        bound = _scaled(jnp.asarray(max_norm, norm.dtype), _loss_scale(state))
         above = norm > bound / unit
         divisor, scale = jnp.where(above, unit, 1), jnp.where(above, bound / norm, 1)
         return optimizer.update(state, jax.tree.map(lambda g: g / divisor * scale, wide))
@@ -89,7 +89,7 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
     return Optimizer(optimizer.init, update)
 
 
-def loss_scale(state: Any) -> Array | None:
+def _loss_scale(state: Any) -> Array | None:
     """What the state of any optimizer wants the loss's gradient to be multiplied by."""
     return getattr(state, "loss_scale", None)
 
@@ -117,7 +117,7 @@ def _part(like: Params, params: Params) -> Params:
 
 def scaled_gradients(state: Any, grads: Params) -> Params:
     """The gradients of a loss as the optimizer with this state expects them."""
-    scale = loss_scale(state)
+    scale = _loss_scale(state)
     if scale is None:
         return grads
     return jax.tree.map(lambda g: _scaled(g.astype(at_least_float32(g.dtype)), scale), grads)
@@ -142,7 +142,7 @@ class _AccumulateState(NamedTuple):
     @property
     def loss_scale(self) -> Array | None:
         """Handed on."""
-        return loss_scale(self.inner)
+        return _loss_scale(self.inner)
 
 
 def accumulate(optimizer: Optimizer, k: int) -> Optimizer:
@@ -196,7 +196,7 @@ class _AverageState(NamedTuple):
     @property
     def loss_scale(self) -> Array | None:
         """Handed on."""
-        return loss_scale(self.inner)
+        return _loss_scale(self.inner)
 
     @property
     def step(self) -> Array:
@@ -257,7 +257,7 @@ class _PartitionState(NamedTuple):
     def loss_scale(self) -> Array | None:
         """The smallest of those that the labels want: one gradient is computed for all."""
         scales = [
-            scale for state in self.inner.values() if (scale := loss_scale(state)) is not None
+            scale for state in self.inner.values() if (scale := _loss_scale(state)) is not None
         ]
         return reduce(jnp.minimum, scales) if scales else None
 
@@ -324,7 +324,7 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
 
     def rescaled(state: _PartitionState, label: str, part: Params) -> Params:
         """The gradients of a label, scaled as its optimizer expects them."""
-        common, own = state.loss_scale, loss_scale(state.inner[label])
+        common, own = state.loss_scale, _loss_scale(state.inner[label])
         if common is None:
             return part
         factor = 1 / common if own is None else own / common
@@ -364,7 +364,7 @@ class _ScaleLossState(NamedTuple):
     @property
     def loss_scale(self) -> Array:
         """What the loss's gradient is multiplied by: for a `scale_loss` inside of it too."""
-        return _scaled(self.scale, loss_scale(self.inner))
+        return _scaled(self.scale, _loss_scale(self.inner))
 
 
 def scale_loss(
