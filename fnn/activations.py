@@ -80,7 +80,7 @@ def leaky_relu(slope: float = 0.01) -> Layer:
     >>> leaky_relu(0.5).forward((), jnp.array([-2.0, 2.0]))[0]
     Array([-1.,  2.], dtype=float32)
     """
-    numbers.finite("leaky_relu", slope=slope)
+    slope = numbers.finite("leaky_relu", slope=slope)
     return elementwise(
         lambda x: jnp.where(x > 0, x, slope * x),
         lambda x, y: jnp.where(x > 0, jnp.ones_like(x), slope),
@@ -94,7 +94,7 @@ def elu(alpha: float = 1.0) -> Layer:
     >>> elu().forward((), jnp.array([-100.0, 2.0]))[0]
     Array([-1.,  2.], dtype=float32)
     """
-    numbers.positive("elu", alpha=alpha)
+    alpha = numbers.positive("elu", alpha=alpha)
     return _scaled_elu(1.0, alpha)
 
 

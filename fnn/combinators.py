@@ -191,7 +191,7 @@ def repeat(layer: Layer, n: int) -> Layer:
     (100, 4, 4)
     """
     check_layer("repeat", layer)
-    numbers.count("repeat", n=n)
+    n = numbers.count("repeat", n=n)
 
     def init(key: Array) -> Params:
         return jax.vmap(layer.init)(split(key, n))

@@ -215,7 +215,7 @@ def kfac(learning_rate: Rate, damping: float | Array = 1e-3) -> Optimizer:
     >>> state.params["b"]  # with A (x) S = I, half of gradient descent
     Array([-0.5], dtype=float32)
     """
-    numbers.positive("kfac", damping=damping)
+    damping = numbers.positive("kfac", damping=damping)
     descent = sgd(learning_rate)
 
     def init(params: Params) -> KFACState:
@@ -251,7 +251,7 @@ def observe(state: KFACState, factors: Any, decay: float | Array = 0.95) -> KFAC
     >>> float(observe(state, Kronecker(jnp.eye(2), jnp.eye(1))).weight)
     1.0
     """
-    numbers.fraction("observe", decay=decay)
+    decay = numbers.fraction("observe", decay=decay)
     sums = jax.tree.map(lambda old, new: _as(decay, old) * old + new, state.factors, factors)
     weight = _as(decay, state.weight) * state.weight + 1
     means = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), sums)

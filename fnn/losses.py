@@ -76,7 +76,7 @@ def huber(delta: float = 1.0) -> Loss:
     >>> huber(1.0).value(jnp.array([[0.5], [3.0]]), jnp.zeros((2, 1)))
     Array([0.125, 2.5  ], dtype=float32)
     """
-    numbers.bound("huber", delta=delta)
+    delta = numbers.bound("huber", delta=delta)
 
     def f(e: Array) -> Array:
         near = jnp.clip(e, -delta, delta)
@@ -150,7 +150,7 @@ def smoothed_cross_entropy(smoothing: float = 0.1) -> Loss:
     >>> smoothed_cross_entropy(0.5).gradient(jnp.zeros((1, 2)), jnp.array([1]))
     Array([[ 0.25, -0.25]], dtype=float32)
     """
-    numbers.fraction("smoothed_cross_entropy", smoothing=smoothing)
+    smoothing = numbers.fraction("smoothed_cross_entropy", smoothing=smoothing)
 
     def smoothed(prediction: Array, target: Array) -> Array:
         t = _distribution("smoothed_cross_entropy", prediction, target)

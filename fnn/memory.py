@@ -89,7 +89,7 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
     """
     for name, layer in (("f", f), ("g", g)):
         check_layer(f"reversible: {name}", layer)
-    numbers.count("reversible", n=n)
+    n = numbers.count("reversible", n=n)
 
     def init(key: Array) -> Params:
         return tuple(

@@ -11,6 +11,7 @@ from fnn.layers.conv import conv2d
 from fnn.layers.dense import dense
 from fnn.layers.flatten import flatten
 from fnn.layers.pool import max_pool
+from fnn.layers.shapes import check_widths
 
 
 def mlp(
@@ -65,11 +66,11 @@ def cnn(
     (5, 10)
     """
     check_layer("cnn: activation", activation)
-    height, width, c = shape
+    height, width, c, *channels = check_widths("cnn", *shape, *channels)
     blocks = []
     for c_in, c_out in pairwise((c, *channels)):
         blocks += [conv2d(c_in, c_out), activation, max_pool((2, 2))]
         height, width = height // 2, width // 2
     if not height or not width:
         raise ValueError(f"cnn: images of {shape} can't be halved {len(channels)} times")
-    return serial(*blocks, flatten(3), dense(height * width * (*shape, *channels)[-1], outputs))
+    return serial(*blocks, flatten(3), dense(height * width * (c, *channels)[-1], outputs))

@@ -82,7 +82,7 @@ def sgd(learning_rate: Rate) -> Optimizer:
     >>> state.params
     Array([0.5], dtype=float32)
     """
-    _check("sgd", learning_rate)
+    (learning_rate,) = _check("sgd", learning_rate)
     return _optimizer(_SGDState, learning_rate, lambda eta, t, theta, g: (theta - eta * g,))
 
 
@@ -109,7 +109,7 @@ def momentum(learning_rate: Rate, decay: float = 0.9, nesterov: bool = False) ->
     >>> optimizer.update(state, jnp.array([0.0])).velocity
     Array([0.45], dtype=float32)
     """
-    _check("momentum", learning_rate, decay=decay)
+    learning_rate, decay = _check("momentum", learning_rate, decay=decay)
 
     def rule(eta: Array, t: Array, theta: Array, g: Array, v: Array) -> Updated:
         v = decay * v + eta * g
@@ -135,7 +135,7 @@ def rmsprop(learning_rate: Rate, decay: float = 0.9, eps: float = 1e-8) -> Optim
     >>> state.params
     Array([0.8], dtype=float32)
     """
-    _check("rmsprop", learning_rate, eps=eps, decay=decay)
+    learning_rate, eps, decay = _check("rmsprop", learning_rate, eps=eps, decay=decay)
 
     def rule(eta: Array, t: Array, theta: Array, g: Array, mean_square: Array) -> Updated:
         mean_square = decay * mean_square + (1 - decay) * g * g
@@ -160,7 +160,7 @@ def adagrad(learning_rate: Rate, eps: float = 1e-8) -> Optimizer:
     >>> state.params
     Array([0.75], dtype=float32)
     """
-    _check("adagrad", learning_rate, eps=eps)
+    learning_rate, eps = _check("adagrad", learning_rate, eps=eps)
 
     def rule(eta: Array, t: Array, theta: Array, g: Array, sum_square: Array) -> Updated:
         sum_square = sum_square + g * g
@@ -190,7 +190,7 @@ def adam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1
     >>> state.params.round(4)
     Array([0.75], dtype=float32)
     """
-    _check("adam", learning_rate, eps=eps, b1=b1, b2=b2)
+    learning_rate, eps, b1, b2 = _check("adam", learning_rate, eps=eps, b1=b1, b2=b2)
 
     def rule(eta: Array, t: Array, theta: Array, g: Array, m: Array, v: Array) -> Updated:
         m, v = _moments(g, m, v, b1, b2)
@@ -215,7 +215,9 @@ def adamw(
     >>> state.params.round(4)
     Array([0.7], dtype=float32)
     """
-    _check("adamw", learning_rate, eps=eps, weight_decay=weight_decay, b1=b1, b2=b2)
+    learning_rate, eps, weight_decay, b1, b2 = _check(
+        "adamw", learning_rate, eps=eps, weight_decay=weight_decay, b1=b1, b2=b2
+    )
 
     def rule(eta: Array, t: Array, theta: Array, g: Array, m: Array, v: Array) -> Updated:
         m, v = _moments(g, m, v, b1, b2)
@@ -234,7 +236,7 @@ def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 
     >>> int(state.step)
     1
     """
-    _check("nadam", learning_rate, eps=eps, b1=b1, b2=b2)
+    learning_rate, eps, b1, b2 = _check("nadam", learning_rate, eps=eps, b1=b1, b2=b2)
 
     def rule(eta: Array, t: Array, theta: Array, g: Array, m: Array, v: Array) -> Updated:
         m, v = _moments(g, m, v, b1, b2)
@@ -276,7 +278,9 @@ def lion(
     >>> state.params
     Array([0.75], dtype=float32)
     """
-    _check("lion", learning_rate, weight_decay=weight_decay, b1=b1, b2=b2)
+    learning_rate, weight_decay, b1, b2 = _check(
+        "lion", learning_rate, weight_decay=weight_decay, b1=b1, b2=b2
+    )
 
     def rule(eta: Array, t: Array, theta: Array, g: Array, m: Array) -> Updated:
         direction = jnp.sign(b1 * m + (1 - b1) * g)
@@ -325,17 +329,13 @@ def _wide(p: Array) -> Any:
     return at_least_float32(p.dtype)
 
 
-def _check(
-    name: str,
-    learning_rate: Rate,
-    eps: float = 1.0,
-    weight_decay: float = 0.0,
-    decay: float = 0.0,
-    b1: float = 0.0,
-    b2: float = 0.0,
-) -> None:
+_RANGES = {"eps": numbers.positive, "weight_decay": numbers.nonnegative}
+"""What a setting is checked for; others are decays."""
+
+
+def _check(name: str, learning_rate: Rate, **settings: Any) -> tuple[Any, ...]:
+    """The rate and the settings, as `fnn.numbers` returns them."""
     if not callable(learning_rate):
-        numbers.positive(name, learning_rate=learning_rate)
-    numbers.positive(name, eps=eps)
-    numbers.nonnegative(name, weight_decay=weight_decay)
-    numbers.fraction(name, decay=decay, b1=b1, b2=b2)
+        learning_rate = numbers.positive(name, learning_rate=learning_rate)
+    check = lambda key: _RANGES.get(key, numbers.fraction)(name, **{key: settings[key]})
+    return learning_rate, *map(check, settings)

@@ -157,7 +157,7 @@ def clipped_value_and_grad(
     >>> grads["b"].round(3)
     Array([-2.112], dtype=float32)
     """
-    numbers.bound("clipped_value_and_grad", max_norm=max_norm)
+    max_norm = numbers.bound("clipped_value_and_grad", max_norm=max_norm)
     with_norm = lambda factor, examples: _Normed(factor.norm(examples), factor)
     reduced = _reduced(network, loss, with_norm, example_axes)
 
@@ -220,7 +220,7 @@ def add_noise(grads: Params, key: Array, stddev: float | Array) -> Params:
     >>> add_noise({"b": jnp.zeros(3)}, jax.random.key(0), 0.0)
     {'b': Array([0., 0., 0.], dtype=float32)}
     """
-    numbers.nonnegative("add_noise", stddev=stddev)
+    stddev = numbers.nonnegative("add_noise", stddev=stddev)
     leaves, form = jax.tree.flatten(grads)
     keys = jax.random.split(key, len(leaves)) if leaves else ()
 

@@ -42,7 +42,7 @@ def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
     Array([0.75], dtype=float32)
     """
     check_optimizer("add_l2", optimizer)
-    numbers.nonnegative("add_l2", alpha=alpha)
+    alpha = numbers.nonnegative("add_l2", alpha=alpha)
 
     def update(state: Any, grads: Params) -> Any:
         def penalised(g: Array, theta: Array) -> Array:
@@ -69,7 +69,7 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
     Array([0.5], dtype=float32)
     """
     check_optimizer("clip_by_global_norm", optimizer)
-    numbers.bound("clip_by_global_norm", max_norm=max_norm)
+    max_norm = numbers.bound("clip_by_global_norm", max_norm=max_norm)
 
     def update(state: Any, grads: Params) -> Any:
         jax.tree.map(check_gradient, state.params, grads)
@@ -161,7 +161,7 @@ def accumulate(optimizer: Optimizer, k: int) -> Optimizer:
     (Array([1.], dtype=float32), Array([0.], dtype=float32))
     """
     check_optimizer("accumulate", optimizer)
-    numbers.count("accumulate", k=k)
+    k = numbers.count("accumulate", k=k)
 
     def init(params: Params) -> _AccumulateState:
         inner = optimizer.init(params)
@@ -218,7 +218,7 @@ def average(optimizer: Optimizer, decay: float) -> Optimizer:
     Array([0.75], dtype=float32)
     """
     check_optimizer("average", optimizer)
-    numbers.fraction("average", decay=decay)
+    decay = numbers.fraction("average", decay=decay)
 
     def init(params: Params) -> _AverageState:
         inner = optimizer.init(params)
@@ -344,8 +344,8 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
     return Optimizer(init, update)
 
 
-_SMALLEST, _LARGEST = 2.0**-126, 2.0**126
-"""A scale beyond these in float32 would be 0 or infinite, and stay so."""
+_LARGEST = 2.0**126
+"""A scale far above it would be infinite in float32, and stay so."""
 
 
 class _ScaleLossState(NamedTuple):
@@ -394,8 +394,8 @@ def scale_loss(
     (Array([1.], dtype=float32), 4.0)
     """
     check_optimizer("scale_loss", optimizer)
-    numbers.positive("scale_loss", initial=initial)
-    numbers.count("scale_loss", growth_interval=growth_interval)
+    initial = numbers.positive("scale_loss", initial=initial)
+    growth_interval = numbers.count("scale_loss", growth_interval=growth_interval)
 
     def init(params: Params) -> _ScaleLossState:
         zero = jnp.zeros((), jnp.int32)
@@ -420,7 +420,7 @@ def scale_loss(
         return _ScaleLossState(
             inner,
             state.step + 1,
-            jnp.clip(state.scale * factor, _SMALLEST, _LARGEST),
+            jnp.clip(state.scale * factor, 1 / _LARGEST, _LARGEST),
             jnp.where(grow, 0, in_a_row),
         )
 

@@ -49,7 +49,7 @@ def attention(
     (5, 3, 4)
     """
     name = f"attention({d}, {heads})"
-    check_widths(name, d, heads)
+    d, heads = check_widths(name, d, heads)
     if d % heads:
         raise ValueError(f"{name}: expected a width that the number of heads divides")
     if rotary and d // heads % 2:

@@ -52,8 +52,8 @@ def conv2d(
     (5, 5, 3, 8)
     """
     name = f"conv2d({c_in}, {c_out}, {window})"
-    check_widths(name, c_in, c_out)
-    check_geometry(name, window, stride)
+    c_in, c_out = check_widths(name, c_in, c_out)
+    window, stride = check_geometry(name, window, stride)
     if padding not in ("SAME", "VALID"):
         raise ValueError(f"{name}: expected padding 'SAME' or 'VALID', got {padding!r}")
     shape = (c_out, *window, c_in)
@@ -121,7 +121,7 @@ def conv1d(
     (5, 5, 8)
     """
     name = f"conv1d({c_in}, {c_out}, {window})"
-    check_widths(name, c_in, c_out, window, stride)
+    c_in, c_out, window, stride = check_widths(name, c_in, c_out, window, stride)
     inner = conv2d(
         c_in,
         c_out,

@@ -36,7 +36,7 @@ def dense(
     (5, 2)
     """
     name = f"dense({d_in}, {d_out})"
-    check_widths(name, d_in, d_out)
+    d_in, d_out = check_widths(name, d_in, d_out)
 
     def init(key: Array) -> Params:
         weight_key, bias_key = split(key, 2)

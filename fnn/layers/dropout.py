@@ -28,15 +28,15 @@ def dropout(rate: float) -> Layer:
     >>> layer.forward((), jnp.ones(6))[0]
     Array([2., 2., 0., 0., 2., 0.], dtype=float32)
     """
-    numbers.fraction("dropout", rate=rate)
+    rate = numbers.fraction("dropout", rate=rate)
 
     def at(key: Array | None, statistics: object) -> Layer:
         if key is None:
             return identity
 
         def masked(x: Array) -> Array:
-            kept = jax.random.bits(key, x.shape, jnp.uint32) >= jnp.uint32(rate * 2**32)
-            return jnp.where(kept, x / (1 - rate), 0)
+            kept = jax.random.bits(key, x.shape, jnp.uint32) >= jnp.uint32(rate * 2.0**32)
+            return jnp.where(kept, x / jnp.asarray(1 - rate, x.dtype), 0)
 
         def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
             return masked(x), ()

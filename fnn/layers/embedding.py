@@ -35,7 +35,7 @@ def embedding(n: int, d: int, *, weight_init: Callable[..., Array] = _standard_n
            [0., 1.]], dtype=float32)
     """
     name = f"embedding({n}, {d})"
-    check_widths(name, n, d)
+    n, d = check_widths(name, n, d)
 
     def init(key: Array) -> Params:
         return {"table": weight_init(key, (n, d))}

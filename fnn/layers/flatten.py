@@ -24,7 +24,7 @@ def flatten(ndim: int) -> Layer:
     (5, 6)
     """
     name = f"flatten({ndim})"
-    check_widths(name, ndim)
+    ndim = check_widths(name, ndim)
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
         check_array(name, x, *("d",) * ndim)
@@ -52,10 +52,10 @@ def unflatten(*shape: int) -> Layer:
     >>> unflatten(2, 3).forward((), jnp.ones((5, 6)))[0].shape
     (5, 2, 3)
     """
-    name = f"unflatten{shape}"
     if not shape:
         raise ValueError("unflatten: expected at least one length, got none")
-    check_widths(name, *shape)
+    _, *shape = check_widths(f"unflatten{shape}", 1, *shape)
+    name = f"unflatten{tuple(shape)}"
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
         check_array(name, x, math.prod(shape))

@@ -32,8 +32,8 @@ def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
     Array([[-1.,  1.]], dtype=float32)
     """
     name = f"layer_norm({d})"
-    check_widths(name, d)
-    numbers.positive(name, eps=eps)
+    d = check_widths(name, d)
+    eps = numbers.positive(name, eps=eps)
 
     def init(key: Array) -> Params:
         return {"gain": jnp.ones(d), "bias": jnp.zeros(d)}
@@ -80,8 +80,8 @@ def rms_norm(d: int, *, eps: float = 1e-5) -> Layer:
     Array([[0.2, 1.4]], dtype=float32)
     """
     name = f"rms_norm({d})"
-    check_widths(name, d)
-    numbers.positive(name, eps=eps)
+    d = check_widths(name, d)
+    eps = numbers.positive(name, eps=eps)
 
     def init(key: Array) -> Params:
         return {"gain": jnp.ones(d)}
@@ -126,8 +126,8 @@ def group_norm(d: int, groups: int, *, eps: float = 1e-5) -> Layer:
             [ 1.,  1.]]], dtype=float32)
     """
     name = f"group_norm({d}, {groups})"
-    check_widths(name, d, groups)
-    numbers.positive(name, eps=eps)
+    d, groups = check_widths(name, d, groups)
+    eps = numbers.positive(name, eps=eps)
     if d % groups:
         raise ValueError(f"{name}: expected a width that the number of groups divides")
 
@@ -197,8 +197,8 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
            [ 1.]], dtype=float32)
     """
     name = f"batch_norm({d})"
-    check_widths(name, d)
-    numbers.positive(name, eps=eps)
+    d = check_widths(name, d)
+    eps = numbers.positive(name, eps=eps)
 
     def init(key: Array) -> Params:
         return {"gain": jnp.ones(d), "bias": jnp.zeros(d)}

@@ -31,7 +31,7 @@ def max_pool(window: Pair, stride: Pair | None = None) -> Layer:
     Array([3., 2.], dtype=float32)
     """
     name, stride = f"max_pool({window})", window if stride is None else stride
-    check_geometry(name, window, stride)
+    window, stride = check_geometry(name, window, stride)
     places = window[0] * window[1]
     dtype = np.min_scalar_type(places)
 
@@ -69,7 +69,7 @@ def mean_pool(window: Pair, stride: Pair | None = None) -> Layer:
     Array([2., 2.], dtype=float32)
     """
     name, stride = f"mean_pool({window})", window if stride is None else stride
-    check_geometry(name, window, stride)
+    window, stride = check_geometry(name, window, stride)
     places = window[0] * window[1]
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:

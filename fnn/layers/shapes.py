@@ -1,19 +1,29 @@
 """What layers with parameters check of their widths and inputs."""
 
+import operator
+from typing import Any
+
 import numpy as np
 
 from fnn.base import Array, Params
 
 
-def check_widths(name: str, *widths: int) -> None:
-    """Raise ValueError, naming the layer, for widths that are not whole numbers of at least 1.
+def check_widths(name: str, *widths: int) -> Any:
+    """The width, or a tuple of several, as Python's own numbers, whose products don't wrap.
+
+    Raises ValueError, naming the layer, for widths that are not whole numbers of at least 1.
 
     >>> check_widths("dense(0, 2)", 0, 2)
     Traceback (most recent call last):
     ValueError: dense(0, 2): expected widths that are whole numbers of at least 1
     """
-    if not all(isinstance(d, int | np.integer) and d is not True and d > 0 for d in widths):
+    try:
+        found = tuple(map(operator.index, widths))
+    except TypeError:  # what is traced has no index either
+        found = (0,)
+    if min(found) < 1 or any(np.asarray(d).dtype.kind == "b" for d in widths):
         raise ValueError(f"{name}: expected widths that are whole numbers of at least 1")
+    return found[0] if len(found) == 1 else found
 
 
 def check_params(name: str, params: Params, shapes: dict[str, tuple[int, ...]]) -> None:

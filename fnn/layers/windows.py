@@ -69,8 +69,10 @@ def _entries(window: Pair) -> list[Pair]:
     return [(i, j) for i in range(window[0]) for j in range(window[1])]
 
 
-def check_geometry(name: str, window: Pair, stride: Pair) -> None:
-    """Raise ValueError, naming the layer, for a window or a stride that is not a pair of whole
+def check_geometry(name: str, window: Pair, stride: Pair) -> tuple[Pair, Pair]:
+    """Window and stride as pairs of Python's own numbers.
+
+    Raises ValueError, naming the layer, for a window or a stride that is not a pair of whole
     numbers of at least 1.
 
     >>> check_geometry("max_pool(2)", 2, (2, 2))
@@ -82,7 +84,8 @@ def check_geometry(name: str, window: Pair, stride: Pair) -> None:
             f"{name}: expected window and stride as pairs (height, width), "
             f"got {window} and {stride}"
         )
-    check_widths(name, *window, *stride)
+    height, width, down, right = check_widths(name, *window, *stride)
+    return (height, width), (down, right)
 
 
 def check_fits(name: str, size: tuple[int, ...], window: Pair) -> None:

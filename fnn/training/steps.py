@@ -117,7 +117,7 @@ def make_epoch(
     >>> int(epoch(state, data, jax.random.key(1))[0].step)
     4
     """
-    numbers.count("make_epoch", batch_size=batch_size)
+    batch_size = numbers.count("make_epoch", batch_size=batch_size)
     training = Training.of(
         "make_epoch", network, loss, optimizer, augment, record, mesh, shard_params
     )
@@ -157,7 +157,7 @@ def make_train(
     >>> jax.jit(train)(network.init(key), data, key)[1].shape
     (5,)
     """
-    numbers.count("make_train", epochs=epochs, batch_size=batch_size)
+    epochs, batch_size = numbers.count("make_train", epochs=epochs, batch_size=batch_size)
     training = Training.of(
         "make_train", network, loss, optimizer, augment, record, mesh, shard_params
     )
