@@ -428,10 +428,12 @@ def _parsed(
     """x (n, d) of the columns at these places, what they hold, and what was guessed."""
     x = np.empty((len(table.frame), len(places)))
     found: list[Column] = []
+    notes: list[str] = []
     for i, place in enumerate(places):
-        column, x[:, i] = columns.parse_column(table, place, like[i])
+        column, x[:, i], note = columns.parse_column(table, place, like[i])
         found.append(column)
+        notes.append(note)
     if reading.missing == "error":
         _refuse_blanks(table, places, x, "; --missing fill fills it in")
-    notes = dict.fromkeys(filter(None, map(columns.note, found)))
-    return x, tuple(found), tuple(notes)
+    told = dict.fromkeys(filter(None, notes))
+    return x, tuple(found), tuple(told)

@@ -1,0 +1,135 @@
+"""The rows of a text table by its quotes: their number is known before any parser is asked."""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from fnn.data._dialect import Dialect, is_number
+from fnn.data.errors import DataError
+
+QUOTE = ord('"')
+PIECE = 1 << 24
+"""Bytes that are looked through at a time."""
+FAULT = 'a quote opens a cell and is not closed at its end; write a quote in a quoted cell as ""'
+
+
+def checked(path: Path, content: bytes, found: Dialect) -> tuple[bytes, int]:
+    """The lines after the header with cells quoted as RFC 4180 has it, and their number of rows,
+    blank ones too.
+
+    A quote in a cell that does not begin with one is a character like any other; in one that does,
+    it is doubled or follows a backslash. Raises DataError with the line for any other quote, and
+    for a quoted cell whose lines look like rows: those are rows between two stray quotes.
+    """
+    if b'"' not in content:
+        return content, _number(content, content.count(found.end.encode()))
+    if not _is_strict(content, found):
+        content = _rewritten(path, content, found)
+    return content, _number(content, _ends(path, content, found))
+
+
+def check_header(path: Path, found: Dialect) -> None:
+    """Raise DataError where a stray quote makes rows a part of the header."""
+    if '"' not in found.head:
+        return
+    head = found.head.rstrip("\r\n")
+    _rewritten(path, head.encode(), found._replace(lines=found.above))
+    below = head.splitlines()[1:]
+    if below and all(line.count(found.separator) == found.width - 1 for line in below):
+        raise DataError(f"{path}: line {found.above + 1}: {FAULT}")
+
+
+def _number(content: bytes, ends: int) -> int:
+    return ends + (content[-1:] not in (b"\n", b"\r", b""))
+
+
+def _is_strict(content: bytes, found: Dialect) -> bool:
+    """Whether quotes open a cell at its start, close it at its end, and are doubled between."""
+    quotes = _positions(content, QUOTE)
+    if len(quotes) % 2:
+        return False
+    marks = [ord(found.separator), ord(found.end), *b"\r"]
+    held = np.frombuffer(content, np.uint8)
+    opening, closing = quotes[::2], quotes[1::2]
+    doubled = closing[:-1] + 1 == opening[1:]
+    starts = (opening == 0) | np.isin(held[opening - 1], marks)
+    ends = closing == len(content) - 1
+    ends[~ends] = np.isin(held[closing[~ends] + 1], marks)
+    inner = (starts[1:] | doubled).all() and (ends[:-1] | doubled).all()
+    return bool(inner and starts[0] and ends[-1])
+
+
+def _positions(content: bytes, byte: int) -> np.ndarray:
+    held = np.frombuffer(content, np.uint8)
+    starts = range(0, len(content), PIECE)
+    return np.concatenate([np.flatnonzero(held[i : i + PIECE] == byte) + i for i in starts])
+
+
+def _ends(path: Path, content: bytes, found: Dialect) -> int:
+    """The number of line ends that end rows."""
+    ends = _positions(content, ord(found.end))
+    within = np.searchsorted(_positions(content, QUOTE), ends) % 2 == 1
+    if within.any():
+        _check_lines(path, content, found, ends, within)
+    return int((~within).sum())
+
+
+def _check_lines(
+    path: Path, content: bytes, found: Dialect, ends: np.ndarray, within: np.ndarray
+) -> None:
+    """Raise DataError for a row of several lines of which each could be a row."""
+    cuts = np.searchsorted(_positions(content, ord(found.separator)), [*ends, len(content)])
+    whole = np.diff(cuts, prepend=0) == found.width - 1
+    first = np.flatnonzero(np.concatenate([[True], ~within]))
+    alike = np.logical_and.reduceat(whole, first)
+    last = np.append(first[1:], len(whole))
+    numbers = found.numbers()
+    for start, stop in zip(first[alike], last[alike], strict=True):
+        begin = ends[start - 1] + 1 if start else 0
+        lines = content[begin : ends[stop - 1] if stop <= len(ends) else None].decode().splitlines()
+        if stop - start > 1 and _are_rows(lines, found.separator, numbers):
+            raise DataError(
+                f"{path}: line {found.lines + start + 1}: a quote opens a cell that ends on line "
+                f"{found.lines + stop}, and each line of it could be a row; remove the quotes or "
+                f"write each twice inside a quoted cell"
+            )
+
+
+def _are_rows(lines: list[str], separator: str, numbers: Collection[int]) -> bool:
+    """Whether each line has numbers where the table's columns have them."""
+    for line in lines:
+        cells = line.split(separator)
+        if not all(cells[i].strip(' "') == "" or is_number(cells[i].strip(' "')) for i in numbers):
+            return False
+    return True
+
+
+def _rewritten(path: Path, content: bytes, found: Dialect) -> bytes:
+    """The same cells, quoted so that every parser reads them alike; each on its line as before."""
+    mark, end = re.escape(found.separator), found.end
+    gap = " *" if found.separator != "\t" else ""
+    stop = rf"(?={mark}|\r?{end}|\r?\Z)"
+    quoted = rf'{gap}"((?:[^"]|"")*+)"{gap}{stop}'
+    escaped = rf'{gap}"((?:[^"\\]|\\[^\r\n]|"")*+)"{gap}{stop}'
+    plain = rf"({gap}(?!\s*\")[^{mark}\r\n]*){stop}"
+    cell = re.compile(f"{quoted}|{escaped}|{plain}")
+    text, at, line, pieces = content.decode(), 0, found.lines, []
+    while True:
+        match = cell.match(text, at)
+        if match is None:
+            raise DataError(f"{path}: line {line + 1}: {FAULT}")
+        value = match[match.lastindex or 0]
+        if match.lastindex == 2:
+            value = re.sub(r"\\([\"\\])", r"\1", value.replace('""', '"'))
+        if match.lastindex != 1:
+            value = value.replace('"', '""')
+        pieces.append(f'"{value}"' if '"' in value or match.lastindex != 3 else value)
+        line += value.count(end)
+        after = re.compile(rf"{mark}|\r?{end}|\r?\Z").match(text, match.end())
+        pieces.append(after[0] if after else "")
+        at = after.end() if after else len(text)
+        line += end in pieces[-1]
+        if at >= len(text) and not pieces[-1].startswith(found.separator):
+            return "".join(pieces).encode()
