@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from fnn.data._columns import FORMS, MOMENTS, TIMES
-from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column
+from fnn.data._columns import FORMS
+from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column, matched
 
 MOST = 50
 """At most this many values of a category get an input each; the rest share one."""
@@ -118,7 +118,7 @@ class Feature:
             raise TypeError("a feature's text is of another type")
         if not set(self.cycles) <= set(self.known_cycles):
             raise ValueError(f"unknown cycles of {self.name!r}")
-        if self.form not in (*FORMS, *MOMENTS, *TIMES):
+        if self.form not in FORMS:
             raise ValueError(f"{self.name!r} is written {self.form!r}")
         if not math.isfinite(self.fill) or (self.known_cycles and not abs(self.fill) < 2**31):
             raise ValueError(f"the median of {self.name!r} is not finite, or no date")
@@ -191,9 +191,8 @@ class Category(Feature):
             values = tuple(_written(number) for number in distinct.tolist())
         else:
             codes = cells[there].astype(int)
-        where = {value: i for i, value in enumerate(self.values)}
         found = np.full(len(cells), np.nan)
-        found[there] = np.array([where.get(value, -1) for value in values] + [-1], float)[codes]
+        found[there] = np.array([*matched(values, self.values), -1], float)[codes]
         return found
 
 

@@ -11,12 +11,13 @@ import itertools
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from fnn import extras
-from fnn.data import _dialect as dialect, _readers as readers
-from fnn.data._dialect import BLANKS, SEPARATORS, Dialect
+from fnn.data import _dialect as dialect, _kinds, _quotes, _readers as readers
+from fnn.data._dialect import BLANKS, Dialect
 from fnn.data.errors import DataError, explained
 
 if TYPE_CHECKING:
@@ -71,27 +72,6 @@ def is_frame(source: object) -> bool:
     return hasattr(source, "__arrow_c_stream__") or hasattr(source, "__dataframe__")
 
 
-def read(
-    source: Any,
-    *,
-    separator: str | None = None,
-    header: bool | None = None,
-    text: Collection[str] = (),
-) -> Table:
-    """The table of a file, or of a data frame.
-
-    Parquet and Arrow files are known by their first bytes; whatever else is text, gzipped or
-    not. `separator` and `header` decide what is guessed otherwise: see `dialect.guess`. A line
-    may have at most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT` bytes
-    of memory. The columns of the names or indices `text` stay text.
-
-    Raises DataError with the line, OSError where the file can't be opened, ModuleNotFoundError
-    where Polars is not installed.
-    """
-    (table,) = parts(source, separator=separator, header=header, text=text, size=readers.LIMIT + 1)
-    return table
-
-
 def parts(
     source: Any,
     *,
@@ -99,12 +79,20 @@ def parts(
     header: bool | None = None,
     text: Collection[str] = (),
     size: int = PART,
+    known: Collection[str] = (),
 ) -> Iterator[Table]:
-    """The table of `read` in parts of consecutive rows, each of about `size` bytes of text, or of
-    numbers. Only a part is in memory; of a Parquet or Arrow file that is gzipped or a pipe, all.
+    """The table of a file, or of a data frame, in parts of consecutive rows, each of about `size`
+    bytes of text, or of numbers. Only a part is in memory; of a Parquet or Arrow file that is
+    gzipped or a pipe, all.
 
-    Raises as `read` does, where it comes to the fault, and DataError for a Parquet or Arrow file
-    that another process has changed meanwhile.
+    Parquet and Arrow files are recognised by their first bytes; anything else is text, gzipped or
+    not. `separator`, `header` and `known` decide what is guessed otherwise: see `dialect.guess`. A
+    line may have at most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT`
+    bytes of memory. The columns of the names or indices `text` stay text.
+
+    Raises, where it comes to the fault, DataError with the line, and for a Parquet or Arrow file
+    that another process has changed meanwhile; OSError where the file can't be opened;
+    ModuleNotFoundError where Polars is not installed.
     """
     with extras.needs("data"):
         pass
@@ -118,7 +106,9 @@ def parts(
             with _without_panic(path):
                 yield from _stored(path, file, start, size)
         else:
-            yield from _of_text(path, file, start, separator, header, text, size)
+            _kinds.refuse(path, start)
+            guess = partial(dialect.guess, separator=separator, header=header, known=known)
+            yield from _of_text(path, file, start, guess, text, size)
 
 
 def _of_frame(name: str, frame: "polars.DataFrame", before: int = 0) -> Table:
@@ -185,8 +175,7 @@ def _of_text(
     path: Path,
     file: IO[bytes],
     start: bytes,
-    separator: str | None,
-    header: bool | None,
+    guess: Callable[[bytes], Dialect],
     text: Collection[str],
     size: int,
 ) -> Iterator[Table]:
@@ -197,10 +186,10 @@ def _of_text(
     if len(whole) > LINE_LIMIT and b"\n" not in start and b"\r" not in start:
         raise _too_long(path, 1)
     try:
-        found = dialect.guess(whole, separator, header)
+        found = guess(whole)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    notes = tuple(_notes(found, separator, header))
+    _quotes.check_header(path, found)
     lines, none = found.lines, True
     for content in _in_rows(path, file, start[found.skip :], found, size):
         # Polars takes the number of columns from the first line.
@@ -212,7 +201,7 @@ def _of_text(
         lines += content.count(found.end.encode())
         if len(frame):
             none = False
-            yield Table(str(path), found.names, frame, place, notes, found.separator)
+            yield Table(str(path), found.names, frame, place, found.notes, found.separator)
     if none:
         raise DataError(f"{path}: a header, but no examples")
 
@@ -276,48 +265,64 @@ def _parsed(
     """The frame of the lines after the header, and the place of each of its rows."""
     import polars
 
-    def frame_of(numbers: set[int]) -> polars.DataFrame:
-        columns = range(found.width)
-        return polars.read_csv(
-            content,
-            has_header=False,
-            separator=found.separator,
-            eol_char=found.end,
-            null_values=blanks if numbers else None,
-            schema={str(i): polars.Float64 if i in numbers else polars.String for i in columns},
-            raise_if_empty=False,
-        )
+    if b"\0" in content or any("\0" in name for name in found.names):
+        list(_lines(path, content, found))
+        raise DataError(f"{path}: line {found.lines}: binary, not text")
+    content, n = _quotes.checked(path, content, found)
+    looked: list[int] = []
 
     def look() -> list[int]:
         if not looked:
             looked.extend(_lines(path, content, found))
         return looked
 
-    looked: list[int] = []
-    if b"\0" in content or any("\0" in name for name in found.names):
-        look()
-        raise DataError(f"{path}: line {found.lines}: binary, not text")
-    columns = list(zip(*(row for row in found.sample if len(row) == found.width), strict=True))
-    blanks = sorted({cell for cells in columns for cell in cells}.intersection(BLANKS))
-    numbers = {
-        i
-        for i, cells in enumerate(columns)
-        if all(cell in BLANKS or dialect.is_number(cell) for cell in cells)
-    }
     try:
-        try:
-            frame = frame_of(numbers - {_index(name, found) for name in text})
-        except polars.exceptions.ComputeError:  # not all numbers further on
-            frame = frame_of(set())
+        frame = _csv(content, found, text)
     except Exception:
         look()
         raise
     if len(frame) and frame[:, -1].null_count():  # a short or a blank line, or just a blank cell
         rows = look()
         if 0 in rows and len(rows) == len(frame):
+            n -= len(frame)
             frame = frame.filter(polars.Series(rows) > 0)
             looked[:] = [line for line in rows if line]
+            n += len(frame)
+    if len(frame) != n:
+        raise DataError(f"{path}: {n} rows, of which Polars reads {len(frame)}")
+    if found.trailing and not (last := frame[:, -1].is_null()).all():
+        line = look()[int(last.arg_min() or 0)]
+        width = found.width - 1
+        raise DataError(f"{path}: line {line}: expected {width} columns, got {width + 1}")
     return frame, lambda row: f"line {look()[row]}"
+
+
+def _csv(content: bytes, found: Dialect, text: Collection[str]) -> "polars.DataFrame":
+    """What Polars reads: numbers in the columns where the sample has only numbers, else text."""
+    import polars
+
+    columns = found.columns()
+    blanks = sorted({cell for cells in columns for cell in cells}.intersection(BLANKS))
+    names = {_index(name, found) for name in text}
+    numbers = {i for i, cells in enumerate(columns) if i not in names and dialect.are_plain(cells)}
+    for floats in (numbers, set()) if not dialect.CODE.search(content) else (set(),):
+        try:
+            return polars.read_csv(
+                content,
+                has_header=False,
+                separator=found.separator,
+                eol_char=found.end,
+                null_values=blanks if floats else None,
+                schema={
+                    str(i): polars.Float64 if i in floats else polars.String
+                    for i in range(found.width)
+                },
+                raise_if_empty=False,
+            )
+        except polars.exceptions.ComputeError:  # not all numbers further on
+            if not floats:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _lines(path: Path, content: bytes, found: Dialect) -> Iterator[int]:
@@ -346,14 +351,6 @@ def _index(text: str, found: Dialect) -> int:
         return found.names.index(text)
     digits = text.lstrip("-").isdecimal()
     return int(text) % found.width if digits and -found.width <= int(text) < found.width else -1
-
-
-def _notes(found: Dialect, separator: str | None, header: bool | None) -> Iterator[str]:
-    """What was guessed and is not what most files are: commas and a header."""
-    if separator is None and found.separator != ",":
-        yield f"separated by {SEPARATORS[found.separator]}"
-    if header is None and not found.names:
-        yield "no header"
 
 
 def _too_long(path: Path, line: int) -> DataError:

@@ -1,5 +1,6 @@
 """Examples with their targets, as arrays of one fixed form."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,8 @@ from fnn.data.errors import DataError, nearest
 
 TASKS = ("classification", "regression")
 NUMBER, CATEGORY, DATE, TIME = "number", "category", "date", "time"
+
+TRUTH = {"false": "0", "true": "1", "0": "0", "1": "1", "0.0": "0", "1.0": "1"}
 
 
 class Column(NamedTuple):
@@ -69,14 +72,24 @@ def relabelled(data: Dataset, classes: tuple[str, ...]) -> Dataset:
     if bool(classes) != bool(data.classes):
         kinds = [f"{len(c)} classes" if c else "values to predict" for c in (classes, data.classes)]
         raise DataError(f"{data.name}: expected {kinds[0]}, got {kinds[1]}")
-    for name in data.classes:
-        if name not in classes:
-            hint = nearest(name, classes)
-            raise DataError(f"{data.name}: {name!r} is none of the classes learned; {hint}")
-    if not classes:
-        return data
-    places = np.array([classes.index(name) for name in data.classes], np.int32)
-    return data._replace(y=places[data.y], classes=classes)
+    places = np.array(matched(data.classes, classes), np.int32)
+    if (places < 0).any():
+        name = data.classes[int(places.argmin())]
+        hint = nearest(name, classes)
+        raise DataError(f"{data.name}: {name!r} is none of the classes learned; {hint}")
+    return data._replace(y=places[data.y], classes=classes) if classes else data
+
+
+def matched(values: Sequence[str], known: Sequence[str]) -> list[int]:
+    """The index of each value in `known`, -1 where it is not there.
+
+    Where `known` are booleans, or 0 and 1 and the values booleans, true, True and 1 are the same.
+    """
+    lower = [value.lower() for value in (*values, *known)]
+    if {k.lower() for k in known} <= TRUTH.keys() and not {"true", "false"}.isdisjoint(lower):
+        values, known = ([TRUTH.get(v.lower(), v) for v in each] for each in (values, known))
+    where = {value: i for i, value in enumerate(known)}
+    return [where.get(value, -1) for value in values]
 
 
 def reordered(data: Dataset, features: tuple[str, ...]) -> Dataset:

@@ -29,11 +29,6 @@ def explained(path: Path) -> Iterator[None]:
     An OSError that names a file itself passes unchanged: the file can't be opened. NumPy's
     parser raises, and warns of, whatever damaged input leads it to, so that nothing narrower
     than Exception is enough here.
-
-    >>> with explained(Path("a.csv")):
-    ...     bytes([0xE9]).decode()
-    Traceback (most recent call last):
-    fnn.data.errors.DataError: a.csv: not text in UTF-8: byte 0xe9
     """
     try:
         with warnings.catch_warnings():
@@ -42,8 +37,8 @@ def explained(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise DataError(f"{path}: not text in UTF-8: byte 0x{byte:02x}") from error
+        byte, hint = error.object[error.start], _encoding_of(error.object)
+        raise DataError(f"{path}: not text in UTF-8: byte 0x{byte:02x}; {hint}") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged or cut short: {error}") from error
     except OSError as error:
@@ -57,16 +52,23 @@ def explained(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: can't be read: {reason}") from error
 
 
+def _encoding_of(content: bytes) -> str:
+    """What text that is no UTF-8 may be encoded in, and what to do, in words."""
+    high = {byte for byte in content if byte >= 0x80}
+    if b"\0" in content:
+        return "it is binary, or text in another encoding"
+    if high & {0x81, 0x8D, 0x8F, 0x90, 0x9D} or (high and max(high) < 0xC0 and min(high) < 0xA0):
+        return "it may be in Mac Roman or another encoding; save it as UTF-8"
+    name = "Windows-1252" if any(byte < 0xA0 for byte in high) else "Latin-1 or Windows-1252"
+    return f"it looks like {name}; save it as UTF-8, as by `iconv -f WINDOWS-1252 -t UTF-8`"
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def not_finite(a: np.ndarray) -> Iterator[tuple[int, ...]]:
-    """The indices of the entries that are NaN or infinite, in order.
-
-    >>> list(not_finite(np.array([[1.0, 2.0], [np.nan, np.inf]])))
-    [(1, 0), (1, 1)]
-    """
+    """The indices of the entries that are NaN or infinite, in order."""
     if a.dtype.kind == "f" and not np.isfinite(a).all():
         yield from (tuple(int(i) for i in index) for index in np.argwhere(~np.isfinite(a)))
 

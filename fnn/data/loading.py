@@ -281,7 +281,7 @@ def _of_table(source: Source, wanted: _Wanted) -> Dataset:
     reading, like = wanted.reading, wanted.like
     target = "-1" if wanted.target is None else str(wanted.target)
     texts = [target, wanted.target_name or target, *_texts(like)]
-    (table,) = _tables(source, reading, texts)
+    (table,) = _tables(source, reading, texts, like)
     if table.frame.width < 2:
         what = "expected at least one feature and the target, got one column"
         raise DataError(f"{table.name}: {what}")
@@ -309,7 +309,7 @@ def _table_inputs(
     """The columns of a table that an encoding uses, or that have the names of features."""
     wanted = tuple(feature.name for feature in encoding.used) or features
     like: list[Column | None] = []
-    for table in _tables(source, reading, _texts(encoding), wanted, size):
+    for table in _tables(source, reading, _texts(encoding), encoding, wanted, size):
         places = _places(table, wanted, len(encoding.features) or encoding.d_in)
         like = like or _like(table, places, encoding)
         x, found, _ = _parsed(table, places, reading, like)
@@ -383,18 +383,21 @@ def _tables(
     source: Source,
     reading: Reading,
     texts: Collection[str],
+    like: Encoding | None = None,
     only: Collection[str] = (),
     size: int | None = None,
 ) -> Iterator[Table]:
-    """The table in parts; in one without a size."""
+    """The table in parts; in one without a size. It has a header if that of `like` had one."""
+    names = [feature.name for feature in like.features] if like and like.features else None
     if not tables.is_frame(source) and not _path(source).exists():
         raise _unknown(source)
     for table in tables.parts(
         source,
         separator=reading.separator,
-        header=reading.header,
+        header=reading.header if names is None or any(names) else False,
         text=texts,
         size=size or readers.LIMIT + 1,
+        known=tuple(filter(None, names or ())),
     ):
         yield _named(table, reading, only)
 
@@ -435,5 +438,4 @@ def _parsed(
         notes.append(note)
     if reading.missing == "error":
         _refuse_blanks(table, places, x, "; --missing fill fills it in")
-    told = dict.fromkeys(filter(None, notes))
-    return x, tuple(found), tuple(told)
+    return x, tuple(found), tuple(dict.fromkeys(filter(None, notes)))
