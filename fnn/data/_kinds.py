@@ -8,11 +8,11 @@ from fnn.data.errors import DataError
 PACKED = "compressed by {}; unpack it, or compress it by gzip"
 IMAGE = "an image, not a table; give images as a folder of IDX files or as x.npy and y.npy"
 KINDS = {
-    rb"PK\3\4(?s:.{26})mimetypeapplication/vnd\.oasis\.opendocument\.spreadsheet": (
+    rb"PK\x03\x04(?s:.{26})mimetypeapplication/vnd\.oasis\.opendocument\.spreadsheet": (
         "a spreadsheet (ODS); save its sheet as CSV"
     ),
-    rb"PK\3\4(?s:.*)(xl/|\[Content_Types\]\.xml)": "an Excel workbook; save its sheet as CSV",
-    rb"PK\3\4|PK\5\6": "a zip archive; unpack it and give the table in it",
+    rb"PK\x03\x04(?s:.*)(xl/|\[Content_Types\]\.xml)": "an Excel workbook; save its sheet as CSV",
+    rb"PK\x03\x04|PK\x05\x06": "a zip archive; unpack it and give the table in it",
     rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an old Excel workbook (.xls); save its sheet as CSV",
     rb"version https://git-lfs\.github\.com/spec/": (
         "a Git LFS pointer in place of the file itself; `git lfs pull` fetches it"
@@ -21,7 +21,7 @@ KINDS = {
         "a web page or XML, not a table; download the file itself (on GitHub, by Raw)"
     ),
     rb"SQLite format 3\0": "an SQLite database; export the table, as by `sqlite3 -header -csv`",
-    rb"\x80[\2-\5][c\x95}\]q(]": "a pickle, which is never loaded; save the table as CSV",
+    rb"\x80[\x02-\x05][c\x95}\]q(]": "a pickle, which is never loaded; save the table as CSV",
     rb"%PDF-": "a PDF document; save its table as CSV",
     rb"BZh[1-9]1AY": PACKED.format("bzip2"),
     rb"\xfd7zXZ\0": PACKED.format("xz"),
