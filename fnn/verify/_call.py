@@ -124,6 +124,8 @@ def run(program: Callable[..., Any], call: Any, *arrays: Any) -> Any:
     """
     try:
         return _compiled(program)(call, *arrays)
+    except TimeoutError:
+        raise
     except Exception:  # another library's functions may raise anything at a tracer
         return program(call, *arrays)
 
@@ -184,6 +186,8 @@ def can_be_traced(call: Call, inputs: Inputs) -> bool:
     """Whether the call is a JAX program: NumPy may read what has changed since."""
     try:
         _holds_by_shape(call, *_shapes((inputs,)))
+    except TimeoutError:
+        raise
     except Exception:
         return False
     return True
@@ -202,6 +206,8 @@ def _holds_numpy_arrays(function: Callable[..., Any], *inputs: Any) -> bool:
             return _holds_by_shape(function, *_shapes(inputs))
         except TypeError:  # a function that has no hash
             return _has_numpy_constant(jax.make_jaxpr(function)(*inputs))
+    except TimeoutError:
+        raise
     except Exception:  # it can't be traced
         return False
 
@@ -223,6 +229,8 @@ def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
     """
     try:
         program = jax.make_jaxpr(call.__call__)(inputs)
+    except TimeoutError:
+        raise
     except Exception:  # it can't be traced
         return 0.0
     used = [differentiable(v.aval) for v in program.jaxpr.invars]
@@ -273,6 +281,8 @@ def custom_rules(call: Call, inputs: Inputs) -> list[str]:
     """
     try:
         program = jax.make_jaxpr(call.__call__)(inputs)
+    except TimeoutError:
+        raise
     except Exception:  # it can't be traced
         return []
     found = []

@@ -250,6 +250,8 @@ def _shapes_of(f: Callable[..., Any], *inputs: Any) -> Any:
     """What f returns: its shapes and dtypes, or the arrays where f can't be traced."""
     try:
         return jax.eval_shape(f, *inputs)
+    except TimeoutError:
+        raise
     except Exception:  # another library's functions may raise anything at a tracer
         return as_arrays(f(*inputs))
 
@@ -565,6 +567,8 @@ def _reference(call: Call, inputs: Inputs, roundoff: float) -> Reference:
     try:
         _latest[:] = [Reference(call, wide, roundoff)]
         return _latest[0]
+    except TimeoutError:
+        raise
     except Exception:
         with jax.enable_x64(False):
             return Reference(call, inputs, roundoff, unit=roundoff)
@@ -585,6 +589,8 @@ def _with_float64(
             refusal = "the reference raises"
         else:
             got, refusal = named_leaves(run_gradient(call, reference.inputs)), "absent"
+    except TimeoutError:
+        raise
     except Exception as error:  # a kernel for float32 may raise anything
         refusal = f"raises {type(error).__name__}"
     tested = []
@@ -680,6 +686,8 @@ def nonlinear_leaves(
             named_leaves(dict(zip(("dparams", "dx"), backward(params, residuals, d), strict=True)))
             for d in (dy, other, both)
         )
+    except TimeoutError:
+        raise
     except Exception:  # a kernel that does not take float64 may raise anything
         return set()
     return {

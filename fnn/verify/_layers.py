@@ -109,6 +109,8 @@ def per_example_leaf(
             ways = run(_both_ways, layer, params, x, key)
         except _RefusedError as error:
             ways, refusal = (*run(_alone, layer, params, x, key), None), str(error)
+    except TimeoutError:
+        raise
     except Exception:  # a layer that can't run on a single example may raise anything
         return None
     y, y_alone, expected, reduced = ways

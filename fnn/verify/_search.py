@@ -5,6 +5,8 @@ sizes. What fails is then shrunk: fewer examples, smaller sizes, fewest and roun
 """
 
 import inspect
+import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -42,6 +44,8 @@ def search(
     *,
     reference: Callable[..., Any] | None = None,
     make_inputs: Callable[..., tuple[Params, Any]] | None = None,
+    domain: Callable[[Params, Any], Any] | None = None,
+    seconds: float = math.inf,
     key: Array | None = None,
 ) -> Report:
     """Look for inputs at which `check_vjp` of this pair fails. The report's `inputs` are the
@@ -51,8 +55,12 @@ def search(
     `make_inputs(key, batch=8, d=4) -> (params, x)`, sizes with integer defaults by any name, other
     sizes are tried too: 1, sizes that no block divides, sizes that differ from each other.
 
-    Inputs that forward or backward refuses by an exception count for nothing. A probe fails only
-    by a plain error, of more than 1e-6 in float64, or by NaN where the reference is finite.
+    Inputs outside of `domain`, a predicate of (params, x), are not tried, nor those where the
+    function's own value is NaN. After `seconds` no further inputs are tried.
+
+    Inputs that forward or backward refuses by an exception are skipped, but a TimeoutError is
+    raised. A probe fails only by a plain error, of more than 1e-6 in float64, or by NaN where the
+    reference is finite.
 
     >>> forward = lambda params, x: (jnp.where(x > 0, x, 0), x)
     >>> backward = lambda params, x, dy: ((), jnp.where(x >= 0, dy, 0))
@@ -62,10 +70,18 @@ def search(
     """
     key = jax.random.key(0) if key is None else key
     params, x = as_arrays((params, x))
+    end = time.monotonic() + seconds
+    value = reference or (lambda params, x: forward(params, x)[0])
 
     def check(params: Params, x: Any) -> Report | None:
+        if time.monotonic() > end:
+            return None
         try:
+            if (domain and not domain(params, x)) or _has_nan(value(params, x)):
+                return None
             return check_vjp(forward, backward, params, x, reference=reference)
+        except TimeoutError:
+            raise
         except Exception:  # inputs that the functions do not take
             return None
 
@@ -107,8 +123,10 @@ def probes(params: Params, x: Any, key: Array) -> Iterator[Probe]:
     yield Probe("params off their initial values", usual, x)
     codes: dict[str, Callable[[Array], Array]] = {
         "repeated integers": lambda a: jnp.full_like(a, a.ravel()[-1]),
-        "reversed integers": lambda a: a[::-1],
-        "unsorted, repeated integers": lambda a: jnp.roll(jnp.repeat(a, 2, 0)[: len(a)], 1, 0),
+        "reversed integers": lambda a: a[::-1] if a.ndim else a,
+        "unsorted, repeated integers": lambda a: (
+            jnp.roll(jnp.repeat(a, 2, 0)[: len(a)], 1, 0) if a.ndim else a
+        ),
         "integers of 0": jnp.zeros_like,
     }
     masks: dict[str, Callable[[Array], Array]] = {
@@ -125,7 +143,7 @@ def probes(params: Params, x: Any, key: Array) -> Iterator[Probe]:
 
 
 def _sized(make_inputs: Callable[..., Any] | None, key: Array) -> Iterator[Probe]:
-    """Inputs of other sizes: one of them changed, and all different from each other."""
+    """Inputs with other sizes: with one size changed, and with all sizes different."""
     if make_inputs is None:
         return
     sizes = _sizes_of(make_inputs)
@@ -135,6 +153,8 @@ def _sized(make_inputs: Callable[..., Any] | None, key: Array) -> Iterator[Probe
     for chosen in (sizes, *wanted):
         try:
             params, x = make_inputs(key, *chosen.values())
+        except TimeoutError:
+            raise
         except Exception:  # sizes that do not go together
             continue
         yield Probe(f"sizes {chosen}", *as_arrays((params, x)))
@@ -154,6 +174,10 @@ def _sizes_of(make_inputs: Callable[..., Any]) -> dict[str, int]:
             f"as make_inputs(key, batch=4, d=3); got {inspect.signature(make_inputs)}"
         )
     return sizes
+
+
+def _has_nan(y: Any) -> bool:
+    return any(np.isnan(a).any() for a in jax.tree.leaves(y) if differentiable(a))
 
 
 def _plainly_wrong(report: Report) -> bool:

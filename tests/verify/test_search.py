@@ -163,3 +163,50 @@ def test_a_pass_says_what_its_inputs_cannot_show():
     assert "can't show: an array of ones only" in str(report)
     moved = verify.check_vjp(forward, backward, V, x.at[0, 0].set(0).at[1, 1].set(5.0))
     assert moved.blind == ("no ties",)
+
+
+def entropy(scale):
+    """x log x, NaN at negative inputs and at 0, where the rule may give any value."""
+    slope = lambda x: jnp.where(x > 0, scale * (1 + jnp.log(jnp.abs(x))), 7)
+    return elementwise(lambda x: jnp.where(x > 0, x * jnp.log(jnp.abs(x)), jnp.nan), slope)
+
+
+def test_inputs_where_the_function_is_nan_are_not_tried():
+    assert verify.search(*entropy(1), (), jnp.abs(X) + 0.1).inputs is None
+    assert verify.search(*entropy(2), (), jnp.abs(X) + 0.1).verdict == "fail"
+
+
+def test_a_domain_bounds_what_is_tried():
+    forward, backward, params, x = WRONG["abs of the slope"]
+    assert verify.search(forward, backward, params, x).verdict == "fail"
+    positive = lambda params, x: (x > 0).all()
+    assert verify.search(forward, backward, params, x, domain=positive).verdict == "pass"
+
+
+def test_the_search_ends_in_time():
+    report = verify.search(*RIGHT["sigmoid"], seconds=0)
+    assert report.place == "no wrong gradient at 0 inputs tried"
+
+
+@pytest.mark.parametrize("call", [1, 5, 9])
+def test_a_timeout_is_not_swallowed(call):
+    """An alarm goes off once, at any call of the backward."""
+    forward, backward, params, x = RIGHT["sigmoid"]
+    calls = iter(range(10**6))
+
+    def slow(params, x, dy):
+        if next(calls) == call:
+            raise TimeoutError
+        return backward(params, x, dy)
+
+    with pytest.raises(TimeoutError):
+        verify.search(forward, slow, params, x)
+
+
+def test_an_integer_without_axes_is_searched():
+    forward = lambda table, i: (table[i], i)
+    right = lambda table, i, dy: (jnp.zeros_like(table).at[i].add(dy), None)
+    report = verify.search(forward, right, TABLE, jnp.array(2))
+    assert report.verdict == "pass", str(report)
+    wrong = lambda table, i, dy: (jnp.zeros_like(table).at[2].add(dy), None)
+    assert verify.search(forward, wrong, TABLE, jnp.array(2)).verdict == "fail"
