@@ -30,6 +30,7 @@ PARTS = [
     "interconnect",
     "memory",
     "scale",
+    "targets",
     "lines",
     "libraries",
     "per_example",
