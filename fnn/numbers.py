@@ -69,7 +69,7 @@ def _checked(
     name: str, values: dict[str, Any], fits: Callable[[float], bool], expected: str
 ) -> Any:
     """The values as Python's numbers."""
-    found = []
+    found: list[Any] = []
     for key, value in values.items():
         a = value if isinstance(value, jax.core.Tracer) else np.asarray(value)
         real = jnp.issubdtype(a.dtype, jnp.floating) or jnp.issubdtype(a.dtype, jnp.integer)

@@ -88,7 +88,7 @@ class Factor:
     def weighted(self, weight: Array) -> "Factor":
         """The factor of weight_n g_n, for weight (*examples): one number per example."""
         dtype = jax.eval_shape(self.total).dtype
-        return self.rows(weight.ndim).cast(dtype).weighted(weight)
+        return self.rows(weight.ndim)._in(dtype).weighted(weight)
 
 
 Reduce = Callable[[Factor], Any]
@@ -184,7 +184,7 @@ class Direct(Factor):
         """The leading axes."""
         return self.value.shape[: self.value.ndim - self.ndim]
 
-    def cast(self, dtype: Any) -> "Direct":
+    def _in(self, dtype: Any) -> "Direct":
         """The same gradients in this dtype."""
         return Direct(self.value.astype(dtype), self.ndim)
 
@@ -434,7 +434,7 @@ class Widened(Wrapped):
         return self._wide().total()
 
     def rows(self, examples: int | None = None) -> "Direct":
-        return self.factor.rows(examples).cast(self.dtype)
+        return self.factor.rows(examples)._in(self.dtype)
 
     def weighted(self, weight: Array) -> Factor:
         """The weights are applied in `dtype`: a narrower one rounds them, or makes them 0."""

@@ -156,7 +156,7 @@ def test_a_rules_numbers_of_numpys_are_pythons(name):
     for number in (np.float32, np.float64):
         with jax.enable_x64(True):
             ours, theirs = (
-                make(0.1),
+                make(float(number(0.1)), **{k: float(number(v)) for k, v in defaults.items()}),
                 make(number(0.1), **{k: number(v) for k, v in defaults.items()}),
             )
             for dtype in (jnp.float32, jnp.float64):

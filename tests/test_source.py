@@ -63,7 +63,8 @@ def imports(module, source, lazily=True):
     inside = set()
     if not lazily:
         for function in ast.walk(tree):
-            if isinstance(function, ast.FunctionDef):
+            checking = isinstance(function, ast.If) and "TYPE_CHECKING" in ast.dump(function.test)
+            if isinstance(function, ast.FunctionDef) or checking:
                 inside |= set(ast.walk(function))
     for node in ast.walk(tree):
         if node in inside:

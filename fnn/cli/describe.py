@@ -22,7 +22,8 @@ def describe(source: str, **given: Any) -> None:
     SOURCE and the options are as for train. Values and blanks are counted in all rows; what
     becomes of a column is decided by the part of them that train would learn from.
     """
-    settings = Settings()._replace(**given)
+    known = Settings()._asdict() | given
+    settings = Settings(*(known[name] for name in Settings._fields))
     examples = data.load(
         source, target=settings.target, task=settings.task, reading=settings.reading
     )

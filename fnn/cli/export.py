@@ -10,8 +10,8 @@ import numpy as np
 
 from fnn import atomic
 from fnn.cli import options
-from fnn.data import DataError, Feature, Scaling
-from fnn.data.encoding import FAR
+from fnn.data import DataError, Scaling
+from fnn.data.encoding import FAR, Feature
 from fnn.export import PLATFORMS, lowered
 from fnn.runs import files
 from fnn.runs.run import Run

@@ -1,7 +1,6 @@
 """Data to learn from: read from files or scikit-learn's bundled sets, split and standardised."""
 
 from fnn.data._dialect import SEPARATORS as SEPARATORS
-from fnn.data._features import Feature as Feature
 from fnn.data.bundled import (
     BUNDLED as BUNDLED,
     CLASSIFICATION as CLASSIFICATION,

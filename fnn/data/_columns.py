@@ -80,19 +80,19 @@ def parse_column(
 
 def _may_be_dates(cells: "polars.Series") -> bool:
     """Whether whole numbers have the digits of dates such as 20181014."""
-    low, high = cells.min(), cells.max()
-    return low is not None and int(str(low)) >= 10**6 and int(str(high)) < 10**8
+    low, high = str(cells.min()), str(cells.max())
+    return low.isdigit() and int(low) >= 10**6 and int(high) < 10**8
 
 
 def _guessed(table: Table, at: int, text: "polars.Series") -> tuple[Column, np.ndarray, str]:
     """`parse_column` of text, its kind and form guessed."""
     n = len(text) - text.null_count()
-    digits = text.str.contains(r"^\d+$")
-    if n and digits.all() and text.str.contains(r"^0\d").any():
-        return (*_categories(text), "")
     compact = n and text.str.contains(r"^\d{7,8}$").all() and text.n_unique() > 3
     if compact and (dated := _dated(table, at, text, DATE, DATES[-3:])):
         return dated
+    digits = text.str.contains(r"^\d+$")
+    if n and digits.all() and text.str.contains(r"^0\d").any():
+        return (*_categories(text), "")
     numbers, written = as_numbers(text, table.separator)
     strays = numbers.null_count() - text.null_count()
     if not strays:
@@ -131,7 +131,7 @@ def _dated(
     """
     there = len(text) - text.null_count()
     head = text.drop_nulls().head(20)
-    likely = [f for f in forms if _in_form(head, kind, f).count() >= 0.8 * len(head)]
+    likely = [f for f in forms if 2 * _in_form(head, kind, f).count() >= len(head)]
     best: tuple[int, str] | None = None
     for form in likely:
         read = _in_form(text, kind, form).count()

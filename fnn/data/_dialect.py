@@ -130,7 +130,7 @@ def _rows(lines: Sequence[str], separator: str) -> tuple[list[tuple[str, ...]], 
     """The first rows that are not blank, as far as they can be read, and the lines they end on."""
     rows: list[tuple[str, ...]] = []
     ends: list[int] = []
-    reader = csv.reader(lines, delimiter=separator)
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=separator != "\t")
     try:
         for cells in reader:
             if len(cells) > 1 or "".join(cells).strip():

@@ -36,8 +36,8 @@ def check_header(path: Path, found: Dialect) -> None:
         return
     head = found.head.rstrip("\r\n")
     _rewritten(path, head.encode(), found._replace(lines=found.above))
-    below = head.splitlines()[1:]
-    if below and all(line.count(found.separator) == found.width - 1 for line in below):
+    first, *below = (line.count(found.separator) for line in head.splitlines())
+    if below and first and all(count == first for count in below):
         raise DataError(f"{path}: line {found.above + 1}: {FAULT}")
 
 

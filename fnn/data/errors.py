@@ -57,7 +57,9 @@ def _encoding_of(content: bytes) -> str:
     high = {byte for byte in content if byte >= 0x80}
     if b"\0" in content:
         return "it is binary, or text in another encoding"
-    if high & {0x81, 0x8D, 0x8F, 0x90, 0x9D} or (high and max(high) < 0xC0 and min(high) < 0xA0):
+    if high & {0x81, 0x8D, 0x8F, 0x90, 0x9D} or (
+        high - {0x80} and max(high) < 0xC0 and min(high) < 0xA0
+    ):
         return "it may be in Mac Roman or another encoding; save it as UTF-8"
     name = "Windows-1252" if any(byte < 0xA0 for byte in high) else "Latin-1 or Windows-1252"
     return f"it looks like {name}; save it as UTF-8, as by `iconv -f WINDOWS-1252 -t UTF-8`"

@@ -146,7 +146,7 @@ def fit(
     _check_settings(epochs, patience, validation, start)
     training = Training.of("fit", network, loss, optimizer, augment, record, mesh, shard_params)
     evaluation = Evaluation.of(training, metrics or {}, validation)
-    _check_batch_size(data, batch_size)
+    batch_size = _checked_batch_size(data, batch_size)
     init_key, shuffle_key = split(key, 2)
     if start is None:
         fresh = training.fresh(init_key)
@@ -201,8 +201,8 @@ def _check_settings(
         raise ValueError("fit: expected a start with validation losses for patience, got none")
 
 
-def _check_batch_size(data: Any, batch_size: int | None) -> None:
-    """Refuse a batch_size with batches, and arrays without it."""
+def _checked_batch_size(data: Any, batch_size: int | None) -> int | None:
+    """The batch_size as Python's; refused with batches, and missing with arrays."""
     sharded = isinstance(data, ShardedExamples)
     if batch_size is None:
         wrong = sharded or (isinstance(data, tuple) and all(hasattr(a, "shape") for a in data))
@@ -210,8 +210,7 @@ def _check_batch_size(data: Any, batch_size: int | None) -> None:
         wrong = not (sharded or is_pair(data))
     if wrong:
         raise ValueError(f"fit: expected a batch_size with arrays (x, y) only, got {batch_size}")
-    if batch_size is not None:
-        count("make_epoch", batch_size=batch_size)
+    return None if batch_size is None else int(count("make_epoch", batch_size=batch_size))
 
 
 def _is_ended(on_epoch: OnEpoch | None, number: int, state: State, entry: dict[str, Any]) -> bool:

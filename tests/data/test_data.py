@@ -233,7 +233,7 @@ CSV_FAULTS = {
     "latin-1": ("a,t\n1,é\n".encode("latin-1"), r"not text in UTF-8: byte 0xe9"),
     "corrupt gzip": (b"\x1f\x8b" + b"\0" * 40, "damaged|can't be read"),
     "cut gzip": (gzip.compress(b"1,2.5\n" * 999)[:-9], "damaged or cut short"),
-    "pickle": (pickle.dumps({"x": 1}), "not text in UTF-8"),
+    "pickle": (pickle.dumps({"x": 1}), "a pickle, which is never loaded"),
 }
 
 

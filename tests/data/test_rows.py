@@ -111,7 +111,7 @@ FAULTS += ['"a,b"', 'a""b', '"""', "'x'", '"x" ', '"a""', '"a\nb']
 def test_no_table_with_faulty_quotes_loses_a_row_without_a_word(tmp_path, seed):
     """100 tables per seed: the rows that were written, or a line that names the fault."""
     rng = random.Random(seed)
-    outcomes = {"read": 0, "refused": 0}
+    outcomes, messages = {"read": 0, "refused": 0}, set()
     for _ in range(100):
         n, mark = rng.randrange(4, 30), rng.choice(",;\t")
         share = rng.choice([0.02, 0.1, 0.5])
@@ -131,7 +131,7 @@ def test_no_table_with_faulty_quotes_loses_a_row_without_a_word(tmp_path, seed):
             read = data.load(path, target="i", task="regression")
         except DataError as error:
             outcomes["refused"] += 1
-            assert "a.csv: line " in str(error), error
+            messages.add("a.csv: line " in str(error))
             continue
         outcomes["read"] += 1
         assert len(read.x) + len(read.skipped) == n, text
@@ -145,6 +145,7 @@ def test_no_table_with_faulty_quotes_loses_a_row_without_a_word(tmp_path, seed):
                 continue
             assert sum(map(len, parts)) == n
     assert min(outcomes.values()) > 5, outcomes
+    assert messages == {True}
 
 
 # What training read, every later reading takes from the run.
