@@ -77,7 +77,7 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
         leaves = jax.tree.leaves(wide)
         # Squares of what is divided by the largest entry neither overflow nor vanish.
         each = [over_devices(jax.lax.pmax, jnp.abs(g).max(initial=0)) for g in leaves]
-        largest: Any = reduce(lambda a, b: jnp.maximum(a, b), each, 0.0)
+        largest = jnp.stack(each).max() if each else jnp.zeros(())
         unit = jnp.where(largest > 0, largest, 1)
         squares = (over_devices(jax.lax.psum, jnp.sum(jnp.square(g / unit))) for g in leaves)
         norm = jnp.sqrt(jnp.maximum(sum(squares), 1))

@@ -106,8 +106,8 @@ def _guessed(table: Table, at: int, text: "polars.Series") -> tuple[Column, np.n
         (DATE, r"\d\d", DATES[:-3]),
         (TIME, r"\d:\d\d", TIMES),
     ):
-        looks_so = n and (some.str.contains(looks).mean() or 0) >= 0.8
-        if looks_so and (dated := _dated(table, at, text, kind, forms)):
+        many = 10 * int(some.str.contains(looks).sum()) >= 8 * len(some)
+        if n and many and (dated := _dated(table, at, text, kind, forms)):
             return dated
     return (*_categories(text), "")
 
