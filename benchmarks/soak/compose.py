@@ -460,4 +460,5 @@ def _moves_differently(spec: Spec, seed: int) -> str | None:
 
 def _scale(state: Any) -> float:
     """What a state wants the loss multiplied by."""
-    return float(getattr(state, "loss_scale", None) or 1.0)
+    scale = getattr(state, "loss_scale", None)
+    return 1.0 if scale is None else float(scale)
