@@ -48,7 +48,7 @@ class CheckpointError(Error, ValueError):
 
     >>> raise CheckpointError("run.safetensors: not a checkpoint of fnn, or damaged")
     Traceback (most recent call last):
-    fnn.checkpoint.CheckpointError: run.safetensors: not a checkpoint of fnn, or damaged
+    fnn.checkpoint.archive.CheckpointError: run.safetensors: not a checkpoint of fnn, or damaged
     """
 
 

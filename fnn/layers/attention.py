@@ -37,7 +37,7 @@ def attention(
     depend on the distance of two tokens. The softmax is in at least float32.
 
     Each text is an example, its tokens are positions: losses per token need `example_axes`. Only x
-    and the log-sum-exp of each query's scores are kept; backward computes q, k, v and A again, as
+    and the largest score of each query are kept; backward computes q, k, v and A again, as
     FlashAttention does (Dao et al. 2022), but holds A of all heads while it runs.
 
     Raises ValueError for widths below 1, a d that heads does not divide, an odd e with rotary, and
@@ -73,14 +73,14 @@ def attention(
         check_input(name, params, shapes, x, "tokens", d)
         q, k, v = projected(params, x)
         s = scores(q, k)
-        log_sum = jax.nn.logsumexp(s, -1, keepdims=True)
-        h = _merged(jnp.exp(s - log_sum).astype(x.dtype) @ v)
-        return h @ params["O"].T, (x, log_sum)
+        peak = s.max(-1, keepdims=True)
+        h = _merged(_softmax(s, peak).astype(x.dtype) @ v)
+        return h @ params["O"].T, (x, peak)
 
     def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
-        x, log_sum = residuals
+        x, peak = residuals
         q, k, v = projected(params, x)
-        a = jnp.exp(scores(q, k) - log_sum)
+        a = _softmax(scores(q, k), peak)
         narrow = a.astype(x.dtype)
         dh = _heads(dy @ params["O"], heads)
         dv = jnp.einsum("...pq,...pe->...qe", narrow, dh)
@@ -99,6 +99,13 @@ def attention(
         return dparams, dq @ params["Q"] + dk @ params["K"] + dv @ params["V"]
 
     return Layer(init, forward, backward)
+
+
+def _softmax(s: Array, peak: Array) -> Array:
+    """The softmax of scores with this maximum: its rows sum to one to the last digits, as those
+    of exp(s - logsumexp(s)) do not where scores are large."""
+    a = jnp.exp(s - peak)
+    return a / a.sum(-1, keepdims=True)
 
 
 def _heads(a: Array, heads: int) -> Array:

@@ -75,9 +75,9 @@ def rms_norm(d: int, *, eps: float = 1e-5) -> Layer:
     TypeError where x and the params differ in dtype.
 
     >>> layer = rms_norm(2)
-    >>> y, _ = layer.forward(layer.init(jax.random.key(0)), jnp.array([[1.0, 7.0]]))
+    >>> y, _ = layer.forward(layer.init(jax.random.key(0)), jnp.array([[3.0, -3.0]]))
     >>> y.round(3)
-    Array([[0.2, 1.4]], dtype=float32)
+    Array([[ 1., -1.]], dtype=float32)
     """
     name = f"rms_norm({d})"
     d = check_widths(name, d)

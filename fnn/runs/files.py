@@ -35,6 +35,7 @@ def default_folder(source: str | Path) -> Path:
 
 def save(folder: Path, run: Run) -> None:
     """Write the run's file: see `Run.save`."""
+    folder.mkdir(parents=True, exist_ok=True)
     metadata = {
         "settings": run.settings._asdict(),
         "digest": run.digest,

@@ -110,8 +110,9 @@ class Run(NamedTuple):
         return report.write(Path(folder), self.progress.history, title)
 
     def save(self, folder: str | Path) -> None:
-        """Write the run's file, run.safetensors; at every instant it is the old one or the new
-        one, whole. Raises OSError where it can't be written.
+        """Write the run's file, run.safetensors, into this folder, which is made where there is
+        none. At every instant the file is the old one or the new one, whole. Raises OSError where
+        it can't be written.
 
         >>> import fnn, tempfile
         >>> run = fnn.runs.train("iris", fnn.runs.Settings(hidden=(8,), epochs=1))

@@ -48,7 +48,7 @@ def mesh(
     Raises ValueError for a target that is not known and a shape that does not hold its devices;
     ModuleNotFoundError with the command that installs its compiler.
 
-    >>> mesh("TPU v9")
+    >>> mesh("TPU v9")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ValueError: target: expected one of TPU v4, ..., got 'TPU v9'
     """

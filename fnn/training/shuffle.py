@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from fnn.axes import cast, varying
 from fnn.base import Array
 
 ROUNDS = 6
@@ -44,7 +45,8 @@ def permutation(key: Array, n: int) -> Array:
     >>> bool((jnp.sort(order) == jnp.arange(1000)).all())
     True
     """
-    sort = lambda key: jax.random.permutation(key, n)
+    # jax.random.permutation does not say that its result varies with the key.
+    sort = lambda key: cast(jax.random.permutation(key, n), varying(key))
     if n <= 256:
         return sort(key)
     return jax.lax.platform_dependent(key, cpu=lambda key: _cipher(key, n), default=sort)
