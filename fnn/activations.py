@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import numbers
-from fnn.base import Array, Grads, Layer, Params, Residuals
+from fnn.base import Array, Grads, Layer, Params, Residuals, check_array
 from fnn.reductions import Reduce, total
 
 
@@ -28,7 +28,10 @@ def elementwise(f: Callable[[Array], Array], df: Callable[[Array, Array], Array]
     ((), Array([6.], dtype=float32))
     """
 
+    name = getattr(f, "__name__", "elementwise").replace("<lambda>", "elementwise")
+
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+        check_array(name, x)
         y = f(x)
         return y, (x, y)
 
@@ -151,6 +154,7 @@ def _normal_cdf(x: Array) -> Array:
 
 
 def _softmax_forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+    check_array("softmax", x)
     y = jax.nn.softmax(x)
     return y, y
 

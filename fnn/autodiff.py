@@ -66,8 +66,9 @@ def _pushed(
 ) -> Any:
     """J (dparams, dx): a tangent of y. Integers, such as codes, have no tangent."""
     known, form = jax.tree.flatten((primals[0], residuals))
-    inputs = jax.tree.leaves_with_path(primals)
-    moving = [i for i, (_, a) in enumerate(inputs) if _is_floating(a)]
+    # None stands for what is no parameter, here and in the gradients and the tangents.
+    inputs = jax.tree.leaves_with_path(primals, is_leaf=_is_none)
+    moving = [i for i, (_, a) in enumerate(inputs) if a is not None and _is_floating(a)]
     outputs, form_of_y = jax.tree.flatten(y)
     smooth = [i for i, a in enumerate(outputs) if _is_floating(a)]
     like = tuple(jax.typeof(outputs[i]) for i in smooth)
@@ -97,7 +98,7 @@ def _pushed(
         (dy,) = jax.linear_transpose(lambda dy: pull(known, dy), list(like))(tangents)
         return list(dy)
 
-    given = jax.tree.leaves(tangents)
+    given = jax.tree.leaves(tangents, is_leaf=_is_none)
     pushed = _tangent.bind(
         *known,
         *map(cast, [given[i] for i in moving], axes),

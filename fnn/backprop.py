@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
 
 from fnn.base import Array, Layer, Loss, Params, Residuals, check_layer, check_loss
 from fnn.reductions import Factor, Reduce, beside, total
@@ -121,7 +122,7 @@ def _weighted(dy: Any, weight: Array) -> Any:
     return jax.tree.map(lambda g: g * beside(weight, g), dy)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["value", "like"], meta_fields=[])
+@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
 class _Reduced:
     """Marks what `reduce` returned, so that nothing else can stand in its place.
@@ -133,6 +134,16 @@ class _Reduced:
     value: Any
     like: Array
 
+    def tree_flatten(self) -> tuple[tuple[Any, Array], "_Seal"]:
+        return (self.value, self.like), _Seal(self)
+
+    @classmethod
+    def tree_unflatten(cls, seal: "_Seal", children: tuple[Any, Array]) -> "_Reduced":
+        mark = cls(*children)
+        if seal.is_broken(_Seal(mark)):
+            mark._refuse()
+        return mark
+
     def _refuse(self, *others: Any) -> NoReturn:
         raise TypeError(
             "backward: what `reduce` returned must stay untouched. Change the factor instead: "
@@ -143,6 +154,24 @@ class _Reduced:
     __add__ = __radd__ = __sub__ = __rsub__ = __neg__ = __pow__ = _refuse
     __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = __rmatmul__ = _refuse
     __getitem__ = __array__ = __jax_array__ = _refuse
+
+
+class _Seal:
+    """The arrays of a mark and where they were made. Other arrays of the same shape in the same
+    trace are `jax.tree.map`'s; those of a `scan` are longer, and those of a `jit` outside of it."""
+
+    def __init__(self, mark: _Reduced) -> None:
+        self.arrays = list(map(id, jax.tree.leaves((mark.value, mark.like))))
+        self.place = getattr(mark.like, "shape", None), get_opaque_trace_state(convention="flax")
+
+    def is_broken(self, now: "_Seal") -> bool:
+        return self.arrays != now.arrays and self.place == now.place
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Seal)
+
+    def __hash__(self) -> int:
+        return hash(_Seal)
 
 
 def per_example_backward(

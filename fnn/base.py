@@ -234,9 +234,14 @@ def split(key: Array, n: int) -> Array:
     >>> split(jax.random.key(0), 3).shape
     (3,)
     """
+    check_key(key)
+    return jax.random.split(key, n)
+
+
+def check_key(key: Any) -> None:
+    """Raise TypeError for what is not a key, such as a seed."""
     if not isinstance(key, jax.Array):
         raise TypeError(f"expected a key such as jax.random.key(0), got {key!r}")
-    return jax.random.split(key, n)
 
 
 def at_least_float32(dtype: Any) -> Any:
@@ -251,6 +256,18 @@ def at_least_float32(dtype: Any) -> Any:
 def is_floating(a: Any) -> bool:
     """Whether a is an array of floating-point numbers, NumPy's, JAX's or traced."""
     return hasattr(a, "dtype") and bool(jnp.issubdtype(a.dtype, jnp.floating))
+
+
+def check_array(name: str, x: Any, expected: str = "x to be an array") -> None:
+    """Raise TypeError, naming the caller, for what is not an array or a number.
+
+    >>> check_array("tanh", (1.0, ()))
+    Traceback (most recent call last):
+    TypeError: tanh: expected x to be an array, got tuple; forward returns (y, residuals)
+    """
+    if isinstance(x, tuple | list | dict) or x is None:
+        hint = "; forward returns (y, residuals)" if isinstance(x, tuple) and len(x) == 2 else ""
+        raise TypeError(f"{name}: expected {expected}, got {type(x).__name__}{hint}")
 
 
 def check_layer(name: str, layer: Any) -> None:

@@ -288,7 +288,8 @@ def masked(layer: Layer, mask: Params) -> Layer:
 
 
 def frozen(layer: Layer) -> Layer:
-    """The layer, its parameters constants: dparams = 0, dx is the layer's.
+    """The layer, its parameters constants: dparams = 0, dx is the layer's. So are their second
+    derivatives 0.
 
     The weight gradients are not computed. An optimizer that moves parameters without a gradient,
     as `adamw` does by its weight decay, needs `partition` to leave them alone.
@@ -307,6 +308,7 @@ def frozen(layer: Layer) -> Layer:
         return layer.forward(jax.lax.stop_gradient(params), x)
 
     def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+        params = jax.lax.stop_gradient(params)
         return layer.backward(params, residuals, dy, lambda factor: reduce(Zero.like(factor)))
 
     return Layer(layer.init, forward, backward, _varying_alone(frozen, layer))

@@ -52,7 +52,7 @@ from fnn.base import (
     check_unmixed,
 )
 from fnn.losses import Root
-from fnn.optimizers import Rate, sgd
+from fnn.optimizers import Rate, check_gradients, check_state, sgd
 from fnn.reductions import Direct, Factor, Masked, Outer, Rows
 
 
@@ -225,6 +225,9 @@ def kfac(learning_rate: Rate, damping: float | Array = 1e-3) -> Optimizer:
         return KFACState(params, step, nothing, jnp.zeros((), jnp.float32), _bases(identity))
 
     def update(state: KFACState, grads: Params) -> KFACState:
+        check_state(state, KFACState)
+        check_gradients(state.params, grads)
+
         def direction(node: Any, basis: Any, g: Any) -> Any:
             if not _is_dense(node):
                 return g.astype(basis.dtype) / (basis + _as(damping, basis))
@@ -245,13 +248,15 @@ def observe(state: KFACState, factors: Any, decay: float | Array = 0.95) -> KFAC
     """The state with `kronecker_factors` taken into its running mean, which is
     sum_t decay^(T-t) factors_t, divided by the same sum of the weights alone.
 
-    Raises ValueError for a decay outside [0, 1).
+    Raises ValueError for a decay outside [0, 1), TypeError for another optimizer's state.
 
     >>> state = kfac(0.1).init({"W": jnp.zeros((1, 1)), "b": jnp.zeros(1)})
     >>> float(observe(state, Kronecker(jnp.eye(2), jnp.eye(1))).weight)
     1.0
     """
     decay = numbers.fraction("observe", decay=decay)
+    if not isinstance(state, KFACState):
+        raise TypeError(f"observe: expected a state of kfac, got {type(state).__name__}")
     sums = jax.tree.map(lambda old, new: _as(decay, old) * old + new, state.factors, factors)
     weight = _as(decay, state.weight) * state.weight + 1
     means = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), sums)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import numbers
-from fnn.base import Array, Loss
+from fnn.base import Array, Loss, check_array
 
 Root = Callable[[Array, Array], Array]
 """root(prediction, target) -> the columns (c, ..., k) of a root of the Hessian."""
@@ -264,9 +264,7 @@ def _one_hot(labels: Array, k: int, dtype: Any) -> Array:
 
 
 def _floating(name: str, prediction: Any) -> Array:
-    if isinstance(prediction, tuple | list | dict):
-        got = f"{type(prediction).__name__} of {len(prediction)}"
-        raise TypeError(f"{name}: expected one array as prediction, got a {got}")
+    check_array(name, prediction, "one array as prediction")
     prediction = jnp.asarray(prediction)
     if not jnp.issubdtype(prediction.dtype, jnp.floating):
         raise TypeError(f"{name}: expected floating-point predictions, got {prediction.dtype}")

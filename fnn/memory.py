@@ -23,6 +23,7 @@ from fnn.base import (
     Residuals,
     Varying,
     at,
+    check_array,
     check_layer,
     measured,
     split,
@@ -167,6 +168,7 @@ def _barrier(tree: Any) -> Any:
 
 
 def _halves(x: Array) -> tuple[Array, Array]:
+    check_array("reversible", x)
     if x.shape[-1] % 2:
         raise ValueError(f"reversible: expected an even number of features, got {x.shape}")
     a, b = jnp.split(x, 2, -1)

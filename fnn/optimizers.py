@@ -48,10 +48,10 @@ def _optimizer(state_type: Any, learning_rate: Rate, rule: Callable[..., Updated
     def update(state: Any, grads: Params) -> Any:
         check_state(state, state_type)
         params, step, *slots = state
+        check_gradients(params, grads)
         eta = _value(learning_rate, step)
 
         def apply(theta: Array, g: Array, *slots: Array) -> Updated:
-            check_gradient(theta, g)
             inputs = (jnp.asarray(x).astype(_wide(theta)) for x in (eta, step + 1, theta, g))
             new, *changed = rule(*inputs, *slots)
             return new.astype(theta.dtype), *changed
@@ -311,15 +311,22 @@ def check_state(state: Any, expected: type) -> None:
         )
 
 
-def check_gradient(theta: Array, g: Any) -> None:
-    """Raise where g would be broadcast against theta, or lose its imaginary part."""
-    if jnp.shape(g) != theta.shape:
-        raise ValueError(
-            f"update: expected a gradient of its parameter's shape {theta.shape}, "
-            f"got {jnp.shape(g)}"
-        )
-    if not is_floating(g):
-        raise TypeError(f"update: expected floating-point gradients, got {jnp.result_type(g)}")
+def check_gradients(params: Params, grads: Params) -> None:
+    """Raise, naming the parameter, where a gradient would be broadcast or lose its imaginary
+    part."""
+
+    def check(path: Any, theta: Array, g: Any) -> None:
+        name = f"params{jax.tree_util.keystr(path)}"
+        if jnp.shape(g) != theta.shape:
+            raise ValueError(
+                f"update: expected a gradient of its parameter's shape {theta.shape}, "
+                f"got {jnp.shape(g)} for {name}"
+            )
+        if not is_floating(g):
+            got = jnp.result_type(g)
+            raise TypeError(f"update: expected floating-point gradients, got {got} for {name}")
+
+    jax.tree.map_with_path(check, params, grads)
 
 
 def _wide(p: Array) -> Any:

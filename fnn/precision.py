@@ -48,13 +48,13 @@ def compute_in(layer: Layer, dtype: Any) -> Layer:
         return _cast(y, _dtype_of(x, params)), residuals
 
     def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
-        outside = _dtype_of(dy, params)
+        of_params = _dtype_of(params, dy)
 
         def widened(factor: Factor) -> Any:
-            return reduce(Widened(factor, outside))
+            return reduce(Widened(factor, of_params))
 
         dparams, dx = layer.backward(_cast(params, dtype), residuals, _cast(dy, dtype), widened)
-        return dparams, _cast(dx, outside)
+        return dparams, _cast(dx, _dtype_of(dy, params))
 
     def measure(params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
         y, statistics = measured(layer, _cast(params, dtype), _cast(x, dtype), key)

@@ -429,20 +429,20 @@ class Widened(Wrapped):
     dtype: Any
 
     def total(self) -> Array:
+        wide = at_least_float32(self.dtype)
         if isinstance(self.factor, Outer):
-            return _outer_total(self.factor, self.dtype)
-        return self._wide().total()
+            return _outer_total(self.factor, wide).astype(self.dtype)
+        return _in_dtype(self.factor, wide).total().astype(self.dtype)
 
     def rows(self, examples: int | None = None) -> "Direct":
-        return self.factor.rows(examples)._in(self.dtype)
+        return self.factor.rows(examples)._in(at_least_float32(self.dtype))
+
+    def squared(self, examples: int | None = None) -> Factor:
+        return Widened(self.factor.squared(examples), at_least_float32(self.dtype))
 
     def weighted(self, weight: Array) -> Factor:
         """The weights are applied in `dtype`: a narrower one rounds them, or makes them 0."""
-        return self._wide().weighted(weight)
-
-    def _wide(self) -> Factor:
-        widened = lambda a: a.astype(self.dtype) if is_floating(a) else a
-        return jax.tree.map(widened, self.factor)
+        return Widened(_in_dtype(self.factor, self.dtype).weighted(weight), self.dtype)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["name"])
@@ -528,6 +528,17 @@ def _outer_total(factor: Outer, dtype: Any) -> Array:
         preferred_element_type=dtype,
         out_sharding=over,
     )
+
+
+def _in_dtype(factor: Factor, dtype: Any) -> Factor:
+    """The factor with its floating-point arrays in dtype, and without a `Widened` inside."""
+
+    def one(part: Any) -> Any:
+        if isinstance(part, Widened):
+            return _in_dtype(part.factor, dtype)
+        return part.astype(dtype) if is_floating(part) else part
+
+    return jax.tree.map(one, factor, is_leaf=lambda part: isinstance(part, Widened))
 
 
 def _joined(factor: Factor, examples: int) -> Outer | None:

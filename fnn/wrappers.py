@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from fnn import numbers
 from fnn.axes import over_devices
 from fnn.base import Array, Optimizer, Params, at_least_float32, check_optimizer
-from fnn.optimizers import check_gradient, check_state
+from fnn.optimizers import check_gradients, check_state
 
 
 def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
@@ -46,11 +46,11 @@ def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
 
     def update(state: Any, grads: Params) -> Any:
         def penalised(g: Array, theta: Array) -> Array:
-            check_gradient(theta, g)
             # Wide: a scaled penalty may be larger than float16 holds.
             wide = theta.astype(at_least_float32(theta.dtype))
             return g.astype(wide.dtype) + alpha * _scaled(wide, _loss_scale(state))
 
+        check_gradients(state.params, grads)
         return optimizer.update(state, jax.tree.map(penalised, grads, state.params))
 
     return Optimizer(optimizer.init, update)
@@ -72,7 +72,7 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
     max_norm = numbers.bound("clip_by_global_norm", max_norm=max_norm)
 
     def update(state: Any, grads: Params) -> Any:
-        jax.tree.map(check_gradient, state.params, grads)
+        check_gradients(state.params, grads)
         wide = jax.tree.map(lambda g: g.astype(at_least_float32(g.dtype)), grads)
         leaves = jax.tree.leaves(wide)
         # Squares of what is divided by the largest entry neither overflow nor vanish.
@@ -170,7 +170,7 @@ def accumulate(optimizer: Optimizer, k: int) -> Optimizer:
 
     def update(state: _AccumulateState, grads: Params) -> _AccumulateState:
         check_state(state, _AccumulateState)
-        jax.tree.map(check_gradient, state.sum, grads)
+        check_gradients(state.sum, grads)
         total = jax.tree.map(lambda s, g: s + g.astype(s.dtype), state.sum, grads)
         mean = jax.tree.map(lambda s, g: (s / k).astype(g.dtype), total, grads)
         due = (state.step + 1) % k == 0
@@ -333,6 +333,10 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
 
     def update(state: _PartitionState, grads: Params) -> _PartitionState:
         check_state(state, _PartitionState)
+        if state.inner.keys() | state.frozen.keys() != optimizers.keys():
+            labels = [*state.inner, *state.frozen]
+            raise TypeError(f"update: expected a state of {[*optimizers]}, got one of {labels}")
+        check_gradients(state.params, grads)
         parts = split(grads)
         inner = {
             label: optimizer.update(state.inner[label], rescaled(state, label, parts[label]))

@@ -126,6 +126,85 @@ def test_frozen_parameters_have_no_gradient_and_what_is_before_them_has_its_own(
     chex.assert_trees_all_close(clipped, grads, rtol=1e-5, atol=1e-7)
 
 
+FROZEN = fnn.frozen(fnn.serial(fnn.dense(4, 4), fnn.tanh))
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        FROZEN,
+        fnn.repeat(FROZEN, 2),
+        fnn.remat(FROZEN),
+        fnn.frozen(fnn.repeat(fnn.serial(fnn.dense(4, 4), fnn.layer_norm(4)), 2)),
+        fnn.serial(fnn.fork(FROZEN, fnn.gated(FROZEN, FROZEN)), fnn.add),
+        fnn.frozen(fnn.reversible(fnn.dense(2, 2), fnn.serial(fnn.dense(2, 2), fnn.tanh), 2)),
+        fnn.compute_in(FROZEN, jnp.float64),
+    ],
+    ids=repr,
+)
+def test_frozen_parameters_are_constants_for_second_derivatives_too(middle):
+    with jax.enable_x64(True):
+        network, loss = fnn.serial(fnn.dense(3, 4), middle, fnn.dense(4, 2)), fnn.mse
+        rng = np.random.default_rng(5)
+        draw = lambda: jax.tree.map(
+            lambda a: jnp.asarray(rng.normal(size=a.shape)), jax.eval_shape(network.init, KEY)
+        )
+        params, u, v = draw(), draw(), draw()
+        x, y = jnp.asarray(rng.normal(size=(5, 3))), jnp.asarray(rng.normal(size=(5, 2)))
+
+        def of_constants(params):
+            kept = (params[0], jax.lax.stop_gradient(params[1]), params[2])
+            return fnn.objective(network, loss)(kept, x, y)
+
+        @jax.jit
+        def both(v):
+            ours = lambda params: fnn.value_and_grad(network, loss)(params, x, y)[1]
+            product = lambda f: jax.jvp(f, (params,), (v,))[1]
+            return product(ours), product(jax.grad(of_constants))
+
+        ours, theirs = both(v)
+        chex.assert_trees_all_close(ours, theirs, rtol=1e-9, atol=1e-12)
+        dot = lambda a, b: sum(map(jnp.vdot, jax.tree.leaves(a), jax.tree.leaves(b)))
+        np.testing.assert_allclose(dot(u, ours), dot(v, both(u)[0]), rtol=1e-9)
+
+
+def scaled(d):
+    """One weight per feature, with autodiff's derivative."""
+    init = lambda key: {"w": jax.random.normal(key, (d,))}
+    return fnn.from_single(init, lambda params, x: jnp.tanh(params["w"] * x))
+
+
+@pytest.mark.parametrize("m", [2, 3])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        fnn.repeat(scaled(4), 3),
+        fnn.repeat(fnn.repeat(scaled(4), 2), 3),
+        fnn.repeat(fnn.serial(fnn.frozen(fnn.dense(4, 4)), scaled(4)), 3),
+        fnn.repeat(fnn.compute_in(fnn.serial(fnn.dense(4, 4), scaled(4)), jnp.float64), 3),
+        fnn.reversible(scaled(2), fnn.dense(2, 2), 3),
+        fnn.reversible(scaled(2), fnn.repeat(scaled(2), 2), 3),
+    ],
+    ids=repr,
+)
+def test_masks_of_copies_whatever_their_factors(layer, m):
+    """m, the number of examples, may be that of the copies."""
+    rng = np.random.default_rng(5)
+    with jax.enable_x64(True):
+        mask = jax.tree.map(lambda a: rng.random(a.shape) < 0.6, jax.eval_shape(layer.init, KEY))
+        network = fnn.masked(layer, mask)
+        params = jax.tree.map(lambda p: p.astype(jnp.float64), network.init(KEY))
+        x, y = jnp.asarray(rng.normal(size=(m, 4))), jnp.asarray(rng.normal(size=(m, 4)))
+        one = jax.jit(jax.grad(fnn.objective(network, fnn.mse)))
+        each = [one(params, x[n : n + 1], y[n : n + 1]) for n in range(m)]
+        each = [jax.tree.leaves(jax.device_get(gradients)) for gradients in each]
+        norms = jax.jit(fnn.per_example.squared_norms(network, fnn.mse))(params, x, y)
+        moment = jax.jit(fnn.per_example.second_moment(network, fnn.mse))(params, x, y)
+    np.testing.assert_allclose(norms, [sum((g**2).sum() for g in of) for of in each], rtol=1e-9)
+    for got, *of in zip(jax.tree.leaves(moment), *each, strict=True):
+        np.testing.assert_allclose(got, sum(g**2 for g in of) / m, rtol=1e-9, atol=1e-14)
+
+
 @pytest.mark.optimized
 def test_frozen_weight_gradients_are_not_computed():
     """The flops of the compiled gradient: those of dX are there, those of dW are not."""
@@ -270,6 +349,36 @@ def test_sums_over_the_batch_are_wide():
     dparams, _ = layer.backward(params, residuals, jnp.ones((10_000, 1)))
     assert float(dparams["b"][0]) == 10_000
     assert float(dparams["W"][0, 0]) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("layer", "ones"),
+    [
+        (fnn.dense(1, 1), jnp.ones((10**5, 1))),
+        (fnn.serial(fnn.frozen(fnn.dense(1, 1)), fnn.dense(1, 1)), jnp.ones((10**5, 1))),
+        (fnn.repeat(fnn.dense(1, 1), 2), jnp.ones((10**5, 1))),
+        (fnn.masked(fnn.dense(1, 1), {"W": [[1]], "b": [1]}), jnp.ones((10**5, 1))),
+        (fnn.embedding(2, 1), jnp.zeros(10**5, jnp.int32)),
+        (fnn.compute_in(fnn.dense(1, 1), jnp.bfloat16), jnp.ones((10**5, 1))),
+    ],
+    ids=["dense", "frozen", "repeat", "masked", "embedding", "compute_in"],
+)  # fmt: skip
+def test_sums_are_in_the_params_dtype_whatever_the_inputs(layer, ones):
+    """100,000 ones add up to more than float16 holds, and than bfloat16 can count."""
+    network = fnn.compute_in(layer, jnp.float16)
+    params = jax.tree.map(jnp.ones_like, network.init(KEY))
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
+        x = ones if jnp.issubdtype(ones.dtype, jnp.integer) else ones.astype(dtype)
+        y, residuals = network.forward(params, x)
+        dy = jnp.ones(y.shape, dtype)
+        dparams, _ = network.backward(params, residuals, dy)
+        assert {a.dtype for a in jax.tree.leaves(dparams)} == {jnp.dtype(jnp.float32)}
+        last = jax.tree.leaves(dparams)[-1]
+        assert 1e5 in np.asarray(last), (dtype, dparams)
+        squares = network.backward(params, residuals, dy, lambda f: f.squared().total())[0]
+        assert all(
+            np.isfinite(a).all() and a.dtype == jnp.float32 for a in jax.tree.leaves(squares)
+        )
 
 
 def test_compute_in_refuses_what_is_no_float():

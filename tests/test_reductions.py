@@ -329,6 +329,58 @@ def test_changing_what_reduce_returned_is_refused_with_what_to_write_instead(cha
         per_example.squared_norms(layer, fnn.mse)(params, x, jnp.ones((6, 3)))
 
 
+@pytest.mark.parametrize("wrap", [fnn.serial, lambda layer: fnn.repeat(layer, 2), fnn.remat])
+@pytest.mark.parametrize("change", [
+    lambda grads: jax.tree.map(lambda g: -0.5 * g, grads),
+    lambda grads: jax.tree.map(jnp.add, grads, grads),
+    lambda grads: jax.tree.map(lambda g: g.astype(jnp.float16), grads),
+    lambda grads: {name: jax.tree.map(jnp.sin, g) for name, g in grads.items()},
+])  # fmt: skip
+@pytest.mark.parametrize("jitted", [True, False])
+def test_a_tree_map_of_what_reduce_returned_is_refused(change, wrap, jitted):
+    dense = fnn.dense(5, 5)
+
+    def backward(params, x, dy, reduce=fnn.total):
+        dparams, dx = dense.backward(params, x, dy, reduce)
+        return change(dparams), dx
+
+    layer = wrap(dense._replace(backward=backward))
+    params, x = layer.init(KEY), jnp.ones((6, 5))
+    with jax.disable_jit(not jitted), pytest.raises(TypeError, match="must stay untouched"):
+        per_example.squared_norms(layer, fnn.mse)(params, x, x)
+
+
+def test_programs_within_a_backward_leave_what_reduce_returned_untouched():
+    """jit, scan, cond and vmap make other arrays of what passes through them; so does no change."""
+    dense = fnn.dense(5, 5)
+
+    def of(through):
+        def backward(params, x, dy, reduce=fnn.total):
+            return through(lambda params, x, dy: dense.backward(params, x, dy, reduce))(
+                params, x, dy
+            )
+
+        return dense._replace(backward=backward)
+
+    layers = [
+        of(jax.jit),
+        of(lambda f: lambda *args: jax.lax.cond(True, f, f, *args)),
+        of(lambda f: lambda *args: jax.tree.map(lambda g: g, f(*args))),
+        of(jax.checkpoint),
+    ]
+    params, x = dense.init(KEY), jnp.asarray(draw(6, 5), jnp.float32)
+    expected = per_example.squared_norms(dense, fnn.mse)(params, x, 0 * x)
+    for layer in layers:
+        for turn in range(2):  # the second time what was traced is found again
+            norms = per_example.squared_norms(layer, fnn.mse)(params, x, 0 * x)
+            np.testing.assert_allclose(norms, expected, rtol=1e-6, err_msg=str(turn))
+        copies = fnn.repeat(layer, 2)
+        stacked = copies.init(KEY)
+        for off in (True, False):
+            with jax.disable_jit(off):
+                assert per_example.squared_norms(copies, fnn.mse)(stacked, x, x).shape == (6,)
+
+
 def test_a_factor_of_another_shape_than_its_parameter_is_refused():
     dense = fnn.dense(5, 3)
 

@@ -231,10 +231,13 @@ WRAPPED = {
     "add_l2": lambda of: fnn.add_l2(of, 0.1),
     "from_optax": lambda of: fnn.from_optax(optax.sgd(0.1)),
     "to_optax": lambda of: fnn.from_optax(fnn.to_optax(of)),
+    "kfac": lambda of: fnn.curvature.kfac(0.1),
+    "accumulate of kfac": lambda of: fnn.accumulate(fnn.curvature.kfac(0.1), 2),
+    "frozen": lambda of: fnn.partition(lambda params: "none", {"all": of, "none": None}),
 }
 
 
-def test_every_wrapper_is_refused_with_what_it_should_refuse():
+def test_every_wrapper_is_tested_with_what_it_should_refuse():
     assert set(fnn.catalog.WRAPPERS) <= set(WRAPPED)
 
 
@@ -244,11 +247,27 @@ def test_a_gradient_of_another_form_is_refused_at_once(name):
     optimizer = WRAPPED[name](fnn.sgd(0.1))
     state = optimizer.init({"W": jnp.ones((1, 2))})
     for shape in ((), (2,), (1, 1), (7, 1, 2)):
-        with pytest.raises(ValueError, match="its parameter's shape"):
+        with pytest.raises(ValueError, match=r"its parameter's shape .* for params\['W'\]"):
             optimizer.update(state, {"W": jnp.ones(shape)})
     for dtype in (jnp.complex64, jnp.int32):
         with pytest.raises((TypeError, ValueError), match="floating-point|inexact"):
             optimizer.update(state, {"W": jnp.ones((1, 2), dtype)})
+
+
+def test_kfac_refuses_gradients_of_another_shape_for_a_dense_layer():
+    optimizer = fnn.curvature.kfac(0.1)
+    state = optimizer.init({"W": jnp.ones((1, 2)), "b": jnp.ones(1)})
+    for shape in ((7, 1, 2), (1, 1), (2, 2)):
+        with pytest.raises(ValueError, match=r"its parameter's shape .* for params\['W'\]"):
+            optimizer.update(state, {"W": jnp.ones(shape), "b": jnp.ones(1)})
+    with pytest.raises(TypeError, match="observe: expected a state of kfac, got _SGDState"):
+        fnn.curvature.observe(fnn.sgd(0.1).init(state.params), state.factors)
+
+
+def test_a_state_of_other_labels_is_refused():
+    a, b = (fnn.partition(lambda params, of=of: of, {of: fnn.sgd(0.1)}) for of in "ab")
+    with pytest.raises(TypeError, match=r"expected a state of \['a'\], got one of \['b'\]"):
+        a.update(b.init(jnp.ones(2)), jnp.ones(2))
 
 
 @pytest.mark.parametrize("name", WRAPPED)

@@ -88,7 +88,7 @@ def from_single(init: Callable[[Array], Params], apply: Apply, ndim: int = 1) ->
         dparams, dx = pull(params)(dy)
         sums, form = jax.tree.flatten(dparams)
         own = _Own(apply, x.ndim - ndim)
-        factors = [_Single(g, params, x, dy, own, i) for i, g in enumerate(sums)]
+        factors = [_Single(g, params, x, dy, own, i, g.ndim) for i, g in enumerate(sums)]
         return jax.tree.unflatten(form, [reduce(factor) for factor in factors]), _floats(dx)
 
     return Layer(init, forward, backward)
@@ -105,7 +105,7 @@ class _Own:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["sum", "params", "x", "dy"],
-    meta_fields=["own", "index"],
+    meta_fields=["own", "index", "ndim"],
 )
 @dataclass(frozen=True)
 class _Single(Factor):
@@ -118,14 +118,11 @@ class _Single(Factor):
     dy: Any
     own: _Own
     index: int
+    ndim: int
 
     @property
     def batch(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.x.shape[: self.own.batch_axes]
-
-    @property
-    def ndim(self) -> int:  # type: ignore[override]
-        return self.sum.ndim
 
     def total(self) -> Array:
         return self.sum

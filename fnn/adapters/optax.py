@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.base import Array, Optimizer, Params, check_optimizer
-from fnn.optimizers import check_gradient, check_state
+from fnn.optimizers import check_gradients, check_state
 from fnn.wrappers import scaled_gradients, with_params
 
 
@@ -45,11 +45,11 @@ def from_optax(transformation: Any) -> Optimizer:
     def update(state: _OptaxState, grads: Params) -> _OptaxState:
         check_state(state, _OptaxState)
         params, step, slots = state
-        jax.tree.map(check_gradient, params, grads)
+        check_gradients(params, grads)
         with jax.numpy_dtype_promotion("standard"):
             updates, slots = transformation.update(grads, slots, params)
             # An update, as a gradient, is not broadcast and loses no imaginary part.
-            jax.tree.map(check_gradient, params, updates)
+            check_gradients(params, updates)
             params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
         return _OptaxState(params, step + 1, slots)
 

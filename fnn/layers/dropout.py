@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from fnn import numbers
 from fnn.activations import identity
-from fnn.base import Array, Grads, Layer, Params, Residuals, Varying
+from fnn.base import Array, Grads, Layer, Params, Residuals, Varying, check_array
 from fnn.reductions import Reduce, total
 
 
@@ -35,6 +35,7 @@ def dropout(rate: float) -> Layer:
             return identity
 
         def masked(x: Array) -> Array:
+            check_array("dropout", x)
             kept = jax.random.bits(key, x.shape, jnp.uint32) >= jnp.uint32(rate * 2.0**32)
             return jnp.where(kept, x / jnp.asarray(1 - rate, x.dtype), 0)
 

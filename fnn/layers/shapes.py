@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from fnn import base
 from fnn.base import Array, Params
 
 
@@ -46,6 +47,7 @@ def check_array(name: str, x: Array, *last: int | str) -> None:
     Traceback (most recent call last):
     ValueError: conv2d(3, 8): expected x of shape (..., height, width, 3), got (8, 8, 1)
     """
+    base.check_array(name, x)
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise TypeError(f"{name}: expected x to be an array, got {type(x).__name__}")
     got = x.shape[max(0, x.ndim - len(last)) :]

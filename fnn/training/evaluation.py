@@ -31,10 +31,10 @@ class Evaluation(NamedTuple):
     ) -> "Evaluation":
         """Raises ValueError for metrics without names of their own, or without validation."""
         taken = {"loss", "validation_loss", "record"} & set(metrics)
-        if taken or not isinstance(metrics, Mapping):
+        if taken or not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
             raise ValueError(
                 f"fit: expected metrics={{name: f(prediction, y)}} with names of their own, "
-                f"got {sorted(taken) or type(metrics).__name__}"
+                f"got {sorted(taken) or metrics!r}"
             )
         if metrics and validation is None:
             raise ValueError("fit: expected validation=(x, y) to measure the metrics on, got none")
@@ -77,12 +77,15 @@ class Evaluation(NamedTuple):
 
 def _mean(name: str, measured: Any) -> Array:
     try:
-        return jnp.mean(jnp.asarray(measured))
+        mean = jnp.mean(jnp.asarray(measured))
     except (TypeError, ValueError):
+        mean = None
+    if mean is None or jnp.iscomplexobj(mean):
+        got = type(measured).__name__ if mean is None else mean.dtype
         raise TypeError(
-            f"fit: expected metrics[{name!r}] to return a number or an array of numbers, "
-            f"got {type(measured).__name__}"
-        ) from None
+            f"fit: expected metrics[{name!r}] to return a number or an array of numbers, got {got}"
+        )
+    return mean
 
 
 def _on_host(noted: Array) -> Any:

@@ -37,7 +37,7 @@ from jax.sharding import Mesh
 
 from fnn import numbers
 from fnn.backprop import value_and_grad
-from fnn.base import Array, Layer, Loss, Optimizer, Params, at, check_optimizer, split
+from fnn.base import Array, Layer, Loss, Optimizer, Params, at, check_key, check_optimizer, split
 from fnn.parallel.examples import ShardedExamples
 from fnn.parallel.partition import untyped
 from fnn.reductions import beside
@@ -163,6 +163,7 @@ def make_train(
     )
 
     def train(params: Params, data: Data, key: Array) -> tuple[State, Any]:
+        count(data)  # refuses what is not (x, y)
         data = data if training.devices is None else training.devices.shares(data)
         epoch = lambda state, key: training.epoch(batch_size, state, data, key)
         if hasattr(params, "params") and hasattr(params, "step"):
@@ -225,7 +226,9 @@ class Training(NamedTuple):
     def fresh(self, key: Array) -> State:
         """The state before training, each device making its part."""
         fresh = lambda key: self.optimizer.init(self.network.init(key))
-        return (fresh if self.devices is None else jax.jit(fresh))(key)
+        state = (fresh if self.devices is None else jax.jit(fresh))(key)
+        _check_state("fit", state)
+        return state
 
     def placed(self, name: str, params: Params, data: Any) -> Data:
         """Data, checked, on the device or split over the devices."""
@@ -238,6 +241,7 @@ class Training(NamedTuple):
 
     def epoch_keys(self, key: Array) -> tuple[Array, Array | None]:
         """An epoch's key as those of its order and of its steps, None where they need none."""
+        check_key(key)
         order_key, step_key = split(key, 2) if self._draws else (key, None)
         return order_key, step_key
 
@@ -247,11 +251,7 @@ class Training(NamedTuple):
 
     def _begin(self, state: State, batch: Data, key: Array | None) -> tuple[Params, _Noted]:
         """The first half of a step, of which optimizer.update(state, grads) is the second."""
-        if not (hasattr(state, "params") and hasattr(state, "step")):
-            raise TypeError(
-                f"step: expected an optimizer's state with .params and .step, such as "
-                f"optimizer.init(params), got {type(state).__name__}"
-            )
+        _check_state("step", state)
         keys = None
         if self._draws:
             if key is None:
@@ -331,6 +331,14 @@ class Training(NamedTuple):
         shares = devices.shares(data)
         share = lambda rows, size=batch_size: devices.batch(shares, rows, size)
         return *devices.shuffled(key, shares, batch_size), share
+
+
+def _check_state(name: str, state: Any) -> None:
+    if not (hasattr(state, "params") and hasattr(state, "step")):
+        raise TypeError(
+            f"{name}: expected an optimizer's state with .params and .step, such as "
+            f"optimizer.init(params), got {type(state).__name__}"
+        )
 
 
 def _array(noted: Any) -> Array:

@@ -129,6 +129,25 @@ def test_codes_have_no_tangent_and_wrong_gradients_are_refused():
         jax.grad(lambda x: fnn.differentiable(wrong)((), x).sum())(X)
 
 
+def test_differentiable_takes_none_among_the_params():
+    """None stands where a module has what is no parameter: every eqx.nn.MLP has some."""
+    eqx = pytest.importorskip("equinox")
+    module = eqx.nn.MLP(3, 2, 4, 1, key=KEYS[0])
+    layer, x = fnn.from_equinox(module), jax.random.normal(KEYS[1], (5, 3))
+    params = layer.init(KEYS[0])
+    assert any(leaf is None for leaf in jax.tree.leaves(params, is_leaf=lambda a: a is None))
+    ours = lambda params, x: jnp.sin(fnn.differentiable(layer)(params, x)).sum()
+    theirs = lambda params, x: jnp.sin(
+        jax.vmap(eqx.combine(params, eqx.filter(module, lambda a: not eqx.is_array(a))))(x)
+    ).sum()
+    for of in (jax.grad, jax.value_and_grad):
+        chex.assert_trees_all_close(
+            of(ours, (0, 1))(params, x), of(theirs, (0, 1))(params, x), rtol=1e-5, atol=1e-6
+        )
+    pushed = [jax.jvp(f, (params, x), (params, x))[1] for f in (ours, theirs)]
+    np.testing.assert_allclose(*pushed, rtol=1e-5)
+
+
 def test_differentiable_inside_a_shard_map():
     """Parameters that are the same on all devices get the sum of all examples' gradients."""
     layer = fnn.serial(fnn.dense(3, 4), fnn.frozen(fnn.dense(4, 4)), fnn.tanh)

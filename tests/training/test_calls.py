@@ -8,6 +8,7 @@ import pytest
 
 import fnn
 from fnn.training.fitting import epochs_since_best
+from fnn.verify import cases
 
 KEY = jax.random.key(2)
 X = jax.random.normal(KEY, (12, 3))
@@ -55,6 +56,19 @@ def step(*arguments, optimizer=None):
             lambda: fit(validation=(X, Y), metrics={"m": lambda p, y: "good"}),
         ),
         (
+            r"expected metrics\['m'\] to return a number or an array of numbers, got complex64",
+            lambda: fit(validation=(X, Y), metrics={"m": lambda p, y: jnp.complex64(1)}),
+        ),
+        ("fit: expected an optimizer's state .* got dict", lambda: fit(optimizer=BARE)),
+        (
+            r"data: expected \(x, y\), got ArrayImpl",
+            lambda: fnn.make_train(NETWORK, LOSS, fnn.sgd(0.1), 4, 1)(PARAMS, X, Y),
+        ),
+        (
+            "expected a key such as jax.random.key",
+            lambda: fnn.make_epoch(NETWORK, LOSS, fnn.sgd(0.1), 4)(STATE, (X, Y), 0),
+        ),
+        (
             r"record: expected a tree of arrays, got str",
             lambda: fit(record=lambda state, grads, value: {"a": "text"}),
         ),
@@ -63,6 +77,35 @@ def step(*arguments, optimizer=None):
 def test_a_wrong_call_is_told_what_was_expected(message, call):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+PAIR = fnn.dense(4, 4).forward({"W": jnp.eye(4), "b": jnp.ones(4)}, jnp.ones((2, 4)))
+IMAGES = fnn.conv2d(2, 2).forward(fnn.conv2d(2, 2).init(KEY), jnp.ones((1, 3, 3, 2)))
+PAIRED = {
+    name: (layer, IMAGES if np.ndim(x) == 4 else PAIR)
+    for name, (layer, x) in (cases.ACTIVATIONS | cases.LAYERS).items()
+    if hasattr(x, "shape") and name not in ("identity", "dropout")
+}
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_the_pair_that_forward_returns_is_no_input(name):
+    layer, given = PAIRED[name]
+    with pytest.raises(TypeError, match=r"got tuple; forward returns \(y, residuals\)"):
+        layer.forward(layer.init(KEY), given)
+
+
+@pytest.mark.parametrize("name", cases.LOSSES)
+def test_the_pair_that_forward_returns_is_no_prediction(name):
+    loss, prediction, target = cases.LOSSES[name]
+    for f in (loss.value, loss.gradient):
+        with pytest.raises(TypeError, match=r"got tuple; forward returns \(y, residuals\)"):
+            f((jnp.asarray(prediction), ()), target)
+
+
+def test_metrics_are_functions():
+    with pytest.raises(ValueError, match=r"fit: expected metrics=\{name: f\(prediction, y\)\}"):
+        fit(validation=(X, Y), metrics={"m": 3})
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ def test_wrong_trees_are_refused_by_name():
         (lambda: fnn.make_step(NETWORK, LOSS, fnn.sgd), "Optimizer.*call it to make one"),
         (lambda: fnn.sgd(0.1).update(PARAMS, fnn.sgd(0.1).init(PARAMS)), "optax.*other way round"),
         (lambda: LOSS(X, Y), "a Loss is not a function"),
-        (lambda: LOSS.value((X, X), Y), "expected one array as prediction, got a tuple of 2"),
+        (lambda: LOSS.value((X, X), Y), "expected one array as prediction, got tuple"),
         (lambda: fnn.serial([fnn.relu]), r"got <class 'list'>; pass the layers one by one"),
         (lambda: fnn.statistics(PARAMS, NETWORK, X), "statistics: expected a Layer"),
         (lambda: fnn.clip_by_global_norm(1.0, fnn.sgd(1.0)), "expected an Optimizer"),
