@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from fnn.base import Array, Layer, Loss, Optimizer, split
 from fnn.errors import Error
+from fnn.gradients import Gradient
 from fnn.numbers import count
 from fnn.parallel.examples import ShardedExamples
 from fnn.training.arrays import Arrays
@@ -95,6 +96,7 @@ def fit(
     start: Progress | None = None,
     on_epoch: OnEpoch | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    gradient: Gradient | None = None,
     augment: Augment | None = None,
     record: Record | None = None,
     mesh: Mesh | None = None,
@@ -122,8 +124,10 @@ def fit(
     loss, and the state returned is the best epoch's. epochs counts those in `start` too: with
     the same other arguments, a run that goes on is bit for bit one that never stopped.
 
-    `augment` and `record` are those of `fnn.training`; what record notes is in each entry, under
-    `record`, the steps along its leading axis.
+    `gradient`, `augment` and `record` are those of `fnn.training`; what record notes is in each
+    entry, under `record`, the steps along its leading axis. Data, batches and validation may have
+    weights, (x, y, weight): a metric with one number per example is then their weighted mean,
+    sum_n weight_n f_n / sum_n weight_n.
 
     `mesh` and `shard_params` too are those of `fnn.training`: data and validation are split over
     the devices of the mesh, each of which holds its part of the state. data and validation may
@@ -144,7 +148,9 @@ def fit(
     (3, 12)
     """
     _check_settings(epochs, patience, validation, start)
-    training = Training.of("fit", network, loss, optimizer, augment, record, mesh, shard_params)
+    training = Training.of(
+        "fit", network, loss, optimizer, gradient, augment, record, mesh, shard_params
+    )
     evaluation = Evaluation.of(training, metrics or {}, validation)
     batch_size = _checked_batch_size(data, batch_size)
     init_key, shuffle_key = split(key, 2)
@@ -153,7 +159,7 @@ def fit(
         start = Progress(fresh, [], fresh)
     state, history, best = start.state, list(start.history), start.best
     if validation is not None:
-        validation = training.placed("fit: validation", state.params, validation)
+        validation = training.placed("fit: validation", state.params, validation, True)
     source: Arrays | Stream
     if batch_size is None:
         source = Stream(evaluation, data)
