@@ -25,6 +25,7 @@ from fnn.training.arrays import Arrays
 from fnn.training.checks import Data, is_pair
 from fnn.training.evaluation import Evaluation, Metric
 from fnn.training.faults import first_fault
+from fnn.training.history import History
 from fnn.training.steps import Augment, Record, State, Training
 from fnn.training.streams import Stream
 
@@ -101,7 +102,7 @@ def fit(
     record: Record | None = None,
     mesh: Mesh | None = None,
     shard_params: bool = False,
-) -> tuple[State, list[dict[str, Any]]]:
+) -> tuple[State, History]:
     """Train an epoch at a time, from fresh parameters or from `start`, and keep a history.
 
     data is (x, y), kept on the device and shuffled there; or, for more than the device
@@ -115,10 +116,11 @@ def fit(
     Returns the final state and the history: for each epoch its `loss`, and with
     validation=(x, y) its `validation_loss` after the epoch and each of
     metrics={name: f(prediction, y)}, the mean of what f returns on the validation data, under
-    its own name. After each epoch on_epoch(epoch, state, entry) is called, epoch from 1, entry
-    the history's newest; the state it gets stays valid for good. Training ends where it
-    returns True. A network with statistics, such as batch normalisation's, is measured on the
-    training data (of a stream, on its last batch) before it is evaluated.
+    its own name. `print(history)` shows it as a table, and so does a notebook. After each epoch
+    on_epoch(epoch, state, entry) is called, epoch from 1, entry the history's newest; the state
+    it gets stays valid for good. Training ends where it returns True. A network with statistics,
+    such as batch normalisation's, is measured on the training data (of a stream, on its last
+    batch) before it is evaluated.
 
     With `patience` training ends when so many epochs in a row have not lowered the validation
     loss, and the state returned is the best epoch's. epochs counts those in `start` too: with
@@ -157,7 +159,7 @@ def fit(
     if start is None:
         fresh = training.fresh(init_key)
         start = Progress(fresh, [], fresh)
-    state, history, best = start.state, list(start.history), start.best
+    state, history, best = start.state, History(start.history), start.best
     if validation is not None:
         validation = training.placed("fit: validation", state.params, validation, True)
     source: Arrays | Stream
