@@ -10,7 +10,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import fnn
-from fnn import catalog, per_example, targets
+from fnn import curvature, per_example, targets
+from fnn.base import at
+from fnn.verify import cases
 
 pytestmark = [
     pytest.mark.long,
@@ -27,27 +29,38 @@ def shapes(f, *args):
     return jax.eval_shape(f, *args)
 
 
-@pytest.mark.parametrize("name", catalog.LAYERS)
+LAYERS = cases.LAYERS | cases.ACTIVATIONS
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_compiles_both_ways(name):
-    layer, x = catalog.LAYERS[name]
-    params = shapes(layer.init, KEY)
+    """On one chip no layer communicates, and none has a loop of unknown length."""
+    layer, x = LAYERS[name]
+    layer = at(layer)
 
     def both(params, x):
         y, residuals = layer.forward(params, x)
         return layer.backward(params, residuals, y)
 
-    report = targets.compile_for(TARGET, both, params, x)
+    report = targets.compile_for(TARGET, both, shapes(layer.init, KEY), x)
     assert report.fits
+    assert report.temp_bytes < 1e6
+    assert not report.collectives
+    assert all(loop.trips for loop in report.loops)
 
 
-@pytest.mark.parametrize("name", catalog.OPTIMIZERS)
+OPTIMIZERS = cases.OPTIMIZERS | cases.WRAPPERS
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_compiles(name):
-    optimizer = catalog.OPTIMIZERS[name].make(1e-3)
+    optimizer = OPTIMIZERS[name].make(1e-3)
     params = {"W": jnp.ones((16, 8)), "b": jnp.ones(16)}
     state = shapes(optimizer.init, params)
     report = targets.compile_for(TARGET, optimizer.update, state, params)
     assert report.fits
     assert not report.collectives
+    assert not report.loops
 
 
 STATISTICS = {
@@ -55,17 +68,22 @@ STATISTICS = {
     "gram": per_example.gram,
     "second_moment": per_example.second_moment,
     "clipped": lambda network, loss: per_example.clipped_value_and_grad(network, loss, 1.0),
+    "ggn_diagonal": curvature.ggn_diagonal,
+    "kronecker_factors": curvature.kronecker_factors,
 }
 
 
 @pytest.mark.parametrize("name", STATISTICS)
 def test_statistics_compile(name):
-    network = fnn.mlp((64, 32, 10))
+    """Without the gradients per example, which are 40 times the parameters here."""
+    network = fnn.mlp((640, 320, 10))
     statistic = STATISTICS[name](network, fnn.softmax_cross_entropy)
-    x, y = jnp.ones((32, 64)), jnp.ones(32, jnp.int32)
-    report = targets.compile_for(TARGET, statistic, shapes(network.init, KEY), x, y)
+    x, y = jnp.ones((40, 640)), jnp.ones(40, jnp.int32)
+    params = shapes(network.init, KEY)
+    report = targets.compile_for(TARGET, statistic, params, x, y)
     assert report.fits
-    assert not report.loops
+    assert report.temp_bytes < 5 * 4 * 640 * 320
+    assert all(loop.trips for loop in report.loops)
 
 
 def run(sizes=(64, 32, 10), batch=32, n=1437, epochs=2):
