@@ -8,7 +8,7 @@ import click
 import jax
 from click.core import ParameterSource
 from jax.sharding import Mesh
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fnn import atomic, verify
 from fnn.backprop import objective, value_and_grad

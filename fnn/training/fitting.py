@@ -7,6 +7,7 @@ While one epoch's numbers are read and reported, the next is already being compu
 epochs take less than `AHEAD` seconds: the host's work then costs no time.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from fnn.training.history import History
 from fnn.training.steps import Augment, Record, State, Training
 from fnn.training.streams import Stream
 
+LOG = logging.getLogger(__name__)
 AHEAD = 0.1
 """Seconds. Epochs longer than this are not started ahead."""
 
@@ -183,6 +185,8 @@ def fit(
             raise DivergedError(now.number, *fault, state, history)
         state = now.state
         history.append(entry := evaluation.entry(numbers, now.noted))
+        shown = {name: value for name, value in entry.items() if name != "record"}
+        LOG.info("epoch %d of %d: %s", now.number, epochs, shown)
         if patience is not None and epochs_since_best(history) == 0:
             best = state
         if _is_ended(on_epoch, now.number, state, entry) or is_over():

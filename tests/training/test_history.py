@@ -1,5 +1,7 @@
 """A history is a list, and shows itself as a table."""
 
+import logging
+
 import jax
 import polars
 
@@ -40,3 +42,18 @@ def test_entries_may_differ_in_what_they_have():
     history = History([{"loss": 0.5}, {"loss": 0.25, "accuracy": 1.0}])
     assert str(history).splitlines()[1].split() == ["1", "0.5"]
     assert polars.DataFrame(history).shape == (2, 2)
+
+
+def test_epochs_and_saved_files_are_logged_and_nothing_is_printed(tmp_path, caplog, capfd):
+    x = jax.random.normal(jax.random.key(0), (8, 2))
+    settings = {"key": jax.random.key(1), "epochs": 2, "batch_size": 8}
+    state, _ = fnn.fit(fnn.mlp((2, 2)), fnn.mse, fnn.sgd(0.1), (x, x), **settings)
+    assert capfd.readouterr() == ("", "")
+    assert not logging.getLogger("fnn").handlers
+    with caplog.at_level(logging.INFO, "fnn"):
+        fnn.fit(fnn.mlp((2, 2)), fnn.mse, fnn.sgd(0.1), (x, x), **settings)
+        fnn.checkpoint.save(tmp_path / "state", state)
+    first, second, saved = caplog.messages
+    assert first.startswith("epoch 1 of 2: {'loss': ")
+    assert second.startswith("epoch 2 of 2")
+    assert saved == f"saved {tmp_path / 'state'}"
