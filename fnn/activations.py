@@ -1,8 +1,8 @@
 """Activation functions, each with its derivative beside it. Every one is a `Layer`.
 
 A = s(Z), dZ = dA * s'(Z). An elementwise activation states s and s' in one line; s' is a
-function of the input and the output, for s' is often cheapest from the output: nothing
-else then has to be kept. `softmax` is the one that mixes entries, and has a full Jacobian.
+function of the input and the output, because s' is often cheapest from the output, and then
+nothing else has to be kept. `softmax` is the one that mixes entries, and has a full Jacobian.
 """
 
 import math
@@ -19,8 +19,8 @@ from fnn.reductions import Reduce, total
 def elementwise(f: Callable[[Array], Array], df: Callable[[Array, Array], Array]) -> Layer:
     """The layer y = f(x), entry by entry: dx = dy * f'(x).
 
-    f(x) -> y and df(x, y) -> f'(x), all of one shape. df may return booleans, for a
-    derivative of 0 or 1. What df does not read costs no memory: XLA removes it.
+    f(x) -> y and df(x, y) -> f'(x), all of one shape. df may return booleans where the
+    derivative is 0 or 1. An argument that df does not read is not kept: XLA removes it.
 
     >>> square = elementwise(lambda x: x * x, lambda x, y: 2 * x)
     >>> y, residuals = square.forward((), jnp.array([3.0]))
@@ -165,8 +165,8 @@ def _softmax_backward(params: Params, y: Residuals, dy: Array, reduce: Reduce = 
 
 softmax = Layer(lambda key: (), _softmax_forward, _softmax_backward)
 """y_j = e^x_j / sum_k e^x_k over the last axis; dy_i/dx_j = y_i (delta_ij - y_j), whole:
-dx = y * (dy - sum_j y_j dy_j). After `cross_entropy` this gives A - Y. To train, rather
-leave it out and take `softmax_cross_entropy` on the logits: one rule, and never log 0.
+dx = y * (dy - sum_j y_j dy_j). After `cross_entropy` this gives A - Y. For training,
+leave it out and use `softmax_cross_entropy` on the logits: one rule, and never log 0.
 
 >>> softmax.forward((), jnp.array([1.0, 1.0]))[0]
 Array([0.5, 0.5], dtype=float32)

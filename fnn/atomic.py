@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whatever interrupts the writing."""
+"""Files that are written completely or not at all, whatever interrupts the writing."""
 
 import errno
 import os
@@ -62,11 +62,11 @@ def stream(path: str | Path, pieces: Iterable[bytes | memoryview]) -> None:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Own the folder inside the block: no other process can own it at the same time.
+    """Lock the folder inside the block: no other process can lock it at the same time.
 
     The folder is made if it is missing, and unfinished files of a killed owner are removed.
-    Ownership is an advisory lock (`flock`), which ends with the block or the process. Raises
-    BlockingIOError where another process owns the folder.
+    The lock is advisory (`flock`) and ends with the block or the process. Raises
+    BlockingIOError where another process holds it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent, owned(Path(parent, "run")):
@@ -92,7 +92,8 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, old: os.stat_result | None, pieces: Iterable[bytes | memoryview]) -> None:
-    """Rename a new file of these bytes to `path`, which is no link and had the status `old`."""
+    """Write these bytes to a new file and rename it to `path`, which is no link and had the status
+    `old`."""
     if old is not None and not (old.st_mode & 0o222 and os.access(path, os.W_OK)):
         raise PermissionError(errno.EACCES, "the file is read-only")
     unfinished = path.parent / f".{secrets.token_hex(16)}{UNFINISHED}"
@@ -111,7 +112,7 @@ def _replace(path: Path, old: os.stat_result | None, pieces: Iterable[bytes | me
 
 
 def _take_over(new: Path, old: os.stat_result) -> None:
-    """Give a file the owner and the mode of another one; the owner first, which resets bits."""
+    """Give a file the old one's owner and mode; the owner first, since setting it resets bits."""
     status = os.stat(new)
     if (status.st_uid, status.st_gid) != (old.st_uid, old.st_gid):
         with suppress(PermissionError):

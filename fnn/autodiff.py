@@ -32,12 +32,12 @@ Linear = Callable[[list[Any], list[Any]], list[Array]]
 
 
 def differentiable(layer: Layer) -> Callable[[Params, Any], Any]:
-    """apply(params, x) -> y, for use inside anything that autodiff differentiates, such as a
-    model of Equinox or Flax: `jax.grad` and `jax.vjp` run the layer's own backward there, and
-    `jax.jvp` its transpose.
+    """apply(params, x) -> y, a function that JAX can differentiate, for models of Equinox or Flax
+    for example: `jax.grad` and `jax.vjp` run the layer's own backward, and `jax.jvp` its
+    transpose.
 
-    Raises TypeError for what is not a layer; the derivative raises ValueError for gradients of
-    other shapes than the parameters' and the input's.
+    Raises TypeError for what is not a layer; the derivative raises ValueError for gradients whose
+    shapes differ from the parameters' and the input's.
 
     >>> import fnn
     >>> apply = differentiable(fnn.relu)
@@ -64,7 +64,7 @@ def differentiable(layer: Layer) -> Callable[[Params, Any], Any]:
 def _pushed(
     layer: Layer, primals: tuple[Params, Any], residuals: Residuals, y: Any, tangents: Any
 ) -> Any:
-    """J (dparams, dx): a tangent of y. What is not floating-point, such as codes, has none."""
+    """J (dparams, dx): a tangent of y. Integers, such as codes, have no tangent."""
     known, form = jax.tree.flatten((primals[0], residuals))
     # None stands for what is no parameter, here and in the gradients and the tangents.
     inputs = jax.tree.leaves_with_path(primals, is_leaf=_is_none)
@@ -134,7 +134,7 @@ def _is_none(a: Any) -> bool:
 
 
 def _checked(path: Any, primal: Any, gradient: Any) -> Array:
-    """The gradient, if it has its parameter's or the input's shape and dtype."""
+    """The gradient, after a check that it has its parameter's, or the input's, shape and dtype."""
     expected, got = (None if a is None else f"{a.dtype}{list(a.shape)}" for a in (primal, gradient))
     if expected != got:
         name = ("params", "x")[path[0].idx] + jax.tree_util.keystr(path[1:])
@@ -167,8 +167,8 @@ def _jvp(
     n: int,
     like: tuple[Any, ...],
 ) -> tuple[list[Array], list[Array]]:
-    """Linear in the tangents, so its derivative by them is itself; that by what is known is
-    autodiff's, of push."""
+    """Linear in the tangents, so its derivative with respect to them is itself; with respect to
+    `known`, the derivative is autodiff of push."""
     same = partial(_tangent.bind, push=push, pull=pull, n=n, like=like)
     known, arrays = list(primals[:n]), list(primals[n:])
     out = same(*primals)
@@ -210,8 +210,8 @@ def _batched(
     n: int,
     like: tuple[Any, ...],
 ) -> tuple[list[Array], list[int]]:
-    """The operation of one more axis, in front. Each tangent gets it, so that the transpose of
-    what gave it to them sums the cotangents."""
+    """The operation with one more axis, in front. Every tangent is broadcast to it, so that the
+    transpose of the broadcast sums the cotangents."""
     (size,) = {a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None}
     front = [
         a if axis is None else jnp.moveaxis(a, axis, 0)

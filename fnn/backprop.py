@@ -53,7 +53,7 @@ def value_and_grad(
 
     The drop-in twin of `jax.value_and_grad(objective(network, loss))`, weight included. With
     another `reduce` than `total`, what it makes of each parameter's per-example gradients
-    stands in the gradient's place; they are those of the mean loss, with its 1/m.
+    takes the gradient's place; those are of the mean loss, with its 1/m.
 
     Raises as `objective` does.
 
@@ -98,7 +98,7 @@ def _losses(loss: Loss, prediction: Any, y: Any) -> Array:
         shapes = jax.tree.map(jnp.shape, prediction)
         raise ValueError(
             f"loss: expected one loss per example from value(prediction, target) for predictions "
-            f"of shape {shapes}, got a single number; the mean over the batch is not its to take"
+            f"of shape {shapes}, got a single number; fnn takes the mean over the batch itself"
         )
     return losses
 

@@ -213,7 +213,7 @@ def varying_with(
     combine: Callable[[Layer], Layer],
     measure: Callable[[Params, Any, Array | None], tuple[Any, Any]],
 ) -> Varying | None:
-    """How combine(layer) varies: at a key and statistics it is combine of the layer at them.
+    """The `varying` of combine(layer): combine applied to the layer at the key and statistics.
 
     None where the layer does not vary.
 

@@ -6,7 +6,7 @@ One file serves CPU, CUDA, ROCm and TPU, and any number of examples. In another 
     network = jax.export.deserialize(open("network.bin", "rb").read())
     y = network.call(x)
 
-needs jax and flatbuffers alone. Files stay readable for six months of JAX's releases at least;
+needs only jax and flatbuffers. Files stay readable for at least six months of JAX's releases:
 see https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees.
 """
 
@@ -23,7 +23,7 @@ from fnn import atomic, extras
 from fnn.base import Layer, Params, check_layer, measured
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-"""What an exported program runs on."""
+"""The platforms that an exported program runs on."""
 
 
 def save(network: Layer, params: Params, example: Any, path: str | Path) -> None:

@@ -1,6 +1,6 @@
 """Weight distributions: `init(key, shape, dtype=None) -> Array`, for shape (d_out, d_in).
 
-They are `jax.nn.initializers` told which axis is the input's. dtype None is JAX's default
+They are `jax.nn.initializers` for W with the input's axis last. dtype None is JAX's default
 float. All keep the variance of what flows through the layer near 1:
 
     glorot  Var W = 2 / (d_in + d_out)    Glorot & Bengio 2010; for tanh, sigmoid, identity

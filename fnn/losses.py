@@ -10,7 +10,7 @@ kinds,
 Cross-entropy sums over the classes; the others are a mean over the k outputs. A label
 outside 0 to k-1 makes value and gradient NaN, rather than count for nothing.
 
-All raise ValueError for a target of another shape, and TypeError for predictions that are
+All raise ValueError for a target with a different shape, and TypeError for predictions that are
 not floating-point: nothing is ever broadcast.
 """
 

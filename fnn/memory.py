@@ -1,11 +1,11 @@
 """Depth without its memory: layers that keep less for backward, and compute it again.
 
 repeat(layer, n)              keeps one array per copy
-remat(layer)                  keeps its input alone, and runs forward twice
+remat(layer)                  keeps only its input, and runs forward twice
 repeat(remat(repeat(l, a)), b)
-                              a b copies: keeps b inputs and, in turn, a arrays: sublinear
+                              a b copies: keeps b inputs and a arrays at a time: sublinear
                               memory for one more forward pass (Chen et al. 2016)
-reversible(f, g, n)           keeps its output alone, at any depth (Gomez et al. 2017)
+reversible(f, g, n)           keeps only its output, at any depth (Gomez et al. 2017)
 """
 
 from functools import partial
@@ -33,14 +33,14 @@ from fnn.reductions import Reduce, total
 
 
 def remat(layer: Layer) -> Layer:
-    """The layer, keeping nothing but its input: backward runs forward again.
+    """The same layer, which keeps only its input: backward runs forward again.
 
         forward    y = f(x), residuals x
         backward   y, residuals = f(x) once more, then f's own backward
 
     params and dparams are the layer's. Chen et al. 2016, as `jax.checkpoint`. XLA for the CPU
-    removes the barrier that keeps it from reusing the first forward pass, so that there both
-    save memory inside of a loop alone, such as that of `repeat`.
+    removes the barrier that keeps it from reusing the first forward pass; there, `remat` and
+    `jax.checkpoint` save memory only inside a loop, such as that of `repeat`.
 
     Raises TypeError for an argument that is not a layer.
 
@@ -66,7 +66,7 @@ def remat(layer: Layer) -> Layer:
 
 
 def reversible(f: Layer, g: Layer, n: int) -> Layer:
-    """n reversible blocks after one another, which keep nothing but the last one's output.
+    """n reversible blocks in a row, which keep only the last one's output.
 
     With x1, x2 the halves of the features of x, each block computes
 
@@ -76,8 +76,8 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
                    dx2 = dy2 + (f's dx of dy1 at x2)
 
     params and dparams are a pair (f's, g's), with an axis of length n in front of every leaf.
-    Gomez et al. 2017. Backward recovers each block's input by subtraction, which loses a little
-    of it in every block: `docs/memory.md` says how the gradient's error grows with depth.
+    Gomez et al. 2017. Backward recovers each block's input by subtraction, which adds a rounding
+    error in every block: `docs/memory.md` says how the gradient's error grows with depth.
 
     Raises TypeError for an argument that is not a layer; ValueError for n below 1, an odd
     number of features, and an f or g that changes its input's shape or dtype.
@@ -156,7 +156,7 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
 
 def _barrier(tree: Any) -> Any:
     """`jax.lax.optimization_barrier`. Inside of `jax.shard_map` it would make all arrays vary over
-    the axes over which any does, so that those with the same axes go through one together."""
+    the axes over which any does, so arrays are grouped by their axes, one barrier per group."""
     leaves, form = jax.tree.flatten(tree)
     axes = [jax.typeof(leaf).mat.varying for leaf in leaves]
     for same in dict.fromkeys(axes):

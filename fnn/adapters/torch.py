@@ -46,7 +46,7 @@ def from_torch(
     What a BatchNorm has measured is not a parameter: see `statistics_from_torch`.
 
     Raises ValueError for another number of modules, for names whose order is unknown, for an array
-    that is missing, unknown or of another shape, with its name, and for a normalisation of
+    that is missing, unknown or has a different shape, with its name, and for a normalisation of
     flattened images.
 
     >>> state = {"0.weight": np.array([[1.0, 2.0]]), "0.bias": np.array([3.0])}

@@ -1,4 +1,4 @@
-"""The leaves and containers of a tree by name, and what each is: how a file says what it holds."""
+"""The leaves and containers of a tree by name, with a description of each: what a file records."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,8 +17,8 @@ class Container(str):
 def nodes(tree: Params) -> dict[str, Any]:
     """The tree's leaves, and its containers as `Container`, by their paths, in the tree's order.
 
-    Paths are written `0.W`, or, where two of them would read the same, `[0]['W']`. Raises
-    ValueError where two are the same even so.
+    Paths are written `0.W`, or `[0]['W']` where two paths would look alike. Raises ValueError
+    where two paths are the same even so.
     """
 
     def walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -46,7 +46,7 @@ def is_key(leaf: Any) -> bool:
 
 
 def describe(name: str, node: Any) -> str:
-    """What stands at this name: a container's type, or an array's dtype and shape.
+    """A container's type, or an array's dtype and shape.
 
     Raises TypeError for a leaf that is not an array.
     """
@@ -74,7 +74,7 @@ def check_same(got: dict[str, str], expected: dict[str, str]) -> None:
 
 
 def _static(container: Any) -> str:
-    """What a registered container holds beside its leaves, such as a dataclass's static fields.
+    """The data of a registered container beside its leaves, such as a dataclass's static fields.
 
     Numbers and text by value, anything else by its type.
     """

@@ -14,8 +14,8 @@ content, and is replaced in one step when all processes have written theirs. Unt
 index and its files are kept; afterwards they are removed.
 
 The index has a SHA-256 of itself and of each file's header, and each header has one for every
-`BLOCK` bytes of each tensor. So a reader takes the blocks that it needs and no others, and no byte
-is used that was not verified.
+`BLOCK` bytes of each tensor. So a reader reads only the blocks that it needs, and
+uses no byte that was not verified.
 """
 
 import errno
@@ -40,7 +40,7 @@ INDEX = "model.safetensors.index.json"
 NAME = re.compile(r"model-\d{5}-of-\d{5}-[0-9a-f]{16}\.safetensors")
 """The names of fnn's files; other libraries' have no digest."""
 BLOCK = 2**22
-"""Bytes of a tensor that have one digest."""
+"""How many bytes of a tensor share a digest."""
 LIMIT = 2**30
 """The most bytes of an index."""
 BLANK = "0" * 64
@@ -54,10 +54,11 @@ def is_sharded(leaf: Any) -> bool:
 
 
 def write(folder: Path, leaves: dict[str, Any], described: dict[str, Any]) -> None:
-    """Write the arrays, and what describes them, to the folder; all processes call it alike.
+    """Write the arrays and their description to the folder; all processes call it alike.
 
-    Either all of it is committed or nothing. Where one process fails, all raise: that one its own
-    error, the others OSError. Raises ValueError where a slice would have another array's name.
+    The save is committed as a whole or not at all. Where one process fails, all raise: that one
+    its own error, the others OSError. Raises ValueError where a slice would have the name of a
+    whole array.
     """
     owners = {name: _owners(leaf) for name, leaf in leaves.items()}
     shapes = {name: leaf.shape for name, leaf in leaves.items()}
@@ -114,7 +115,7 @@ def write(folder: Path, leaves: dict[str, Any], described: dict[str, Any]) -> No
 
 
 def _check_free(folder: Path) -> None:
-    """Raise FileExistsError where the folder has the index of another library's files."""
+    """Raise FileExistsError where the folder's index was written by another library."""
     try:
         with open(folder / INDEX, "rb") as file:
             index = json.loads(file.read(LIMIT))
@@ -129,7 +130,7 @@ class Folder:
     """A folder that `write` has filled, to read from.
 
     described is what `write` was given. Raises FileNotFoundError where there is no index, and
-    ValueError where it is none of fnn's or damaged.
+    ValueError where it is damaged or not one of fnn's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -160,9 +161,9 @@ class Folder:
     def read(
         self, name: str, dtype: np.dtype, shape: tuple[int, ...], index: tuple[slice, ...]
     ) -> np.ndarray:
-        """The part `index` of the array of this name, dtype and shape, in memory of its own.
+        """A copy of the part `index` of the array with this name, dtype and shape.
 
-        Of each file only the blocks are read that hold a part of it. Raises ValueError where a
+        Only the blocks that hold a part of it are read. Raises ValueError where a
         file is missing or damaged, or where the files don't have all of it.
         """
         wanted = _ranges(index, shape)
@@ -233,7 +234,7 @@ class _File:
 
 
 def _together(folder: Path, work: Callable[[], bytes]) -> list[bytes]:
-    """What `work` returns in each process, at most 40 bytes; also a barrier for all processes."""
+    """What `work` returns in each process, at most 40 bytes each; a barrier for all processes."""
     failure = None
     try:
         mine = b"\1" + work()
@@ -282,7 +283,7 @@ def _ranges(index: tuple[slice, ...], shape: tuple[int, ...]) -> Ranges:
 
 
 def _common(one: Any, other: Any) -> Ranges:
-    """What two slices of an array have in common; where a stop is not above its start, nothing."""
+    """The intersection of two slices of an array; empty where a stop is not above its start."""
     return tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, other, strict=True))
 
 

@@ -44,7 +44,8 @@ _BLANK = b"0" * 64
 
 
 class CheckpointError(Error, ValueError):
-    """A file that is no checkpoint, is damaged or holds another tree; the message says which.
+    """A file that is not a checkpoint, is damaged, or holds a different tree; the message says
+    which.
 
     >>> raise CheckpointError("run.safetensors: not a checkpoint of fnn, or damaged")
     Traceback (most recent call last):
@@ -59,14 +60,14 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
     safetensors has is kept, bfloat16 included, and so are PRNG keys. The file is replaced in
     one step: see `atomic.write`.
 
-    A tree with an array that is sharded, of which devices hold different slices, becomes a
-    folder instead, in which each process writes the slices that it owns: see `_shards.py`. All
-    processes call `save` with the same tree and metadata, and with a path that all of them see.
-    Either every process has written its part or the older folder is as it was, and where one
-    process fails, all raise.
+    A tree with a sharded array, of which devices hold different slices, becomes a folder
+    instead, in which each process writes the slices that it owns: see `_shards.py`. All
+    processes call `save` with the same tree and metadata, and with a path on a file system that
+    they share. Either every process has written its part or the older folder is unchanged, and
+    where one process fails, all raise.
 
     Raises TypeError for a leaf that is not an array or whose dtype safetensors lacks, and for
-    metadata that JSON can't express, or of keys that it would turn into text; OSError where
+    metadata that JSON can't express or whose keys are not text; OSError where
     the file or the folder can't be written.
 
     >>> import tempfile
@@ -104,13 +105,14 @@ def load(path: str | Path, like: Params) -> Params:
     """Read a tree of the structure, static fields, shapes and dtypes of `like`.
 
     `like` is such a tree, or what `jax.eval_shape` returns for one. A leaf is a NumPy array
-    where that of `like` is one, otherwise a JAX array, with the sharding of that of `like` if
-    that is committed to one; a `jax.ShapeDtypeStruct` may have a sharding too. Any tree loads
-    onto any devices, whatever those that it was saved from. Of a folder each process reads only
-    the blocks that its devices need.
+    where `like` has one, otherwise a JAX array with the sharding of the leaf of `like`, if that
+    leaf is committed to one or is a `jax.ShapeDtypeStruct` that has one. A tree loads onto any
+    devices, whatever devices it was saved from. From a folder each process reads only the blocks
+    that its devices need.
 
-    Raises CheckpointError for what is damaged or no checkpoint, for a folder in which a file is
-    missing, and for another tree: it names the leaves that are missing, unexpected or different.
+    Raises CheckpointError for a damaged file, one that is not a checkpoint, a folder in which a
+    file is missing, and a different tree: it names the leaves that are missing, unexpected or
+    different.
     Raises OSError where the file can't be read.
 
     >>> import tempfile
@@ -127,14 +129,14 @@ def load(path: str | Path, like: Params) -> Params:
         try:
             return _restored(path, like, folder.described, folder.read)
         except CheckpointError:
-            if folder.is_current():  # otherwise a new save has removed what this one read
+            if folder.is_current():  # otherwise a new save has removed files meanwhile
                 raise
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata that `save` was given, {} if none.
+    """The metadata that `save` was given; {} where there was none.
 
-    Raises CheckpointError for a file that is damaged or no checkpoint, and OSError where it
+    Raises CheckpointError for a file that is damaged or not a checkpoint, and OSError where it
     can't be read.
 
     >>> import tempfile
@@ -203,7 +205,7 @@ def _opened(path: str | Path) -> shards.Folder:
 def _read(path: str | Path) -> tuple[bytes, dict[str, Any]]:
     """The file's bytes, with their digest verified, and the JSON object under `fnn`.
 
-    The header is read first, and then no more than the size that it states.
+    The header is read first, then exactly the size that it states.
     """
     with open(path, "rb") as file:
         try:
@@ -251,7 +253,7 @@ def _digest(before: memoryview, after: memoryview) -> bytes:
 
 
 def _check_metadata(metadata: Any) -> None:
-    """JSON turns keys into text, so that 1 and "1" would be one key."""
+    """Refuse keys that are not text: JSON would make 1 and "1" the same key."""
     try:
         if isinstance(metadata, dict):
             for key, value in metadata.items():

@@ -42,6 +42,7 @@ def attention(
     Raises ValueError for widths below 1, a d that heads does not divide, an odd e with rotary, and
     x or params with other shapes; TypeError where x and the params differ in dtype.
 
+    >>> import jax
     >>> layer = attention(4, 2, causal=True)
     >>> y, _ = layer.forward(layer.init(jax.random.key(0)), jnp.ones((5, 3, 4)))
     >>> y.shape

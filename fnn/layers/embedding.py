@@ -26,8 +26,8 @@ def embedding(n: int, d: int, *, weight_init: Callable[..., Array] = _standard_n
 
     weight_init is called as init(key, shape).
 
-    Raises ValueError for n or d below 1 and for params of another shape; TypeError for codes that
-    are not integers.
+    Raises ValueError for n or d below 1 and for params with a different shape; TypeError for codes
+    that are not integers.
 
     >>> layer = embedding(3, 2)
     >>> layer.forward({"table": jnp.array([[0.0, 1], [2, 3], [4, 5]])}, jnp.array([2, 0]))[0]

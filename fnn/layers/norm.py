@@ -116,7 +116,7 @@ def group_norm(d: int, groups: int, *, eps: float = 1e-5) -> Layer:
     var is the biased variance; statistics are taken in at least float32, as those of `layer_norm`.
 
     Raises ValueError for d or groups below 1, d that groups doesn't divide, eps not above 0, and x
-    or params of another shape; TypeError where x and the params differ in dtype.
+    or params with a different shape; TypeError where x and the params differ in dtype.
 
     >>> layer = group_norm(2, 2)
     >>> x = jnp.array([[[1.0, 5.0], [3.0, 9.0]]])

@@ -28,7 +28,7 @@ def check_widths(name: str, *widths: int) -> Any:
 
 
 def check_params(name: str, params: Params, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise ValueError, naming the layer, for params of other shapes.
+    """Raise ValueError, naming the layer, for params with different shapes.
 
     >>> check_params("embedding(3, 1)", (), {"table": (3, 1)})
     Traceback (most recent call last):

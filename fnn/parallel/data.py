@@ -1,4 +1,4 @@
-"""Layers whose examples lie on several devices: data parallelism, with whole or cut parameters."""
+"""Data parallelism: layers whose examples are split over devices, with whole or cut parameters."""
 
 from functools import partial
 from typing import Any
@@ -13,13 +13,13 @@ from fnn.reductions import Factor, Reduce, total
 
 
 def replicated(layer: Layer, axis: str) -> Layer:
-    """The layer on every device of a mesh's axis, each with the whole params and its own examples.
+    """The layer on every device of a mesh's axis: whole params, the device's own examples.
 
         forward    y, residuals = f(params, x)
         backward   dx = f's dx,    dparams = f's dparams, summed over the axis
 
-    So dparams is the vector-Jacobian product of the function of all devices' examples. Outside
-    of `jax.shard_map` it is the layer itself.
+    So dparams is the vector-Jacobian product over all devices' examples. Outside `jax.shard_map`
+    it is the layer itself.
 
     Raises TypeError for an argument that is not a layer; inside a `jax.shard_map` that does not
     map the axis, ValueError.
@@ -50,8 +50,8 @@ def replicated(layer: Layer, axis: str) -> Layer:
 
 
 def fully_sharded(layer: Layer, axis: str) -> Layer:
-    """The layer on every device of a mesh's axis, each with a part of the params and its own
-    examples. Rajbhandari et al. 2020, "ZeRO", stage 3.
+    """The layer on every device of a mesh's axis: a part of the params, the device's own examples.
+    Rajbhandari et al. 2020, "ZeRO", stage 3.
 
         forward    y, residuals = f(gather(params), x)
         backward   dx = f's dx at gather(params),
@@ -59,12 +59,12 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
 
     Each array is cut along a dimension that the number of devices divides; one without such a
     dimension stays whole. Rows come first, so that each part is contiguous, and the axes that a
-    `repeat` inside may have put in front come last. Parameters are gathered for the time of the
-    layer's own forward or backward pass, so put it around each layer,
-    `repeat(fully_sharded(layer, axis), n)` for example, and one layer's are whole at a time.
+    `repeat` inside may have put in front come last. Parameters are gathered only while the
+    layer's own forward or backward pass runs. So put it around each layer, as in
+    `repeat(fully_sharded(layer, axis), n)`: then one layer's params are whole at a time.
 
-    Outside of `jax.shard_map` it is the layer itself, and `init` gives the whole params; inside,
-    `init` gives this device's part. `specs` says which it is.
+    Outside `jax.shard_map` it is the layer itself, and `init` returns the whole params; inside,
+    `init` returns this device's part. `specs` gives the partition.
 
     Raises TypeError for an argument that is not a layer; inside a `jax.shard_map` that does not
     map the axis, and for params that are neither whole nor such a part, ValueError.
@@ -112,7 +112,7 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
         if not is_mapped("fully_sharded", axis):
             return layer.backward(params, residuals, dy, reduce)
         check_tracked("fully_sharded", axis)
-        # Without the barrier XLA would gather once and keep what it gathered since forward.
+        # Without the barrier XLA would keep the whole params from forward to backward.
         whole, dims = gathered(jax.tree.map(jax.lax.optimization_barrier, params))
         factors, dx = layer.backward(whole, residuals, dy, lambda factor: factor)
 

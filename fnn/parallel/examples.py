@@ -1,4 +1,4 @@
-"""Examples that are split over the devices of a mesh's axis "data"."""
+"""Examples split over the devices of a mesh's axis "data"."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class ShardedExamples:
     axis has one part after another for each device, all of the same length `rows`.
 
     Where the devices don't divide n, the first n % devices parts have one example more, and the
-    last row of the others repeats another device's example, so that it doesn't count.
+    last row of the others repeats another device's example and is not counted.
 
     >>> shares = ShardedExamples.of(jnp.arange(5), jax.make_mesh((1,), ("data",)))
     >>> shares.n, shares.rows, shares.arrays
@@ -34,7 +34,7 @@ class ShardedExamples:
 
     @classmethod
     def of(cls, data: Any, mesh: Mesh) -> "ShardedExamples":
-        """The examples in the arrays of `data` as shares; NumPy's move to the devices part by part.
+        """Split the examples in the arrays of `data`; NumPy's arrays are moved part by part.
 
         >>> ShardedExamples.of(np.ones((4, 2)), jax.make_mesh((1,), ("data",))).arrays.shape
         (4, 2)
@@ -54,8 +54,8 @@ class ShardedExamples:
 
     @classmethod
     def read(cls, rows: Callable[[np.ndarray], Any], n: int, mesh: Mesh) -> "ShardedExamples":
-        """n examples as shares, of which each process reads those of its own devices, by
-        rows(places) -> the examples, NumPy's arrays, at these places from 0 to n - 1.
+        """Split n examples; each process reads those of its own devices by
+        rows(places) -> NumPy arrays of the examples at these places, from 0 to n - 1.
 
         >>> mesh = jax.make_mesh((1,), ("data",))
         >>> shares = ShardedExamples.read(lambda places: 2 * places, 5, mesh)
@@ -122,7 +122,7 @@ class ShardedExamples:
 
 
 def _places(n: int, devices: int) -> np.ndarray | None:
-    """Which example stands where, (devices * rows,); None where each has its own place."""
+    """The index of the example at each place, (devices * rows,); None where they are in order."""
     if n % devices == 0:
         return None
     rows, device = -(-n // devices), np.arange(devices)

@@ -15,11 +15,11 @@ def specs(init: Callable[[Array], Any], mesh: Mesh) -> Any:
 
     init is a network's, or lambda key: optimizer.init(network.init(key)) for an optimizer's
     state, whose slots are cut as their parameters are. Nothing is computed: the shapes of what
-    init makes outside of `jax.shard_map` are compared with those inside, where it makes one
+    init makes outside `jax.shard_map` are compared with those inside, where it makes one
     device's part. Where an array is cut over several axes, the mesh's last cuts first, so that
     the first one's combinator, such as `fully_sharded` over "data", is the outermost.
 
-    Raises ValueError for shapes that are no equal parts; TypeError for what is not a mesh.
+    Raises ValueError for shapes that are not equal parts; TypeError for what is not a mesh.
 
     >>> import fnn
     >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
@@ -68,8 +68,8 @@ def _shapes(init: Callable[[Array], Any], sizes: dict[str, int]) -> Any:
 
 
 def automatic(mesh: Mesh) -> Mesh:
-    """The same mesh with axes of the type Auto, along which XLA partitions what stands outside
-    of `jax.shard_map`.
+    """The same mesh with axes of type Auto, along which XLA partitions what runs outside
+    `jax.shard_map`.
 
     >>> automatic(jax.make_mesh((1,), ("data",))).axis_types
     (Auto,)
@@ -78,7 +78,7 @@ def automatic(mesh: Mesh) -> Mesh:
 
 
 def untyped(a: Any) -> Any:
-    """The array where it lies; one whose type says how explicit axes split it, without that.
+    """Drop explicit sharding from the array's type; its placement is unchanged.
 
     >>> untyped(jax.numpy.ones(2))
     Array([1., 1.], dtype=float32)
@@ -103,7 +103,7 @@ def shardings(init: Callable[[Array], Any], mesh: Mesh) -> Any:
 
 
 def create(init: Callable[[Array], Any], mesh: Mesh, key: Array) -> Any:
-    """What init(key) makes, each device making its own part: the whole is never in one place.
+    """Run init(key) so that each device makes its own part: the whole is never on one device.
 
     Raises as `specs` does.
 

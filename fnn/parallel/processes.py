@@ -26,12 +26,13 @@ def start(
 ) -> None:
     """Join the `count` processes of a program as number `index`.
 
-    coordinator is the HOST:PORT on which process 0 listens. Without arguments all three are found
-    out where `jax.distributed` knows the cluster: SLURM, Open MPI, Kubernetes, TPU pods. Elsewhere,
-    and where JAX has computed already, the process stays alone. CPUs communicate by Gloo.
+    coordinator is the HOST:PORT on which process 0 listens. Without arguments all three are
+    determined where `jax.distributed` knows the cluster: SLURM, Open MPI, Kubernetes, TPU pods.
+    Elsewhere, and where JAX has computed already, the process stays alone. CPUs communicate by
+    Gloo.
 
-    Raises ValueError for an index that is not below count; RuntimeError where no connection comes
-    about, or, with a coordinator, where JAX has computed already.
+    Raises ValueError for an index that is not below count; RuntimeError where no connection is
+    made, or, with a coordinator, where JAX has computed already.
 
     >>> start("localhost:1234", count=1, index=1)
     Traceback (most recent call last):
@@ -59,7 +60,7 @@ def start(
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks and writes.
+    """Whether this is process 0, which prints and writes.
 
     >>> is_first()
     True
@@ -68,7 +69,7 @@ def is_first() -> bool:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process; all of them call it at the same point.
+    """Whether the flag is set in any process; all processes call it at the same point.
 
     >>> any_of(False), any_of(True)
     (False, True)
@@ -79,7 +80,7 @@ def any_of(flag: bool) -> bool:
 
 
 def from_first(values: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The first process's values; all of them call it with arrays of the same shapes and dtypes.
+    """The first process's values; all processes call it with arrays of the same shapes and dtypes.
 
     >>> from_first([np.ones(2)])
     [array([1., 1.])]

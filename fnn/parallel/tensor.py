@@ -1,5 +1,5 @@
-"""Layers that are cut over several devices, each of which has the same examples: tensor
-parallelism. Shoeybi et al. 2019, "Megatron-LM".
+"""Tensor parallelism: layers cut over several devices, all with the same examples.
+Shoeybi et al. 2019, "Megatron-LM".
 
 `copy_to` stands before what is cut and `sum_over` behind it; each is the other's backward.
 """
@@ -33,12 +33,12 @@ from fnn.reductions import Factor, Reduce, total
 
 
 def copy_to(axis: str) -> Layer:
-    """The same x to every device of the axis, each of which goes on with a part of its own.
+    """Replicate x over the devices of the axis; backward sums dx.
 
         forward    y  = x
         backward   dx = dy, summed over the axis
 
-    Outside of `jax.shard_map` it is the identity. Raises ValueError inside a `jax.shard_map`
+    Outside `jax.shard_map` it is the identity. Raises ValueError inside a `jax.shard_map`
     that does not map the axis. It is f of Shoeybi et al. 2019.
 
     >>> copy_to("model").forward((), jnp.ones(2))[0]
@@ -57,12 +57,12 @@ def copy_to(axis: str) -> Layer:
 
 
 def sum_over(axis: str) -> Layer:
-    """The sum of what the devices of the axis have, to each of them.
+    """Sum x over the devices of the axis; every device gets the sum.
 
         forward    y  = x, summed over the axis
         backward   dx = dy
 
-    Outside of `jax.shard_map` it is the identity. Raises ValueError inside a `jax.shard_map`
+    Outside `jax.shard_map` it is the identity. Raises ValueError inside a `jax.shard_map`
     that does not map the axis. It is g of Shoeybi et al. 2019.
 
     >>> sum_over("model").forward((), jnp.ones(2))[0]
@@ -80,19 +80,19 @@ def sum_over(axis: str) -> Layer:
 
 
 def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
-    """A layer of which each device of the axis has one of n equal parts: make(n), with make(1)
-    the whole.
+    """A layer cut into n equal parts, one per device of the axis: make(n) is a part, make(1) the
+    whole.
 
     make(n) is the same layer with one of its widths divided by n, lambda n: dense(64, 256 // n)
     for example. A parameter that is smaller in make(n) than in make(1) is cut along that
     dimension; one that is not must have the same gradient on all devices.
 
-    Outside of `jax.shard_map` it is make(1), and `init` gives the whole params; inside, `init`
-    gives this device's part.
+    Outside `jax.shard_map` it is make(1), and `init` returns the whole params; inside, `init`
+    returns this device's part.
 
     Raises TypeError where make does not return layers; inside a `jax.shard_map` ValueError where
-    the axis is not mapped, for params that n does not divide, and for a whole parameter with
-    another gradient on each device.
+    the axis is not mapped, for params that n does not divide, and for a whole parameter whose
+    gradient differs between devices.
 
     >>> import fnn
     >>> hidden = sharded(lambda n: fnn.dense(4, 8 // n), "model")
@@ -172,7 +172,7 @@ def _part(name: str, width: int, n: int, axis: str) -> int:
 
 
 def column_dense(d_in: int, d_out: int, axis: str) -> Layer:
-    """A dense layer whose neurons lie on the devices of the axis: each computes its part of y.
+    """A dense layer whose neurons are split over the axis's devices: each computes a part of y.
 
     params are those of `dense`; W and b are cut along their first dimension. On device i:
 
@@ -200,7 +200,7 @@ def column_dense(d_in: int, d_out: int, axis: str) -> Layer:
 
 
 def row_dense(d_in: int, d_out: int, axis: str) -> Layer:
-    """A dense layer whose inputs lie on the devices of the axis: each has its part of x.
+    """A dense layer whose inputs are split over the devices of the axis: each has a part of x.
 
     params are those of `dense`; W is cut along its second dimension, b is whole on each device
     and added once. On device i:

@@ -176,7 +176,6 @@ class Program:
         A start and a done are one. So are the fusions through which a TPU carries a collective
         along, whose parts have one channel.
         """
-        chains: dict[tuple[str, str], list[_Instruction]] = {}
         started: dict[str, int] = {}
         kernels = 0
         for instruction in self._inside(body):
@@ -189,17 +188,21 @@ class Program:
                 yield kind, sent, beside
             elif instruction.is_kernel:
                 kernels += 1
-            if instruction.opcode == "fusion":
-                for part in self.computations.get(
-                    instruction.attribute("calls") or "", {}
-                ).values():
+        for kind, parts in self._fused(body):
+            if sent := _sent(kind, parts[0], parts[0].line):
+                yield kind, sent, len(parts) > 2
+
+    def _fused(self, body: str) -> Iterator[tuple[str, list[_Instruction]]]:
+        """The collectives inside of fusions: (kind, the parts of one channel)."""
+        chains: dict[tuple[str, str], list[_Instruction]] = {}
+        for fusion in self._inside(body):
+            if fusion.opcode == "fusion":
+                for part in self._called(fusion, "calls").values():
                     if kind := _kind(part.opcode):
                         channel = re.search(r"channel_id=(\d+)", part.line)
                         key = kind, channel[1] if channel else part.name
                         chains.setdefault(key, []).append(part)
-        for (kind, _), parts in chains.items():
-            if sent := _sent(kind, parts[0], parts[0].line):
-                yield kind, sent, len(parts) > 2
+        yield from ((kind, parts) for (kind, _), parts in chains.items())
 
     def _start(self, body: str, done: _Instruction) -> str:
         """The line with the groups: an asynchronous collective's is that of its start."""
@@ -208,40 +211,50 @@ class Program:
         start = self.computations[body].get(done.operands[0])
         return start.line if start else done.line
 
+    def _called(self, instruction: _Instruction, key: str) -> dict[str, _Instruction]:
+        return self.computations.get(instruction.attribute(key) or "", {})
+
     def _trips(self, computation: str, loop: _Instruction) -> int | None:
         """As XLA says, or read from a counter that starts at a constant, grows by a constant and
         is compared with one."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.line):
             return int(known[1])
-        condition = self.computations.get(loop.attribute("condition") or "", {})
-        body = self.computations.get(loop.attribute("body") or "", {})
-        root = next(reversed(condition.values()), None)
-        if root is None or root.opcode != "compare" or "direction=LT" not in root.line or not body:
+        bound = _bound(self._called(loop, "condition"))
+        if bound is None:
             return None
-        counter, limit = (_through_copies(condition, name) for name in root.operands)
-        index = re.search(r"index=(\d+)", counter.line) if counter else None
-        initial = self._of(computation, loop.operands[0])
-        if index is None or initial is None or initial.opcode != "tuple":
+        index, last = bound
+        around, body = self.computations[computation], self._called(loop, "body")
+        first = _number(_element(around, around.get(loop.operands[0]), index))
+        step = _increment(body, _element(body, _root(body), index))
+        if first is None or step is None or step <= 0:
             return None
-        i, last = int(index[1]), next(reversed(body.values()))
-        first = self._through(computation, initial.operands[i])
-        step = [
-            part
-            for added in [_through_copies(body, last.operands[i])]
-            if added is not None and added.opcode == "add"
-            for part in (_through_copies(body, name) for name in added.operands)
-        ]
-        numbers = [_number(part) for part in (first, limit)]
-        increments = [n for part in step if (n := _number(part)) is not None]
-        if None in numbers or len(increments) != 1 or increments[0] <= 0:
-            return None
-        return max(0, -(-(numbers[1] - numbers[0]) // increments[0]))  # type: ignore[operator]
+        return max(0, -(-(last - first) // step))
 
-    def _of(self, computation: str, name: str) -> _Instruction | None:
-        return self.computations[computation].get(name)
 
-    def _through(self, computation: str, name: str) -> _Instruction | None:
-        return _through_copies(self.computations[computation], name)
+def _root(computation: dict[str, _Instruction]) -> _Instruction | None:
+    return next(reversed(computation.values()), None)
+
+
+def _bound(condition: dict[str, _Instruction]) -> tuple[int, int] | None:
+    """Where a loop's tuple has the counter, and the constant that it stays below."""
+    root = _root(condition)
+    if root is None or root.opcode != "compare" or "direction=LT" not in root.line:
+        return None
+    counter, limit = (_through_copies(condition, name) for name in root.operands)
+    index, last = counter and re.search(r"index=(\d+)", counter.line), _number(limit)
+    return None if index is None or last is None else (int(index[1]), last)
+
+
+def _element(body: dict[str, _Instruction], of: _Instruction | None, i: int) -> _Instruction | None:
+    """The i-th element of a tuple."""
+    return _through_copies(body, of.operands[i]) if of and of.opcode == "tuple" else None
+
+
+def _increment(body: dict[str, _Instruction], added: _Instruction | None) -> int | None:
+    """The one constant in an addition."""
+    parts = added.operands if added and added.opcode == "add" else []
+    found = [n for name in parts if (n := _number(_through_copies(body, name))) is not None]
+    return found[0] if len(found) == 1 else None
 
 
 def _through_copies(body: dict[str, _Instruction], name: str) -> _Instruction | None:

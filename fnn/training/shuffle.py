@@ -31,15 +31,16 @@ def permutation(key: Array, n: int) -> Array:
         (left, right) <- (right, left + f(right) mod a),
 
     can be undone whatever f is, so that rounds permute the a^2 indices; here each has a
-    random table of a entries for its f. An index that comes out at n or above goes through
-    again until it comes out below, as it must on its cycle: that permutes 0, ..., n-1.
+    random table of a entries for its f. An index that becomes n or more goes through the
+    rounds again until it is below n, as it must be at some point of its cycle: so 0, ..., n-1
+    are permuted.
     Luby & Rackoff 1988; Black & Rogaway 2002 for domains of any size.
 
-    Rounds on an odd a are even permutations, or odd ones, whatever their tables. So a last bit
-    decides whether the first two indices change places.
+    Rounds on an odd a are even permutations, or odd ones, whatever their tables. So one more
+    random bit decides whether the first two indices are exchanged.
 
     The order is as good as a uniform one for training and for sampling. There are fewer keys than
-    orders, so that most orders never come, and it is no cipher to keep a secret with.
+    orders, so most orders never occur, and it is not a cipher for secrets.
 
     >>> order = permutation(jax.random.key(0), 1000)
     >>> bool((jnp.sort(order) == jnp.arange(1000)).all())

@@ -237,35 +237,38 @@ def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
     return _coarsest(program, used, [True] * len(program.jaxpr.outvars))
 
 
-def _coarsest(program: Any, used: list[bool], wanted: list[bool]) -> float:
+def _coarsest(program: Any, used: Sequence[bool], wanted: Sequence[bool]) -> float:
     """The same of a jaxpr; `used` says which of its inputs count, `wanted` which results."""
     inner = getattr(program, "jaxpr", program)
     counted = {v for v, counts in zip(inner.invars, used, strict=True) if counts}
     found = 0.0
     needed = _needed(inner, wanted)
     for equation in inner.eqns:
-        if not needed.intersection(equation.outvars):
-            continue
         used = [not hasattr(v, "val") and v in counted for v in equation.invars]
-        if not any(used):
+        if not any(used) or not needed.intersection(equation.outvars):
             continue
         floats = [v for v in equation.outvars if differentiable(v.aval)]
         counted.update(floats)
-        found = max([found, *(unit_roundoff(v.aval.dtype) for v in floats)])
-        for part in _inner(equation):
-            n = len(getattr(part, "jaxpr", part).invars)
-            # The operands of most loops and calls are the inputs of what is inside, the last n.
-            inputs = used[len(used) - n :] if n <= len(used) else [True] * n
-            outputs = getattr(part, "jaxpr", part).outvars
-            wanted = [v in needed for v in equation.outvars]
-            # What a loop carries feeds its other results.
-            if equation.primitive.name in ("scan", "while") or len(outputs) != len(wanted):
-                wanted = [True] * len(outputs)
-            found = max(found, _coarsest(part, inputs, wanted))
+        roundoffs = (unit_roundoff(v.aval.dtype) for v in floats)
+        parts = (_of_part(part, equation, used, needed) for part in _inner(equation))
+        found = max([found, *roundoffs, *parts])
     return found
 
 
-def _needed(inner: Any, wanted: list[bool]) -> set[Any]:
+def _of_part(part: Any, equation: Any, used: Sequence[bool], needed: set[Any]) -> float:
+    """`_coarsest` of a jaxpr inside an equation."""
+    inner = getattr(part, "jaxpr", part)
+    n = len(inner.invars)
+    # The operands of most loops and calls are the inputs of what is inside, the last n.
+    inputs = used[len(used) - n :] if n <= len(used) else [True] * n
+    wanted = [v in needed for v in equation.outvars]
+    # What a loop carries feeds its other results.
+    if equation.primitive.name in ("scan", "while") or len(inner.outvars) != len(wanted):
+        wanted = [True] * len(inner.outvars)
+    return _coarsest(part, inputs, wanted)
+
+
+def _needed(inner: Any, wanted: Sequence[bool]) -> set[Any]:
     """The variables of a jaxpr that its wanted results are computed from, and these."""
     pairs = zip(inner.outvars, wanted, strict=True)
     needed = {v for v, counts in pairs if counts and not hasattr(v, "val")}

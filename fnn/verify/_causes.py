@@ -147,24 +147,30 @@ def _where(got: np.ndarray, expected: np.ndarray, theta: np.ndarray) -> str:
     wrong = _wrong(got, expected)
     if theta.shape != wrong.shape or wrong.all() or not wrong.any():
         return ""
-    size = np.abs(theta)
     conditions = {"== 0": theta == 0, "== 1": theta == 1, "< 0": theta < 0, "> 0": theta > 0}
-    conditions |= {"<= 0": theta <= 0, ">= 0": theta >= 0}
-    for name, holds in conditions.items():
+    more = {"<= 0": theta <= 0, ">= 0": theta >= 0}
+    for name, holds in (conditions | more).items():
         if (holds == wrong).all():
             return f"all wrong entries are where x {name}, and no others"
-    if wrong.sum() > 1 or size[wrong].min() > 3:
-        if size[wrong].min() > (right := size[~wrong].max()):
-            limit = next(
-                (n for n in (30, 20, 10, 5, 3, 1) if right <= n < size[wrong].min()), right
-            )
-            return f"all wrong entries are where |x| > {plainly(limit)}, and no others"
-        if size[wrong].max() < (right := size[~wrong].min()):
-            limit = next((n for n in (1, 0.1, 1e-2) if size[wrong].max() < n <= right), right)
-            return f"all wrong entries are where |x| < {plainly(limit)}, and no others"
-    for name, holds in list(conditions.items())[:4]:
+    if size := _sizes_where(np.abs(theta), wrong):
+        return size
+    for name, holds in conditions.items():
         if holds[wrong].all() and 0 < holds.sum() <= 2 * wrong.sum() and not holds.all():
             return f"all wrong entries are where x {name}"
+    return ""
+
+
+def _sizes_where(size: np.ndarray, wrong: np.ndarray) -> str:
+    """The size above or below which all entries are wrong, and no others."""
+    if wrong.sum() == 1 and size[wrong].min() <= 3:
+        return ""
+    least, most = size[wrong].min(), size[wrong].max()
+    if least > (right := size[~wrong].max()):
+        limit = next((n for n in (30, 20, 10, 5, 3, 1) if right <= n < least), right)
+        return f"all wrong entries are where |x| > {plainly(limit)}, and no others"
+    if most < (right := size[~wrong].min()):
+        limit = next((n for n in (1, 0.1, 1e-2) if most < n <= right), right)
+        return f"all wrong entries are where |x| < {plainly(limit)}, and no others"
     return ""
 
 
@@ -172,17 +178,24 @@ def _few_entries(got: np.ndarray, expected: np.ndarray) -> str:
     wrong = _wrong(got, expected)
     if wrong.all() or got.ndim == 0:
         return ""
-    for axis in range(got.ndim):
-        others = tuple(a for a in range(got.ndim) if a != axis)
-        length, lines = got.shape[axis], np.flatnonzero(wrong.any(others))
-        first, last, count = lines[0], lines[-1], len(lines)
-        if count == length or count <= last - first or (got.ndim > 1 and wrong.sum() == 1):
-            continue
-        zero = "" if np.take(got, lines, axis).any() else ", and zero there"
-        if count == 1 and got.ndim > 1:
-            return f"wrong only at index {first} of axis {axis}{zero}"
-        if count > 1 and last == length - 1:
-            return f"wrong from index {first} of axis {axis} on, the last {count} of {length}{zero}"
-        if count > 1 and count >= 4:
-            return f"wrong only at indices {first} to {last} of axis {axis}{zero}"
+    if got.ndim == 1 or wrong.sum() > 1:
+        for axis in range(got.ndim):
+            if where := _run_along(axis, got, wrong):
+                return where
     return f"{wrong.sum()} of {got.size} entries differ"
+
+
+def _run_along(axis: int, got: np.ndarray, wrong: np.ndarray) -> str:
+    """Where the wrong entries are, if that is a run of indices of this axis, not all of them."""
+    lines = np.flatnonzero(wrong.any(tuple(a for a in range(got.ndim) if a != axis)))
+    length, count = got.shape[axis], len(lines)
+    first, last = lines[0], lines[-1]
+    if count == length or count <= last - first:
+        return ""
+    zero = "" if np.take(got, lines, axis).any() else ", and zero there"
+    if count == 1:
+        only = f"wrong only at index {first} of axis {axis}{zero}"
+        return only if got.ndim > 1 else ""
+    if last == length - 1:
+        return f"wrong from index {first} of axis {axis} on, the last {count} of {length}{zero}"
+    return f"wrong only at indices {first} to {last} of axis {axis}{zero}" if count >= 4 else ""

@@ -54,6 +54,9 @@ GRANT = 16
 CANCELS = "autodiff cancels"
 """Why the native check is skipped where autodiff itself is left with hardly a digit there."""
 
+LOSES = "loses digits that autodiff keeps"
+"""Why the native check is skipped where the gradient is right but for its own rounding."""
+
 
 def steps(unit: float) -> tuple[float, float]:
     """First steps of finite differences, relative to a leaf's norm, for a function of this
@@ -92,37 +95,67 @@ def float64_check(tested: Tested, reference: Reference) -> Check:
         return Check("skipped", reason=tested.reason)
     if not expected.any():
         return _zero_check(tested, tested.wide, reference)
-    error, steady = relative(tested.wide - expected, expected), np.ones(expected.shape, bool)
-    low = high = expected
-    away = np.zeros(expected.shape)
+    spread = Spread(tested.wide, expected)
     for at, near, far in reference.moved_stacks(tested.position):
-        moved, moved_far = (relative(row - at, expected) for row in (near, far))
-        away = np.maximum(away, moved)
-        if reference.roundoff > 4 * reference.unit or reference.unit == ROUNDOFF:
-            steady &= ~((moved > JUMP) & (moved_far <= 8 * moved) & np.isfinite(moved))
-        low, high = np.fmin(low, np.fmin(near, far)), np.fmax(high, np.fmax(near, far))
-        bound = np.maximum(TOLERANCE, np.maximum(64 * away, away[steady].max(initial=0.0)))
-        slack = JUMP * (np.abs(expected) + FLOOR * np.abs(expected).max())
-        between = (low - slack <= tested.wide) & (tested.wide <= high + slack)
-        bound = np.where(steady, bound, TOLERANCE)
-        right = (error <= bound) | (~steady & between)
-        if right.all():
+        tells = reference.roundoff > 4 * reference.unit or reference.unit == ROUNDOFF
+        spread.include(at, near, far, tells)
+        if spread.right.all():
             break
-    if not right.all():
-        entries = _worst(np.where(right, 0.0, error / bound))
-        return Check("fail", float(error[entries[0]]), float(bound[entries[0]]), "", entries)
-    if steady.size > 1 and not steady.any():  # a gradient of nothing but rounding
-        return Check("skipped", reason="rounding", entries=_worst(away)[:1])
-    if (apart := ~steady & (error > TOLERANCE)).any():
-        entries = _worst(np.where(apart, error, 0.0))
-        # What jumps without a kink is rounding, such as that of 1 - y where y is nearly 1.
-        inside = 0 < tested.position <= len(reference.inputs.theta)
-        kink = not inside or entry_slope(tested, reference, entries[0]).kink
-        return Check("skipped", reason=TIE if kink else "rounding", entries=entries)
-    # A reference of which less than four digits hold is rounding, and can confirm nothing.
-    if bound.max() > 1e-4:
-        return Check("skipped", reason="rounding", entries=_worst(bound)[:1])
-    return Check("pass", float(error.max()), float(bound.max()))
+    return spread.check(tested, reference)
+
+
+class Spread:
+    """A leaf beside what its reference moves to when every input moves by a roundoff: `away`, by
+    how much at most; `steady`, which entries do not jump; `low` and `high`, between which the
+    others do."""
+
+    def __init__(self, got: np.ndarray, expected: np.ndarray) -> None:
+        self.got, self.expected = got, expected
+        self.error = relative(got - expected, expected)
+        self.low = self.high = expected
+        self.away, self.steady = np.zeros(expected.shape), np.ones(expected.shape, bool)
+
+    def include(self, at: np.ndarray, near: np.ndarray, far: np.ndarray, tells: bool) -> None:
+        """Rows of the reference's stacks; whether the last two tell a jump from rounding."""
+        moved, moved_far = (relative(row - at, self.expected) for row in (near, far))
+        self.away = np.maximum(self.away, moved)
+        if tells:
+            self.steady &= ~((moved > JUMP) & (moved_far <= 8 * moved) & np.isfinite(moved))
+        self.low = np.fmin(self.low, np.fmin(near, far))
+        self.high = np.fmax(self.high, np.fmax(near, far))
+
+    @property
+    def bound(self) -> np.ndarray:
+        """Of each entry's error."""
+        bound = np.maximum(64 * self.away, self.away[self.steady].max(initial=0.0))
+        return np.where(self.steady, np.maximum(TOLERANCE, bound), TOLERANCE)
+
+    @property
+    def right(self) -> np.ndarray:
+        """The entries within their bound, or among the values around their jump."""
+        slack = JUMP * (np.abs(self.expected) + FLOOR * np.abs(self.expected).max())
+        between = (self.low - slack <= self.got) & (self.got <= self.high + slack)
+        return (self.error <= self.bound) | (~self.steady & between)
+
+    def check(self, tested: Tested, reference: Reference) -> Check:
+        """The float64 check that follows."""
+        bound, wrong = self.bound, ~self.right
+        if wrong.any():
+            entries = _worst(np.where(wrong, self.error / bound, 0.0))
+            at = entries[0]
+            return Check("fail", float(self.error[at]), float(bound[at]), "", entries)
+        if self.steady.size > 1 and not self.steady.any():  # a gradient of nothing but rounding
+            return Check("skipped", reason="rounding", entries=_worst(self.away)[:1])
+        if (apart := ~self.steady & (self.error > TOLERANCE)).any():
+            entries = _worst(np.where(apart, self.error, 0.0))
+            # What jumps without a kink is rounding, such as that of 1 - y where y is nearly 1.
+            inside = 0 < tested.position <= len(reference.inputs.theta)
+            kink = not inside or entry_slope(tested, reference, entries[0]).kink
+            return Check("skipped", reason=TIE if kink else "rounding", entries=entries)
+        # A reference of which less than four digits hold is rounding, and can confirm nothing.
+        if bound.max() > 1e-4:
+            return Check("skipped", reason="rounding", entries=_worst(bound)[:1])
+        return Check("pass", float(self.error.max()), float(bound.max()))
 
 
 def _zero_check(tested: Tested, wide: np.ndarray, reference: Reference) -> Check:
@@ -242,39 +275,51 @@ def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[C
     First all leaves move at once, and the slope must be the sum of what each predicts: an error
     of one would have to be undone by another's. A leaf that this leaves open moves alone.
     """
+    inside = [leaf for leaf in leaves if 0 < leaf.position <= len(reference.inputs.theta)]
     grads = {
-        leaf.position: leaf.best
-        for leaf in leaves
-        if 0 < leaf.position <= len(reference.inputs.theta)
+        leaf.position: reference.stacks[leaf.position][0] if leaf.wide is None else leaf.wide
+        for leaf in inside
     }
-    for leaf in leaves:
-        if leaf.wide is None and leaf.position in grads:
-            grads[leaf.position] = reference.stacks[leaf.position][0]
-    found: dict[int, Check] = {}
-    # A slope of which less than four digits hold confirms nothing; fewer, where f has few.
-    firm = min(max(1e-4, 20 * reference.unit ** (1 / 3)), 0.1)
+    predicted = Predicted(reference, grads)
+    first = predicted.moved(tuple(grads), steps(reference.unit)[0]) if grads else {}
+    found = {
+        j: check if check.verdict == "pass" else predicted.alone(j) for j, check in first.items()
+    }
+    return [found.get(leaf.position, NONE) for leaf in leaves]
 
-    def move(positions: tuple[int, ...], first: float, *, tied: bool = False) -> dict[int, Check]:
-        slope, directions = reference.along(positions, first, tied), reference.directions(tied)
-        shares = {j: float((directions[j - 1] * grads[j]).sum()) for j in positions}
+
+class Predicted(NamedTuple):
+    """The gradients that predict the slopes of f, by their positions."""
+
+    reference: Reference
+    grads: dict[int, np.ndarray]
+
+    def moved(
+        self, positions: tuple[int, ...], first: float, tied: bool = False
+    ) -> dict[int, Check]:
+        """The check of each of these leaves where they move together, from a step of `first`."""
+        # A slope of which less than four digits hold confirms nothing; fewer, where f has few.
+        firm = min(max(1e-4, 20 * self.reference.unit ** (1 / 3)), 0.1)
+        slope = self.reference.along(positions, first, tied)
+        along = self.reference.directions(tied)
+        shares = {j: float((along[j - 1] * self.grads[j]).sum()) for j in positions}
         rest = slope.value - sum(shares.values())
         return {j: _differences_check(slope, rest, shares[j], firm) for j in positions}
 
-    if grads:
-        together = move(tuple(grads), steps(reference.unit)[0])
-        found = {j: check for j, check in together.items() if check.verdict == "pass"}
-    for j in grads.keys() - found.keys():
-        found[j] = NONE
-        for first in steps(reference.unit):
-            alone = move((j,), first)[j]
-            if found[j].verdict == "skipped" or alone.verdict == "pass":
-                found[j] = alone
-            if alone.verdict == "pass" or alone.reason == KINK:
+    def alone(self, j: int) -> Check:
+        """The check where one leaf moves alone: from both first steps, unless the first decides;
+        at a kink with its ties kept, where there are any."""
+        found = NONE
+        for first in steps(self.reference.unit):
+            check = self.moved((j,), first)[j]
+            if found.verdict == "skipped" or check.verdict == "pass":
+                found = check
+            if check.verdict == "pass" or check.reason == KINK:
                 break
-        if found[j].reason == KINK and reference.directions(True)[j - 1].any():
-            alone = move((j,), steps(reference.unit)[0], tied=True)[j]
-            found[j] = alone if alone.reason != KINK else found[j]
-    return [found.get(leaf.position, NONE) for leaf in leaves]
+        if found.reason == KINK and self.reference.directions(True)[j - 1].any():
+            tied = self.moved((j,), steps(self.reference.unit)[0], tied=True)[j]
+            found = tied if tied.reason != KINK else found
+        return found
 
 
 def _differences_check(slope: Slope, difference: float, share: float, firm: float) -> Check:
@@ -374,7 +419,7 @@ def _doubt(
             )
         return "finite differences contradict autodiff: is a rule overridden?"
     if float64.verdict != "skipped":
-        if native.verdict == "skipped" and native.reason in ("rounding", CANCELS):
+        if native.verdict == "skipped" and native.reason in ("rounding", CANCELS, LOSES):
             return (
                 f"right in float64, but the native check is skipped: {native.reason}; at these "
                 "inputs this dtype holds too few digits to tell"

@@ -15,7 +15,7 @@ A law that needs no reference: a vector-Jacobian product is linear in its cotang
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,48 +24,22 @@ import numpy as np
 
 from fnn.base import Array, Layer, Loss, Params, check_loss as expect_loss
 from fnn.verify._arrays import (
-    ROUNDOFF,
     as_arrays,
-    at_highest_precision,
     differentiable,
     named_leaves,
     random_cotangent,
-    unit_roundoff,
     widened,
 )
 from fnn.verify._call import (
-    Call,
-    Inputs,
-    axis_lengths,
-    can_be_traced,
-    coarsest_roundoff,
     custom_rules,
-    differentiate,
-    evaluate,
     float64_section,
-    run,
-    run_gradient,
-    same_arrays,
     split,
 )
-from fnn.verify._causes import UNKNOWN, likely_cause, misshapen_cause, swapped
-from fnn.verify._checks import (
-    CANCELS,
-    ENTRY,
-    Tested,
-    decide,
-    differences_checks,
-    entry_check,
-    entry_slope,
-    float64_check,
-    native_check,
-    relative,
-)
+from fnn.verify._causes import UNKNOWN
+from fnn.verify._engine import Function, compare
 from fnn.verify._layers import first_wrong_layer, first_wrong_part, per_example_leaf
-from fnn.verify._leaf import FLOOR, TOLERANCE, Check, Leaf, compared, measure, unfit
-from fnn.verify._programs import rounding_of
-from fnn.verify._reference import Reference
-from fnn.verify._report import Report, blind_spots
+from fnn.verify._leaf import FLOOR, measure, unfit
+from fnn.verify._report import Report
 
 
 def check_layer(layer: Layer, params: Params, x: Any, *, key: Array | None = None) -> Report:
@@ -161,7 +135,7 @@ def check_vjp(
     dy = random_cotangent(key, _shapes_of(reference or y_of, *inputs))
     functions = (forward, backward)
     theta = {"dparams": params, "dx": x}
-    objective: tuple[Callable[..., Any], Any]
+    objective: Function
     if reference is None:
         objective, gradient = (_product, forward), (_by_backward, functions)
     else:
@@ -228,17 +202,17 @@ def check_custom(
 
 def _at_both_cotangents(
     name: str,
-    objective: tuple[Callable[..., Any], Any],
-    gradient: tuple[Callable[..., Any], Any],
+    objective: Function,
+    gradient: Function,
     theta: Any,
     dy: Any,
 ) -> Report:
-    """`_check` with the cotangent dy; in half precision also with |dy|, for a sum that overflows,
+    """`compare` with the cotangent dy; in half precision also with |dy|, for a sum that overflows,
     or stops growing, shows only where its terms are of one sign."""
-    report = _check(name, objective, gradient, theta, dy)
+    report = compare(name, objective, gradient, theta, dy)
     if report.verdict == "fail" or report.dtype not in ("float16", "bfloat16"):
         return report
-    again = _check(name, objective, gradient, theta, jax.tree.map(_magnitude, dy))
+    again = compare(name, objective, gradient, theta, jax.tree.map(_magnitude, dy))
     return again if again.verdict == "fail" else report
 
 
@@ -270,7 +244,7 @@ def check_loss(loss: Loss, prediction: Any, target: Any) -> Report:
     """
     expect_loss("check_loss", loss)
     theta = {"gradient": prediction}
-    report = _check(
+    report = compare(
         "check_loss", (_sum_of_losses, loss.value), (_by_rule, loss.gradient), theta, target
     )
     inputs = as_arrays((prediction, target))
@@ -295,7 +269,7 @@ def check_gradients(
     >>> report.verdict, [leaf.name for leaf in report.leaves if leaf.verdict == "fail"]
     ('fail', ['grads'])
     """
-    report = _check(
+    report = compare(
         "check_gradients",
         (_value, objective_fn),
         (_value_and_grads, value_and_grad_fn),
@@ -387,272 +361,6 @@ def _like(dy: Any, y: Any) -> Any:
     """The cotangent in y's dtypes: a kernel may return less than float64."""
     cast = lambda d, a: d.astype(a.dtype) if differentiable(a) else d
     return jax.tree.map(cast, dy, y)
-
-
-def _check(
-    name: str,
-    objective: tuple[Callable[..., Any], Any],
-    gradient: tuple[Callable[..., Any], Any],
-    theta: Any,
-    *args: Any,
-) -> Report:
-    """The tree that `gradient` gives, checked leaf by leaf against autodiff of `objective`. Both
-    are a rule, from the list above, and the user's function.
-
-    Where a check fails and one of the two computes in less than float64, whatever it is given,
-    the checks are repeated with bounds that follow the dtype inside.
-    """
-    call, inputs = split(*objective, theta, args)
-    tested_call = call._replace(rule=gradient[0], function=gradient[1])
-    floats = (*inputs.theta, *inputs.floats)
-    dtype = max((a.dtype for a in floats), key=unit_roundoff, default=np.dtype(float))
-    with at_highest_precision():
-        native = run_gradient(tested_call, inputs)
-        autodiff = _by_autodiff(call, inputs)
-    with float64_section([call, tested_call], inputs):
-        reference = _reference(call, inputs, unit_roundoff(dtype))
-        fitting, misfits = _fitting(native, call.arguments(inputs)[0], call.kinds, reference)
-        tested = _with_float64(fitting, tested_call, reference)
-        checks = _checks(tested, reference, autodiff)
-        custom: list[str] = []
-        if any("fail" in (a.verdict, c.verdict) or a.verdict == "skipped" for a, _, c in checks):
-            custom = custom_rules(call, reference.inputs)
-            own = coarsest_roundoff(call, reference.inputs)
-            coarsest = max(own, coarsest_roundoff(tested_call, reference.inputs))
-            # What computes in less than both its inputs' dtype and the reference has a cast.
-            if coarsest > max(ROUNDOFF, reference.unit):
-                reference = Reference(
-                    call,
-                    reference.inputs,
-                    max(reference.roundoff, own),
-                    max(reference.unit, own),
-                )
-                reason = f"computes in {_name_of(coarsest)}"
-                narrow = [leaf._replace(wide=None, reason=reason) for leaf in tested]
-                repeated = _checks(narrow, reference, autodiff)
-                tested, checks = narrow, repeated
-        rounded: set[str] = set()
-        if any("fail" in (a.verdict, b.verdict) for a, b, _ in checks):
-            checks, rounded = _beside_rounding(
-                tested, checks, tested_call, reference, inputs, autodiff
-            )
-        leaves = []
-        for leaf, found in zip(tested, checks, strict=True):
-            failed = found[0].verdict == "fail"
-            in_theta = 0 < leaf.position <= len(inputs.theta)
-            expected = reference.stacks[leaf.position][0]
-            entries = found[0].entries or (measure(leaf.best, expected, FLOOR)[1],)
-            slopes = (
-                (at, entry_slope(leaf, reference, at) if in_theta else None) for at in entries
-            )
-            verdict, note, index = decide(leaf, expected, found, slopes, custom)
-            if leaf.name in rounded:
-                verdict = "inconclusive"
-                note += "; right in float64, but it loses digits in this dtype that autodiff keeps"
-            if verdict == "fail":
-                parameter = inputs.theta[leaf.position - 1] if in_theta else np.zeros(())
-                wrong = leaf.best if failed else leaf.native
-                parameter = np.asarray(parameter, np.float64)
-                integers = [np.asarray(a) for a in inputs.others if _are_integers(a)]
-                cause = likely_cause(wrong, expected, parameter, axis_lengths(inputs), integers)
-                note = "; ".join(filter(None, (note, cause)))
-            leaves.append(Leaf(leaf.name, verdict, *found, index, note, leaf.best, expected))
-    leaves = [swapped(leaf, leaves) for leaf in leaves]
-    return Report(name, (*leaves, *misfits), str(dtype), blind=blind_spots(inputs))
-
-
-def _are_integers(a: Any) -> bool:
-    return bool(jnp.issubdtype(a.dtype, jnp.integer))
-
-
-def _checks(
-    tested: list[Tested], reference: Reference, autodiff: list[np.ndarray] | None
-) -> list[tuple[Check, Check, Check]]:
-    """The three checks of each leaf."""
-    own = autodiff or [stack[0] for stack in reference.stacks]
-    differences = differences_checks(tested, reference)
-    found = []
-    for leaf, slope in zip(tested, differences, strict=True):
-        float64 = float64_check(leaf, reference)
-        native = native_check(leaf, reference, own[leaf.position])
-        if float64.verdict == "pass" and native.verdict != "fail":
-            entry = entry_check(leaf, reference, own[leaf.position])
-            native = entry if entry.verdict == "fail" else native
-        found.append((float64, native, slope))
-    return found
-
-
-def _beside_rounding(
-    tested: list[Tested],
-    checks: list[tuple[Check, Check, Check]],
-    call: Call,
-    reference: Reference,
-    inputs: Inputs,
-    autodiff: list[np.ndarray] | None,
-) -> tuple[list[tuple[Check, Check, Check]], set[str]]:
-    """The checks, where the float64 or the native check refused a leaf, beside what rounding inside
-    the computation explains; and the leaves that are right but for their rounding in the native
-    dtype.
-
-    Where float64 alone refuses, autodiff may cancel, far out in a function's tail, or the rule may
-    where autodiff does not. How much each does shows when every step of it is moved by a roundoff.
-    """
-
-    @cache
-    def by_autodiff() -> list[np.ndarray]:
-        autodiff = rounding_of(differentiate, reference.call, reference.inputs, ROUNDOFF)
-        return [*autodiff.values()]
-
-    found, rounded = [], set()
-    for leaf, (float64, native, differences) in zip(tested, checks, strict=True):
-        expected = reference.stacks[leaf.position][0]
-        cancels = (
-            autodiff is not None and not measure(autodiff[leaf.position], expected, 1)[0] < 0.01
-        )
-        unsure = native.verdict == "pass" or cancels or not expected.any()
-        if float64.verdict == "fail" and unsure and leaf.wide is not None:
-            away = np.zeros(expected.shape)
-            away += rounding_of(evaluate, call, reference.inputs, ROUNDOFF).get(leaf.name, 0.0)
-            away += by_autodiff()[leaf.position] if by_autodiff() else 0.0
-            error, bound = (relative(d, expected) for d in (leaf.wide - expected, 64 * away))
-            least = TOLERANCE if expected.any() else 0.0
-            if (error <= np.maximum(least, bound)).all():
-                needed = float(bound[error > least].max(initial=0.0))
-                float64 = compared(float(error.max()), max(float64.bound, needed))
-                if needed > 0.1 or not expected.any():
-                    float64 = Check("skipped", reason=CANCELS)
-        if native.verdict == "fail" and leaf.wide is not None and float64.verdict != "fail":
-            with jax.enable_x64(False), at_highest_precision():
-                of_leaf = rounding_of(evaluate, call, inputs, reference.roundoff).get(
-                    leaf.name, 0.0
-                )
-            error, away = np.abs(leaf.native - expected), of_leaf + np.zeros(expected.shape)
-            wrong = native.entries or np.ndindex(error.shape)
-            bound = away if native.reason == ENTRY else np.full(away.shape, away.max())
-            if all(error[i] <= 64 * bound[i] < np.inf for i in wrong):
-                if native.reason == ENTRY and reference.roundoff <= 2.0**-12:
-                    # With many digits few are lost; the leaf as a whole decides.
-                    own = expected if autodiff is None else autodiff[leaf.position]
-                    native = native_check(leaf, reference, own)
-                else:
-                    rounded.add(leaf.name)
-            elif float64.reason == CANCELS:
-                native = Check("skipped", reason=CANCELS)
-        found.append((float64, native, differences))
-    return found, rounded
-
-
-def _by_autodiff(call: Call, inputs: Inputs) -> list[np.ndarray] | None:
-    """The value, the gradient and the outputs in the dtype that the user runs; None where
-    autodiff can't take the call."""
-    try:
-        value, grads, outputs = run(differentiate, call, inputs)
-    except jax.errors.JAXTypeError:
-        return None
-    return [np.asarray(a, np.float64) for a in (value, *grads, *outputs)]
-
-
-_latest: list[Reference] = []
-"""The reference of the last check: the next one of the same function and inputs takes it again."""
-
-
-def _reference(call: Call, inputs: Inputs, roundoff: float) -> Reference:
-    """The reference in float64; in the dtype of the inputs for a function that refuses float64,
-    such as a loop that carries a float32 array."""
-    wide = widened(inputs)
-    for known in _latest:
-        same = (known.call, known.roundoff) == (call, roundoff) and same_arrays(known.inputs, wide)
-        if same and can_be_traced(call, inputs):
-            return known
-    try:
-        _latest[:] = [Reference(call, wide, roundoff)]
-        return _latest[0]
-    except TimeoutError:
-        raise
-    except Exception:
-        with jax.enable_x64(False):
-            return Reference(call, inputs, roundoff, unit=roundoff)
-
-
-def _name_of(roundoff: float) -> str:
-    names = ("float32", "float16", "bfloat16")
-    return next((n for n in names if unit_roundoff(n) == roundoff), "less than float64")
-
-
-def _with_float64(
-    fitting: list[tuple[str, int, np.ndarray]], call: Call, reference: Reference
-) -> list[Tested]:
-    """The leaves under test, each with itself computed in float64, where that is possible."""
-    got: dict[str, Any] = {}
-    try:
-        if reference.unit > ROUNDOFF:
-            refusal = "the reference raises"
-        else:
-            got, refusal = named_leaves(run_gradient(call, reference.inputs)), "absent"
-    except TimeoutError:
-        raise
-    except Exception as error:  # a kernel for float32 may raise anything
-        refusal = f"raises {type(error).__name__}"
-    tested = []
-    for name, position, native in fitting:
-        if name not in got:
-            tested.append(Tested(name, position, native, None, refusal))
-            continue
-        leaf = np.asarray(got[name])
-        if unit_roundoff(leaf.dtype) > ROUNDOFF or leaf.shape != native.shape:
-            tested.append(Tested(name, position, native, None, f"gives {leaf.dtype}"))
-        else:
-            tested.append(Tested(name, position, native, leaf, ""))
-    return tested
-
-
-def _fitting(
-    tree: Any, theta: Any, kinds: tuple[str, ...], reference: Reference
-) -> tuple[list[tuple[str, int, np.ndarray]], list[Leaf]]:
-    """The leaves of the gradient `tree` that have their parameter's path, shape and dtype, as
-    (name, position in the reference's stacks, array); and failed leaves for the others."""
-    got, given = named_leaves(tree), named_leaves(theta)
-    names = [name for name, kind in zip(given, kinds, strict=False) if kind == "theta"]
-    positions = {name: i for i, name in enumerate(names, 1)}
-    forms = {name: (given[name].shape, given[name].dtype) for name in names}
-    if "value" in got:
-        positions = {"value": 0, **positions}
-        forms["value"] = ((), got["value"].dtype if hasattr(got["value"], "dtype") else None)
-    outputs = [name for name in got if name == "y" or name.startswith("y.")]
-    outputs = [name for name in outputs if differentiable(got[name])]
-    after = len(reference.inputs.theta) + 1
-    ys = dict(zip(outputs, range(after, len(reference.stacks)), strict=False))
-    positions = ys | positions
-    fitting, misfits = [], []
-    if "y" in tree and len(outputs) != len(reference.stacks) - after:
-        expected = len(reference.stacks) - after
-        misfits.append(unfit("y", f"expected {expected} arrays, got {len(outputs)}"))
-    for name, position in positions.items():
-        expected = reference.stacks[position][0]
-        if name not in got:
-            misfits.append(unfit(name, "only the reference has it"))
-            continue
-        leaf = np.asarray(got[name])
-        shape, dtype = forms.get(name, (expected.shape, leaf.dtype))
-        if (leaf.shape, leaf.dtype) != (shape, dtype or leaf.dtype):
-            note = f"expected {dtype}{shape}, got {leaf.dtype}{leaf.shape}"
-            others = {n: reference.stacks[i][0] for n, i in positions.items() if n != name}
-            cause = misshapen_cause(np.asarray(leaf, np.float64), expected, others)
-            misfits.append(unfit(name, "; ".join(filter(None, (note, cause)))))
-        elif leaf.size:
-            fitting.append((name, position, np.asarray(leaf, np.float64)))
-    known = {*given, *forms, *ys}
-    misfits += [
-        unfit(n, "only the gradient under test has it")
-        for n in got
-        if n not in known and not (n == "y" or n.startswith("y."))
-    ]
-    for key, part in theta.items():
-        wanted, found = str(jax.tree.structure(part)), str(jax.tree.structure(tree[key]))
-        # With integers among the parameters, whatever stands in their place is right.
-        if not misfits and wanted != found and all(map(differentiable, jax.tree.leaves(part))):
-            misfits.append(unfit(key, f"expected the tree {wanted}, got {found}"))
-    return fitting, misfits
 
 
 def _not_one_per_example(prediction: Any, shape: tuple[int, ...]) -> str:

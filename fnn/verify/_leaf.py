@@ -51,6 +51,24 @@ def compared(error: float, bound: float) -> Check:
     return Check("pass" if error <= bound else "fail", error, bound)
 
 
+class Checks(NamedTuple):
+    """The three checks of a leaf."""
+
+    float64: Check
+    native: Check
+    differences: Check
+
+    @property
+    def refused(self) -> bool:
+        """Whether the gradient differs from the reference."""
+        return "fail" in (self.float64.verdict, self.native.verdict)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether the reference is not confirmed, or not matched in float64."""
+        return self.float64.verdict != "pass" or self.differences.verdict == "fail"
+
+
 @dataclass(frozen=True)
 class Leaf:
     """One array of the gradient: the three checks, its verdict, its worst entry, what is wrong.

@@ -300,21 +300,16 @@ def _pasted(leaf: Any) -> str:
 
 def blind_spots(inputs: Inputs) -> tuple[str, ...]:
     """What a bug may hide behind at these inputs. `fnn.verify.search` looks there."""
-    return tuple(_found(inputs))
-
-
-def _found(inputs: Inputs) -> Iterator[str]:
     theta = [np.asarray(a, np.float64) for a in inputs.theta if a.size]
     values = np.concatenate([np.ravel(a) for a in theta] or [np.zeros(0)])
-    for value, name in ((1, "ones"), (0, "zeros")):
-        if any(a.size > 1 and (a == value).all() for a in theta):
-            yield f"an array of {name} only"
-    if (values != 0).all():
-        yield "no zeros"
-    if len(np.unique(values)) == len(values) > 1:
-        yield "no ties"
-    if (np.abs(values) < 3).all():
-        yield "only |values| < 3"
     sizes = [n for a in theta for n in a.shape]
-    if len(sizes) > 1 and len(set(sizes)) == 1:
-        yield "all sizes equal"
+    only = lambda value: any(a.size > 1 and (a == value).all() for a in theta)
+    found = {
+        "an array of ones only": only(1),
+        "an array of zeros only": only(0),
+        "no zeros": (values != 0).all(),
+        "no ties": len(np.unique(values)) == len(values) > 1,
+        "only |values| < 3": (np.abs(values) < 3).all(),
+        "all sizes equal": len(sizes) > 1 and len(set(sizes)) == 1,
+    }
+    return tuple(name for name, holds in found.items() if holds)

@@ -206,22 +206,29 @@ def _shrunk(check: Callable[..., Report | None], probe: Probe, report: Report) -
 
 def _simpler(params: Params, x: Any) -> Iterator[tuple[Params, Any]]:
     """Inputs with fewer examples, then with rounder numbers, most first."""
-    leaves = jax.tree.leaves(x)
-    lengths = {jnp.shape(leaf)[0] for leaf in leaves if jnp.ndim(leaf)}
-    if len(lengths) == 1 and all(map(jnp.ndim, leaves)) and (n := min(lengths)) > 1:
-        for part in (slice(0, 1), slice(n - 1, n), slice(0, n // 2), slice(n // 2, n)):
-            yield params, jax.tree.map(lambda a, part=part: a[part], x)
+    for part in _parts(jax.tree.leaves(x)):
+        yield params, jax.tree.map(lambda a, part=part: a[part], x)
     flat, form = jax.tree.flatten((params, x))
-    for change in (jnp.zeros_like, jnp.ones_like, jnp.round, lambda a: jnp.round(a, 1)):
-        for i, leaf in enumerate(flat):
-            if differentiable(leaf) and _cost(new := change(leaf)) < _cost(leaf):
-                yield jax.tree.unflatten(form, [*flat[:i], new, *flat[i + 1 :]])
-    for i, leaf in enumerate(flat):
-        if differentiable(leaf) and 1 < leaf.size <= 16:
-            for j in np.ndindex(leaf.shape):
-                for value in (0, 1):
-                    if _cost(new := leaf.at[j].set(value)) < _cost(leaf):
-                        yield jax.tree.unflatten(form, [*flat[:i], new, *flat[i + 1 :]])
+    places = [i for i, leaf in enumerate(flat) if differentiable(leaf)]
+    rounder = (jnp.zeros_like, jnp.ones_like, jnp.round, lambda a: jnp.round(a, 1))
+    candidates = [(i, change(flat[i])) for change in rounder for i in places]
+    candidates += [
+        (i, flat[i].at[j].set(value))
+        for i in places
+        if 1 < flat[i].size <= 16
+        for j in np.ndindex(flat[i].shape)
+        for value in (0, 1)
+    ]
+    for i, new in candidates:
+        if _cost(new) < _cost(flat[i]):
+            yield jax.tree.unflatten(form, [*flat[:i], new, *flat[i + 1 :]])
+
+
+def _parts(leaves: list[Any]) -> list[slice]:
+    """Parts of the axis that all leaves begin with: the first, the last, the halves."""
+    lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
+    n = sum(*lengths) if len(lengths) == 1 else 0
+    return [slice(1), slice(n - 1, n), slice(n // 2), slice(n // 2, n)] if n > 1 else []
 
 
 def _cost(a: Array) -> int:

@@ -1,0 +1,292 @@
+"""The comparison behind every check of a gradient: the tree under test, leaf by leaf, beside
+autodiff of the reference.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.verify._arrays import (
+    ROUNDOFF,
+    at_highest_precision,
+    differentiable,
+    named_leaves,
+    unit_roundoff,
+    widened,
+)
+from fnn.verify._call import (
+    Call,
+    Inputs,
+    axis_lengths,
+    can_be_traced,
+    coarsest_roundoff,
+    custom_rules,
+    differentiate,
+    float64_section,
+    run,
+    run_gradient,
+    same_arrays,
+    split,
+)
+from fnn.verify._causes import likely_cause, misshapen_cause, swapped
+from fnn.verify._checks import (
+    Tested,
+    decide,
+    differences_checks,
+    entry_check,
+    entry_slope,
+    float64_check,
+    native_check,
+)
+from fnn.verify._leaf import FLOOR, Checks, Leaf, measure, unfit
+from fnn.verify._reference import Reference
+from fnn.verify._report import Report, blind_spots
+from fnn.verify._rounding import Rounding
+
+Function = tuple[Callable[..., Any], Any]
+"""A rule of `Call`, and the user's function that it is given."""
+
+
+def compare(name: str, objective: Function, gradient: Function, theta: Any, *args: Any) -> Report:
+    """The tree that `gradient` gives, checked leaf by leaf against autodiff of `objective`.
+
+    Where a check fails and one of the two computes in less than float64, whatever it is given,
+    the checks are repeated with bounds that follow the dtype inside.
+    """
+    call, inputs = split(*objective, theta, args)
+    tested_call = call._replace(rule=gradient[0], function=gradient[1])
+    floats = (*inputs.theta, *inputs.floats)
+    dtype = max((a.dtype for a in floats), key=unit_roundoff, default=np.dtype(float))
+    with at_highest_precision():
+        native = run_gradient(tested_call, inputs)
+        autodiff = _by_autodiff(call, inputs)
+    with float64_section([call, tested_call], inputs):
+        reference = _reference(call, inputs, unit_roundoff(dtype))
+        fitting, misfits = _fitting(native, call.arguments(inputs)[0], call.kinds, reference)
+        tested = _with_float64(fitting, tested_call, reference)
+        compared = Comparison(tested_call, inputs, tested, reference, autodiff)
+        leaves = compared.leaves()
+    leaves = [swapped(leaf, leaves) for leaf in leaves]
+    return Report(name, (*leaves, *misfits), str(dtype), blind=blind_spots(inputs))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The leaves of the call under test at the user's inputs, beside their reference; `autodiff`
+    is the reference in the dtype that the user runs, or None.
+    """
+
+    call: Call
+    inputs: Inputs
+    tested: list[Tested]
+    reference: Reference
+    autodiff: list[np.ndarray] | None
+
+    def leaves(self) -> list[Leaf]:
+        """Each leaf with its checks, its verdict and the likely cause of an error."""
+        checks = self.checks()
+        if not any(found.unsettled for found in checks):
+            return self._decided(checks)
+        custom = custom_rules(self.reference.call, self.reference.inputs)
+        if narrow := self._narrowed():
+            return narrow._decided(narrow.checks(), custom)
+        return self._decided(checks, custom)
+
+    def checks(self) -> list[Checks]:
+        """The three checks of each leaf."""
+        own = self.autodiff or [stack[0] for stack in self.reference.stacks]
+        differences = differences_checks(self.tested, self.reference)
+        found = []
+        for leaf, slope in zip(self.tested, differences, strict=True):
+            float64 = float64_check(leaf, self.reference)
+            native = native_check(leaf, self.reference, own[leaf.position])
+            if float64.verdict == "pass" and native.verdict != "fail":
+                entry = entry_check(leaf, self.reference, own[leaf.position])
+                native = entry if entry.verdict == "fail" else native
+            found.append(Checks(float64, native, slope))
+        return found
+
+    def _narrowed(self) -> "Comparison | None":
+        """The comparison with bounds of the dtype inside, where that is less than both the
+        inputs' and the reference's: there is a cast."""
+        reference = self.reference
+        own = coarsest_roundoff(reference.call, reference.inputs)
+        coarsest = max(own, coarsest_roundoff(self.call, reference.inputs))
+        if coarsest <= max(ROUNDOFF, reference.unit):
+            return None
+        roundoff, unit = max(reference.roundoff, own), max(reference.unit, own)
+        reason = f"computes in {_name_of(coarsest)}"
+        return replace(
+            self,
+            tested=[leaf._replace(wide=None, reason=reason) for leaf in self.tested],
+            reference=Reference(reference.call, reference.inputs, roundoff, unit),
+        )
+
+    def _decided(self, checks: list[Checks], custom: Sequence[str] = ()) -> list[Leaf]:
+        rounding = Rounding(self.call, self.inputs, self.reference, self.autodiff)
+        pairs = zip(self.tested, checks, strict=True)
+        return [self._leaf(leaf, rounding.beside(leaf, found), custom) for leaf, found in pairs]
+
+    def _leaf(self, tested: Tested, checks: Checks, custom: Sequence[str]) -> Leaf:
+        """The leaf, decided."""
+        expected = self.reference.stacks[tested.position][0]
+        inside = 0 < tested.position <= len(self.inputs.theta)
+        failed = checks.float64.verdict == "fail"
+        entries = checks.float64.entries or (measure(tested.best, expected, FLOOR)[1],)
+        slopes = (
+            (at, entry_slope(tested, self.reference, at) if inside else None) for at in entries
+        )
+        verdict, note, index = decide(tested, expected, checks, slopes, custom)
+        if verdict == "fail":
+            theta = self.inputs.theta[tested.position - 1] if inside else 0.0
+            integers = [a for a in self.inputs.others if jnp.issubdtype(a.dtype, jnp.integer)]
+            cause = likely_cause(
+                tested.best if failed else tested.native,
+                expected,
+                np.asarray(theta, np.float64),
+                axis_lengths(self.inputs),
+                [*map(np.asarray, integers)],
+            )
+            note = "; ".join(filter(None, (note, cause)))
+        return Leaf(tested.name, verdict, *checks, index, note, tested.best, expected)
+
+
+def _by_autodiff(call: Call, inputs: Inputs) -> list[np.ndarray] | None:
+    """The value, the gradient and the outputs in the dtype that the user runs; None where
+    autodiff can't take the call."""
+    try:
+        value, grads, outputs = run(differentiate, call, inputs)
+    except jax.errors.JAXTypeError:
+        return None
+    return [np.asarray(a, np.float64) for a in (value, *grads, *outputs)]
+
+
+_latest: list[Reference] = []
+"""The reference of the last check: the next one of the same function and inputs takes it again."""
+
+
+def _reference(call: Call, inputs: Inputs, roundoff: float) -> Reference:
+    """The reference in float64; in the dtype of the inputs for a function that refuses float64,
+    such as a loop that carries a float32 array."""
+    wide = widened(inputs)
+    for known in _latest:
+        same = (known.call, known.roundoff) == (call, roundoff) and same_arrays(known.inputs, wide)
+        if same and can_be_traced(call, inputs):
+            return known
+    try:
+        _latest[:] = [Reference(call, wide, roundoff)]
+        return _latest[0]
+    except TimeoutError:
+        raise
+    except Exception:
+        with jax.enable_x64(False):
+            return Reference(call, inputs, roundoff, unit=roundoff)
+
+
+def _name_of(roundoff: float) -> str:
+    names = ("float32", "float16", "bfloat16")
+    return next((n for n in names if unit_roundoff(n) == roundoff), "less than float64")
+
+
+def _with_float64(
+    fitting: Mapping[str, tuple[int, np.ndarray]], call: Call, reference: Reference
+) -> list[Tested]:
+    """The leaves under test, each with itself computed in float64, where that is possible."""
+    got: dict[str, Any] = {}
+    try:
+        if reference.unit > ROUNDOFF:
+            refusal = "the reference raises"
+        else:
+            got, refusal = named_leaves(run_gradient(call, reference.inputs)), "absent"
+    except TimeoutError:
+        raise
+    except Exception as error:  # a kernel for float32 may raise anything
+        refusal = f"raises {type(error).__name__}"
+
+    def tested(name: str, position: int, native: np.ndarray) -> Tested:
+        if name not in got:
+            return Tested(name, position, native, None, refusal)
+        leaf = np.asarray(got[name])
+        if unit_roundoff(leaf.dtype) > ROUNDOFF or leaf.shape != native.shape:
+            return Tested(name, position, native, None, f"gives {leaf.dtype}")
+        return Tested(name, position, native, leaf, "")
+
+    return [tested(name, *found) for name, found in fitting.items()]
+
+
+class Place(NamedTuple):
+    """Where the reference has a leaf: the position in its stacks, and the shape and dtype that
+    the leaf under test must have."""
+
+    position: int
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def _places(
+    got: Mapping[str, Any], theta: Any, kinds: tuple[str, ...], reference: Reference
+) -> dict[str, Place]:
+    """The place of each leaf that should be there, by its name: what is returned, then theta."""
+    given = named_leaves(theta)
+    outputs = [name for name in got if _is_output(name) and differentiable(got[name])]
+    behind = range(len(reference.inputs.theta) + 1, len(reference.stacks))
+    any_dtype = lambda name: getattr(got[name], "dtype", None)
+    places = {
+        name: Place(i, reference.stacks[i][0].shape, any_dtype(name))
+        for name, i in zip(outputs, behind, strict=False)
+    }
+    if "value" in got:
+        places["value"] = Place(0, (), any_dtype("value"))
+    inside = [name for name, kind in zip(given, kinds, strict=False) if kind == "theta"]
+    for i, name in enumerate(inside, 1):
+        places[name] = Place(i, given[name].shape, given[name].dtype)
+    return places
+
+
+def _is_output(name: str) -> bool:
+    return name == "y" or name.startswith("y.")
+
+
+def _fitting(
+    tree: Any, theta: Any, kinds: tuple[str, ...], reference: Reference
+) -> tuple[dict[str, tuple[int, np.ndarray]], list[Leaf]]:
+    """The leaves of the gradient `tree` that have their parameter's path, shape and dtype, as
+    (position in the reference's stacks, array) by name; and failed leaves for the others."""
+    got = named_leaves(tree)
+    places = _places(got, theta, kinds, reference)
+    fitting, misfits = {}, []
+    expected = len(reference.stacks) - 1 - len(reference.inputs.theta)
+    outputs = sum(_is_output(name) and differentiable(got[name]) for name in got)
+    if "y" in tree and outputs != expected:
+        misfits.append(unfit("y", f"expected {expected} arrays, got {outputs}"))
+    for name, place in places.items():
+        if name not in got:
+            misfits.append(unfit(name, "only the reference has it"))
+            continue
+        leaf = np.asarray(got[name])
+        array = np.asarray(leaf, np.float64)
+        if (leaf.shape, leaf.dtype) != (place.shape, place.dtype or leaf.dtype):
+            note = f"expected {place.dtype}{place.shape}, got {leaf.dtype}{leaf.shape}"
+            right = {n: reference.stacks[p.position][0] for n, p in places.items()}
+            cause = misshapen_cause(array, right.pop(name), right)
+            misfits.append(unfit(name, "; ".join(filter(None, (note, cause)))))
+        elif leaf.size:
+            fitting[name] = place.position, array
+    known = {*named_leaves(theta), *places}
+    for name in got:
+        if name not in known and not _is_output(name):
+            misfits.append(unfit(name, "only the gradient under test has it"))
+    return fitting, misfits or [*_other_trees(tree, theta)]
+
+
+def _other_trees(tree: Any, theta: Any) -> Iterator[Leaf]:
+    """The parts of theta that have another tree than the gradient. With integers among the
+    parameters, whatever stands in their place is right."""
+    for key, part in theta.items():
+        wanted, found = str(jax.tree.structure(part)), str(jax.tree.structure(tree[key]))
+        if wanted != found and all(map(differentiable, jax.tree.leaves(part))):
+            yield unfit(key, f"expected the tree {wanted}, got {found}")

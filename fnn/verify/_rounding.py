@@ -1,0 +1,155 @@
+"""How far rounding inside a computation moves what it returns.
+
+The computation is repeated with its inputs and every result of arithmetic inside it moved up or
+down at random by a roundoff: Monte Carlo arithmetic (Parker, Pierce & Eggert, 2000). Cancellation
+that the inputs alone do not show, as in s (1 - s) where s is nearly 1, shows here.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+
+from fnn.verify._arrays import ROUNDOFF, at_highest_precision, differentiable, named_leaves
+from fnn.verify._call import Call, Inputs, differentiate, evaluate
+from fnn.verify._checks import CANCELS, ENTRY, LOSES, Tested, native_check, relative
+from fnn.verify._leaf import TOLERANCE, Check, Checks, compared, measure
+from fnn.verify._reference import MOVES, Reference, moved
+
+
+class Rounding:
+    """What rounding inside the two computations explains; each is repeated when first needed.
+
+    Where float64 alone refuses a leaf, autodiff may cancel, far out in a function's tail, or the
+    rule may where autodiff does not. How much each does shows when every step of it is moved by a
+    roundoff.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        inputs: Inputs,
+        reference: Reference,
+        autodiff: list[np.ndarray] | None,
+    ) -> None:
+        self.call, self.inputs, self.reference, self.autodiff = call, inputs, reference, autodiff
+
+    @cached_property
+    def of_rule(self) -> dict[str, np.ndarray]:
+        """How far the leaves under test move in float64."""
+        return rounding_of(evaluate, self.call, self.reference.inputs, ROUNDOFF)
+
+    @cached_property
+    def of_autodiff(self) -> list[np.ndarray]:
+        """How far the reference's arrays move in float64."""
+        call, inputs = self.reference.call, self.reference.inputs
+        return [*rounding_of(differentiate, call, inputs, ROUNDOFF).values()]
+
+    @cached_property
+    def of_native(self) -> dict[str, np.ndarray]:
+        """How far the leaves under test move in the dtype that the user runs."""
+        with jax.enable_x64(False), at_highest_precision():
+            return rounding_of(evaluate, self.call, self.inputs, self.reference.roundoff)
+
+    def beside(self, leaf: Tested, checks: Checks) -> Checks:
+        """The checks, with those that refused the leaf repeated beside this rounding."""
+        if leaf.wide is None or not checks.refused:
+            return checks
+        float64, native, differences = checks
+        if float64.verdict == "fail" and (native.verdict == "pass" or self._in_doubt(leaf)):
+            float64 = self._float64(leaf, leaf.wide, float64)
+        if float64.verdict != "fail" and native.verdict == "fail":
+            native = self._native(leaf, native, float64)
+        return Checks(float64, native, differences)
+
+    def _in_doubt(self, leaf: Tested) -> bool:
+        """Whether autodiff in the user's dtype misses the reference, or this is zero."""
+        expected = self.reference.stacks[leaf.position][0]
+        if self.autodiff is None or not expected.any():
+            return not expected.any()
+        return not measure(self.autodiff[leaf.position], expected, 1)[0] < 0.01
+
+    def _float64(self, leaf: Tested, wide: np.ndarray, check: Check) -> Check:
+        expected = self.reference.stacks[leaf.position][0]
+        away = np.zeros(expected.shape) + self.of_rule.get(leaf.name, 0.0)
+        away += self.of_autodiff[leaf.position] if self.of_autodiff else 0.0
+        error, bound = (relative(d, expected) for d in (wide - expected, 64 * away))
+        least = TOLERANCE if expected.any() else 0.0
+        if not (error <= np.maximum(least, bound)).all():
+            return check
+        needed = float(bound[error > least].max(initial=0.0))
+        if needed > 0.1 or not expected.any():
+            return Check("skipped", reason=CANCELS)
+        return compared(float(error.max()), max(check.bound, needed))
+
+    def _native(self, leaf: Tested, check: Check, float64: Check) -> Check:
+        expected = self.reference.stacks[leaf.position][0]
+        error = np.abs(leaf.native - expected)
+        away = np.zeros(expected.shape) + self.of_native.get(leaf.name, 0.0)
+        bound = away if check.reason == ENTRY else np.full(away.shape, away.max())
+        wrong = check.entries or np.ndindex(error.shape)
+        if not all(error[i] <= 64 * bound[i] < np.inf for i in wrong):
+            return Check("skipped", reason=CANCELS) if float64.reason == CANCELS else check
+        if check.reason == ENTRY and self.reference.roundoff <= 2.0**-12:
+            # With many digits few are lost; the leaf as a whole decides.
+            own = expected if self.autodiff is None else self.autodiff[leaf.position]
+            return native_check(leaf, self.reference, own)
+        return Check("skipped", reason=LOSES)
+
+
+ARITHMETIC = {
+    "add", "add_any", "sub", "mul", "div", "pow", "integer_pow", "square", "sqrt", "rsqrt",
+    "cbrt", "exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc",
+    "erf_inv", "lgamma", "digamma", "sin", "cos", "tan", "asin", "acos", "atan", "sinh",
+    "cosh", "asinh", "acosh", "atanh", "reduce_sum", "reduce_prod", "cumsum", "cumprod",
+    "cumlogsumexp", "dot_general", "conv_general_dilated", "scatter-add"
+}  # fmt: skip
+"""The primitives that round. What only moves or selects numbers keeps ties as they are."""
+
+
+def rounding_of(
+    program: Callable[..., Any], call: Call, inputs: Inputs, u: float
+) -> dict[str, np.ndarray]:
+    """For each array that program(call, inputs) returns, by its name in the tree, how far its
+    entries move, at most, in `MOVES` runs with roundoff u. Empty where the program can't be traced.
+    """
+    try:
+        trace = jax.make_jaxpr(lambda inputs: program(call, inputs), return_shape=True)
+        traced, shapes = trace(inputs)
+    except TimeoutError:
+        raise
+    except Exception:  # another library's functions may raise anything at a tracer
+        return {}
+    random = np.random.default_rng(0)
+
+    def run(u: float) -> list[np.ndarray]:
+        at = jax.tree.leaves(moved(inputs, u, random))
+        results = _evaluate(traced.jaxpr, traced.consts, at, u, random)
+        return [np.asarray(a, np.float64) if differentiable(a) else np.zeros(()) for a in results]
+
+    centre = run(0.0)
+    runs = [run(u) for _ in range(MOVES)]
+    away = [np.max([np.abs(r[i] - c) for r in runs], 0) for i, c in enumerate(centre)]
+    return named_leaves(jax.tree.unflatten(jax.tree.structure(shapes), away))
+
+
+def _evaluate(
+    jaxpr: Any, consts: list[Any], arrays: list[Any], u: float, random: np.random.Generator
+) -> list[Any]:
+    """The results of a jaxpr, with every result of arithmetic moved by u."""
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arrays], strict=True))
+    read = lambda v: v.val if hasattr(v, "val") else values[v]
+    for equation in jaxpr.eqns:
+        operands = [read(v) for v in equation.invars]
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if hasattr(inner, "consts") and equation.primitive.name not in ("scan", "while"):
+            results = _evaluate(inner.jaxpr, inner.consts, operands, u, random)
+        else:
+            results = equation.primitive.bind(*operands, **equation.params)
+            results = results if equation.primitive.multiple_results else [results]
+        if equation.primitive.name in ARITHMETIC and all(map(differentiable, results)):
+            results = moved(Inputs(list(results), [], []), u, random).theta
+        values.update(zip(equation.outvars, results, strict=True))
+    return [read(v) for v in jaxpr.outvars]
