@@ -81,6 +81,7 @@ class _Epoch(NamedTuple):
     noted: Any
 
 
+@jax.transfer_guard("allow")
 def fit(
     network: Layer,
     loss: Loss,
@@ -124,6 +125,9 @@ def fit(
 
     `augment` and `record` are those of `fnn.training`; what record notes is in each entry, under
     `record`, the steps along its leading axis.
+
+    Arrays are moved between host and device as needed: `jax.transfer_guard` of the caller is lifted
+    inside.
 
     `mesh` and `shard_params` too are those of `fnn.training`: data and validation are split over
     the devices of the mesh, each of which holds its part of the state. data and validation may
