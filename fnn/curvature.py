@@ -47,6 +47,7 @@ from fnn.base import (
     Optimizer,
     Params,
     at_least_float32,
+    check_array,
     check_layer,
     check_loss,
     check_unmixed,
@@ -382,6 +383,7 @@ def _root_of(loss: Loss, root: Root | None) -> Root:
 
 def _columns(loss: Loss, root: Root, prediction: Array, y: Any) -> tuple[Array, Array]:
     """The root's columns (c, ..., k), and the losses."""
+    check_array("curvature", prediction, "a network with one array as its prediction")
     columns = root(prediction, y)
     if columns.shape[1:] != prediction.shape:
         raise ValueError(

@@ -344,5 +344,12 @@ def test_bad_arguments_are_refused():
         return {"W": reduce(fnn.Direct(rows, 2)), "b": reduce(fnn.Direct(dy))}, dy @ params["W"]
 
     direct = fnn.Layer(network.init, network.forward, backward)
+    heads = fnn.fork(network, network)
+    for make in (curvature.ggn_diagonal, curvature.kronecker_factors):
+        with pytest.raises(TypeError, match="expected a network with one array as its prediction"):
+            make(heads, fnn.mse)((params, params), x, (y, y))
+    product = curvature.gauss_newton_vector_product(heads, fnn.mse)
+    with pytest.raises(TypeError, match="expected a network with one array as its prediction"):
+        product((params, params), x, (y, y), (params, params))
     with pytest.raises(TypeError, match="expected Outer gradients"):
         curvature.kronecker_factors(direct, fnn.mse)(params, x, y)

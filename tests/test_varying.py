@@ -132,6 +132,45 @@ def test_every_combinator_hands_keys_on(of):
         assert any(not np.allclose(a, b) for a, b in pairs)
 
 
+ONE_LAYER = {"skip", "masked", "remat", "compute_in", "frozen"}
+"""Combinators that use their layer once; the others of the catalogue use it more than once."""
+
+
+@pytest.mark.parametrize("name", COMBINATORS)
+def test_every_use_of_a_random_layer_has_a_key_of_its_own(name):
+    """And backward draws with the keys of forward."""
+    seen = {"forward": [], "backward": []}
+
+    def at(key, statistics):
+        if key is None:
+            return fnn.identity
+
+        def note(when):
+            seen[when].append(tuple(np.ravel(jax.random.key_data(key)).tolist()))
+
+        return fnn.identity._replace(
+            forward=lambda params, x: (note("forward") or x, ()),
+            backward=lambda params, residuals, dy, reduce=fnn.total: ((), note("backward") or dy),
+        )
+
+    def noting(params, x, key):
+        return x, ()
+
+    random = fnn.identity._replace(varying=fnn.Varying(at, noting))
+    of = COMBINATORS[name]
+    network = of(fnn.serial(fnn.dense(4, 4), random))
+    params, x = network.init(KEY), input_of(network)
+    with jax.disable_jit():  # so that keys in a scan have values
+        y, residuals = fnn.at(network, KEY).forward(params, x)
+        forward = seen["forward"][:]
+        seen["forward"].clear()
+        fnn.at(network, KEY).backward(params, residuals, y)
+    assert len(forward) > 1 or name in ONE_LAYER
+    assert len(set(forward)) == len(forward)
+    assert sorted(seen["backward"]) == sorted(forward)
+    assert set(seen["forward"]) <= set(forward)
+
+
 @every_combinator
 def test_every_combinator_hands_statistics_on(of):
     network = of(fnn.serial(fnn.dense(4, 4), fnn.batch_norm(4)))

@@ -32,7 +32,10 @@ MEASURED = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def from_torch(
-    state: Mapping[str, Any], like: Params, names: Sequence[str] | None = None
+    state: Mapping[str, Any],
+    like: Params,
+    names: Sequence[str] | None = None,
+    flattened: Sequence[str] | None = None,
 ) -> Params:
     """Params of the structure, shapes and dtypes of `like`, with the values of a state dict.
 
@@ -40,14 +43,15 @@ def from_torch(
     name, such as "0.weight", or nested mappings of them. like: the params of the network, or
     their shapes. Modules are matched with the layers that have parameters in their order: by the
     numbers in their names, as in an `nn.Sequential`; names=["encoder", "head"] gives it where
-    they have others. A module without a bias gives zeros. A Linear after a Conv2d is taken to
-    read its flattened images.
+    they have others. A module without a bias gives zeros. A Linear after a convolution and another
+    layer of the same `serial` is taken to read its flattened images. Beside a convolution, in a
+    `fork`, name by flattened=["3"] the modules that do, by flattened=[] none.
 
     What a BatchNorm has measured is not a parameter: see `statistics_from_torch`.
 
-    Raises ValueError for another number of modules, for names whose order is unknown, for an array
-    that is missing, unknown or has a different shape, with its name, and for a normalisation of
-    flattened images.
+    Raises ValueError for a different number of modules, for names whose order is unknown, for an
+    array that is missing, unknown or has a different shape, with its name, for a normalisation of
+    flattened images, and where `flattened` is needed.
 
     >>> state = {"0.weight": np.array([[1.0, 2.0]]), "0.bias": np.array([3.0])}
     >>> import fnn
@@ -56,7 +60,7 @@ def from_torch(
     """
     state = _flat(state)
     found = {}
-    for link in _links("from_torch", state, like, names):
+    for link in _links("from_torch", state, like, names, flattened):
         if link.key in state:
             got = _array(state[link.key])
             _check_shape("from_torch", link, got)
@@ -69,7 +73,10 @@ def from_torch(
 
 
 def to_torch(
-    params: Params, like: Mapping[str, Any], names: Sequence[str] | None = None
+    params: Params,
+    like: Mapping[str, Any],
+    names: Sequence[str] | None = None,
+    flattened: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """The state dict of a model of theirs with the values of params: numpy arrays by name.
 
@@ -87,7 +94,7 @@ def to_torch(
     like = _flat(like)
     state = {name: _array(value) for name, value in like.items()}
     values = dict(jax.tree.leaves_with_path(params))
-    for link in _links("to_torch", like, params, names):
+    for link in _links("to_torch", like, params, names, flattened):
         value = np.asarray(values[link.path])
         if link.key in state:
             _check_shape("to_torch", link, state[link.key])
@@ -146,7 +153,11 @@ class _Link(NamedTuple):
 
 
 def _links(
-    name: str, state: Mapping[str, Any], params: Params, names: Sequence[str] | None
+    name: str,
+    state: Mapping[str, Any],
+    params: Params,
+    names: Sequence[str] | None,
+    flattened: Sequence[str] | None,
 ) -> Iterable[_Link]:
     """One link per parameter; every array of the state that is a parameter is in one."""
     layers = jax.tree.leaves_with_path(params, is_leaf=_is_layer)
@@ -164,9 +175,12 @@ def _links(
             f"{name}: expected {len(layers)} modules, for {places}, "
             f"got {len(modules)}: {', '.join(modules)}"
         )
-    links, channels = [], None
+    links, channels, images = [], None, ()
     for module, (path, layer) in zip(modules, layers, strict=True):
         there = next(kind for kind in NAMES if set(kind) == set(layer))
+        follows = channels is not None and "W" in layer and layer["W"].ndim == 2
+        if follows and not _reads_images(name, module, images, path, flattened):
+            channels = None
         if channels is not None and "gain" in layer and layer["gain"].shape != (channels,):
             raise ValueError(
                 f"{name}: {module} normalises flattened images, whose order is not the same "
@@ -179,7 +193,7 @@ def _links(
             place = (*path, jax.tree_util.DictKey(ours))
             links.append(_Link(place, key, leaf.shape, leaf.dtype, *ways))
         if "W" in layer:
-            channels = layer["W"].shape[0] if layer["W"].ndim == 4 else None
+            channels, images = (layer["W"].shape[0] if layer["W"].ndim == 4 else None), path
     foreign = sorted(set(parameters) - {link.key for link in links})
     if foreign:
         raise ValueError(f"{name}: there is no parameter for {foreign[0]}")
@@ -198,6 +212,21 @@ def _ways(shape: tuple[int, ...], channels: int | None) -> tuple[Change, Change]
         lambda a: a.reshape(d_out, channels, places).swapaxes(1, 2).reshape(shape),
         lambda a: a.reshape(d_out, places, channels).swapaxes(1, 2).reshape(shape),
     )
+
+
+def _reads_images(
+    name: str, module: str, images: Any, path: Any, flattened: Sequence[str] | None
+) -> bool:
+    """Whether a module reads the flattened images of the convolution before it, at `images`."""
+    if flattened is not None:
+        return module in flattened
+    places = [getattr(end[-1], "idx", 0) for end in (images, path)]
+    if path[:-1] != images[:-1] or places[1] - places[0] < 2:
+        raise ValueError(
+            f"{name}: {module} may read the flattened images of {_shown(images)} or stand beside "
+            f"it in a fork: expected flattened=[...], the names of modules that read such images"
+        )
+    return True
 
 
 def _same(a: np.ndarray) -> np.ndarray:

@@ -85,6 +85,7 @@ class _Epoch(NamedTuple):
     noted: Any
 
 
+@jax.transfer_guard("allow")
 def fit(
     network: Layer,
     loss: Loss,
@@ -132,6 +133,9 @@ def fit(
     entry, under `record`, the steps along its leading axis. Data, batches and validation may have
     weights, (x, y, weight): a metric with one number per example is then their weighted mean,
     sum_n weight_n f_n / sum_n weight_n.
+
+    Arrays are moved between host and device as needed: `jax.transfer_guard` of the caller is lifted
+    inside.
 
     `mesh` and `shard_params` too are those of `fnn.training`: data and validation are split over
     the devices of the mesh, each of which holds its part of the state. data and validation may

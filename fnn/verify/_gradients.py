@@ -230,10 +230,15 @@ def _shapes_of(f: Callable[..., Any], *inputs: Any) -> Any:
         return as_arrays(f(*inputs))
 
 
-def check_loss(loss: Loss, prediction: Any, target: Any) -> Report:
+def check_loss(
+    loss: Loss, prediction: Any, target: Any, *, example_axes: int | None = None
+) -> Report:
     """A loss's gradient against autodiff of its values, which are one per example.
 
-    The prediction may be a tree of arrays that share the examples' axes.
+    The prediction may be a tree of arrays that share the examples' axes: by default all but the
+    last of an array, those of the value of a tree. `example_axes` is their number, such as 1 for a
+    loss per sequence (..., tokens, k). A value that depends on other examples fails, unless the
+    loss says `mixes=True`.
 
     Raises TypeError for what is not a loss.
 
@@ -248,7 +253,10 @@ def check_loss(loss: Loss, prediction: Any, target: Any) -> Report:
         "check_loss", (_sum_of_losses, loss.value), (_by_rule, loss.gradient), theta, target
     )
     inputs = as_arrays((prediction, target))
-    note = _not_one_per_example(inputs[0], jax.eval_shape(loss.value, *inputs).shape)
+    shape = jax.eval_shape(loss.value, *inputs).shape
+    note = _not_one_per_example(inputs[0], shape, example_axes)
+    if not note and not loss.mixes and _mixes(loss.value, *inputs, len(shape)):
+        note = "the loss of an example depends on other examples of the batch: say mixes=True"
     return replace(report, leaves=(unfit("value", note), *report.leaves)) if note else report
 
 
@@ -363,12 +371,30 @@ def _like(dy: Any, y: Any) -> Any:
     return jax.tree.map(cast, dy, y)
 
 
-def _not_one_per_example(prediction: Any, shape: tuple[int, ...]) -> str:
+def _mixes(value: Callable[..., Any], prediction: Any, target: Any, axes: int) -> bool:
+    """Whether an example's loss is a different one when the example is alone."""
+    with float64_section([value], prediction, target):
+        batch = widened((prediction, target))
+        alone = lambda p, t: value(*jax.tree.map(lambda a: a[None], (p, t)))[0]
+        for _ in range(axes):
+            alone = jax.vmap(alone)
+        try:
+            found, expected = map(np.asarray, (alone(*batch), value(*batch)))
+        except TimeoutError:
+            raise
+        except Exception:  # what can't be computed of one example may raise anything
+            return False
+    return found.shape != expected.shape or not np.allclose(
+        found, expected, rtol=1e-4, atol=1e-6, equal_nan=True
+    )
+
+
+def _not_one_per_example(prediction: Any, shape: tuple[int, ...], axes: int | None) -> str:
     """What is wrong with a loss's value of this shape; "" where it is one per example: for an
     array (..., k) of shape (...), for a tree over leading axes that all its arrays share."""
     leaves = jax.tree.leaves(prediction)
-    if jax.tree_util.treedef_is_leaf(jax.tree.structure(prediction)):
-        expected = leaves[0].shape[:-1]
+    if axes is not None or jax.tree_util.treedef_is_leaf(jax.tree.structure(prediction)):
+        expected = leaves[0].shape[: -1 if axes is None else axes]
         fits, wanted = shape == expected, f"of shape {expected}"
     else:
         fits = len(shape) > 0 and all(leaf.shape[: len(shape)] == shape for leaf in leaves)

@@ -398,6 +398,30 @@ def test_torch_both_ways():
     close(fnn.from_torch(narrow, params)[0]["W"], moved[0]["W"], rtol=1e-2)
 
 
+def test_a_dense_layer_beside_a_convolution_keeps_its_columns():
+    network = fnn.fork(
+        fnn.serial(fnn.conv2d(3, 4, (2, 2)), fnn.flatten(3)),
+        fnn.serial(fnn.flatten(3), fnn.dense(12, 8)),
+    )
+    rng = np.random.default_rng(0)
+    state = {"0.weight": rng.random((4, 3, 2, 2)), "1.weight": rng.random((8, 12))}
+    like = jax.eval_shape(network.init, KEYS[0])
+    with pytest.raises(ValueError, match=r"1 may read .* expected flattened="):
+        fnn.from_torch(state, like)
+    params = fnn.from_torch(state, like, flattened=[])
+    np.testing.assert_array_equal(params[1][1]["W"], state["1.weight"].astype(np.float32))
+    back = fnn.to_torch(params, state, flattened=[])["1.weight"]
+    np.testing.assert_allclose(back, state["1.weight"], rtol=1e-6)
+    inside = fnn.serial(fnn.serial(fnn.conv2d(3, 4, (2, 2)), fnn.flatten(3)), fnn.dense(12, 8))
+    like = jax.eval_shape(inside.init, KEYS[0])
+    flat = state["1.weight"].reshape(8, 4, 3).swapaxes(1, 2).reshape(8, 12)
+    got = fnn.from_torch(state, like, flattened=["1"])[1]["W"]
+    np.testing.assert_allclose(got, flat, rtol=1e-6)
+    images = jax.eval_shape(fnn.fork(fnn.conv2d(3, 4, (2, 2)), fnn.dense(12, 8)).init, KEYS[0])
+    with pytest.raises(ValueError, match="expected flattened="):
+        fnn.from_torch(state, images)
+
+
 def test_torch_files_and_names(tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
     state = mlp_state()

@@ -9,6 +9,7 @@ from cases import EXACT as LAYERS, layer_inputs, on_floats
 from jax.flatten_util import ravel_pytree
 
 import fnn
+from fnn.backprop import per_example_backward
 
 DTYPES = [pytest.param(jnp.float32, 1e-5, marks=pytest.mark.long), (jnp.bfloat16, 6e-2)]
 every_layer = pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
@@ -57,6 +58,59 @@ def test_backward_is_the_vjp_of_forward(case, batch):
         y, got, expected = both(params, x, dy)
         chex.assert_trees_all_equal_shapes(y, dy)
         assert relative(got, expected) < 1e-12
+
+
+WITH_PARAMS = [
+    case
+    for case in LAYERS
+    if case.name != "batch_norm, training"  # mixes the examples
+    and jax.tree.leaves(jax.eval_shape(case.layer.init, jax.random.key(0)))
+]
+
+
+@pytest.mark.parametrize("case", WITH_PARAMS, ids=lambda case: case.name)
+def test_every_reduction_is_that_of_each_examples_vjp(case):
+    """Of three examples with two positions each, beside those that a layer has by itself."""
+
+    def everything(factor, examples):
+        return {
+            "rows": factor.rows(examples).value,
+            "squared_norm": factor.squared_norm(examples),
+            "norm": factor.norm(examples),
+            "products": factor.products(examples),
+            "squared": factor.squared(examples).total(),
+            "weighted": factor.weighted(jnp.array([2.0, -1.0, 0.5])).total(),
+            "total": factor.total(),
+        }
+
+    @jax.jit
+    def both(params, x, dy):
+        one = lambda x, dy: jax.vjp(lambda p: case.layer.forward(p, x)[0], params)[1](dy)[0]
+        _, residuals = case.layer.forward(params, x)
+        got = per_example_backward(case.layer, params, residuals, dy, everything, (3,))
+        return got, jax.vmap(one)(x, dy)
+
+    with jax.enable_x64(True):
+        got, each = both(*layer_inputs(case, jnp.float64, (3, 2)))
+    form = jax.tree.structure(each)
+    for reduced, g in zip(form.flatten_up_to(got), form.flatten_up_to(each), strict=True):
+        # The axes of a repeat's copies are in front of all that is reduced.
+        rows, copies = np.asarray(reduced["rows"]), np.ndim(reduced["norm"]) - 1
+        rows, g = np.moveaxis(rows, copies, 0), np.asarray(g)
+        expected = {
+            "rows": g,
+            "squared": (g**2).sum(0),
+            "weighted": np.tensordot([2.0, -1.0, 0.5], g, 1),
+            "total": g.sum(0),
+        }
+        squares = (g**2).sum(tuple(range(1 + copies, g.ndim)))
+        expected["squared_norm"] = np.moveaxis(squares, 0, -1)
+        expected["norm"] = np.sqrt(expected["squared_norm"])
+        flat = g.reshape(*g.shape[: 1 + copies], -1)
+        expected["products"] = np.einsum("n...i,k...i->...nk", flat, flat)
+        for name, right in expected.items():
+            left = rows if name == "rows" else reduced[name]
+            np.testing.assert_allclose(left, right, rtol=1e-8, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.long

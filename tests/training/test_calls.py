@@ -149,6 +149,17 @@ def test_an_epoch_without_a_validation_loss_is_never_the_best():
     assert [set(entry) for entry in second] == [{"loss"}, {"loss", "validation_loss"}]
 
 
+@pytest.mark.parametrize("data", [(X, Y), (np.asarray(X), np.asarray(Y)), [(X, Y)] * 2])
+def test_fit_runs_where_transfers_are_disallowed(data):
+    size = 5 if isinstance(data, tuple) else None
+    settings = {"batch_size": size, "validation": (np.asarray(X), np.asarray(Y))}
+    _, expected = fit(data=data, **settings)
+    with jax.transfer_guard("disallow"):
+        _, history = fit(data=data, **settings)
+        assert jax.config.jax_transfer_guard == "disallow"
+    assert history == expected
+
+
 def test_random_layers_without_params_are_validated():
     network = fnn.serial(fnn.dense(3, 2), fnn.repeat(fnn.dropout(0.5), 2))
     _, history = fit(network, validation=(X, Y))

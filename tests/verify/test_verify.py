@@ -683,6 +683,43 @@ def test_a_loss_of_two_heads():
         assert "one loss per example" in report.leaves[0].note
 
 
+def contrastive(by_target):
+    """The softmax cross-entropy of finding the own target among the batch's."""
+
+    def value(p, t):
+        scores = p @ t.T if by_target else t @ p.T
+        return -jnp.diagonal(jax.nn.log_softmax(scores, -1))
+
+    return fnn.Loss(value, lambda p, t: jax.grad(lambda p: value(p, t).sum())(p))
+
+
+@pytest.mark.parametrize("by_target", [True, False])
+def test_a_loss_that_mixes_examples_has_to_say_so(by_target):
+    loss = contrastive(by_target)
+    report = verify.check_loss(loss, X, X[::-1])
+    assert report.verdict == "fail"
+    assert "depends on other examples of the batch" in report.leaves[0].note
+    assert [leaf.verdict for leaf in report.leaves[1:]] == ["pass"]
+    verify.check_loss(loss._replace(mixes=True), X, X[::-1]).raise_for_verdict()
+    centred = lambda p, t: ((p - p.mean(0) - t) ** 2).mean(-1)
+    of_sum = lambda p, t: jax.grad(lambda p: centred(p, t).sum())(p)
+    assert verify.check_loss(fnn.Loss(centred, of_sum), X, X[::-1]).verdict == "fail"
+
+
+def test_a_loss_per_sequence_is_given_its_example_axes():
+    value = lambda p, t: ((p - t) ** 2).mean((-2, -1))
+    loss = fnn.Loss(value, lambda p, t: 2 * (p - t) / (p.shape[-1] * p.shape[-2]))
+    p, t = jnp.sin(jnp.arange(24.0)).reshape(4, 3, 2), jnp.ones((4, 3, 2))
+    verify.check_loss(loss, p, t, example_axes=1).raise_for_verdict()
+    for axes in (None, 0, 2):
+        report = verify.check_loss(loss, p, t, example_axes=axes)
+        assert report.verdict == "fail"
+        assert "expected one loss per example" in report.leaves[0].note
+    mixed = loss._replace(value=lambda p, t: value(p, t) - value(p, t).mean() + 1)
+    report = verify.check_loss(mixed, p, t, example_axes=1)
+    assert "depends on other examples" in report.leaves[0].note
+
+
 @pytest.mark.parametrize("scale", [1, 2])
 def test_a_network_with_two_heads(scale):
     network = fnn.serial(fnn.dense(3, 4), fnn.fork(fnn.dense(4, 3), fnn.dense(4, 2)))
