@@ -41,7 +41,7 @@ class Summary(NamedTuple):
 
     >>> import fnn
     >>> fnn.summary(fnn.relu, jax.numpy.ones((5, 8))).rows
-    [(0, 'relu', '(5, 8)', 0, 0.0, 160)]
+    [(0, 'relu', '(5, 8)', 0, 0, 320)]
     """
 
     rows: list[tuple[Any, ...]]
@@ -75,9 +75,9 @@ def summary(network: Layer, x: Any) -> Summary:
     >>> import fnn
     >>> summary(fnn.mlp((4, 8, 2)), jax.numpy.ones((5, 4)))
     layer       output  parameters  flops  bytes kept
-    serial      (5, 2)          58    480         400
+    serial      (5, 2)          58    480         560
       dense     (5, 8)          40    320          80
-      relu      (5, 8)           0      0         160
+      relu      (5, 8)           0      0         320
       dense     (5, 2)          18    160         160
       identity  (5, 2)           0      0           0
     """

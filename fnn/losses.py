@@ -94,8 +94,8 @@ def quantile(q: float = 0.5) -> Loss:
     (1/k) sum_i of (1 - q) e where e = p - t > 0, else -q e; gradient (1 - q) / k above the
     target, -q / k below, and their mean at e = 0. Raises ValueError for q outside (0, 1).
 
-    >>> quantile(0.9).value(jnp.array([[1.0], [-1.0]]), jnp.zeros((2, 1)))
-    Array([0.1, 0.9], dtype=float32)
+    >>> quantile(0.75).value(jnp.array([[1.0], [-1.0]]), jnp.zeros((2, 1)))
+    Array([0.25, 0.75], dtype=float32)
     """
     q = numbers.fraction("quantile", q=numbers.positive("quantile", q=q))
     slope = lambda p, t: (jnp.sign(p - t) + (1 - 2 * q)) / 2
