@@ -29,6 +29,7 @@ from fnn.adapters.functions import (
     from_equinox as from_equinox,
     from_flax as from_flax,
     from_function as from_function,
+    from_loss as from_loss,
     from_single as from_single,
 )
 from fnn.adapters.optax import from_optax as from_optax, to_optax as to_optax
@@ -44,6 +45,7 @@ from fnn.base import (
     Loss as Loss,
     Optimizer as Optimizer,
     Varying as Varying,
+    apply as apply,
     at as at,
     statistics as statistics,
 )
@@ -60,6 +62,7 @@ from fnn.combinators import (
     stop_gradient as stop_gradient,
 )
 from fnn.errors import Error as Error
+from fnn.inspection import layer_outputs as layer_outputs, summary as summary
 from fnn.layers.attention import attention as attention
 from fnn.layers.conv import conv1d as conv1d, conv2d as conv2d
 from fnn.layers.dense import dense as dense
@@ -75,10 +78,17 @@ from fnn.layers.norm import (
 from fnn.layers.pool import max_pool as max_pool, mean_pool as mean_pool
 from fnn.losses import (
     binary_cross_entropy as binary_cross_entropy,
+    cosine as cosine,
     cross_entropy as cross_entropy,
+    focal as focal,
+    gaussian_nll as gaussian_nll,
+    heads as heads,
     huber as huber,
+    info_nce as info_nce,
     mae as mae,
     mse as mse,
+    poisson_nll as poisson_nll,
+    quantile as quantile,
     sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy,
     smoothed_cross_entropy as smoothed_cross_entropy,
     softmax_cross_entropy as softmax_cross_entropy,

@@ -180,6 +180,20 @@ def at(layer: Layer, key: Array | None = None, statistics: Any = None) -> Layer:
     return layer if layer.varying is None else layer.varying.at(key, statistics)
 
 
+def apply(
+    network: Layer, params: Params, x: Any, key: Array | None = None, statistics: Any = None
+) -> Any:
+    """The prediction for x (..., d_in): what `forward` returns first, of the network `at` this key
+    and these statistics. Raises TypeError for what is not a layer.
+
+    >>> import fnn
+    >>> apply(fnn.relu, (), jnp.array([-1.0, 1.0]))
+    Array([0., 1.], dtype=float32)
+    """
+    check_layer("apply", network)
+    return at(network, key, statistics).forward(params, x)[0]
+
+
 def statistics(network: Layer, params: Params, x: Any, key: Array | None = None) -> Any:
     """The statistics of every layer of the network over the examples x (n, ...).
 

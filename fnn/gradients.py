@@ -63,7 +63,7 @@ def sam(gradient: Gradient, rho: float | Array = 0.05) -> Gradient:
     def perturbed(params: Params, batch: Any, key: Any) -> tuple[Array, Params]:
         value, grads = gradient(params, batch, key)
         scale = rho / jnp.maximum(_norm(grads), 1e-30)
-        there = jax.tree.map(lambda p, g: p + _times(scale, g, p.dtype), params, grads)
+        there = jax.tree.map(lambda p, g: p + scale.astype(p.dtype) * g, params, grads)
         return value, gradient(there, batch, key)[1]
 
     return perturbed
@@ -95,7 +95,7 @@ def microbatches(gradient: Gradient, n: int) -> Gradient:
         def add(sums: Any, part: Any, key: Array) -> Any:
             share = len(jax.tree.leaves(part)[0]) / m
             found = gradient(params, part, key)
-            return jax.tree.map(lambda s, g: s + _times(share, g, s.dtype), sums, found)
+            return jax.tree.map(lambda s, g: s + share * g.astype(s.dtype), sums, found)
 
         # Strided, so that on a mesh each device has its share of every part.
         strided = lambda a: a[: parts * size].reshape(size, parts, *a.shape[1:]).swapaxes(0, 1)
@@ -128,7 +128,7 @@ def clipped(gradient: Gradient, max_norm: float | Array) -> Gradient:
     def bounded(params: Params, batch: Any, key: Any) -> tuple[Array, Params]:
         value, grads = gradient(params, batch, key)
         scale = 1 / jnp.maximum(_norm(grads) / max_norm, 1)
-        return value, jax.tree.map(lambda g: _times(scale, g, g.dtype), grads)
+        return value, jax.tree.map(lambda g: scale.astype(g.dtype) * g, grads)
 
     return bounded
 
@@ -164,14 +164,7 @@ def check(name: str, gradient: Any) -> None:
         raise TypeError(f"{name}: expected {expected}, got {gradient!r}")
 
 
-def _times(scale: Any, g: Array, dtype: Any) -> Array:
-    """scale g, computed in at least float32."""
-    wide = g.astype(at_least_float32(g.dtype))
-    return (jnp.asarray(scale, wide.dtype) * wide).astype(dtype)
-
-
 def _norm(grads: Params) -> Array:
     """The Euclidean norm over all leaves together, in at least float32."""
-    norms = [length(jnp.ravel(g), (0,)) for g in jax.tree.leaves(grads)]
-    dtype = jnp.result_type(*norms) if norms else jnp.float32
-    return length(jnp.stack([a.astype(dtype) for a in [jnp.zeros(()), *norms]]), (0,))
+    norms = [length(g, tuple(range(g.ndim))).astype(float) for g in jax.tree.leaves(grads)]
+    return length(jnp.stack([jnp.zeros(()), *norms]), (0,))

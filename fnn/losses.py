@@ -7,7 +7,8 @@ kinds,
     regression       target (..., k), as the prediction
     classification   labels: integers (...) from 0 to k-1; or distributions (..., k)
 
-Cross-entropy sums over the classes; the others are a mean over the k outputs. A label
+The cross-entropies and `focal` sum over the classes; `cosine` and `info_nce` compare directions;
+the others are a mean over the k outputs. A label
 outside 0 to k-1 makes value and gradient NaN, rather than count for nothing.
 
 All raise ValueError for a target with a different shape, and TypeError for predictions that are
@@ -22,24 +23,26 @@ import jax
 import jax.numpy as jnp
 
 from fnn import numbers
-from fnn.base import Array, Loss, check_array
+from fnn.base import Array, Loss, check_array, check_loss
+from fnn.reductions import beside, length
 
 Root = Callable[[Array, Array], Array]
-"""root(prediction, target) -> the columns (c, ..., k) of a root of the Hessian."""
+"""root(prediction, target) -> the columns (c, ..., k) of a root of the Hessian; and other functions
+of a prediction and a target."""
 
 
-def _regression(
-    name: str, f: Callable[[Array], Array], df: Callable[[Array], Array], root: Root | None = None
-) -> Loss:
-    """value = mean over the outputs of f(e), gradient = f'(e) / k, e = prediction - target."""
+def _elementwise(name: str, f: Root, df: Root, curvature: Root | None = None) -> Loss:
+    """value = the outputs' mean of f(p, t), gradient = df(p, t) / k, H = diag(curvature) / k."""
 
     def value(prediction: Array, target: Array) -> Array:
-        return f(prediction - _like(name, prediction, target)).mean(-1)
+        return f(prediction, _like(name, prediction, target)).mean(-1)
 
     def gradient(prediction: Array, target: Array) -> Array:
-        return df(prediction - _like(name, prediction, target)) / prediction.shape[-1]
+        return df(prediction, _like(name, prediction, target)) / prediction.shape[-1]
 
-    return Loss(value, gradient, root)
+    if curvature is None:
+        return Loss(value, gradient)
+    return Loss(value, gradient, lambda p, t: _diagonal_root(curvature(p, t) / p.shape[-1]))
 
 
 def _diagonal_root(diagonal: Array) -> Array:
@@ -48,18 +51,19 @@ def _diagonal_root(diagonal: Array) -> Array:
     return jnp.moveaxis(jnp.sqrt(diagonal)[..., None] * jnp.eye(k, dtype=diagonal.dtype), -2, 0)
 
 
-def _mse_root(prediction: Array, target: Array) -> Array:
-    return _diagonal_root(jnp.full_like(prediction, 2 / prediction.shape[-1]))
-
-
-mse = _regression("mse", lambda e: e * e, lambda e: 2 * e, _mse_root)
+mse = _elementwise(
+    "mse",
+    lambda p, t: jnp.square(p - t),
+    lambda p, t: 2 * (p - t),
+    lambda p, t: jnp.full_like(p, 2),
+)
 """Mean squared error: (1/k) sum_i (p_i - t_i)^2; gradient 2 (p - t) / k, H = (2/k) I.
 
 >>> mse.value(jnp.array([[1.0, 3.0]]), jnp.zeros((1, 2)))
 Array([5.], dtype=float32)
 """
 
-mae = _regression("mae", jnp.abs, jnp.sign)
+mae = _elementwise("mae", lambda p, t: jnp.abs(p - t), lambda p, t: jnp.sign(p - t))
 """Mean absolute error: (1/k) sum_i |p_i - t_i|; gradient sign(p - t) / k, 0 at p = t.
 
 >>> mae.value(jnp.array([[1.0, -3.0]]), jnp.zeros((1, 2)))
@@ -78,11 +82,69 @@ def huber(delta: float = 1.0) -> Loss:
     """
     delta = numbers.bound("huber", delta=delta)
 
-    def f(e: Array) -> Array:
-        near = jnp.clip(e, -delta, delta)
-        return near * (e - near / 2)
+    near = lambda p, t: jnp.clip(p - t, -delta, delta)
+    f = lambda p, t: near(p, t) * (p - t - near(p, t) / 2)
+    return _elementwise("huber", f, near)
 
-    return _regression("huber", f, lambda e: jnp.clip(e, -delta, delta))
+
+def quantile(q: float = 0.5) -> Loss:
+    """The pinball loss, lowest where the prediction is the target's q-quantile. Koenker & Bassett
+    1978.
+
+    (1/k) sum_i of (1 - q) e where e = p - t > 0, else -q e; gradient (1 - q) / k above the
+    target, -q / k below, and their mean at e = 0. Raises ValueError for q outside (0, 1).
+
+    >>> quantile(0.75).value(jnp.array([[1.0], [-1.0]]), jnp.zeros((2, 1)))
+    Array([0.25, 0.75], dtype=float32)
+    """
+    q = numbers.fraction("quantile", q=numbers.positive("quantile", q=q))
+    slope = lambda p, t: (jnp.sign(p - t) + (1 - 2 * q)) / 2
+    return _elementwise("quantile", lambda p, t: slope(p, t) * (p - t), slope)
+
+
+poisson_nll = _elementwise(
+    "poisson_nll",
+    lambda z, t: jnp.exp(z) - t * z,
+    lambda z, t: jnp.exp(z) - t,
+    lambda z, t: jnp.exp(z),
+)
+"""Negative log-likelihood of counts t by the logarithms z of their rates, without log t!, which no
+parameter changes: (1/k) sum_i e^z_i - t_i z_i; gradient (e^z - t) / k, H = diag(e^z) / k.
+
+>>> poisson_nll.value(jnp.array([[0.0]]), jnp.array([[3]]))
+Array([1.], dtype=float32)
+"""
+
+
+def _standardised(prediction: Array, target: Array) -> tuple[Array, Array, Array]:
+    """(s, e^(-s/2), (mu - t) e^(-s/2)) of predictions (mu, s)."""
+    if _floating("gaussian_nll", prediction).shape[-1] % 2:
+        raise ValueError(f"gaussian_nll: expected (..., 2k) predictions, got {prediction.shape}")
+    mean, log_variance = jnp.split(prediction, 2, -1)
+    inverse = jnp.exp(-log_variance / 2)
+    return log_variance, inverse, (mean - _like("gaussian_nll", mean, target)) * inverse
+
+
+def _gaussian_nll_value(prediction: Array, target: Array) -> Array:
+    log_variance, _, z = _standardised(prediction, target)
+    return ((log_variance + z * z) / 2).mean(-1)
+
+
+def _gaussian_nll_gradient(prediction: Array, target: Array) -> Array:
+    _, inverse, z = _standardised(prediction, target)
+    return jnp.concatenate([z * inverse, (1 - z * z) / 2], -1) / z.shape[-1]
+
+
+gaussian_nll = Loss(_gaussian_nll_value, _gaussian_nll_gradient)
+"""Negative log-likelihood of t (..., k) by normal distributions, without log(2 pi) / 2; predictions
+(..., 2k) are k means mu, then k logarithms s of variances. Nix & Weigend 1994.
+
+(1/k) sum_i (s_i + z_i^2) / 2 with z = (mu - t) e^(-s/2); gradient z e^(-s/2) / k by mu and
+(1 - z^2) / 2k by s. Its Hessian has no root: it is not positive.
+
+>>> gaussian_nll.value(jnp.array([[1.0, 0.0]]), jnp.array([[3.0]]))
+Array([2.], dtype=float32)
+"""
 
 
 def _cross_entropy_value(prediction: Array, target: Array) -> Array:
@@ -156,26 +218,48 @@ def smoothed_cross_entropy(smoothing: float = 0.1) -> Loss:
         t = _distribution("smoothed_cross_entropy", prediction, target)
         return (1 - smoothing) * t + smoothing * t.mean(-1, keepdims=True)
 
-    def value(prediction: Array, target: Array) -> Array:
-        return _softmax_cross_entropy_value(prediction, smoothed(prediction, target))
-
-    def gradient(prediction: Array, target: Array) -> Array:
-        return _softmax_cross_entropy_gradient(prediction, smoothed(prediction, target))
-
+    value = lambda p, t: _softmax_cross_entropy_value(p, smoothed(p, t))
+    gradient = lambda p, t: _softmax_cross_entropy_gradient(p, smoothed(p, t))
     return Loss(value, gradient, _softmax_cross_entropy_root)
 
 
-def _binary_cross_entropy_value(prediction: Array, target: Array) -> Array:
-    t = _like("binary_cross_entropy", prediction, target)
-    return -(_times(t, jnp.log(prediction)) + _times(1 - t, jnp.log1p(-prediction))).mean(-1)
+def focal(gamma: float = 2.0) -> Loss:
+    """`softmax_cross_entropy` with less weight on what is classified well. Lin et al. 2017.
+
+    On logits Z: -sum_i t_i (1 - p_i)^gamma log p_i, p the softmax; with
+    g_i = t_i (1 - p_i)^gamma (gamma p_i log(p_i) / (1 - p_i) - 1) the gradient is g - p sum(g).
+    gamma = 0 is `softmax_cross_entropy`. Its Hessian has no root: it is not positive. Raises
+    ValueError for a negative gamma.
+
+    >>> focal(2.0).value(jnp.array([[0.0, 0.0]]), jnp.array([1])).round(4)
+    Array([0.1733], dtype=float32)
+    """
+    gamma = numbers.nonnegative("focal", gamma=gamma)
+
+    def parts(prediction: Array, target: Array) -> tuple[Array, Array, Array]:
+        """(log p, 1 - p, t (1 - p)^gamma)"""
+        t, log_p = _distribution("focal", prediction, target), jax.nn.log_softmax(prediction)
+        return log_p, -jnp.expm1(log_p), t * (-jnp.expm1(log_p)) ** gamma
+
+    def value(prediction: Array, target: Array) -> Array:
+        log_p, _, weight = parts(prediction, target)
+        return -_times(weight, log_p).sum(-1)
+
+    def gradient(prediction: Array, target: Array) -> Array:
+        log_p, rest, weight = parts(prediction, target)
+        ratio = jnp.where(rest > 0, log_p / jnp.where(rest > 0, rest, 1), -1)  # its limit at p = 1
+        p = jnp.exp(log_p)
+        g = weight * (gamma * p * ratio - 1)
+        return g - p * g.sum(-1, keepdims=True)
+
+    return Loss(value, gradient)
 
 
-def _binary_cross_entropy_gradient(prediction: Array, target: Array) -> Array:
-    t = _like("binary_cross_entropy", prediction, target)
-    return (_times(1 - t, 1 / (1 - prediction)) - _times(t, 1 / prediction)) / t.shape[-1]
-
-
-binary_cross_entropy = Loss(_binary_cross_entropy_value, _binary_cross_entropy_gradient)
+binary_cross_entropy = _elementwise(
+    "binary_cross_entropy",
+    lambda p, t: -(_times(t, jnp.log(p)) + _times(1 - t, jnp.log1p(-p))),
+    lambda p, t: _times(1 - t, 1 / (1 - p)) - _times(t, 1 / p),
+)
 """On probabilities a of k yes-or-no outputs: -(1/k) sum_i t_i log a_i + (1 - t_i) log(1 - a_i);
 gradient ((1 - t) / (1 - a) - t / a) / k. Targets (..., k) in [0, 1].
 
@@ -184,28 +268,12 @@ Array([[-2.]], dtype=float32)
 """
 
 
-def _sigmoid_binary_cross_entropy_value(prediction: Array, target: Array) -> Array:
-    t = _like("sigmoid_binary_cross_entropy", prediction, target)
-    # log(1 + e^z) - t z would subtract two large numbers; these terms are both positive.
-    return (t * jnp.logaddexp(-prediction, 0) + (1 - t) * jnp.logaddexp(prediction, 0)).mean(-1)
-
-
-def _sigmoid_binary_cross_entropy_gradient(prediction: Array, target: Array) -> Array:
-    t = _like("sigmoid_binary_cross_entropy", prediction, target)
-    # sigmoid(z) - t would cancel in the tails.
-    upper, lower = jax.nn.sigmoid(prediction), jax.nn.sigmoid(-prediction)
-    return ((1 - t) * upper - t * lower) / t.shape[-1]
-
-
-def _sigmoid_binary_cross_entropy_root(prediction: Array, target: Array) -> Array:
-    slope = jax.nn.sigmoid(prediction) * jax.nn.sigmoid(-prediction)
-    return _diagonal_root(slope / prediction.shape[-1])
-
-
-sigmoid_binary_cross_entropy = Loss(
-    _sigmoid_binary_cross_entropy_value,
-    _sigmoid_binary_cross_entropy_gradient,
-    _sigmoid_binary_cross_entropy_root,
+# log(1 + e^z) - t z would subtract two large numbers, sigmoid(z) - t would cancel in the tails.
+sigmoid_binary_cross_entropy = _elementwise(
+    "sigmoid_binary_cross_entropy",
+    lambda z, t: t * jnp.logaddexp(-z, 0) + (1 - t) * jnp.logaddexp(z, 0),
+    lambda z, t: (1 - t) * jax.nn.sigmoid(z) - t * jax.nn.sigmoid(-z),
+    lambda z, t: jax.nn.sigmoid(z) * jax.nn.sigmoid(-z),
 )
 """On logits z of k yes-or-no outputs: (1/k) sum_i t_i log(1 + e^-z_i) + (1 - t_i) log(1 + e^z_i);
 gradient (sigmoid(z) - t) / k, by (1 - t) sigmoid(z) - t sigmoid(-z); H = diag(a (1 - a)) / k,
@@ -214,6 +282,113 @@ a the sigmoid. Finite for logits of any size. Targets (..., k) in [0, 1].
 >>> sigmoid_binary_cross_entropy.gradient(jnp.array([[0.0]]), jnp.array([[1.0]]))
 Array([[-0.5]], dtype=float32)
 """
+
+
+def _directions(name: str, prediction: Array, target: Array) -> tuple[Array, Array, Array]:
+    """(p / ||p||, 1 / ||p||, t / ||t||), 0 where the norm is 0."""
+    t = _like(name, prediction, target)
+    norms = [length(a, (-1,))[..., None].astype(t.dtype) for a in (prediction, t)]
+    inverses = [1 / jnp.where(norm > 0, norm, jnp.inf) for norm in norms]
+    return prediction * inverses[0], inverses[0], t * inverses[1]
+
+
+def _through_unit(unit: Array, inverse: Array, du: Array) -> Array:
+    """The cotangent of p, from that of p / ||p||."""
+    return (du - (unit * du).sum(-1, keepdims=True) * unit) * inverse
+
+
+def _cosine_value(prediction: Array, target: Array) -> Array:
+    unit, _, v = _directions("cosine", prediction, target)
+    return 1 - (unit * v).sum(-1)
+
+
+def _cosine_gradient(prediction: Array, target: Array) -> Array:
+    unit, inverse, v = _directions("cosine", prediction, target)
+    return _through_unit(unit, inverse, -v)
+
+
+cosine = Loss(_cosine_value, _cosine_gradient)
+"""1 - cos(p, t) = 1 - u . v with u = p / ||p||, v = t / ||t||; gradient ((u . v) u - v) / ||p||.
+1 with gradient 0 where p or t is 0.
+
+>>> cosine.value(jnp.array([[2.0, 0.0], [0.0, 3.0]]), jnp.array([[1.0, 0.0], [0.0, -1.0]]))
+Array([0., 2.], dtype=float32)
+"""
+
+
+def info_nce(temperature: float = 0.1) -> Loss:
+    """Which of the batch's targets is the prediction's own? van den Oord et al. 2018.
+
+    Predictions and targets (..., m, k) are m embeddings each. With u_n and v_n these divided by
+    their lengths, and P_nj = softmax_j(u_n . v_j / temperature), the loss of example n is
+    -log P_nn. The gradient (of the sum over n, by the predictions only) goes through
+    du_n = sum_j (P_nj - [n = j]) v_j / temperature. Examples mix: per-example statistics refuse it.
+
+    Raises ValueError for a temperature not above 0 and for predictions of less than two axes.
+
+    >>> info_nce(1.0).value(jnp.eye(2), jnp.eye(2)).round(3)
+    Array([0.313, 0.313], dtype=float32)
+    """
+    temperature = numbers.positive("info_nce", temperature=temperature)
+
+    def similar(prediction: Array, target: Array) -> tuple[Array, ...]:
+        """(u, 1 / ||p||, v, logits)"""
+        if jnp.ndim(prediction) < 2:
+            raise ValueError(f"info_nce: expected (..., m, k), got {jnp.shape(prediction)}")
+        unit, inverse, v = _directions("info_nce", prediction, target)
+        return unit, inverse, v, unit @ v.swapaxes(-1, -2) / temperature
+
+    def value(prediction: Array, target: Array) -> Array:
+        *_, logits = similar(prediction, target)
+        return -jnp.diagonal(jax.nn.log_softmax(logits), axis1=-2, axis2=-1)
+
+    def gradient(prediction: Array, target: Array) -> Array:
+        unit, inverse, v, logits = similar(prediction, target)
+        dz = jax.nn.softmax(logits) - jnp.eye(logits.shape[-1], dtype=logits.dtype)
+        return _through_unit(unit, inverse, dz @ v / temperature)
+
+    return Loss(value, gradient, mixes=True)
+
+
+def heads(losses: Any, weights: Any = None) -> Loss:
+    """The sum of a loss for each part of the prediction, a tuple or a dict as `losses` is.
+
+    Part i's loss is losses[i] of prediction[i] and target[i]; the target may have more parts.
+    weights has a number for each part, or is a function of the whole target that gives for each
+    a number or one weight per example: what has the weight 0 counts for nothing, even if it is
+    NaN. So labels may be missing: a part of the target says where.
+
+    Raises TypeError for what is not a loss.
+
+    >>> import fnn
+    >>> loss = heads((fnn.mse, fnn.mae), weights=lambda target: (1.0, target[2]))
+    >>> y, seen = jnp.ones((2, 1)), jnp.array([True, False])
+    >>> loss.value((2 * y, 3 * y), (y, y, seen))
+    Array([3., 1.], dtype=float32)
+    """
+    names = list(losses) if isinstance(losses, dict) else range(len(losses))
+    for name in names:
+        check_loss(f"heads: {name!r}", losses[name])
+
+    def each(field: int, prediction: Any, target: Any) -> dict[Any, Any]:
+        """The value (0) or the gradient (1) of each part, weighted."""
+        given = weights(target) if callable(weights) else weights
+
+        def part(name: Any) -> Any:
+            weight = jnp.asarray(1.0 if given is None else given[name])
+            found = losses[name][field](prediction[name], target[name])
+            return jax.tree.map(lambda a: _times(beside(weight, a), a), found)
+
+        return {name: part(name) for name in names}
+
+    def value(prediction: Any, target: Any) -> Array:
+        return jax.tree.reduce(jnp.add, each(0, prediction, target))
+
+    def gradient(prediction: Any, target: Any) -> Any:
+        parts = each(1, prediction, target)
+        return parts if isinstance(losses, dict) else tuple(parts.values())
+
+    return Loss(value, gradient, mixes=any(losses[name].mixes for name in names))
 
 
 def _times(t: Array, x: Array) -> Array:

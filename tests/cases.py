@@ -149,8 +149,11 @@ _BITS = (_rng.uniform(size=(6, 4)) < 0.5).astype(np.int32)
 LOSSES = [
     LossCase(name, loss, np.asarray(prediction, np.float64), target)
     for name, (loss, prediction, target) in cases.LOSSES.items()
+    if isinstance(prediction, np.ndarray)
 ]
 LOSSES += [
+    LossCase("focal/weighted", fnn.focal(0.5), _LOGITS, _WEIGHTED),
+    LossCase("focal/none", fnn.focal(0.0), _LOGITS, np.array([0, 1, 2, 3, 0, 1])),
     LossCase("huber/delta", fnn.huber(0.3), _LOGITS, _ANY),
     LossCase("cross_entropy/weighted", fnn.cross_entropy, _PROBABILITIES, _WEIGHTED),
     LossCase("softmax_cross_entropy/weighted", fnn.softmax_cross_entropy, _LOGITS, _WEIGHTED),

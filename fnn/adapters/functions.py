@@ -1,4 +1,5 @@
-"""Networks of other libraries, or any function of parameters and an input, as a `Layer`.
+"""Networks of other libraries, or any function of parameters and an input, as a `Layer`; any
+function of a prediction and a target as a `Loss`.
 
 Their derivative is autodiff's: `jax.vjp` of the function. It gives the gradient summed over the
 batch, which is all that training needs, sharded or not. Per-example statistics need more: a
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.base import Array, Grads, Layer, Params, Residuals, is_floating
+from fnn.base import Array, Grads, Layer, Loss, Params, Residuals, is_floating
 from fnn.reductions import Direct, Factor, Reduce, Whole, total
 
 Apply = Callable[[Params, Any], Any]
@@ -48,6 +49,25 @@ def from_function(init: Callable[[Array], Params], apply: Apply) -> Layer:
         return jax.tree.map(lambda g: reduce(Whole(g, name)), dparams), _floats(dx)
 
     return Layer(init, forward, backward)
+
+
+def from_loss(value: Callable[[Any, Any], Array]) -> Loss:
+    """A `Loss` of value(prediction, target) -> one loss per example, with autodiff's gradient.
+
+    Where an example's loss depends on other examples, say so by ._replace(mixes=True).
+    Raises TypeError for what is not callable.
+
+    >>> quartic = from_loss(lambda p, t: ((p - t) ** 4).sum(-1))
+    >>> quartic.gradient(jnp.array([[2.0]]), jnp.array([[1.0]]))
+    Array([[4.]], dtype=float32)
+    """
+    _check_callable("from_loss", value=value)
+
+    def gradient(prediction: Any, target: Any) -> Any:
+        losses, pull = jax.vjp(lambda prediction: value(prediction, target), prediction)
+        return pull(jnp.ones_like(losses))[0]
+
+    return Loss(value, gradient)
 
 
 def from_single(init: Callable[[Array], Params], apply: Apply, ndim: int = 1) -> Layer:

@@ -11,13 +11,15 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fnn.base import Array, Layer, Loss, Optimizer, split
+from fnn import checkpoint
+from fnn.base import Array, Layer, Loss, Optimizer, Params, split
 from fnn.errors import Error
 from fnn.gradients import Gradient
 from fnn.numbers import count
@@ -31,6 +33,8 @@ from fnn.training.steps import Augment, Record, State, Training
 from fnn.training.streams import Stream
 
 LOG = logging.getLogger(__name__)
+LAST, BEST = "last.safetensors", "best.safetensors"
+"""The files of `fit(..., folder=)`."""
 AHEAD = 0.1
 """Seconds. Epochs longer than this are not started ahead."""
 
@@ -97,7 +101,9 @@ def fit(
     batch_size: int | None = None,
     validation: Data | None = None,
     patience: int | None = None,
+    params: Params | None = None,
     start: Progress | None = None,
+    folder: str | Path | None = None,
     on_epoch: OnEpoch | None = None,
     metrics: Mapping[str, Metric] | None = None,
     gradient: Gradient | None = None,
@@ -129,6 +135,12 @@ def fit(
     loss, and the state returned is the best epoch's. epochs counts those in `start` too: with
     the same other arguments, a run that goes on is bit for bit one that never stopped.
 
+    `params` are those to start from, in the place of fresh ones: for fine-tuning. `folder` is
+    where the run is kept, and gone on with: after each epoch `last.safetensors` has the state and,
+    as metadata, the history without its records; with validation, `best.safetensors` has the
+    state of the lowest validation loss. Where the folder holds a run, training resumes from it,
+    as from `start`. Both are read by `fnn.checkpoint.load(path, like=state)`.
+
     `gradient`, `augment` and `record` are those of `fnn.training`; what record notes is in each
     entry, under `record`, the steps along its leading axis. Data, batches and validation may have
     weights, (x, y, weight): a metric with one number per example is then their weighted mean,
@@ -142,9 +154,10 @@ def fit(
     be `fnn.parallel.ShardedExamples`, whose entries are not checked.
 
     Raises as `make_epoch` does; ValueError for epochs or patience below 1, patience or metrics
-    without validation, arrays that `check_data` refuses, a batch_size with batches or without
-    it for arrays, and an iterable that is exhausted; DivergedError, with the last finite state,
-    when a loss, a gradient or the state stops being finite.
+    without validation, start beside params or folder, arrays that `Checks` refuses, a batch_size
+    with batches or without it for arrays, and an iterable that is exhausted; DivergedError, with
+    the last finite state, when a loss, a gradient or the state stops being finite; CheckpointError
+    for a folder that holds something else.
 
     >>> import fnn
     >>> x = jax.random.normal(jax.random.key(0), (64, 2))
@@ -162,9 +175,7 @@ def fit(
     evaluation = Evaluation.of(training, metrics or {}, validation)
     batch_size = _checked_batch_size(data, batch_size)
     init_key, shuffle_key = split(key, 2)
-    if start is None:
-        fresh = training.fresh(init_key)
-        start = Progress(fresh, [], fresh)
+    start = _first(training, init_key, params, start, folder)
     state, history, best = start.state, History(start.history), start.best
     if validation is not None:
         validation = training.placed("fit: validation", state.params, validation, True)
@@ -191,19 +202,17 @@ def fit(
         history.append(entry := evaluation.entry(numbers, now.noted))
         shown = {name: value for name, value in entry.items() if name != "record"}
         LOG.info("epoch %d of %d: %s", now.number, epochs, shown)
-        if patience is not None and epochs_since_best(history) == 0:
+        is_best = validation is not None and epochs_since_best(history) == 0
+        if is_best and (patience is not None or folder is not None):
             best = state
+        if folder is not None:
+            _keep(Path(folder), state, history, is_best)
         if _is_ended(on_epoch, now.number, state, entry) or is_over():
             break
     return state if patience is None else best, history
 
 
-def _check_settings(
-    epochs: int,
-    patience: int | None,
-    validation: Data | None,
-    start: Progress | None,
-) -> None:
+def _check_settings(epochs: int, patience: Any, validation: Any, start: Any) -> None:
     """Refuse settings of `fit` that are wrong, whatever the data are."""
     count("fit", epochs=epochs)
     if patience is not None:
@@ -215,6 +224,32 @@ def _check_settings(
     earlier = [] if start is None else start.history
     if patience is not None and not all("validation_loss" in entry for entry in earlier):
         raise ValueError("fit: expected a start with validation losses for patience, got none")
+
+
+def _first(
+    training: Training, key: Array, params: Params, start: Progress | None, folder: Any
+) -> Progress:
+    """Where training begins: at `start`, where the run in the folder ended, or afresh."""
+    if start is not None:
+        if params is not None or folder is not None:
+            raise ValueError("fit: expected start alone, or params and folder without it")
+        return start
+    state = training.fresh(key, params)
+    if folder is None or not (last := Path(folder) / LAST).exists():
+        return Progress(state, [], state)
+    state, best = checkpoint.load(last, state), Path(folder) / BEST
+    history = checkpoint.read_metadata(last)["history"]
+    return Progress(state, history, checkpoint.load(best, state) if best.exists() else state)
+
+
+def _keep(folder: Path, state: State, history: list[dict[str, Any]], is_best: bool) -> None:
+    """Write the state and the history. The best comes first: a run that is killed in between goes
+    on from the epoch before, and makes the same best again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_best:
+        checkpoint.save(folder / BEST, state)
+    numbers = [{k: v for k, v in entry.items() if k != "record"} for entry in history]
+    checkpoint.save(folder / LAST, state, {"history": numbers})
 
 
 def _checked_batch_size(data: Any, batch_size: int | None) -> int | None:

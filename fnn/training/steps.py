@@ -43,7 +43,7 @@ from jax.sharding import Mesh
 
 from fnn import gradients, numbers
 from fnn.backprop import value_and_grad
-from fnn.base import Array, Layer, Loss, Optimizer, Params, at, check_key, check_optimizer, split
+from fnn.base import Array, Layer, Loss, Optimizer, Params, check_key, check_optimizer, split
 from fnn.gradients import Gradient
 from fnn.parallel.examples import ShardedExamples
 from fnn.parallel.partition import untyped
@@ -200,11 +200,10 @@ class Training(NamedTuple):
     network: Layer
     loss: Loss
     optimizer: Optimizer
+    gradient: Gradient | None
     augment: Augment | None
     record: Record | None
     devices: Devices | None
-    given: Gradient | None
-    gradient: Callable[..., tuple[Array, Params]]
 
     @classmethod
     def of(
@@ -222,33 +221,30 @@ class Training(NamedTuple):
         """Raises as `make_step` does, in the caller's name."""
         value_and_grad(network, loss)  # refuses what is not a layer or a loss
         check_optimizer(name, optimizer)
+        if gradient is not None:
+            gradients.check(name, gradient)
         devices = Devices.of(name, mesh, shard_params)
         if devices is not None:
             network, optimizer = devices.place(network, optimizer)
-        batch_gradient: Callable[..., Any] = partial(_gradient, network, loss, augment)
-        if gradient is not None:
-            gradients.check(name, gradient)
-            batch_gradient = partial(_given, gradient, augment)
-        elif devices is not None:
-            batch_gradient = devices.gradient(network, batch_gradient)
-        return cls(network, loss, optimizer, augment, record, devices, gradient, batch_gradient)
+        return cls(network, loss, optimizer, gradient, augment, record, devices)
 
     @property
     def _draws(self) -> bool:
         """Whether a step draws random numbers."""
-        return self.network.varying is not None or bool(self.augment or self.given)
+        return self.network.varying is not None or bool(self.augment or self.gradient)
 
-    def fresh(self, key: Array) -> State:
-        """The state before training, each device making its part."""
-        fresh = lambda key: self.optimizer.init(self.network.init(key))
-        state = (fresh if self.devices is None else jax.jit(fresh))(key)
+    def fresh(self, key: Array, params: Params | None = None) -> State:
+        """The state before training, each device making its part; of these params, if given."""
+        drawn = lambda key: self.optimizer.init(self.network.init(key))
+        fresh, given = (drawn, key) if params is None else (self.optimizer.init, params)
+        state = (fresh if self.devices is None else jax.jit(fresh))(given)
         _check_state("fit", state)
         return state
 
     def checks(self, name: str, evaluated: bool = False) -> Checks:
         """The checks of examples that are trained on or, where `evaluated`, predicted for: beside
         a gradient of the user's, only then by the network and the loss."""
-        by_both = evaluated or self.given is None
+        by_both = evaluated or self.gradient is None
         return Checks(name, self.network, self.loss) if by_both else Checks(name, None, None)
 
     def placed(self, name: str, params: Params, data: Any, evaluated: bool = False) -> Data:
@@ -270,6 +266,25 @@ class Training(NamedTuple):
         """What a user's step, epoch or run returns beside the state."""
         return noted.loss if self.record is None else tuple(noted)
 
+    def _of_batch(
+        self, params: Params, batch: Data, keys: Array | None, scale: Any, weights: Any
+    ) -> tuple[Array, Params]:
+        """(value, grads), with random layers and augmentation at their keys."""
+        batch, key = examples(batch), None
+        if keys is not None:
+            key, augment_key = keys
+            if self.augment is not None:  # weights are not augmented
+                augmented = self.augment(augment_key, batch[:2])
+                batch = *pair("augment", augmented, "it to return (x, y)"), *batch[2:]
+        if self.gradient is None:
+            loss = _weighted(self.loss, weights, scale)
+            return gradients.of(self.network, loss)(params, batch, key)
+        value, grads = self.gradient(params, batch, key)
+        if jnp.shape(value) != ():
+            got = jnp.shape(value)
+            raise ValueError(f"gradient: expected (value, grads) with a scalar value, got {got}")
+        return jnp.asarray(value), jax.tree.map(partial(_times, scale), grads)
+
     def _begin(self, state: State, batch: Data, key: Array | None) -> tuple[Params, _Noted]:
         """The first half of a step, of which optimizer.update(state, grads) is the second."""
         _check_state("step", state)
@@ -281,7 +296,10 @@ class Training(NamedTuple):
                 )
             keys = split(jax.random.fold_in(key, state.step), 2)
         scale = getattr(state, "loss_scale", None)
-        value, grads = self.gradient(state.params, batch, keys, scale, None)
+        of_batch: Callable[..., Any] = self._of_batch
+        if self.devices is not None and self.gradient is None:
+            of_batch = self.devices.gradient(self.network, of_batch)
+        value, grads = of_batch(state.params, batch, keys, scale, None)
         record = None if self.record is None else self.record(state, grads, value)
         return grads, _Noted(value, jax.tree.map(_array, record))
 
@@ -371,62 +389,16 @@ def _array(noted: Any) -> Array:
     return jnp.asarray(noted)
 
 
-def _gradient(
-    network: Layer,
-    loss: Loss,
-    augment: Augment | None,
-    params: Params,
-    batch: Data,
-    keys: Array | None,
-    scale: Array | None,
-    weights: Array | None,
-) -> tuple[Array, Params]:
-    """(mean loss, grads) of a batch, with its random layers and its augmentation at their keys."""
-    if keys is not None:
-        network, batch = at(network, keys[0]), _augmented(augment, batch, keys[1])
-    weighed = loss if weights is None else _weighted(loss, weights)
-    return value_and_grad(network, _scaled(weighed, scale))(params, *batch)
-
-
-def _given(
-    gradient: Gradient,
-    augment: Augment | None,
-    params: Params,
-    batch: Data,
-    keys: Array,
-    scale: Array | None,
-    weights: None,
-) -> tuple[Array, Params]:
-    """The user's gradient of a batch, whole on a mesh too."""
-    value, grads = gradient(params, _augmented(augment, examples(batch), keys[1]), keys[0])
-    if jnp.shape(value) != ():
-        raise ValueError(
-            f"gradient: expected (value, grads) with a scalar value, got {jnp.shape(value)}"
-        )
-    if scale is not None:
-        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
-    return jnp.asarray(value), grads
-
-
-def _augmented(augment: Augment | None, batch: Data, key: Array) -> Data:
-    """The batch as its step gets it; its weights, if it has any, are not augmented."""
-    if augment is None:
-        return batch
-    return *pair("augment", augment(key, batch[:2]), "it to return (x, y)"), *batch[2:]
-
-
-def _weighted(loss: Loss, weights: Array) -> Loss:
-    """The loss, each example's multiplied by its weight: (rows,), or one for all."""
-    each = lambda a: a * beside(weights, a)
-    return Loss(
-        lambda prediction, target: each(loss.value(prediction, target)),
-        lambda prediction, target: jax.tree.map(each, loss.gradient(prediction, target)),
+def _weighted(loss: Loss, weights: Array | None, scale: Array | None) -> Loss:
+    """The loss, each example's multiplied by its weight, (rows,) or one for all, and its gradient
+    by the scale that the state of `scale_loss` holds too."""
+    each = partial(_times, weights)
+    scaled = lambda g: _times(scale, each(g))
+    return loss._replace(
+        value=lambda prediction, target: each(loss.value(prediction, target)),
+        gradient=lambda prediction, target: jax.tree.map(scaled, loss.gradient(prediction, target)),
     )
 
 
-def _scaled(loss: Loss, scale: Array | None) -> Loss:
-    """The loss, its gradient multiplied by the scale that the state of `scale_loss` holds."""
-    if scale is None:
-        return loss
-    scaled = lambda g: g * scale.astype(g.dtype)
-    return loss._replace(gradient=lambda p, t: jax.tree.map(scaled, loss.gradient(p, t)))
+def _times(factor: Array | None, a: Array) -> Array:
+    return a if factor is None else a * beside(factor, a)

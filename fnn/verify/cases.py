@@ -105,6 +105,13 @@ LOSSES: dict[str, tuple[Loss, Any, Any]] = {
     "smoothed_cross_entropy": (fnn.smoothed_cross_entropy(0.2), _ANY, _LABELS),
     "binary_cross_entropy": (fnn.binary_cross_entropy, _UNIT, _UNIT[::-1]),
     "sigmoid_binary_cross_entropy": (fnn.sigmoid_binary_cross_entropy, _ANY, _UNIT),
+    "focal": (fnn.focal(), _ANY, _LABELS),
+    "quantile": (fnn.quantile(0.8), _ANY, _OTHER),
+    "gaussian_nll": (fnn.gaussian_nll, _ANY, _OTHER[:, :2]),
+    "poisson_nll": (fnn.poisson_nll, _ANY, _LABELS[:, None] + np.arange(4)),
+    "cosine": (fnn.cosine, _ANY, _OTHER),
+    "info_nce": (fnn.info_nce(0.5), _ANY, _OTHER),
+    "heads": (fnn.heads((fnn.mse, fnn.focal()), (0.3, 2.0)), (_ANY, _OTHER), (_UNIT, _LABELS)),
 }
 
 UNCHECKED = ("frozen", "stop_gradient")

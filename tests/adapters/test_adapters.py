@@ -477,3 +477,23 @@ def test_what_torch_has_no_place_for_is_refused():
         fnn.statistics_from_torch(mlp_state(), jnp.ones(2))
     with pytest.raises(ValueError, match="'2' is not"):
         fnn.from_torch(mlp_state(), SHAPES, names=["0"])
+
+
+def test_a_loss_of_a_value_alone_has_autodiffs_gradient():
+    loss = fnn.from_loss(fnn.gaussian_nll.value)
+    p, t = jax.random.normal(jax.random.key(0), (2, 5, 4))
+    np.testing.assert_allclose(
+        loss.gradient(p, t[:, :2]), fnn.gaussian_nll.gradient(p, t[:, :2]), rtol=1e-5, atol=1e-6
+    )
+    tree = fnn.from_loss(lambda p, t: (p["a"] * p["b"] - t).sum(-1) ** 2)
+    got = tree.gradient({"a": p, "b": t}, p)
+    np.testing.assert_allclose(got["a"], 2 * (p * t - p).sum(-1, keepdims=True) * t, rtol=1e-4)
+    step = fnn.make_step(fnn.dense(4, 4), loss, fnn.sgd(0.1))
+    state = fnn.sgd(0.1).init(fnn.dense(4, 4).init(jax.random.key(1)))
+    after, before = (
+        step(step(state, (p, t[:, :2]))[0], (p, t[:, :2]))[1],
+        step(state, (p, t[:, :2]))[1],
+    )
+    assert after < before
+    with pytest.raises(TypeError, match="from_loss: expected value"):
+        fnn.from_loss(fnn.mse.value(p, t))
