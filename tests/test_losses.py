@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import LOSSES
+from cases import LOSSES, TREE_LOSSES
 
 import fnn
 
@@ -259,6 +259,12 @@ def test_a_q_quantile_is_found():
 
 
 # Heads.
+
+
+@pytest.mark.parametrize("case", TREE_LOSSES, ids=lambda case: case.name)
+def test_the_gradient_of_a_tree_is_the_derivative_of_value(case):
+    fnn.verify.check_loss(*case[1:]).raise_for_verdict()
+
 
 _P = {"class": jnp.eye(3)[:, :2], "value": jnp.ones((3, 1))}
 _T = {"class": jnp.array([0, 1, 1]), "value": jnp.zeros((3, 1)), "seen": jnp.array([1, 0, 1])}
