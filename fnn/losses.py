@@ -322,7 +322,8 @@ def info_nce(temperature: float = 0.1) -> Loss:
     Predictions and targets (..., m, k) are m embeddings each. With u_n and v_n these divided by
     their lengths, and P_nj = softmax_j(u_n . v_j / temperature), the loss of example n is
     -log P_nn. The gradient (of the sum over n, by the predictions only) goes through
-    du_n = sum_j (P_nj - [n = j]) v_j / temperature. Examples mix: per-example statistics refuse it.
+    du_n = sum_j (P_nj - [n = j]) v_j / temperature. Examples mix: per-example statistics refuse it,
+    and on a mesh each device has only the targets of its own share.
 
     Raises ValueError for a temperature not above 0 and for predictions of less than two axes.
 

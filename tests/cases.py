@@ -151,6 +151,12 @@ LOSSES = [
     for name, (loss, prediction, target) in cases.LOSSES.items()
     if isinstance(prediction, np.ndarray)
 ]
+TREE_LOSSES = [
+    LossCase(name, *case)
+    for name, case in cases.LOSSES.items()
+    if not isinstance(case[1], np.ndarray)
+]
+"""Of predictions that are trees: `test_losses.py` has tests of their own for them."""
 LOSSES += [
     LossCase("focal/weighted", fnn.focal(0.5), _LOGITS, _WEIGHTED),
     LossCase("focal/none", fnn.focal(0.0), _LOGITS, np.array([0, 1, 2, 3, 0, 1])),

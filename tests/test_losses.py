@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import LOSSES
+from cases import LOSSES, TREE_LOSSES
 
 import fnn
 
@@ -214,7 +214,9 @@ def test_value_is_that_of_a_second_formula(name):
     case = next(case for case in LOSSES if case.name == name)
     with jax.enable_x64(True):
         got = case.loss.value(jnp.asarray(case.prediction), jnp.asarray(case.target))
-        expected = SECOND[name](case.prediction, np.asarray(case.target))
+        labels = np.issubdtype(case.target.dtype, np.integer)
+        target = case.target if labels else case.target.astype(np.float64)
+        expected = SECOND[name](case.prediction, target)
         np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
@@ -257,6 +259,12 @@ def test_a_q_quantile_is_found():
 
 
 # Heads.
+
+
+@pytest.mark.parametrize("case", TREE_LOSSES, ids=lambda case: case.name)
+def test_the_gradient_of_a_tree_is_the_derivative_of_value(case):
+    fnn.verify.check_loss(*case[1:]).raise_for_verdict()
+
 
 _P = {"class": jnp.eye(3)[:, :2], "value": jnp.ones((3, 1))}
 _T = {"class": jnp.array([0, 1, 1]), "value": jnp.zeros((3, 1)), "seen": jnp.array([1, 0, 1])}

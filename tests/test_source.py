@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cases import LAYERS, LOSSES, OPTIMIZERS
+from cases import LAYERS, LOSSES, OPTIMIZERS, TREE_LOSSES
 
 import fnn
 from fnn import catalog
@@ -234,7 +234,7 @@ def test_every_constructor_is_in_the_catalogue(module):
 
 def test_every_name_of_the_catalogue_is_tested():
     """A name has a case, in `fnn.verify.cases`, and what has one goes through the tests."""
-    tested = {case.name.split("/")[0] for case in LAYERS + LOSSES + OPTIMIZERS} | {"heads"}
+    tested = {case.name.split("/")[0] for case in LAYERS + LOSSES + TREE_LOSSES + OPTIMIZERS}
     for name, table in vars(catalog).items():
         if name.isupper():
             assert set(table) <= tested | {*cases.UNCHECKED}, name

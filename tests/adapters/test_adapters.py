@@ -488,12 +488,9 @@ def test_a_loss_of_a_value_alone_has_autodiffs_gradient():
     tree = fnn.from_loss(lambda p, t: (p["a"] * p["b"] - t).sum(-1) ** 2)
     got = tree.gradient({"a": p, "b": t}, p)
     np.testing.assert_allclose(got["a"], 2 * (p * t - p).sum(-1, keepdims=True) * t, rtol=1e-4)
-    step = fnn.make_step(fnn.dense(4, 4), loss, fnn.sgd(0.1))
-    state = fnn.sgd(0.1).init(fnn.dense(4, 4).init(jax.random.key(1)))
-    after, before = (
-        step(step(state, (p, t[:, :2]))[0], (p, t[:, :2]))[1],
-        step(state, (p, t[:, :2]))[1],
-    )
-    assert after < before
+    step = fnn.make_step(fnn.dense(4, 4), loss, fnn.sgd(0.01))
+    state = fnn.sgd(0.01).init(fnn.dense(4, 4).init(jax.random.key(1)))
+    state, before = step(state, (p, t[:, :2]))
+    assert step(state, (p, t[:, :2]))[1] < before
     with pytest.raises(TypeError, match="from_loss: expected value"):
         fnn.from_loss(fnn.mse.value(p, t))

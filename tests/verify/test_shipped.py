@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from cases import LAYERS, LOSSES, OPTIMIZERS
+from cases import LAYERS, LOSSES, OPTIMIZERS, TREE_LOSSES
 from click.testing import CliRunner
 
 import fnn
@@ -41,7 +41,9 @@ def test_everything_is_listed():
     names = {name for table in TABLES for name in getattr(catalog, table)}
     checked = {name for table in TABLES for name in getattr(cases, table)}
     assert names - {*cases.UNCHECKED} <= checked
-    assert checked <= {case.name.split("/")[0] for case in LAYERS + LOSSES + OPTIMIZERS}
+    assert checked <= {
+        case.name.split("/")[0] for case in LAYERS + LOSSES + TREE_LOSSES + OPTIMIZERS
+    }
     assert all(getattr(shipped, table) is getattr(cases, table) for table in TABLES[1:])
 
 
