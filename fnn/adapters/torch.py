@@ -161,7 +161,7 @@ def _links(
 ) -> Iterable[_Link]:
     """One link per parameter; every array of the state that is a parameter is in one."""
     links: list[_Link] = []
-    images = None
+    images: tuple[Any, int] | None = None
     for module, path, layer in _matched(name, state, params, names):
         channels = images and _channels(name, module, path, layer, images, flattened)
         for ours, theirs in next(kind for kind in NAMES if set(kind) == set(layer)).items():
