@@ -3,6 +3,7 @@ from fnn import (
     curvature as curvature,
     data as data,
     export as export,
+    gradients as gradients,
     initializers as initializers,
     parallel as parallel,
     per_example as per_example,

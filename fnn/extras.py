@@ -1,9 +1,18 @@
 """Packages that only a part of fnn needs: the extras of its installation."""
 
+import glob
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fnn.errors import Error
+
+_NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 class _MissingError(Error, ModuleNotFoundError):
@@ -22,3 +31,11 @@ def needs(extra: str) -> Iterator[None]:
         package = str(error.name).partition(".")[0]
         command = f"python -m pip install 'fnn[{extra}]'"
         raise _MissingError(f"{package} is missing: {command}", name=package) from None
+
+
+def quiet_tpu() -> None:
+    """Keep the package of the extra `tpu`, where this machine has no TPU, from asking the cloud
+    which one it has and from printing that there is none. Works until JAX has looked for devices.
+    """
+    if not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
+        os.environ.update({**_NO_TPU, **os.environ})

@@ -177,9 +177,10 @@ def programs():
 
 
 def lacks(program):
-    """Whether a program needs one of the peers, which the extra `test` does not install."""
+    """Whether a program needs a library that the extra `test` does not install."""
     words = set(re.findall(r"^(?:import|from) (\w+)", program, re.M))
-    return any(find_spec(name) is None for name in words & {"equinox", "flax", "torch"})
+    optional = {"equinox", "flax", "torch", "tensorboardX", "wandb"}
+    return any(find_spec(name) is None for name in words & optional)
 
 
 @pytest.mark.long

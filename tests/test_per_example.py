@@ -158,7 +158,8 @@ def test_clipping_bounds_each_example_and_takes_one_without_a_gradient():
     along = jax.jit(lambda *a: jax.jvp(lambda p: clip(p, *a[1:]), a[:1], a[:1]))
     for leaf in jax.tree.leaves(along(params, x, perfect)):
         assert jnp.isfinite(leaf).all()
-    assert not any(g.any() for g in jax.tree.leaves(clip(params, x, perfect)[1]))
+    left = jax.tree.leaves(clip(params, x, perfect)[1])  # XLA may round one program otherwise
+    assert all(jnp.abs(g).max() < 1e-14 for g in left)
 
 
 def test_a_gradient_that_is_not_a_number_is_not_clipped_away():

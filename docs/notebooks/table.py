@@ -62,7 +62,7 @@ state, history = fnn.fit(
     validation=(test_x, test_y),
     metrics={"accuracy": accuracy},
 )
-polars.DataFrame(history).tail()
+history
 
 # %% [markdown]
 # How important is each column? Shuffle its inputs among the held-out examples, and see how much the

@@ -1,6 +1,7 @@
-"""Docstrings as Markdown: examples become fenced blocks, and a formula's stars stay stars."""
+"""Docstrings as Markdown: examples become fenced blocks, equations are set with their indices."""
 
 import re
+from html import escape
 from textwrap import dedent
 from typing import Any
 
@@ -43,17 +44,38 @@ def prose(paragraph: str) -> list[str]:
     lines = paragraph.split("\n")
     for i, line in enumerate(lines):
         if line.startswith(("    ", ">>> ")):
-            language = "pycon" if ">>>" in line else "text"
             before = [escaped("\n".join(lines[:i]))] if i else []
-            return [*before, fenced(dedent("\n".join(lines[i:])), language)]
+            block = dedent("\n".join(lines[i:]))
+            if block.startswith("forward") or "^" in block:
+                return [*before, equations(block)]
+            return [*before, fenced(block, "pycon" if ">>>" in line else "text")]
     return [escaped(paragraph)]
 
 
 def escaped(text: str) -> str:
-    """Stars, underscores and angles that Markdown would take for its own."""
+    """Prose with its indices set, and what Markdown would take for its own escaped."""
     parts = CODE.split(text)
-    parts[::2] = [re.sub(r"([*_\[\]])", r"\\\1", p).replace("<", "&lt;") for p in parts[::2]]
+    parts[::2] = [re.sub(r"([*_\[\]])", r"\\\1", typeset(escape(p, False))) for p in parts[::2]]
     return "".join(parts)
+
+
+def typeset(formula: str) -> str:
+    """HTML with x_i and x^T as index and exponent, arrows, and sums and roots as signs."""
+    formula = re.sub(r"\bsum_(?=\w\b|\()", "\u2211_", formula).replace("sqrt(", "\u221a(")
+    for mark, tag in (("_", "sub"), (r"\^", "sup")):
+        found = rf"(?<=[\w)|>\u2211]){mark}(?:\(([^()]+)\)|(-?[A-Za-z0-9])(?![A-Za-z0-9_]))"
+        formula = re.sub(found, lambda m, t=tag: f"<{t}>{m[1] or m[2]}</{t}>", formula)
+    return formula.replace("-&gt;", "\u2192").replace("&lt;-", "\u2190").replace("&lt;=", "\u2264")
+
+
+def equations(block: str) -> str:
+    """A block of equations, in which what stands before the first = keeps its width."""
+    lines = []
+    for line in block.split("\n"):
+        left, equals, right = escape(line, False).partition("=")
+        width = " " * len(re.findall(r"[_^]", left)) if equals else ""
+        lines.append(typeset(left) + width + equals + typeset(right).replace(" * ", " \u2299 "))
+    return '<pre class="equations"><code>' + "\n".join(lines) + "</code></pre>"
 
 
 def fenced(text: str, language: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.utils import get_relative_url
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -147,39 +148,62 @@ def names() -> dict[str, str]:
 
 
 NAMES = names()
-SHORT = {
-    "load",
-    "save",
-    "split",
-    "parts",
-    "inputs",
-    "constant",
-    "zeros",
-    "ones",
-    "normal",
-    "search",
-}
+SHORT = {"load", "save", "split", "train", "parts", "inputs", "constant", "zeros", "ones", "normal"}
+SHORT |= {"search"}
 """Too common as words to be linked without their module."""
 
 
 def on_page_markdown(text: str, *, page: Any, config: MkDocsConfig, files: Files) -> str:
-    """Links that lead out of docs/, and names that lead to their reference."""
+    """Links of the repository become links of the site."""
     path = page.file.src_uri
-    if path.startswith("api/"):
+    if path.startswith(("api/", "notebooks/")):
         return text
     source = Path(COPIED.get(path, f"docs/{path}"))
 
     def turn(match: re.Match[str]) -> str:
         target = turned(match[2], source)
         inside = target.partition("#")[0].endswith((".md", ".png")) or "://" in target
-        return f"[{match[1]}]({target})" if inside or target[0] == "#" else match[1]
+        shown = re.sub(r"^`?([\w-]+)\.md`?$", r"\1", match[1]) if inside else match[1]
+        return f"[{shown}]({target})" if inside or target[0] == "#" else shown
 
-    text = re.sub(r"\[([^\]]*)\]\(([^)\s]+)\)", turn, text)
-    if path in ("changelog.md", "command.md"):
-        return text
-    parts = re.split(r"(^```.*?^```\n|^#[^\n]*\n)", text, flags=re.M | re.S)
-    parts[::2] = [re.sub(r"(?<!\[)`([^`\n]+)`(?!\])", linked, part) for part in parts[::2]]
-    return "".join(parts)
+    return re.sub(r"\[([^\]]*)\]\(([^)\s]+)\)", turn, text)
+
+
+def on_page_content(html: str, *, page: Any, config: MkDocsConfig, files: Files) -> str:
+    """Each public name in the text and in the programs of a page leads to its reference."""
+    if page.file.src_uri in ("changelog.md", "command.md"):
+        return html
+    parts = re.split(r"(<(a|h\d|autoref|pre|summary)\b.*?</\2>)", html, flags=re.S)
+    for i in range(0, len(parts), 3):
+        parts[i] = NAME.sub(lambda m: leading(m[0], m[1], page), parts[i])
+        if i + 1 < len(parts) and parts[i + 2] == "pre":
+            parts[i + 1] = DOTTED.sub(lambda m: in_program(m[0], page), parts[i + 1])
+    return "".join(part for i, part in enumerate(parts) if i % 3 < 2)
+
+
+NAME = re.compile(r"<code>((?:\w+\.)*\w+)(?:\([^<]*)?</code>")
+DOT = '<span class="o">.</span>'
+DOTTED = re.compile(rf'<span class="n">\w+</span>(?:{re.escape(DOT)}<span class="n">\w+</span>)+')
+
+
+def leading(html: str, name: str, page: Any) -> str:
+    """The HTML of a name as a link to its reference, where it has one."""
+    anchor = NAMES.get(name) if name not in SHORT else None
+    if anchor is None:
+        return html
+    if anchor.startswith("api/"):
+        return f'<a href="{get_relative_url(anchor, page.url)}/">{html}</a>'
+    return f'<autoref identifier="{anchor}">{html}</autoref>'
+
+
+def in_program(html: str, page: Any) -> str:
+    """The longest beginning of `a.b.c`, in a program's HTML, that is a public name as a link."""
+    spans = html.split(DOT)
+    words = [re.sub(r"<[^>]+>", "", span) for span in spans]
+    for n in range(len(words), 1, -1):
+        if (name := ".".join(words[:n])) in NAMES:
+            return DOT.join([leading(DOT.join(spans[:n]), name, page), *spans[n:]])
+    return html
 
 
 def turned(target: str, source: Path) -> str:
@@ -195,12 +219,3 @@ def turned(target: str, source: Path) -> str:
     else:
         place = SOURCES.get(place, place)
     return f"{place}#{anchor}" if anchor else place
-
-
-def linked(match: re.Match[str]) -> str:
-    """A name in code, or a call, as a link to its reference."""
-    name = re.match(r"((?:\w+\.)*\w+)(?:\(|$)", match[1])
-    anchor = NAMES.get(name[1]) if name and name[1] not in SHORT else None
-    if anchor is None:
-        return match[0]
-    return f"[{match[0]}]({anchor}.md)" if anchor.startswith("api/") else f"[{match[0]}][{anchor}]"

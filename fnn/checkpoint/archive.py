@@ -16,6 +16,7 @@ refused before its content is used.
 
 import hashlib
 import json
+import logging
 import os
 import stat
 from collections.abc import Callable
@@ -37,6 +38,7 @@ with extras.needs("data"):
     import safetensors
     import safetensors.numpy
 
+LOG = logging.getLogger(__name__)
 VERSION = 1
 HEADER_LIMIT = 100_000_000
 """The most bytes of a header: the limit of the safetensors format."""
@@ -99,6 +101,7 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
         raise TypeError(f"{path}: a leaf's name is not text: {error.object!r}") from error
     before, after = _around(data, _BLANK)
     atomic.write(path, before, _digest(before, after), after)
+    LOG.info("saved %s", path)
 
 
 def load(path: str | Path, like: Params) -> Params:

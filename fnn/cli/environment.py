@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import jax
 
+from fnn import extras
 from fnn.errors import Error
 
 SETTINGS = {
@@ -39,6 +40,7 @@ def offer_devices(count: int) -> None:
 
 def check_device() -> None:
     """Raise Error, naming JAX_PLATFORMS, where JAX finds no device to compute on."""
+    extras.quiet_tpu()
     try:
         jax.devices()
     except Exception as error:  # AssertionError, RuntimeError, ...: JAX raises many kinds

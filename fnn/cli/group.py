@@ -20,6 +20,7 @@ from fnn.errors import Error
 COMMANDS = {
     "describe": "Show how each column of SOURCE would be used, without training.",
     "train": "Train a network on SOURCE and measure it on held-out examples.",
+    "plan": "Compile training on SOURCE for a GPU or a TPU that need not be there.",
     "predict": "Predict with the network in folder RUN and write one row per example.",
     "evaluate": "Measure the network in folder RUN on SOURCE.",
     "export": "Write the network in folder RUN to FILE, as a program for JAX that needs no fnn.",

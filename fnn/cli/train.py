@@ -8,7 +8,7 @@ import click
 import jax
 from click.core import ParameterSource
 from jax.sharding import Mesh
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fnn import atomic, verify
 from fnn.backprop import objective, value_and_grad
@@ -140,7 +140,7 @@ def train(
     """
     if resume and overwrite:
         raise click.UsageError("--resume continues the run in the folder, --overwrite replaces it")
-    settings = _given(given)
+    settings = settings_of(given)
     out = out or files.default_folder(source[0])
     version = _version(out, source, overwrite)
     earlier = None if version is None or overwrite else _earlier(out)
@@ -171,7 +171,7 @@ def train(
         raise SystemExit(128 + stopped)
 
 
-def _given(options: dict[str, Any]) -> Settings:
+def settings_of(options: dict[str, Any]) -> Settings:
     """The settings that the options give. Raises UsageError for those that contradict others."""
     settings = Settings(*(options[name] for name in Settings._fields))
     if settings.weight_decay is not None and settings.optimizer != "adamw":

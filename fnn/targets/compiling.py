@@ -6,7 +6,6 @@ the environment before the compiler is loaded, and only where no TPU is found. A
 would need f as serialised StableHLO, and JAX's internals to compile that for a topology.
 """
 
-import glob
 import os
 import re
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from fnn import extras
 from fnn.targets.devices import DEVICES, Target
 from fnn.targets.flops import products
 from fnn.targets.program import Program
@@ -159,7 +159,7 @@ def _topology(target: Target) -> list[Any]:
             topology=f"1x1x{target.topology or 1}",
         )
         return list(description.devices)
-    _quiet()
+    extras.quiet_tpu()
     name = f"{target.kind.removeprefix('TPU ')}:{target.topology or target.device.smallest}"
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
@@ -182,20 +182,6 @@ def _register_cuda() -> None:
             del os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"]
     except jax.errors.JaxRuntimeError:
         pass  # It is registered; only a description was missing.
-
-
-def _quiet() -> None:
-    """Keep the TPU's compiler from asking the cloud which TPU this machine has, and from printing
-    that it has none. On a machine with a TPU nothing changes."""
-    if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"):
-        return
-    for name, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
-        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-    ):
-        os.environ.setdefault(name, value)
 
 
 def _placed(a: Any, devices: list[Any]) -> jax.ShapeDtypeStruct:

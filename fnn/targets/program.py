@@ -174,7 +174,7 @@ class Program:
         """(kind, bytes sent, whether kernels run meanwhile) of one turn's collectives.
 
         A start and a done are one. So are the fusions through which a TPU carries a collective
-        along, whose parts have one channel.
+        along, whose parts have one chain.
         """
         started: dict[str, int] = {}
         kernels = 0
@@ -193,14 +193,15 @@ class Program:
                 yield kind, sent, len(parts) > 2
 
     def _fused(self, body: str) -> Iterator[tuple[str, list[_Instruction]]]:
-        """The collectives inside of fusions: (kind, the parts of one channel)."""
+        """The collectives inside of fusions: (kind, the parts of one chain, or of one channel)."""
         chains: dict[tuple[str, str], list[_Instruction]] = {}
         for fusion in self._inside(body):
             if fusion.opcode == "fusion":
                 for part in self._called(fusion, "calls").values():
                     if kind := _kind(part.opcode):
-                        channel = re.search(r"channel_id=(\d+)", part.line)
-                        key = kind, channel[1] if channel else part.name
+                        chain = re.search(r'chain_id="?(\d+)', part.line)
+                        chain = chain or re.search(r"channel_id=(\d+)", part.line)
+                        key = kind, chain[0] if chain else part.name
                         chains.setdefault(key, []).append(part)
         yield from ((kind, parts) for (kind, _), parts in chains.items())
 

@@ -8,21 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn import losses
+from fnn.backprop import weight_of
 from fnn.base import Array, Layer, Loss, Params
 from fnn.parallel.examples import ShardedExamples
 
 Data = Any
-"""(x, y), arrays or trees of arrays, with the examples along the first axis of all; on a mesh also
-`fnn.parallel.ShardedExamples` of such a pair."""
+"""(x, y), arrays or trees of arrays, with the examples along the first axis of all, or (x, y,
+weight) with one weight per example; on a mesh also `fnn.parallel.ShardedExamples` of these."""
+SIDES = ("x", "y", "weight")
 BINARY = (losses.binary_cross_entropy, losses.sigmoid_binary_cross_entropy)
 """The losses whose targets are from 0 to 1."""
 
 
 def pair(name: str, batch: Any, expected: str = "(x, y)") -> Data:
-    """(x, y). Raises TypeError, naming the caller, for what is not a pair."""
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
+    """(x, y) or (x, y, weight). Raises TypeError, naming the caller, for what is neither."""
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         raise TypeError(f"{name}: expected {expected}, got {type(batch).__name__}")
-    return batch[0], batch[1]
+    return tuple(batch)
 
 
 def count(data: Data) -> int:
@@ -32,13 +34,14 @@ def count(data: Data) -> int:
     """
     if isinstance(data, ShardedExamples):
         return data.n
-    x, y = pair("data", data)
+    sides = pair("data", data)
     if any(not getattr(a, "shape", ()) for a in jax.tree.leaves(data)):
         raise TypeError("data: expected arrays of examples, got single numbers; a list is no array")
-    lengths = [[a.shape[0] for a in jax.tree.leaves(side)] for side in (x, y)]
-    if len(set(lengths[0] + lengths[1])) != 1:
+    lengths = [[a.shape[0] for a in jax.tree.leaves(side)] for side in sides]
+    if len({n for sizes in lengths for n in sizes}) != 1:
         shown = [sizes[0] if len(set(sizes)) == 1 else sizes for sizes in lengths]
-        raise ValueError(f"data: x has {shown[0]} examples, but y has {shown[1]}")
+        each = [f"{side} has {n}" for side, n in zip(SIDES, shown, strict=False)]
+        raise ValueError(f"data: {each[0]} examples, but {', '.join(each[1:])}")
     return lengths[0][0]
 
 
@@ -48,8 +51,10 @@ def examples(data: Data) -> Any:
 
 
 def is_pair(data: Any) -> bool:
-    """Whether data is (x, y), arrays or trees of arrays."""
-    if not isinstance(data, tuple | list) or len(data) != 2:
+    """Whether data is (x, y), arrays or trees of arrays, or (x, y, weight)."""
+    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
+        return False
+    if not all(hasattr(weight, "shape") for weight in data[2:]):
         return False
     try:
         sides = [jax.tree.leaves(side) for side in data]
@@ -59,44 +64,48 @@ def is_pair(data: Any) -> bool:
 
 
 class Checks(NamedTuple):
-    """The checks of what a network is trained on with a loss; messages begin with `name`."""
+    """The checks of what a network is trained on with a loss, or what neither of them takes;
+    messages begin with `name`."""
 
     name: str
-    network: Layer
-    loss: Loss
+    network: Layer | None
+    loss: Loss | None
 
     def pair(self, data: Any) -> Data:
-        """(x, y) as arrays of NumPy's or JAX's. Raises TypeError for what is no such pair and for
-        what are no numbers, ValueError for whole numbers that JAX would wrap."""
+        """(x, y) or (x, y, weight) as arrays of NumPy's or JAX's. Raises TypeError for what is
+        neither and for what are no numbers, ValueError for whole numbers that JAX would wrap."""
         if not is_pair(data):
             raise TypeError(f"{self.name}: expected (x, y), arrays or trees of arrays")
         arrays = jax.tree.map(_array, tuple(data))
         jax.tree_util.tree_map_with_path(partial(_check_whole, self.name), arrays)
         return arrays
 
-    def examples(self, params: Params, x: Any, y: Any) -> None:
+    def examples(self, params: Params, x: Any, y: Any, weight: Any = None) -> None:
         """Refuse examples that the network and the loss can't take.
 
         Raises ValueError for no examples, different numbers of x and of y, shapes that the network
         or the loss refuses, labels outside 0 to k-1, targets of the binary cross-entropies outside
         [0, 1], and entries that are NaN or infinite.
         """
-        single = all(hasattr(a, "shape") for a in (x, y))
+        single = self.network is not None and all(hasattr(a, "shape") for a in (x, y))
         if single and (jnp.ndim(x) < 2 or jnp.ndim(y) < 1):
             raise ValueError(
                 f"{self.name}: expected x (n, d_in) and y (n, ...), got {x.shape}, {y.shape}"
             )
         if single and len(x) != len(y):
             raise ValueError(f"{self.name}: x has {len(x)} examples, but y has {len(y)}")
-        if count((x, y)) == 0:
+        if count((x, y) if weight is None else (x, y, weight)) == 0:
             raise ValueError(f"{self.name}: expected at least one example, got none")
-        prediction, _ = jax.eval_shape(self.network.forward, params, x)
-        jax.eval_shape(self.loss.value, prediction, y)
-        form: Any = jax.tree.structure(prediction)
-        if form == jax.tree.structure(y):
-            jax.tree_util.tree_map_with_path(partial(_check_labels, self.name), y, prediction)
-        self.targets(y)
-        for side, tree in (("x", x), ("y", y)):
+        if self.network is not None and self.loss is not None:
+            prediction, _ = jax.eval_shape(self.network.forward, params, x)
+            losses = jax.eval_shape(self.loss.value, prediction, y)
+            if weight is not None:
+                weight_of(losses, weight)
+            form: Any = jax.tree.structure(prediction)
+            if form == jax.tree.structure(y):
+                jax.tree_util.tree_map_with_path(partial(_check_labels, self.name), y, prediction)
+            self.targets(y)
+        for side, tree in zip(SIDES, (x, y, weight), strict=True):
             for path, a in jax.tree_util.tree_flatten_with_path(tree)[0]:
                 if jnp.issubdtype(jnp.result_type(a), jnp.inexact):
                     place = side + jax.tree_util.keystr(path)
@@ -133,7 +142,7 @@ def _check_whole(name: str, path: Any, a: Any) -> None:
             raise TypeError(f"{name}: expected arrays of numbers, got {a.dtype}")
         kept = jnp.iinfo(jax.dtypes.canonicalize_dtype(a.dtype))
         if kept.bits < 8 * a.dtype.itemsize:
-            place = "xy"[path[0].idx] + jax.tree_util.keystr(path[1:])
+            place = SIDES[path[0].idx] + jax.tree_util.keystr(path[1:])
             _refuse(name, place, a, (a < kept.min) | (a > kept.max), f"numbers within {kept.dtype}")
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fnn.backprop import weight_of
 from fnn.base import Array, Layer, Params, at, at_least_float32, statistics
 from fnn.parallel.examples import ShardedExamples
 from fnn.training.checks import Data, examples
@@ -46,11 +47,15 @@ class Evaluation(NamedTuple):
         network, loss = self.training.network, self.training.loss
         found = [all_finite((state, value)), value]
         if validation is not None:
-            measured = statistics(network, state.params, examples(data)[0])
+            x, measured = examples(data)[0], ()
+            if network.varying is not None:
+                measured = statistics(network, state.params, x)
             prediction = self._prediction(state.params, measured, validation)
-            _, y = examples(validation)
-            found.append(loss.value(prediction, y).mean())
-            found += [_mean(name, metric(prediction, y)) for name, metric in self.metrics.items()]
+            _, y, *weight = examples(validation)
+            losses = loss.value(prediction, y)
+            found.append((losses * weight_of(losses, *weight) if weight else losses).mean())
+            measure = lambda name: _mean(name, self.metrics[name](prediction, y), *weight)
+            found += [measure(name) for name in self.metrics]
         dtype = at_least_float32(value.dtype)
         return jnp.stack([jnp.asarray(number).astype(dtype) for number in found])
 
@@ -75,17 +80,22 @@ class Evaluation(NamedTuple):
         return entry
 
 
-def _mean(name: str, measured: Any) -> Array:
+def _mean(name: str, measured: Any, weight: Any = None) -> Array:
+    """The mean of what a metric returned, weighted where it has a number for each weight."""
     try:
-        mean = jnp.mean(jnp.asarray(measured))
+        values = jnp.asarray(measured)
+        numeric = not jnp.iscomplexobj(values)
     except (TypeError, ValueError):
-        mean = None
-    if mean is None or jnp.iscomplexobj(mean):
-        got = type(measured).__name__ if mean is None else mean.dtype
+        numeric = False
+    if not numeric:
         raise TypeError(
-            f"fit: expected metrics[{name!r}] to return a number or an array of numbers, got {got}"
+            f"fit: expected metrics[{name!r}] to return a number or an array of numbers, "
+            f"got {getattr(measured, 'dtype', type(measured).__name__)}"
         )
-    return mean
+    if weight is None or values.shape[: jnp.ndim(weight)] != jnp.shape(weight):
+        return values.mean()
+    each = values.reshape(*jnp.shape(weight), -1).mean(-1)
+    return (each * weight.astype(each.dtype)).sum() / weight.sum().astype(each.dtype)
 
 
 def _on_host(noted: Array) -> Any:

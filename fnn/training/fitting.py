@@ -7,6 +7,7 @@ While one epoch's numbers are read and reported, the next is already being compu
 epochs take less than `AHEAD` seconds: the host's work then costs no time.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,15 +19,18 @@ from jax.sharding import Mesh
 
 from fnn.base import Array, Layer, Loss, Optimizer, split
 from fnn.errors import Error
+from fnn.gradients import Gradient
 from fnn.numbers import count
 from fnn.parallel.examples import ShardedExamples
 from fnn.training.arrays import Arrays
 from fnn.training.checks import Data, is_pair
 from fnn.training.evaluation import Evaluation, Metric
 from fnn.training.faults import first_fault
+from fnn.training.history import History
 from fnn.training.steps import Augment, Record, State, Training
 from fnn.training.streams import Stream
 
+LOG = logging.getLogger(__name__)
 AHEAD = 0.1
 """Seconds. Epochs longer than this are not started ahead."""
 
@@ -96,11 +100,12 @@ def fit(
     start: Progress | None = None,
     on_epoch: OnEpoch | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    gradient: Gradient | None = None,
     augment: Augment | None = None,
     record: Record | None = None,
     mesh: Mesh | None = None,
     shard_params: bool = False,
-) -> tuple[State, list[dict[str, Any]]]:
+) -> tuple[State, History]:
     """Train an epoch at a time, from fresh parameters or from `start`, and keep a history.
 
     data is (x, y), kept on the device and shuffled there; or, for more than the device
@@ -114,17 +119,20 @@ def fit(
     Returns the final state and the history: for each epoch its `loss`, and with
     validation=(x, y) its `validation_loss` after the epoch and each of
     metrics={name: f(prediction, y)}, the mean of what f returns on the validation data, under
-    its own name. After each epoch on_epoch(epoch, state, entry) is called, epoch from 1, entry
-    the history's newest; the state it gets stays valid for good. Training ends where it
-    returns True. A network with statistics, such as batch normalisation's, is measured on the
-    training data (of a stream, on its last batch) before it is evaluated.
+    its own name. `print(history)` shows it as a table, and so does a notebook. After each epoch
+    on_epoch(epoch, state, entry) is called, epoch from 1, entry the history's newest; the state
+    it gets stays valid for good. Training ends where it returns True. A network with statistics,
+    such as batch normalisation's, is measured on the training data (of a stream, on its last
+    batch) before it is evaluated.
 
     With `patience` training ends when so many epochs in a row have not lowered the validation
     loss, and the state returned is the best epoch's. epochs counts those in `start` too: with
     the same other arguments, a run that goes on is bit for bit one that never stopped.
 
-    `augment` and `record` are those of `fnn.training`; what record notes is in each entry, under
-    `record`, the steps along its leading axis.
+    `gradient`, `augment` and `record` are those of `fnn.training`; what record notes is in each
+    entry, under `record`, the steps along its leading axis. Data, batches and validation may have
+    weights, (x, y, weight): a metric with one number per example is then their weighted mean,
+    sum_n weight_n f_n / sum_n weight_n.
 
     Arrays are moved between host and device as needed: `jax.transfer_guard` of the caller is lifted
     inside.
@@ -148,16 +156,18 @@ def fit(
     (3, 12)
     """
     _check_settings(epochs, patience, validation, start)
-    training = Training.of("fit", network, loss, optimizer, augment, record, mesh, shard_params)
+    training = Training.of(
+        "fit", network, loss, optimizer, gradient, augment, record, mesh, shard_params
+    )
     evaluation = Evaluation.of(training, metrics or {}, validation)
     batch_size = _checked_batch_size(data, batch_size)
     init_key, shuffle_key = split(key, 2)
     if start is None:
         fresh = training.fresh(init_key)
         start = Progress(fresh, [], fresh)
-    state, history, best = start.state, list(start.history), start.best
+    state, history, best = start.state, History(start.history), start.best
     if validation is not None:
-        validation = training.placed("fit: validation", state.params, validation)
+        validation = training.placed("fit: validation", state.params, validation, True)
     source: Arrays | Stream
     if batch_size is None:
         source = Stream(evaluation, data)
@@ -179,6 +189,8 @@ def fit(
             raise DivergedError(now.number, *fault, state, history)
         state = now.state
         history.append(entry := evaluation.entry(numbers, now.noted))
+        shown = {name: value for name, value in entry.items() if name != "record"}
+        LOG.info("epoch %d of %d: %s", now.number, epochs, shown)
         if patience is not None and epochs_since_best(history) == 0:
             best = state
         if _is_ended(on_epoch, now.number, state, entry) or is_over():

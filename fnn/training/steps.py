@@ -17,13 +17,19 @@ Research. `augment(key, (x, y)) -> (x, y)` transforms each batch before its step
 `record(state, grads, value) -> tree` is what each step notes down: state holds the parameters
 at which the batch's mean loss `value` and its gradient `grads` were taken. What a step returns
 beside the state is then the pair (loss, noted) in the place of the loss.
+`gradient(params, (x, y), key) -> (value, grads)` takes the place of the network's and the loss's
+own, as `fnn.gradients` describes it; the network is then only initialised and evaluated. Each
+update has a key.
+
+Weights. The data may be (x, y, weight), with one weight per example: the mean loss of a batch is
+then (1/m) sum_n weight_n loss_n, as in `fnn.value_and_grad`. `augment` gets (x, y) of them.
 
 On a mesh of devices, `mesh` (see `fnn.parallel`), the same training: with axes "data", over
 which the examples of each batch are split, and perhaps "model", over which the network's own
 layers are cut. With shard_params the parameters and the optimizer's state are split over "data"
 too. batch_size stays that of the whole batch. Each device shuffles its own share of the data, and
 draws its own numbers for random layers and `augment`; normalisation over a batch is over the
-device's share. What `record` sees are whole arrays.
+device's share. What `record` and `gradient` get are whole arrays, `augment` too beside a gradient.
 """
 
 from collections.abc import Callable
@@ -35,13 +41,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fnn import numbers
+from fnn import gradients, numbers
 from fnn.backprop import value_and_grad
 from fnn.base import Array, Layer, Loss, Optimizer, Params, at, check_key, check_optimizer, split
+from fnn.gradients import Gradient
 from fnn.parallel.examples import ShardedExamples
 from fnn.parallel.partition import untyped
 from fnn.reductions import beside
-from fnn.training.checks import Checks, Data, count, pair
+from fnn.training.checks import Checks, Data, count, examples, pair
 from fnn.training.mesh import Devices
 from fnn.training.shuffle import permutation
 
@@ -56,6 +63,7 @@ def make_step(
     loss: Loss,
     optimizer: Optimizer,
     *,
+    gradient: Gradient | None = None,
     augment: Augment | None = None,
     record: Record | None = None,
     mesh: Mesh | None = None,
@@ -78,7 +86,7 @@ def make_step(
     (1.0, 0.5)
     """
     training = Training.of(
-        "make_step", network, loss, optimizer, augment, record, mesh, shard_params
+        "make_step", network, loss, optimizer, gradient, augment, record, mesh, shard_params
     )
 
     def step(state: State, batch: Data, key: Array | None = None) -> tuple[State, Any]:
@@ -95,6 +103,7 @@ def make_epoch(
     optimizer: Optimizer,
     batch_size: int,
     *,
+    gradient: Gradient | None = None,
     augment: Augment | None = None,
     record: Record | None = None,
     mesh: Mesh | None = None,
@@ -119,7 +128,7 @@ def make_epoch(
     """
     batch_size = numbers.count("make_epoch", batch_size=batch_size)
     training = Training.of(
-        "make_epoch", network, loss, optimizer, augment, record, mesh, shard_params
+        "make_epoch", network, loss, optimizer, gradient, augment, record, mesh, shard_params
     )
 
     def epoch(state: State, data: Data, key: Array) -> tuple[State, Any]:
@@ -136,6 +145,7 @@ def make_train(
     batch_size: int,
     epochs: int,
     *,
+    gradient: Gradient | None = None,
     augment: Augment | None = None,
     record: Record | None = None,
     mesh: Mesh | None = None,
@@ -159,7 +169,7 @@ def make_train(
     """
     epochs, batch_size = numbers.count("make_train", epochs=epochs, batch_size=batch_size)
     training = Training.of(
-        "make_train", network, loss, optimizer, augment, record, mesh, shard_params
+        "make_train", network, loss, optimizer, gradient, augment, record, mesh, shard_params
     )
 
     def train(params: Params, data: Data, key: Array) -> tuple[State, Any]:
@@ -193,6 +203,7 @@ class Training(NamedTuple):
     augment: Augment | None
     record: Record | None
     devices: Devices | None
+    given: Gradient | None
     gradient: Callable[..., tuple[Array, Params]]
 
     @classmethod
@@ -202,6 +213,7 @@ class Training(NamedTuple):
         network: Layer,
         loss: Loss,
         optimizer: Optimizer,
+        gradient: Gradient | None = None,
         augment: Augment | None = None,
         record: Record | None = None,
         mesh: Mesh | None = None,
@@ -213,15 +225,18 @@ class Training(NamedTuple):
         devices = Devices.of(name, mesh, shard_params)
         if devices is not None:
             network, optimizer = devices.place(network, optimizer)
-        gradient: Callable[..., Any] = partial(_gradient, network, loss, augment)
-        if devices is not None:
-            gradient = devices.gradient(network, gradient)
-        return cls(network, loss, optimizer, augment, record, devices, gradient)
+        batch_gradient: Callable[..., Any] = partial(_gradient, network, loss, augment)
+        if gradient is not None:
+            gradients.check(name, gradient)
+            batch_gradient = partial(_given, gradient, augment)
+        elif devices is not None:
+            batch_gradient = devices.gradient(network, batch_gradient)
+        return cls(network, loss, optimizer, augment, record, devices, gradient, batch_gradient)
 
     @property
     def _draws(self) -> bool:
         """Whether a step draws random numbers."""
-        return self.network.varying is not None or self.augment is not None
+        return self.network.varying is not None or bool(self.augment or self.given)
 
     def fresh(self, key: Array) -> State:
         """The state before training, each device making its part."""
@@ -230,11 +245,17 @@ class Training(NamedTuple):
         _check_state("fit", state)
         return state
 
-    def placed(self, name: str, params: Params, data: Any) -> Data:
+    def checks(self, name: str, evaluated: bool = False) -> Checks:
+        """The checks of examples that are trained on or, where `evaluated`, predicted for: beside
+        a gradient of the user's, only then by the network and the loss."""
+        by_both = evaluated or self.given is None
+        return Checks(name, self.network, self.loss) if by_both else Checks(name, None, None)
+
+    def placed(self, name: str, params: Params, data: Any, evaluated: bool = False) -> Data:
         """Data, checked, on the device or split over the devices."""
         if isinstance(data, ShardedExamples):
             return data
-        check = Checks(name, self.network, self.loss)
+        check = self.checks(name, evaluated)
         data = jax.tree.map(jnp.asarray if self.devices is None else untyped, check.pair(data))
         check.examples(params, *data)
         return data if self.devices is None else self.devices.shares(data)
@@ -255,7 +276,9 @@ class Training(NamedTuple):
         keys = None
         if self._draws:
             if key is None:
-                raise TypeError("step: expected a key, for random layers or augment, got none")
+                raise TypeError(
+                    "step: expected a key, for random layers, augment or gradient, got none"
+                )
             keys = split(jax.random.fold_in(key, state.step), 2)
         scale = getattr(state, "loss_scale", None)
         value, grads = self.gradient(state.params, batch, keys, scale, None)
@@ -360,12 +383,36 @@ def _gradient(
 ) -> tuple[Array, Params]:
     """(mean loss, grads) of a batch, with its random layers and its augmentation at their keys."""
     if keys is not None:
-        layer_key, augment_key = keys
-        network = at(network, layer_key)
-        if augment is not None:
-            batch = pair("augment", augment(augment_key, batch), "it to return (x, y)")
+        network, batch = at(network, keys[0]), _augmented(augment, batch, keys[1])
     weighed = loss if weights is None else _weighted(loss, weights)
     return value_and_grad(network, _scaled(weighed, scale))(params, *batch)
+
+
+def _given(
+    gradient: Gradient,
+    augment: Augment | None,
+    params: Params,
+    batch: Data,
+    keys: Array,
+    scale: Array | None,
+    weights: None,
+) -> tuple[Array, Params]:
+    """The user's gradient of a batch, whole on a mesh too."""
+    value, grads = gradient(params, _augmented(augment, examples(batch), keys[1]), keys[0])
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"gradient: expected (value, grads) with a scalar value, got {jnp.shape(value)}"
+        )
+    if scale is not None:
+        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+    return jnp.asarray(value), grads
+
+
+def _augmented(augment: Augment | None, batch: Data, key: Array) -> Data:
+    """The batch as its step gets it; its weights, if it has any, are not augmented."""
+    if augment is None:
+        return batch
+    return *pair("augment", augment(key, batch[:2]), "it to return (x, y)"), *batch[2:]
 
 
 def _weighted(loss: Loss, weights: Array) -> Loss:

@@ -34,7 +34,7 @@ class Stream:
 
     def __init__(self, evaluation: Evaluation, source: Iterable[Any]) -> None:
         self.training, self.source = evaluation.training, source
-        self.checks = Checks("fit", self.training.network, self.training.loss)
+        self.checks = self.training.checks("fit")
         self._advance = jax.jit(partial(_steps, self.training, self.checks), donate_argnums=0)
         self._numbers = jax.jit(evaluation.numbers)
 
@@ -49,9 +49,9 @@ class Stream:
         counts: list[int] = []
         with closing(_ahead(_groups(self._pairs()), PREFETCH)) as groups:
             for group in groups:
-                for _, y in group:
-                    if isinstance(y, np.ndarray):  # to look at the device's would wait for it
-                        self.checks.targets(y)
+                for batch in group:
+                    if isinstance(batch[1], np.ndarray):  # the device's would be waited for
+                        self.checks.targets(batch[1])
                 counts.append(len(group) * count(group[0]))
                 # The call moves the batches while the device computes those before them. One call
                 # may wait, so that the device never does; more of them would let a fast source

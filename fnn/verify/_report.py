@@ -5,7 +5,6 @@ What a checker found, as a table.
 What the inputs of a check can't show, in words.
 """
 
-import html
 import json
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fnn import _html
 from fnn.verify._arrays import named_leaves
 from fnn.verify._call import Inputs
 from fnn.verify._leaf import FLOOR, Check, Leaf, measure
@@ -244,13 +244,10 @@ class Report:
             (leaf.name, leaf.float64, leaf.native, leaf.differences, leaf.verdict, leaf.note)
             for leaf in self.leaves
         ]
-        cells = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>"
-            for row in rows
-        )
-        head = "".join(f"<th>{html.escape(h)}</th>" for h in heads)
-        title = html.escape(": ".join(filter(None, (self.name, self.verdict, self.place))))
-        return f"<table><caption>{title}</caption><tr>{head}</tr>{cells}</table>"
+        blind = f"these inputs can't show {', '.join(self.blind)}" if self.blind else ""
+        shown = (self.name, self.verdict, blind if self.verdict == "pass" else self.place)
+        title = ": ".join(filter(None, shown))
+        return _html.table(title, heads, rows)
 
     def __str__(self) -> str:
         """The table."""

@@ -276,6 +276,25 @@ def test_fit_on_a_mesh_is_fit(monkeypatch):
     assert difference(one.params, many.params) < 2e-5
 
 
+def test_a_gradient_and_weights_on_a_mesh_are_those_of_one_device():
+    """Of 103 examples, which 8 devices don't divide, the params split too."""
+    own = fnn.gradients.sam(fnn.gradients.of(MLP, fnn.softmax_cross_entropy), 0.2)
+    weight = np.linspace(0, 2, 103, dtype=np.float32)
+    many = {"mesh": DATA, "shard_params": True}
+    for research in ({"gradient": own}, {}):
+        states = [
+            fnn.fit(
+                MLP, fnn.softmax_cross_entropy, fnn.adam(0.05), (X, Y, weight), key=KEY, epochs=3,
+                batch_size=103, validation=(X, Y, weight), **research, **where,
+            )
+            for where in ({}, many)
+        ]  # fmt: skip
+        (one, history), (two, again) = states
+        assert difference(history, again) < 1e-5
+        assert difference(one.params, two.params) < 2e-5
+        assert max(parts(two.params)) < 1
+
+
 @pytest.mark.long
 def test_streamed_batches_are_split():
     """In groups, and the last one small."""

@@ -92,16 +92,23 @@ def test_collectives_count_with_their_loop(name, width, beside):
     assert found.overlapped["all-gather"] == beside
 
 
-def test_collectives_carried_through_fusions_count_once_and_run_beside_them():
-    """As a TPU's compiler writes them: three fusions, whose gathers have one channel."""
-    gather = "  %g = bf16[64]{0} all-gather(%p), channel_id=1, replica_groups={{0,1,2,3}}"
-    names = ("start", "carry", "done")
-    parts = "".join(f"%{name} (p: bf16[16]) -> bf16[64] {{\n{gather}\n}}\n\n" for name in names)
-    fusions = "".join(f"  %f.{name} = bf16[64] fusion(%x), calls=%{name}\n" for name in names)
+@pytest.mark.parametrize("number", [1, 2])
+def test_collectives_carried_through_fusions_count_once_and_run_beside_them(number):
+    """As a TPU's compiler writes them: three fusions, whose gathers have one chain. Different
+    collectives may have one channel."""
+    parts = fusions = ""
+    for chain in map(str, range(number)):
+        gather = "  %g = bf16[64]{0} all-gather(%p), channel_id=1, replica_groups={{0,1,2,3}}"
+        gather += f', frontend_attributes={{chain_id="{chain}"}}' if number > 1 else ""
+        names = [f"{name}{chain}" for name in ("start", "carry", "done")]
+        parts += "".join(
+            f"%{name} (p: bf16[16]) -> bf16[64] {{\n{gather}\n}}\n\n" for name in names
+        )
+        fusions += "".join(f"  %f.{name} = bf16[64] fusion(%x), calls=%{name}\n" for name in names)
     text = f"{parts}ENTRY %main (x: bf16[16]) -> bf16[64] {{\n{fusions}}}\n"
     found = Program(text, DEVICES["TPU v5e"])
-    assert found.collectives == {"all-gather": (1, 96.0)}
-    assert found.overlapped == {"all-gather": 1}
+    assert found.collectives == {"all-gather": (number, number * 96.0)}
+    assert found.overlapped == {"all-gather": number}
 
 
 def test_flops_are_those_of_products_with_their_loops():

@@ -120,7 +120,7 @@ def test_bad_calls_are_refused_by_name(name):
 def test_wrong_dtypes_are_a_type_error():
     with pytest.raises(TypeError, match=r"dense\(3, 8\): x is float16, but params\['W'\]"):
         fit((HALF, Y))
-    for wrong in ([X.tolist(), Y.tolist()], (X, Y, Y), X, (nested(1000), Y)):
+    for wrong in ([X.tolist(), Y.tolist()], (X, Y, Y, Y), X, (nested(1000), Y)):
         with pytest.raises(TypeError, match=r"fit: validation: expected \(x, y\), arrays"):
             fit(validation=wrong)
     for wrong in (X.astype(object), X.astype(str)):

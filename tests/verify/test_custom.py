@@ -331,3 +331,5 @@ def test_a_report_as_json_and_in_a_notebook():
     shown = report._repr_html_()
     assert "<td>dx</td>" in shown
     assert "&gt;" in shown
+    passed = verify.check_layer(fnn.tanh, (), jnp.array([[0.5, 1.0]]))._repr_html_()
+    assert "<caption>check_layer: pass: these inputs can&#x27;t show no zeros" in passed

@@ -1,0 +1,177 @@
+"""Gradients as training takes them, and functions from a gradient to a gradient.
+
+    gradient(params, batch, key) -> (value, grads)
+
+batch is (x, y), or (x, y, weight) with one weight per example; key is the update's own; value is
+the batch's mean loss, a scalar, and grads a tree like params. `make_step`, `make_epoch`,
+`make_train` and `fit` take one as `gradient=`, in the place of the network's and the loss's own.
+
+    of             the network's and the loss's own
+    sam            at the worst point nearby
+    microbatches   from a few examples at a time, in less memory
+    clipped        with at most this norm
+    noisy          with normal noise added
+
+For objective(params, batch, key) -> scalar, `jax.value_and_grad(objective)` is a gradient too.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fnn import numbers
+from fnn.backprop import value_and_grad
+from fnn.base import Array, Layer, Loss, Params, at, at_least_float32, split
+from fnn.per_example import add_noise
+from fnn.reductions import length
+
+Gradient = Callable[[Params, Any, Any], tuple[Array, Params]]
+
+
+def of(network: Layer, loss: Loss) -> Gradient:
+    """The gradient of the mean loss by the layers' own rules: what training uses by default.
+
+    Random layers act by the key, which may be None for a network without any.
+
+    Raises TypeError for what is not a layer or a loss.
+
+    >>> import fnn
+    >>> params, batch = {"W": jnp.ones((1, 1)), "b": jnp.zeros(1)}, (jnp.ones((4, 1)),) * 2
+    >>> of(fnn.dense(1, 1), fnn.mse)(params, batch, None)[0]
+    Array(0., dtype=float32)
+    """
+    value_and_grad(network, loss)  # refuses what is not a layer or a loss
+    return lambda params, batch, key: value_and_grad(at(network, key), loss)(params, *batch)
+
+
+def sam(gradient: Gradient, rho: float | Array = 0.05) -> Gradient:
+    """Sharpness-aware minimisation, Foret et al. 2021: the gradient at theta + rho g / ||g||, with
+    the value at theta.
+
+    ||g|| is over all parameters together. Both gradients get the same key. Raises TypeError for
+    what is not a gradient, ValueError for rho not above 0.
+
+    >>> square = lambda params, batch, key: (params**2, 2 * params)
+    >>> sam(square, 0.5)(jnp.array(1.0), None, None)[1]
+    Array(3., dtype=float32, weak_type=True)
+    """
+    check("sam", gradient)
+    rho = numbers.positive("sam", rho=rho)
+
+    def perturbed(params: Params, batch: Any, key: Any) -> tuple[Array, Params]:
+        value, grads = gradient(params, batch, key)
+        scale = rho / jnp.maximum(_norm(grads), 1e-30)
+        there = jax.tree.map(lambda p, g: p + _times(scale, g, p.dtype), params, grads)
+        return value, gradient(there, batch, key)[1]
+
+    return perturbed
+
+
+def microbatches(gradient: Gradient, n: int) -> Gradient:
+    """The same gradient from at most n parts of the batch, one after another: the activations of
+    one part are in memory at a time, and no buffer is kept between updates.
+
+    Part i has every n-th example, and a key of its own. The mean over the batch is that of the
+    parts, weighted by their numbers of examples, in at least float32; it equals the gradient of
+    the whole batch where no example depends on others.
+
+    Raises TypeError for what is not a gradient, ValueError for n below 1.
+
+    >>> mean = lambda params, batch, key: (batch.mean(), batch.sum(0))
+    >>> microbatches(mean, 2)(None, jnp.array([1.0, 2.0, 6.0]), jax.random.key(0))[0]
+    Array(3., dtype=float32)
+    """
+    check("microbatches", gradient)
+    n = numbers.count("microbatches", n=n)
+
+    def accumulated(params: Params, batch: Any, key: Any) -> tuple[Array, Params]:
+        m = len(jax.tree.leaves(batch)[0])
+        size = -(-m // n)
+        parts = m // size
+        keys = split(key, parts + 1)
+
+        def add(sums: Any, part: Any, key: Array) -> Any:
+            share = len(jax.tree.leaves(part)[0]) / m
+            found = gradient(params, part, key)
+            return jax.tree.map(lambda s, g: s + _times(share, g, s.dtype), sums, found)
+
+        # Strided, so that on a mesh each device has its share of every part.
+        strided = lambda a: a[: parts * size].reshape(size, parts, *a.shape[1:]).swapaxes(0, 1)
+        like = jax.eval_shape(gradient, params, jax.tree.map(lambda a: a[:size], batch), key)
+        sums = jax.tree.map(lambda g: jnp.zeros(g.shape, at_least_float32(g.dtype)), like)
+        several = jax.tree.map(strided, batch), keys[:-1]
+        sums, _ = jax.lax.scan(lambda sums, part: (add(sums, *part), None), sums, several)
+        if parts * size < m:
+            sums = add(sums, jax.tree.map(lambda a: a[parts * size :], batch), keys[-1])
+        return jax.tree.map(lambda s, g: s.astype(g.dtype), sums, like)
+
+    return accumulated
+
+
+def clipped(gradient: Gradient, max_norm: float | Array) -> Gradient:
+    """g min(1, max_norm / ||g||), over all parameters together. Pascanu et al. 2013.
+
+    Before `microbatches` it clips each part's gradient, after it their mean. To clip that of each
+    example in one backward pass, see `fnn.per_example.clipped_value_and_grad`.
+
+    Raises TypeError for what is not a gradient, ValueError for max_norm not above 0.
+
+    >>> square = lambda params, batch, key: (params**2, 2 * params)
+    >>> clipped(square, 0.5)(jnp.array(1.0), None, None)[1]
+    Array(0.5, dtype=float32, weak_type=True)
+    """
+    check("clipped", gradient)
+    max_norm = numbers.bound("clipped", max_norm=max_norm)
+
+    def bounded(params: Params, batch: Any, key: Any) -> tuple[Array, Params]:
+        value, grads = gradient(params, batch, key)
+        scale = 1 / jnp.maximum(_norm(grads) / max_norm, 1)
+        return value, jax.tree.map(lambda g: _times(scale, g, g.dtype), grads)
+
+    return bounded
+
+
+def noisy(gradient: Gradient, stddev: float | Array) -> Gradient:
+    """g + stddev * standard normal noise: see `fnn.per_example.add_noise`.
+
+    Raises TypeError for what is not a gradient; the gradient ValueError for a negative stddev.
+
+    >>> square = lambda params, batch, key: (params**2, 2 * params)
+    >>> noisy(square, 0.0)(jnp.array(1.0), None, jax.random.key(0))[1]
+    Array(2., dtype=float32, weak_type=True)
+    """
+    check("noisy", gradient)
+
+    def with_noise(params: Params, batch: Any, key: Any) -> tuple[Array, Params]:
+        key, noise_key = split(key, 2)
+        value, grads = gradient(params, batch, key)
+        return value, add_noise(grads, noise_key, stddev)
+
+    return with_noise
+
+
+def check(name: str, gradient: Any) -> None:
+    """Raise TypeError, naming the caller, for what is not a gradient.
+
+    >>> check("sam", 0.1)
+    Traceback (most recent call last):
+    TypeError: sam: expected gradient(params, batch, key) -> (value, grads), got 0.1
+    """
+    if not callable(gradient) or isinstance(gradient, tuple):
+        expected = "gradient(params, batch, key) -> (value, grads)"
+        raise TypeError(f"{name}: expected {expected}, got {gradient!r}")
+
+
+def _times(scale: Any, g: Array, dtype: Any) -> Array:
+    """scale g, computed in at least float32."""
+    wide = g.astype(at_least_float32(g.dtype))
+    return (jnp.asarray(scale, wide.dtype) * wide).astype(dtype)
+
+
+def _norm(grads: Params) -> Array:
+    """The Euclidean norm over all leaves together, in at least float32."""
+    norms = [length(jnp.ravel(g), (0,)) for g in jax.tree.leaves(grads)]
+    dtype = jnp.result_type(*norms) if norms else jnp.float32
+    return length(jnp.stack([a.astype(dtype) for a in [jnp.zeros(()), *norms]]), (0,))

@@ -1,0 +1,41 @@
+"""What `fit` returns about its epochs: a list of entries that is shown as a table."""
+
+from typing import Any
+
+from fnn import _html
+
+ENDS = 10
+"""Of more than twice so many epochs, so many at each end are shown."""
+
+
+class History(list[dict[str, Any]]):
+    """A list with one entry per epoch. `print` shows its numbers as a table, and so does a
+    notebook; what `record` noted is only in the entries.
+
+    >>> print(History([{"loss": 0.5}, {"loss": 0.25}]))
+    epoch  loss
+        1   0.5
+        2  0.25
+    """
+
+    def _rows(self) -> list[list[str]]:
+        """The heads, and a row of cells for each epoch that is shown."""
+        names = [n for n in (self[-1] if self else ()) if isinstance(self[-1][n], int | float)]
+        rows = [
+            [f"{epoch}", *(f"{entry[n]:.4g}" if n in entry else "" for n in names)]
+            for epoch, entry in enumerate(self, 1)
+        ]
+        if len(rows) > 2 * ENDS:
+            rows[ENDS:-ENDS] = [["..."] * (len(names) + 1)]
+        return [["epoch", *(name.replace("_", " ") for name in names)], *rows]
+
+    def _repr_html_(self) -> str:
+        heads, *rows = self._rows()
+        return _html.table(f"epochs: {len(self)}", heads, rows)
+
+    def __str__(self) -> str:
+        """The table."""
+        rows = self._rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
+        return "\n".join(lines)
