@@ -381,6 +381,18 @@ def test_sums_are_in_the_params_dtype_whatever_the_inputs(layer, ones):
         )
 
 
+def test_the_sums_of_batch_norm_are_in_the_params_dtype():
+    layer = fnn.compute_in(fnn.at(fnn.batch_norm(1), KEY), jnp.float16)
+    params, x = layer.init(KEY), jnp.ones((10**5, 1), jnp.float16)
+    y, residuals = layer.forward(params, x)
+    dparams, _ = layer.backward(params, residuals, jnp.ones_like(y))
+    assert (dparams["bias"].dtype, float(dparams["bias"][0])) == (jnp.float32, 1e5)
+    with pytest.raises(
+        TypeError, match=r"batch_norm\(1\): its gradient exists for the whole batch"
+    ):
+        per_example.squared_norms(layer, fnn.mse)(params, x, x)
+
+
 def test_compute_in_refuses_what_is_no_float():
     with pytest.raises(TypeError, match="compute_in: expected a floating-point dtype"):
         fnn.compute_in(fnn.relu, jnp.int32)

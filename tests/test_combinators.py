@@ -88,3 +88,20 @@ def test_a_wrong_reduction_reaches_every_layer():
     dparams, _ = network.backward(params, residuals, X, lambda factor: jnp.float32(42))
     assert jax.tree.structure(dparams) == jax.tree.structure(params)
     assert {float(v) for a in jax.tree.leaves(dparams) for v in np.ravel(a)} == {42.0}
+
+
+@pytest.mark.parametrize(
+    ("merge", "other"),
+    [
+        (fnn.concatenate, jnp.ones((6, 4), jnp.bfloat16)),
+        (fnn.concatenate, jnp.ones((6, 4), jnp.int32)),
+        (fnn.concatenate, jnp.ones((5, 4))),
+        (fnn.add, jnp.ones((6, 4), jnp.bfloat16)),
+        (fnn.add, jnp.ones((6, 1))),
+    ],
+)
+def test_merges_refuse_arrays_that_do_not_go_together(merge, other):
+    """Under standard promotion, as most people have it, JAX would widen one of them."""
+    refused = pytest.raises(ValueError, match="concatenate: expected arrays|add: expected")
+    with jax.numpy_dtype_promotion("standard"), refused:
+        merge.forward((), (X, other))

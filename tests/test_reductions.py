@@ -1,12 +1,14 @@
 """Factors and reductions: each reduction of each factor against the gradients held one by one."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fnn
-from fnn import per_example, reductions
+from fnn import curvature, per_example, reductions
 from fnn.backprop import per_example_backward
 from fnn.reductions import Direct, Masked, Outer, Rows, Sum, Whole
 
@@ -250,9 +252,12 @@ def test_every_statistic_through_such_layers(network, shape):
                 per_example.gram(network, loss)(params, x, y),
                 per_example.second_moment(network, loss)(params, x, y),
                 per_example.clipped_value_and_grad(network, loss, 0.3)(params, x, y)[1],
+                per_example.gradient_noise_scale(network, loss)(params, x, y),
+                curvature.ggn_diagonal(network, loss, root=gradient)(params, x, y),
             )
 
-        each, norms, gram, moment, clipped = everything(params, x)
+        gradient = lambda p, t: loss.gradient(p, t)[None]
+        each, norms, gram, moment, clipped, noise, diagonal = everything(params, x)
     flat = np.concatenate([np.reshape(g, (6, -1)) for g in jax.tree.leaves(each)], 1)
     squares = (flat**2).sum(1)
     np.testing.assert_allclose(norms, squares, rtol=1e-10)
@@ -261,6 +266,25 @@ def test_every_statistic_through_such_layers(network, shape):
     jax.tree.map(close, moment, jax.tree.map(lambda g: np.square(g).mean(0), each))
     scale = np.minimum(1, 0.3 / np.sqrt(squares))
     jax.tree.map(close, clipped, jax.tree.map(lambda g: np.tensordot(scale, g, 1) / 6, each))
+    trace = np.var(flat, 0, ddof=1).sum()
+    squared_norm = (flat.mean(0) ** 2).sum() - trace / 6
+    np.testing.assert_allclose(noise, (trace, squared_norm, trace / squared_norm), rtol=1e-7)
+    # With the loss's own gradient as root, G is the second moment.
+    jax.tree.map(close, diagonal, moment)
+
+
+def test_no_statistic_goes_without_a_network_with_positions_and_a_masked_one():
+    """What stands in `test_every_statistic_through_such_layers`."""
+    statistics = {
+        name
+        for module in (per_example, curvature)
+        for name, f in vars(module).items()
+        if callable(f) and getattr(f, "__module__", "") == module.__name__ and name[0] != "_"
+        if list(inspect.signature(f).parameters)[:2] == ["network", "loss"]
+    }
+    elsewhere = {"kronecker_factors", "gauss_newton_vector_product"}  # no positions; no factors
+    text = inspect.getsource(test_every_statistic_through_such_layers)
+    assert statistics - elsewhere == {name for name in statistics if f".{name}(" in text}
 
 
 def mixing(tokens, d):

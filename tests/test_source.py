@@ -221,7 +221,7 @@ CATALOGUED = {
     "optimizers", "wrappers",
 }  # fmt: skip
 NO_CONSTRUCTORS = ("layers.shapes", "layers.windows")
-HELPERS = {"check_gradient", "check_state", "loss_scale", "scaled_gradients", "with_params"}
+HELPERS = {"check_gradients", "check_state", "loss_scale", "scaled_gradients", "with_params"}
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if room(name) in CATALOGUED])

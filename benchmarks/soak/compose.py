@@ -6,6 +6,8 @@ the same function in plain JAX are built. Every part keeps the number of feature
 """
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def compositions(folder: Path, wanted: int, seed: int) -> dict[str, int]:
     rng = random.Random(seed)
     counts = dict.fromkeys(("inputs", "statistics", "second derivatives", "runs", "differ"), 0)
     # Without jit a scan is a loop of operations that are compiled once for all compositions.
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), jax.disable_jit(), _little_optimization():
         for number in range(wanted):
             spec, images = _spec(rng, 4, rng.choice([1, 2, 3])), rng.random() < 0.3
             what = ["values"]
@@ -57,6 +59,17 @@ def compositions(folder: Path, wanted: int, seed: int) -> dict[str, int]:
                 counts["differ"] += 1
                 print("differs:", *_shrunk(spec, images, what, found))
     return counts
+
+
+@contextmanager
+def _little_optimization() -> Iterator[None]:
+    """Most time goes into compiling single operations for shapes that no composition had yet."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _spec(rng: random.Random, d: int, depth: int) -> Spec:

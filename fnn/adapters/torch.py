@@ -160,6 +160,32 @@ def _links(
     flattened: Sequence[str] | None,
 ) -> Iterable[_Link]:
     """One link per parameter; every array of the state that is a parameter is in one."""
+    links: list[_Link] = []
+    images: tuple[Any, int] | None = None
+    for module, path, layer in _matched(name, state, params, names):
+        channels = images and _channels(name, module, path, layer, images, flattened)
+        for ours, theirs in next(kind for kind in NAMES if set(kind) == set(layer)).items():
+            leaf = layer[ours]
+            ways = _ways(leaf.shape, channels) if ours == "W" else (_same, _same)
+            key = f"{module}.{theirs}" if module else theirs
+            place = (*path, jax.tree_util.DictKey(ours))
+            links.append(_Link(place, key, leaf.shape, leaf.dtype, *ways))
+        if "W" in layer:
+            images = (path, layer["W"].shape[0]) if layer["W"].ndim == 4 else None
+    foreign = sorted(_parameters(state).keys() - {link.key for link in links})
+    if foreign:
+        raise ValueError(f"{name}: there is no parameter for {foreign[0]}")
+    return links
+
+
+def _parameters(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if not key.endswith(MEASURED)}
+
+
+def _matched(
+    name: str, state: Mapping[str, Any], params: Params, names: Sequence[str] | None
+) -> list[tuple[str, Any, Any]]:
+    """Each module with the path and the params of its layer."""
     layers = jax.tree.leaves_with_path(params, is_leaf=_is_layer)
     unknown = next((path for path, layer in layers if not _is_layer(layer)), None)
     if unknown is not None:
@@ -167,37 +193,14 @@ def _links(
             f"{name}: expected params of dense, conv2d, layer_norm, batch_norm or embedding, "
             f"got {_shown(unknown)}"
         )
-    parameters = {key: value for key, value in state.items() if not key.endswith(MEASURED)}
-    modules = _ordered(parameters, names)
+    modules = _ordered(_parameters(state), names)
     if len(modules) != len(layers):
         places = ", ".join(_shown(path) for path, _ in layers)
         raise ValueError(
             f"{name}: expected {len(layers)} modules, for {places}, "
             f"got {len(modules)}: {', '.join(modules)}"
         )
-    links, channels, images = [], None, ()
-    for module, (path, layer) in zip(modules, layers, strict=True):
-        there = next(kind for kind in NAMES if set(kind) == set(layer))
-        follows = channels is not None and "W" in layer and layer["W"].ndim == 2
-        if follows and not _reads_images(name, module, images, path, flattened):
-            channels = None
-        if channels is not None and "gain" in layer and layer["gain"].shape != (channels,):
-            raise ValueError(
-                f"{name}: {module} normalises flattened images, whose order is not the same "
-                f"here and there; normalise them before they are flattened"
-            )
-        for ours, theirs in there.items():
-            leaf = layer[ours]
-            ways = _ways(leaf.shape, channels) if ours == "W" else (_same, _same)
-            key = f"{module}.{theirs}" if module else theirs
-            place = (*path, jax.tree_util.DictKey(ours))
-            links.append(_Link(place, key, leaf.shape, leaf.dtype, *ways))
-        if "W" in layer:
-            channels, images = (layer["W"].shape[0] if layer["W"].ndim == 4 else None), path
-    foreign = sorted(set(parameters) - {link.key for link in links})
-    if foreign:
-        raise ValueError(f"{name}: there is no parameter for {foreign[0]}")
-    return links
+    return [(module, *layer) for module, layer in zip(modules, layers, strict=True)]
 
 
 def _ways(shape: tuple[int, ...], channels: int | None) -> tuple[Change, Change]:
@@ -214,19 +217,33 @@ def _ways(shape: tuple[int, ...], channels: int | None) -> tuple[Change, Change]
     )
 
 
-def _reads_images(
-    name: str, module: str, images: Any, path: Any, flattened: Sequence[str] | None
-) -> bool:
-    """Whether a module reads the flattened images of the convolution before it, at `images`."""
-    if flattened is not None:
-        return module in flattened
-    places = [getattr(end[-1], "idx", 0) for end in (images, path)]
-    if path[:-1] != images[:-1] or places[1] - places[0] < 2:
+def _channels(
+    name: str,
+    module: str,
+    path: Any,
+    layer: Params,
+    images: tuple[Any, int],
+    flattened: Sequence[str] | None,
+) -> int | None:
+    """The channels of the images that a module reads flattened, if it does. images: the place of
+    the convolution before it, and its channels."""
+    there, channels = images
+    if "gain" in layer and layer["gain"].shape != (channels,):
         raise ValueError(
-            f"{name}: {module} may read the flattened images of {_shown(images)} or stand beside "
+            f"{name}: {module} normalises flattened images, whose order is not the same "
+            f"here and there; normalise them before they are flattened"
+        )
+    if "W" not in layer or layer["W"].ndim != 2:
+        return None
+    if flattened is not None:
+        return channels if module in flattened else None
+    places = [getattr(end[-1], "idx", 0) for end in (there, path)]
+    if path[:-1] != there[:-1] or places[1] - places[0] < 2:
+        raise ValueError(
+            f"{name}: {module} may read the flattened images of {_shown(there)} or stand beside "
             f"it in a fork: expected flattened=[...], the names of modules that read such images"
         )
-    return True
+    return channels
 
 
 def _same(a: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fnn import numbers
 from fnn.base import Array, Grads, Layer, Params, Residuals, Varying, at_least_float32
 from fnn.layers.shapes import check_input, check_widths
-from fnn.reductions import Direct, Reduce, Whole, total
+from fnn.reductions import Direct, Reduce, Whole, Widened, total
 
 
 def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
@@ -239,8 +239,8 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
         wide, examples = dy.astype(n.dtype), tuple(range(dy.ndim - 1))
         dgain, dbias = (n * wide).sum(examples), wide.sum(examples)
         dparams = {
-            "gain": reduce(Whole(dgain.astype(dy.dtype), name)),
-            "bias": reduce(Whole(dbias.astype(dy.dtype), name)),
+            "gain": reduce(Widened(Whole(dgain, name), dy.dtype)),
+            "bias": reduce(Widened(Whole(dbias, name), dy.dtype)),
         }
         m = max(1, dy.size // d)
         dx = params["gain"].astype(n.dtype) * r * (wide - dbias / m - n * dgain / m)

@@ -255,7 +255,7 @@ def check_loss(
     inputs = as_arrays((prediction, target))
     shape = jax.eval_shape(loss.value, *inputs).shape
     note = _not_one_per_example(inputs[0], shape, example_axes)
-    if not note and not loss.mixes and _mixes(loss.value, *inputs, len(shape)):
+    if not note and not loss.mixes and _mixes(loss.value, inputs[0], inputs[1], len(shape)):
         note = "the loss of an example depends on other examples of the batch: say mixes=True"
     return replace(report, leaves=(unfit("value", note), *report.leaves)) if note else report
 

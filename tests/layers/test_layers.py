@@ -69,8 +69,10 @@ WITH_PARAMS = [
 
 
 @pytest.mark.parametrize("case", WITH_PARAMS, ids=lambda case: case.name)
-def test_every_reduction_is_that_of_each_examples_vjp(case):
-    """Of three examples with two positions each, beside those that a layer has by itself."""
+@pytest.mark.parametrize("batch", [(3,), (3, 2)], ids=str)
+def test_every_reduction_is_that_of_each_examples_vjp(case, batch):
+    """Of three examples, with two positions each beside those that a layer has by itself, and
+    without, where some reductions have a shorter way."""
 
     def everything(factor, examples):
         return {
@@ -91,7 +93,7 @@ def test_every_reduction_is_that_of_each_examples_vjp(case):
         return got, jax.vmap(one)(x, dy)
 
     with jax.enable_x64(True):
-        got, each = both(*layer_inputs(case, jnp.float64, (3, 2)))
+        got, each = both(*layer_inputs(case, jnp.float64, batch))
     form = jax.tree.structure(each)
     for reduced, g in zip(form.flatten_up_to(got), form.flatten_up_to(each), strict=True):
         # The axes of a repeat's copies are in front of all that is reduced.
