@@ -216,7 +216,7 @@ def test_value_is_that_of_a_second_formula(name):
         got = case.loss.value(jnp.asarray(case.prediction), jnp.asarray(case.target))
         labels = np.issubdtype(case.target.dtype, np.integer)
         target = case.target if labels else case.target.astype(np.float64)
-        expected = SECOND[name](case.prediction, target)
+        expected = SECOND[name](np.asarray(case.prediction, np.float64), target)
         np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 

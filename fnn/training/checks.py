@@ -97,20 +97,26 @@ class Checks(NamedTuple):
         if count((x, y) if weight is None else (x, y, weight)) == 0:
             raise ValueError(f"{self.name}: expected at least one example, got none")
         if self.network is not None and self.loss is not None:
-            prediction, _ = jax.eval_shape(self.network.forward, params, x)
-            losses = jax.eval_shape(self.loss.value, prediction, y)
-            if weight is not None:
-                weight_of(losses, weight)
-            form: Any = jax.tree.structure(prediction)
-            if form == jax.tree.structure(y):
-                jax.tree_util.tree_map_with_path(partial(_check_labels, self.name), y, prediction)
-            self.targets(y)
+            self._fit_together(self.network, self.loss, params, x, y, weight)
         for side, tree in zip(SIDES, (x, y, weight), strict=True):
             for path, a in jax.tree_util.tree_flatten_with_path(tree)[0]:
                 if jnp.issubdtype(jnp.result_type(a), jnp.inexact):
                     place = side + jax.tree_util.keystr(path)
                     finite = (np if isinstance(a, np.ndarray) else jnp).isfinite(a)
                     _refuse(self.name, place, a, ~finite, "finite numbers")
+
+    def _fit_together(
+        self, network: Layer, loss: Loss, params: Params, x: Any, y: Any, weight: Any
+    ) -> None:
+        """Refuse what the network refuses, and targets and weights that the loss does."""
+        prediction, _ = jax.eval_shape(network.forward, params, x)
+        losses = jax.eval_shape(loss.value, prediction, y)
+        if weight is not None:
+            weight_of(losses, weight)
+        form: Any = jax.tree.structure(prediction)
+        if form == jax.tree.structure(y):
+            jax.tree_util.tree_map_with_path(partial(_check_labels, self.name), y, prediction)
+        self.targets(y)
 
     def targets(self, y: Any) -> None:
         """Refuse targets of a binary cross-entropy outside [0, 1]."""

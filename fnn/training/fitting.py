@@ -200,13 +200,11 @@ def fit(
             raise DivergedError(now.number, *fault, state, history)
         state = now.state
         history.append(entry := evaluation.entry(numbers, now.noted))
-        shown = {name: value for name, value in entry.items() if name != "record"}
-        LOG.info("epoch %d of %d: %s", now.number, epochs, shown)
+        LOG.info("epoch %d of %d: %s", now.number, epochs, _numbers(entry))
         is_best = validation is not None and epochs_since_best(history) == 0
         if is_best and (patience is not None or folder is not None):
             best = state
-        if folder is not None:
-            _keep(Path(folder), state, history, is_best)
+        _keep(folder, state, history, is_best)
         if _is_ended(on_epoch, now.number, state, entry) or is_over():
             break
     return state if patience is None else best, history
@@ -242,14 +240,21 @@ def _first(
     return Progress(state, history, checkpoint.load(best, state) if best.exists() else state)
 
 
-def _keep(folder: Path, state: State, history: list[dict[str, Any]], is_best: bool) -> None:
-    """Write the state and the history. The best comes first: a run that is killed in between goes
-    on from the epoch before, and makes the same best again."""
+def _numbers(entry: dict[str, Any]) -> dict[str, float]:
+    """A history's entry without its record."""
+    return {name: value for name, value in entry.items() if name != "record"}
+
+
+def _keep(folder: str | Path | None, state: State, history: History, is_best: bool) -> None:
+    """Write the state and the history to the folder, if there is one. The best comes first: a run
+    that is killed in between goes on from the epoch before, and makes the same best again."""
+    if folder is None:
+        return
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if is_best:
         checkpoint.save(folder / BEST, state)
-    numbers = [{k: v for k, v in entry.items() if k != "record"} for entry in history]
-    checkpoint.save(folder / LAST, state, {"history": numbers})
+    checkpoint.save(folder / LAST, state, {"history": list(map(_numbers, history))})
 
 
 def _checked_batch_size(data: Any, batch_size: int | None) -> int | None:
