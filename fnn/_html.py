@@ -5,9 +5,9 @@ from html import escape
 from typing import Any
 
 
-def table(caption: str, heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+def table(caption: str, heads: Iterable[str], *rows: Iterable[Any]) -> str:
     """The HTML of a table with a caption and a line of heads."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
     lines = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table><caption>{escape(caption)}</caption><tr>{head}</tr>{body}</table>"
+    body = "</tr><tr>".join([head, *lines])
+    return f"<table><caption>{escape(caption)}</caption><tr>{body}</tr></table>"

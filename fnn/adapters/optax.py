@@ -63,7 +63,7 @@ class _Transformation(NamedTuple):
     update: Any
 
 
-def to_optax(optimizer: Optimizer) -> _Transformation:
+def to_optax(optimizer: Optimizer) -> Any:
     """An optax transformation of any `Optimizer`: updates = the new params - the params.
 
     Its state is the optimizer's own, so that params are kept there too; those that `update` is

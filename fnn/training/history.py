@@ -30,12 +30,10 @@ class History(list[dict[str, Any]]):
         return [["epoch", *(name.replace("_", " ") for name in names)], *rows]
 
     def _repr_html_(self) -> str:
-        heads, *rows = self._rows()
-        return _html.table(f"epochs: {len(self)}", heads, rows)
+        return _html.table(f"epochs: {len(self)}", *self._rows())
 
     def __str__(self) -> str:
         """The table."""
         rows = self._rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
-        return "\n".join(lines)
+        return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)

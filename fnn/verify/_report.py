@@ -245,9 +245,9 @@ class Report:
             for leaf in self.leaves
         ]
         blind = f"these inputs can't show {', '.join(self.blind)}" if self.blind else ""
-        shown = (self.name, self.verdict, blind if self.verdict == "pass" else self.place)
-        title = ": ".join(filter(None, shown))
-        return _html.table(title, heads, rows)
+        more = blind if self.verdict == "pass" else self.place
+        title = ": ".join(filter(None, (self.name, self.verdict, more)))
+        return _html.table(title, heads, *rows)
 
     def __str__(self) -> str:
         """The table."""
