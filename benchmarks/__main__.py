@@ -31,6 +31,7 @@ PARTS = [
     "memory",
     "scale",
     "targets",
+    "pods",
     "lines",
     "libraries",
     "per_example",
