@@ -136,7 +136,15 @@ ONE_LAYER = {"skip", "masked", "remat", "compute_in", "frozen"}
 """Combinators that use their layer once; the others of the catalogue use it more than once."""
 
 
-@pytest.mark.parametrize("name", COMBINATORS)
+TWINS = {
+    "gated twins": lambda f: fnn.gated(f, f),
+    "reversible twins": lambda f: fnn.reversible(f, f, 2),
+    "fork twins": lambda f: fnn.fork(f, f),
+}
+"""Equal branches: in different ones, keys that are split further differ even if one is shared."""
+
+
+@pytest.mark.parametrize("name", COMBINATORS | TWINS)
 def test_every_use_of_a_random_layer_has_a_key_of_its_own(name):
     """And backward draws with the keys of forward."""
     seen = {"forward": [], "backward": []}
@@ -157,7 +165,7 @@ def test_every_use_of_a_random_layer_has_a_key_of_its_own(name):
         return x, ()
 
     random = fnn.identity._replace(varying=fnn.Varying(at, noting))
-    of = COMBINATORS[name]
+    of = (COMBINATORS | TWINS)[name]
     network = of(fnn.serial(fnn.dense(4, 4), random))
     params, x = network.init(KEY), input_of(network)
     with jax.disable_jit():  # so that keys in a scan have values
