@@ -22,11 +22,12 @@ AUTODIFF = {"grad", "value_and_grad", "vjp", "jvp", "linearize", "jacfwd", "jacr
 ALLOWED = {
     "adapters.functions": {"vjp"},
     "autodiff": {"custom_jvp", "linear_transpose", "jvp"},
-    "curvature": {"linear_transpose"},
+    "curvature": {"linear_transpose", "jvp"},
 }
 """Beside `verify`, which checks: an adapter, where a user's function brings autodiff's derivative
 with it; `autodiff`, which puts a layer's own backward into what JAX differentiates; and
-`curvature`, which reads one from the other side."""
+`curvature`, which reads one from the other side, and whose Hessian-vector product is the derivative
+of a hand-written gradient."""
 MATHEMATICS = {
     "base", "axes", "numbers", "reductions", "backprop", "autodiff", "activations", "losses",
     "initializers", "optimizers", "wrappers", "schedules", "models", "layers", "combinators",
