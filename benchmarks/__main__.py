@@ -35,6 +35,7 @@ PARTS = [
     "libraries",
     "per_example",
     "convolution",
+    "attention",
     "verify",
     "tables",
 ]
