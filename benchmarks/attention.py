@@ -1,11 +1,11 @@
 """Attention by its own backward, by autodiff, and by `jax.nn.dot_product_attention`.
 
-One text, width 64 and 4 heads, causal, of 128 to 2,048 tokens. Each program takes the params, x and
-dy, and gives y, dparams and dx: ours by the layer; `autodiff` by `jax.vjp` of the layer's own
-forward; `jax.nn` by `jax.vjp` of `jax.nn.dot_product_attention` between the same projections. Memory
-is what the compiled program needs beside arguments and results, for a network of four such layers:
-there, what each keeps until its backward adds up. Ratios are medians of the rounds' own: the other
-side's time by ours.
+One text, width 64 and 4 heads, causal, of 128 to 2,048 tokens. Each program takes the params, x
+and dy, and gives y, dparams and dx: ours by the layer; `autodiff` by `jax.vjp` of the layer's own
+forward; `jax.nn` by `jax.vjp` of `jax.nn.dot_product_attention` between the same projections.
+Memory is what the compiled program needs beside arguments and results, for a network of four such
+layers: there, what each keeps until its backward adds up. Ratios are medians of the rounds' own:
+the other side's time by ours.
 """
 
 from collections.abc import Callable
