@@ -171,8 +171,8 @@ LORA = {
 def test_each_examples_gradient_through_lora_is_exact(name):
     layer, x = LORA[name]
     layer = fnn.repeat(fnn.lora(layer, 2), 1) if name == "attention" else fnn.lora(layer, 2)
-    params = jax.tree.map(lambda p: jnp.sin(9 * p + jnp.arange(p.size).reshape(p.shape)),
-                          layer.init(KEY))  # fmt: skip
+    draw = lambda p: jnp.sin(9 * p + jnp.arange(p.size, dtype=p.dtype).reshape(p.shape))
+    params = jax.tree.map(draw, layer.init(KEY))
     target = jnp.zeros_like(layer.forward(params, x)[0])
     each = jax.vmap(jax.grad(fnn.objective(layer, fnn.mse)), (None, 0, 0))(params, x, target)
     learned = [e.reshape(6, -1) for e in jax.tree.leaves(each["learned"])]

@@ -379,7 +379,7 @@ def test_a_step_of_muon_is_about_orthogonal():
 
 
 def test_weight_decay_follows_its_schedule_and_its_mask():
-    schedule = lambda step: 0.1 * (step + 1)
+    schedule = lambda step: 0.1 * (step.astype(jnp.float32) + 1)
     masked = fnn.adamw(0.1, weight_decay=schedule, mask=fnn.by_name(W=True, default=False))
     found = states(masked)
     adam = states(fnn.adam(0.1))
