@@ -394,7 +394,7 @@ def lora(layer: Layer, rank: int) -> Layer:
         if len(leaves) != len(params["learned"]):
             got = len(params["learned"])
             raise ValueError(f"lora: expected {len(leaves)} entries of learned, got {got}")
-        pairs = zip(leaves, params["learned"], strict=True)
+        pairs = zip(jax.lax.stop_gradient(leaves), params["learned"], strict=True)
         new = [p + of["B"] @ of["A"] if of else p for p, of in pairs]
         return jax.tree.unflatten(jax.tree.structure(params["frozen"]), new)
 

