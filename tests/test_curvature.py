@@ -370,7 +370,7 @@ def test_lanczos_weights_integrate_functions_of_the_matrix():
     start = np.cos(np.arange(30))
     with jax.enable_x64(True):
         found = curvature.lanczos(lambda v: jnp.asarray(a) @ v, jnp.asarray(start), 12)
-    weights, values = (np.asarray(each) for each in found)
+    values, weights = (np.asarray(each) for each in found)
     s = start / np.linalg.norm(start)
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
     for power in (1, 2, 5, 20):  # exact up to 2 * 12 - 1

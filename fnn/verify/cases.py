@@ -112,8 +112,8 @@ LOSSES: dict[str, tuple[Loss, Any, Any]] = {
 }
 
 UNCHECKED = ("frozen", "lora", "stop_gradient")
-"""Names without a case: a gradient of theirs is zero by definition, which no check can tell from one
-that is missing."""
+"""Names without a case: a gradient of theirs is zero by definition, which no check can tell from
+one that is missing."""
 
 Updated = tuple[Any, tuple[Any, ...]]
 """What a rule returns: theta and its slots."""
