@@ -36,6 +36,7 @@ PARTS = [
     "libraries",
     "per_example",
     "convolution",
+    "attention",
     "verify",
     "tables",
 ]

@@ -55,7 +55,9 @@ from fnn.combinators import (
     fork as fork,
     frozen as frozen,
     gated as gated,
+    lora as lora,
     masked as masked,
+    on as on,
     repeat as repeat,
     serial as serial,
     skip as skip,
@@ -76,6 +78,7 @@ from fnn.layers.norm import (
     rms_norm as rms_norm,
 )
 from fnn.layers.pool import max_pool as max_pool, mean_pool as mean_pool
+from fnn.layers.positions import positions as positions
 from fnn.losses import (
     binary_cross_entropy as binary_cross_entropy,
     cosine as cosine,
@@ -101,6 +104,7 @@ from fnn.optimizers import (
     adamw as adamw,
     lion as lion,
     momentum as momentum,
+    muon as muon,
     nadam as nadam,
     rmsprop as rmsprop,
     sgd as sgd,
@@ -124,6 +128,7 @@ from fnn.wrappers import (
     accumulate as accumulate,
     add_l2 as add_l2,
     average as average,
+    by_name as by_name,
     clip_by_global_norm as clip_by_global_norm,
     partition as partition,
     scale_loss as scale_loss,

@@ -240,7 +240,7 @@ def varying_with(
     return Varying(lambda key, statistics: combine(at(layer, key, statistics)), measure)
 
 
-def split(key: Array, n: int) -> Array:
+def split(key: Array, n: int = 2) -> Array:
     """n keys from one, as `jax.random.split`.
 
     Raises TypeError for what is not a key, such as a seed.

@@ -59,4 +59,4 @@ COMBINATORS: Mapping[str, Any] = _Table(
 )
 LOSSES: Mapping[str, Any] = _Table("losses")
 OPTIMIZERS: Mapping[str, Any] = _Table("optimizers")
-WRAPPERS: Mapping[str, Any] = _Table("wrappers")
+WRAPPERS: Mapping[str, Any] = _Table("wrappers", without="by_name")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce as fold
 from itertools import accumulate
-from operator import itemgetter
+from operator import index, itemgetter
 from typing import Any
 
 import jax
@@ -24,11 +24,13 @@ from fnn.base import (
     Varying,
     at,
     check_layer,
+    is_floating,
     measured,
     split,
     varying_with,
 )
-from fnn.reductions import Factor, Masked, Reduce, Zero, total
+from fnn.initializers import lecun_normal
+from fnn.reductions import Direct, Factor, Masked, Outer, Reduce, Rows, Widened, Zero, total
 
 
 def serial(*layers: Layer) -> Layer:
@@ -153,8 +155,11 @@ def gated(layer: Layer, gate: Layer) -> Layer:
 def skip(layer: Layer) -> Layer:
     """y = x + f(x), dx = dy + (the layer's own dx). He et al. 2016.
 
-    params, residuals and dparams are the layer's. Raises TypeError for an argument that
-    is not a layer; ValueError where f(x) has another shape than x.
+    Where x is a tree, so is f(x); parts of it that are not floating-point, such as a mask, are
+    f(x)'s. params, residuals and dparams are the layer's.
+
+    Raises TypeError for an argument that is not a layer; ValueError where f(x) has another shape
+    than x.
 
     >>> import fnn
     >>> skip(fnn.relu).forward((), jnp.array([-1.0, 2.0]))[0]
@@ -162,17 +167,46 @@ def skip(layer: Layer) -> Layer:
     """
     check_layer("skip", layer)
 
-    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
         y, residuals = layer.forward(params, x)
         _check_same("skip", x, y)
-        return x + y, residuals
+        return jax.tree.map(lambda a, b: a + b if is_floating(a) else b, x, y), residuals
 
     def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
         dparams, dx = layer.backward(params, residuals, dy, reduce)
-        return dparams, dy + dx
+        return dparams, jax.tree.map(jnp.add, dy, dx)
 
     parts = lambda params: [(layer, params)]
     return Layer(layer.init, forward, backward, _varying_alone(skip, layer), parts)
+
+
+def on(i: int, layer: Layer) -> Layer:
+    """The layer for part i of a tuple: y_i = f(x_i), and y_j = x_j for the other parts.
+
+    params, residuals and dparams are the layer's; dx_i is the layer's dx, and dx_j = dy_j.
+
+    Raises TypeError for an argument that is not a layer and for i that is not a whole number;
+    ValueError for i below 0 and for x that is not a tuple with a part i.
+
+    >>> import fnn
+    >>> on(1, fnn.relu).forward((), (jnp.array([-1.0]), jnp.array([-1.0])))[0]
+    (Array([-1.], dtype=float32), Array([0.], dtype=float32))
+    """
+    check_layer(f"on: part {i}", layer)
+    numbers.nonnegative("on", i=index(i))
+
+    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+        if not isinstance(x, tuple) or len(x) <= i:
+            got = f"{len(x)} parts" if isinstance(x, tuple) else type(x).__name__
+            raise ValueError(f"on({i}): expected a tuple of more than {i} parts, got {got}")
+        y, residuals = layer.forward(params, x[i])
+        return (*x[:i], y, *x[i + 1 :]), residuals
+
+    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+        dparams, dx = layer.backward(params, residuals, dy[i], reduce)
+        return dparams, (*dy[:i], dx, *dy[i + 1 :])
+
+    return Layer(layer.init, forward, backward, _varying_alone(partial(on, i), layer))
 
 
 def repeat(layer: Layer, n: int) -> Layer:
@@ -312,6 +346,92 @@ def frozen(layer: Layer) -> Layer:
         return layer.backward(params, residuals, dy, lambda factor: reduce(Zero.like(factor)))
 
     return Layer(layer.init, forward, backward, _varying_alone(frozen, layer))
+
+
+def lora(layer: Layer, rank: int) -> Layer:
+    """The layer, its parameters frozen, with a learned matrix of low rank added to each that is a
+    matrix: W + B A. Hu et al. 2022.
+
+    params {"frozen": the layer's, "learned": (..., {"A": (rank, d_in), "B": (d_out, rank)}, ...)},
+    an entry for each of `jax.tree.leaves` of the layer's, () where it is not a matrix. A has
+    variance 1/d_in and B is 0, so that at first the output is the layer's own. For a trained layer
+    put its params in the place of "frozen". With dW the layer's gradient at W + B A:
+
+        dA = B^T dW,    dB = dW A^T,    and 0 for what is frozen
+
+    dW itself is not computed: where it is stated as `Outer` or `Rows`, so are dA and dB. In a
+    `repeat`, write repeat(lora(layer, rank), n).
+
+    Raises TypeError for an argument that is not a layer, and in backward for a matrix whose
+    gradient is not stated as an `Outer`, a `Rows` or a `Direct` of a matrix; ValueError for a rank
+    below 1, a layer without matrices, and params with another number of entries.
+
+    >>> import fnn
+    >>> params = lora(fnn.dense(64, 32), 2).init(jax.random.key(0))
+    >>> jax.tree.map(jnp.shape, params["learned"][0])
+    {'A': (2, 64), 'B': (32, 2)}
+    """
+    check_layer("lora", layer)
+    rank = numbers.count("lora", rank=rank)
+
+    def init(key: Array) -> Params:
+        key, layer_key = split(key)
+        frozen = layer.init(layer_key)
+        leaves = jax.tree.leaves(frozen)
+        if all(p.ndim != 2 for p in leaves):
+            raise ValueError(f"lora: expected a layer with matrices, got {layer}")
+
+        def pair(key: Array, p: Array) -> Params:
+            A = lecun_normal(key, (rank, p.shape[1]), p.dtype)
+            return {"A": A, "B": jnp.zeros((p.shape[0], rank), p.dtype)}
+
+        keys = zip(split(key, len(leaves)), leaves, strict=True)
+        return {
+            "frozen": frozen,
+            "learned": tuple(pair(k, p) if p.ndim == 2 else () for k, p in keys),
+        }
+
+    def adapted(params: Params) -> Params:
+        leaves = jax.tree.leaves(params["frozen"])
+        if len(leaves) != len(params["learned"]):
+            got = len(params["learned"])
+            raise ValueError(f"lora: expected {len(leaves)} entries of learned, got {got}")
+        pairs = zip(jax.lax.stop_gradient(leaves), params["learned"], strict=True)
+        new = [p + of["B"] @ of["A"] if of else p for p, of in pairs]
+        return jax.tree.unflatten(jax.tree.structure(params["frozen"]), new)
+
+    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+        return layer.forward(adapted(params), x)
+
+    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+        both = lambda factor: (reduce(Zero.like(factor)), factor)
+        found, dx = layer.backward(adapted(params), residuals, dy, both)
+        form: Any = jax.tree.structure(params["frozen"])
+        zeros, factors = zip(*form.flatten_up_to(found), strict=True)
+        learned = [
+            {leaf: reduce(of) for leaf, of in _low_rank(factor, **pair).items()} if pair else ()
+            for factor, pair in zip(factors, params["learned"], strict=True)
+        ]
+        return {"frozen": form.unflatten(zeros), "learned": tuple(learned)}, dx
+
+    measure = lambda params, x, key: measured(layer, adapted(params), x, key)
+    varying = varying_with(layer, lambda layer: lora(layer, rank), measure)
+    return Layer(init, forward, backward, varying, lambda params: [(layer, adapted(params))])
+
+
+def _low_rank(factor: Factor, A: Array, B: Array) -> dict[str, Factor]:
+    """Of A and B in W + B A, from the factor of W."""
+    match factor:
+        case Outer(left, right):
+            return {"A": Outer(left @ B, right), "B": Outer(left, right @ A.T)}
+        case Rows(index, value, size):
+            return {"A": Outer(B[index], value), "B": Rows(index, value @ A.T, size)}
+        case Direct(value, 2):
+            return {"A": Direct(B.T @ value, 2), "B": Direct(value @ A.T, 2)}
+        case Widened():
+            return _low_rank(factor.wide(), A, B)
+    got = type(factor).__name__
+    raise TypeError(f"lora: expected a matrix whose gradient is an Outer or Rows, got {got}")
 
 
 def _stop_backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:

@@ -334,7 +334,7 @@ def info_nce(temperature: float = 0.1) -> Loss:
 
     def similar(prediction: Array, target: Array) -> tuple[Array, ...]:
         """(u, 1 / ||p||, v, logits)"""
-        if jnp.ndim(prediction) < 2:
+        if jnp.ndim(_floating("info_nce", prediction)) < 2:
             raise ValueError(f"info_nce: expected (..., m, k), got {jnp.shape(prediction)}")
         unit, inverse, v = _directions("info_nce", prediction, target)
         return unit, inverse, v, unit @ v.swapaxes(-1, -2) / temperature

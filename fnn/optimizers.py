@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from fnn import numbers
 from fnn.base import Array, Optimizer, Params, at_least_float32, is_floating
+from fnn.reductions import length
 from fnn.schedules import Schedule
 
 Rate = float | Array | Schedule
@@ -31,10 +32,13 @@ Updated = tuple[Array, ...]
 """What a rule returns: theta and its slots."""
 
 
-def _optimizer(state_type: Any, learning_rate: Rate, rule: Callable[..., Updated]) -> Optimizer:
+def _optimizer(
+    state_type: Any, learning_rate: Rate, rule: Callable[..., Updated], mask: Any = None
+) -> Optimizer:
     """The optimizer that applies rule(eta, t, theta, g, *slots) -> (theta, *slots) to each leaf.
 
-    state_type is a NamedTuple (params, step, *slots), each slot a tree like params.
+    state_type is a NamedTuple (params, step, *slots), each slot a tree like params. With a mask the
+    rule is given each leaf's own after the slots.
     """
     slot_names = state_type._fields[2:]
 
@@ -49,7 +53,7 @@ def _optimizer(state_type: Any, learning_rate: Rate, rule: Callable[..., Updated
         check_state(state, state_type)
         params, step, *slots = state
         check_gradients(params, grads)
-        eta = _value(learning_rate, step)
+        eta = number_at(learning_rate, step)
 
         def apply(theta: Array, g: Array, *slots: Array) -> Updated:
             inputs = (jnp.asarray(x).astype(_wide(theta)) for x in (eta, step + 1, theta, g))
@@ -57,7 +61,8 @@ def _optimizer(state_type: Any, learning_rate: Rate, rule: Callable[..., Updated
             return new.astype(theta.dtype), *changed
 
         form: Any = jax.tree.structure(params)
-        columns = [form.flatten_up_to(tree) for tree in (params, grads, *slots)]
+        masks = () if mask is None else (for_each("update: mask", mask, params),)
+        columns = [form.flatten_up_to(tree) for tree in (params, grads, *slots, *masks)]
         updated = [apply(*leaf) for leaf in zip(*columns, strict=True)]
         trees = [form.unflatten(column) for column in zip(*updated, strict=True)]
         params, *slots = trees or (params, *slots)
@@ -204,11 +209,17 @@ def adamw(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    weight_decay: float = 1e-2,
+    weight_decay: Rate = 1e-2,
+    *,
+    mask: Any = None,
 ) -> Optimizer:
     """Adam with decoupled weight decay: Adam's step, and theta <- theta - eta weight_decay theta.
+    Loshchilov & Hutter 2019, algorithm 2.
 
-    Every parameter decays, biases too. Loshchilov & Hutter 2019, algorithm 2.
+    weight_decay is a number or a schedule. Every parameter decays, biases too, or those alone where
+    mask is True: a tree like the params, or a function that makes it of them, such as
+    `fnn.by_name(W=True, default=False)`. `init` doesn't read it, `update` raises ValueError for one
+    that doesn't fit.
 
     >>> optimizer = adamw(0.25, weight_decay=0.2)
     >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([2.0]))
@@ -219,12 +230,15 @@ def adamw(
         "adamw", learning_rate, eps=eps, weight_decay=weight_decay, b1=b1, b2=b2
     )
 
-    def rule(eta: Array, t: Array, theta: Array, g: Array, m: Array, v: Array) -> Updated:
+    def rule(
+        eta: Array, t: Array, theta: Array, g: Array, m: Array, v: Array, decays: Any = True
+    ) -> Updated:
         m, v = _moments(g, m, v, b1, b2)
         direction = _adam_direction(t, m, v, b1, b2, eps)
-        return theta - eta * (direction + weight_decay * theta), m, v
+        rate = jnp.asarray(number_at(weight_decay, t.astype(jnp.int32) - 1), theta.dtype)
+        return theta - eta * (direction + jnp.where(decays, rate, 0) * theta), m, v
 
-    return _optimizer(_AdamState, learning_rate, rule)
+    return _optimizer(_AdamState, learning_rate, rule, mask)
 
 
 def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
@@ -289,7 +303,68 @@ def lion(
     return _optimizer(_LionState, learning_rate, rule)
 
 
-def _value(number: Rate, step: Array) -> Any:
+def for_each(name: str, labels: Any, params: Params) -> Any:
+    """A label for each parameter, from a tree like params or like the top of it, or from a function
+    params -> such a tree. Raises ValueError for one that doesn't fit."""
+    given = labels(params) if callable(labels) else labels
+    try:
+        return jax.tree.map(lambda label, part: jax.tree.map(lambda _: label, part), given, params)
+    except ValueError as error:
+        raise ValueError(f"{name}: the labels don't fit the parameters: {error}") from None
+
+
+def muon(
+    learning_rate: Rate,
+    decay: float = 0.95,
+    nesterov: bool = True,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    """Momentum whose step is made orthogonal, for matrices (d_out, d_in). Jordan et al. 2024.
+
+    v <- decay v + g,    u = g + decay v with nesterov, v without,
+    theta <- theta - eta (sqrt(max(1, d_out / d_in)) O(u) + weight_decay theta).
+
+    O(u) is U V^T of the singular value decomposition u = U S V^T, roughly: five steps of
+    X <- 3.4445 X - 4.775 X X^T X + 2.0315 (X X^T)^2 X from X = u / (||u|| + eps), its singular
+    values within 0.7 and 1.2. A matrix is an array's last two axes. Those in front are copies, as
+    in `repeat`, each made orthogonal by itself; a vector is a matrix with one row.
+
+    Biases, gains and tables of embeddings want another rule: see `partition` and `by_name`, which
+    tells a stacked bias from a matrix.
+
+    >>> optimizer = muon(0.25)
+    >>> state = optimizer.update(optimizer.init(jnp.zeros((2, 2))), jnp.diag(jnp.array([3.0, 2])))
+    >>> state.params.round(2)
+    Array([[-0.17, -0.  ],
+           [-0.  , -0.25]], dtype=float32)
+    """
+    learning_rate, decay, eps, weight_decay = _check(
+        "muon", learning_rate, decay=decay, eps=eps, weight_decay=weight_decay
+    )
+
+    def rule(eta: Array, t: Array, theta: Array, g: Array, v: Array) -> Updated:
+        v = decay * v + g
+        u = jnp.atleast_2d(g + decay * v if nesterov else v)
+        scale = max(1, u.shape[-2] / u.shape[-1]) ** 0.5
+        direction = (scale * _orthogonal(u, eps)).reshape(theta.shape)
+        return theta - eta * (direction + weight_decay * theta), v
+
+    return _optimizer(_MomentumState, learning_rate, rule)
+
+
+def _orthogonal(u: Array, eps: float) -> Array:
+    """O(u) of `muon`, from the smaller of u u^T and u^T u."""
+    if u.shape[-2] > u.shape[-1]:
+        return _orthogonal(u.mT, eps).mT
+    x = u / (length(u, (-2, -1))[..., None, None] + eps)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.775 * gram) @ x
+    return x
+
+
+def number_at(number: Rate, step: Array) -> Any:
     """The number, or what a schedule makes of the step: one number too, or theta would change."""
     value = number(step) if callable(number) else number
     dtype = jnp.result_type(value)
@@ -336,13 +411,16 @@ def _wide(p: Array) -> Any:
     return at_least_float32(p.dtype)
 
 
-_RANGES = {"eps": numbers.positive, "weight_decay": numbers.nonnegative}
+_RANGES = {
+    "learning_rate": numbers.positive,
+    "eps": numbers.positive,
+    "weight_decay": numbers.nonnegative,
+}
 """What a setting is checked for; others are decays."""
 
 
 def _check(name: str, learning_rate: Rate, **settings: Any) -> tuple[Any, ...]:
     """The rate and the settings, as `fnn.numbers` returns them."""
-    if not callable(learning_rate):
-        learning_rate = numbers.positive(name, learning_rate=learning_rate)
+    settings = {"learning_rate": learning_rate, **settings}
     check = lambda key: _RANGES.get(key, numbers.fraction)(name, **{key: settings[key]})
-    return learning_rate, *map(check, settings)
+    return tuple(value if callable(value) else check(key) for key, value in settings.items())

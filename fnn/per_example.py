@@ -9,6 +9,9 @@ these are read off a and delta, as other reductions of the factors that backprop
     gram                    <g_n, g_k> = sum over the layers of (a_n . a_k + 1) (delta_n . delta_k)
     second_moment           (1/m) sum_n g_n^2 = (1/m) (delta^2)^T [a^2; 1]    Dangel et al. 2020
     clipped_value_and_grad  (1/m) sum_n g_n min(1, C / ||g_n||)               Abadi et al. 2016
+    cross_gram              <g_n, h_k> between the examples of two sets       Pruthi et al. 2020
+    cosines                 <g_n, E g> / (||g_n|| ||E g||)
+    gradients               g_n itself
     gradient_noise_scale    trace(Cov g) / ||E g||^2                          McCandlish et al. 2018
 
 Each takes (network, loss) and returns a pure function of (params, x, y), to `jax.jit` and to
@@ -56,7 +59,7 @@ from fnn.base import (
     check_loss,
     check_unmixed,
 )
-from fnn.reductions import Factor, Widened, length
+from fnn.reductions import Direct, Factor, Widened, length
 
 
 def squared_norms(
@@ -101,6 +104,113 @@ def gram(
     def f(params: Params, x: Any, y: Any) -> Array:
         losses, inner = reduced(params, x, y)
         return _over_parameters(inner, 2 * losses.shape, losses.dtype)
+
+    return f
+
+
+def cross_gram(
+    network: Layer, loss: Loss, *, example_axes: int | None = None
+) -> Callable[[Params, Any, Any, Any, Any], Array]:
+    """f(params, x, y, x_other, y_other) -> <g_n, h_k> for each example n of (x, y) and k of the
+    other set, (..., ... of the other): (m, k) for one batch axis each.
+
+    Times the learning rate it is, to first order, how much a step down g_n lowers the loss of
+    example k: TracIn sums it over a run's checkpoints. Pruthi et al. 2020.
+
+    >>> import fnn
+    >>> network = fnn.dense(2, 1)
+    >>> params = {"W": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
+    >>> x, y = jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0], [3.0]])
+    >>> cross_gram(network, fnn.mse)(params, x, y, x[:1], y[:1])
+    Array([[24.],
+           [12.]], dtype=float32)
+    """
+    reduced = _reduced(network, loss, _kept, example_axes)
+
+    def f(params: Params, x: Any, y: Any, x_other: Any, y_other: Any) -> Array:
+        (losses, ours), (others, theirs) = reduced(params, x, y), reduced(params, x_other, y_other)
+
+        def inner(node: _Normed, other: _Normed) -> Array:
+            products = lambda factor, of: factor.products(losses.ndim, of)
+            return _each_copy(products, node, losses.ndim)(node.factor, other.factor)
+
+        found = jax.tree.map(inner, ours, theirs, is_leaf=_is_normed)
+        return _over_parameters(found, losses.shape + others.shape, losses.dtype)
+
+    return f
+
+
+def cosines(
+    network: Layer, loss: Loss, *, example_axes: int | None = None
+) -> Callable[[Params, Any, Any], Array]:
+    """f(params, x, y) -> the cosine between g_n and the mean gradient, over all parameters
+    together, (...).
+
+    It is negative for an example whose loss rises along a step down the mean gradient, as with a
+    label that the others contradict. NaN for an example without a gradient, or where the mean is 0.
+
+    >>> import fnn
+    >>> network = fnn.dense(1, 1)
+    >>> params = {"W": jnp.zeros((1, 1)), "b": jnp.zeros(1)}
+    >>> x, y = jnp.zeros((3, 1)), jnp.array([[1.0], [3.0], [-1.0]])
+    >>> cosines(network, fnn.mse)(params, x, y)
+    Array([ 1.,  1., -1.], dtype=float32)
+    """
+
+    def along(factor: Factor, examples: int) -> tuple[Array, Array, Array]:
+        total = factor.total()
+        inner = factor.products(examples, Direct(total[None], factor.ndim))[..., 0]
+        return factor.squared_norm(examples), inner, jnp.square(total)
+
+    reduced = _reduced(network, loss, along, example_axes)
+
+    def f(params: Params, x: Any, y: Any) -> Array:
+        losses, found = reduced(params, x, y)
+        norms, inner, squares = jax.tree.transpose(
+            jax.tree.structure(params), jax.tree.structure((0, 0, 0)), found
+        )
+        over = lambda tree, shape: _over_parameters(tree, shape, losses.dtype)
+        lengths = jnp.sqrt(over(norms, losses.shape)) * jnp.sqrt(over(squares, ()))
+        return over(inner, losses.shape) / lengths
+
+    return f
+
+
+def gradients(
+    network: Layer, loss: Loss, *, chunk: int | None = None, example_axes: int | None = None
+) -> Callable[[Params, Any, Any], Params]:
+    """f(params, x, y) -> g_n itself: a tree like params, each leaf (..., *shape of the parameter)
+    and in at least float32.
+
+    All of them are held: m times the memory of the parameters. With a chunk the backward pass runs
+    over that many examples at a time, by `jax.lax.map` over the first axis.
+
+    >>> import fnn
+    >>> network = fnn.dense(2, 1)
+    >>> params = {"W": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
+    >>> x, y = jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0], [3.0]])
+    >>> gradients(network, fnn.mse)(params, x, y)["b"]
+    Array([[-2.],
+           [-6.]], dtype=float32)
+    """
+    chunk = None if chunk is None else numbers.count("gradients", chunk=chunk)
+    reduced = _reduced(network, loss, _kept, example_axes)
+
+    def whole(params: Params, x: Any, y: Any) -> Params:
+        losses, kept = reduced(params, x, y)
+
+        def each(node: _Normed) -> Array:
+            rows = lambda factor: factor.rows(losses.ndim).value
+            return _each_copy(rows, node, losses.ndim, losses.ndim)(node.factor)
+
+        return jax.tree.map(each, kept, is_leaf=_is_normed)
+
+    def f(params: Params, x: Any, y: Any) -> Params:
+        if chunk is None:
+            return whole(params, x, y)
+        one = lambda xy: whole(params, *jax.tree.map(lambda a: a[None], xy))
+        found = jax.lax.map(one, (x, y), batch_size=chunk)
+        return jax.tree.map(lambda g: g.squeeze(1), found)
 
     return f
 
@@ -163,8 +273,7 @@ def clipped_value_and_grad(
 
     def f(params: Params, x: Any, y: Any, weight: Array | None = None) -> tuple[Array, Params]:
         losses, normed = reduced(params, x, y)
-        is_normed = lambda node: isinstance(node, _Normed)
-        norms = [node.norm for node in jax.tree.leaves(normed, is_leaf=is_normed)]
+        norms = [node.norm for node in jax.tree.leaves(normed, is_leaf=_is_normed)]
         norm_of_all = _length(norms, losses.shape, losses.dtype)
         bound = jnp.asarray(max_norm, norm_of_all.dtype) * (1 - _rounding(params))
         excess = norm_of_all / bound
@@ -180,12 +289,9 @@ def clipped_value_and_grad(
 
         def clipped(node: _Normed) -> Array:
             sum_of = lambda factor: _weighted_total(factor, scale)
-            copies = node.norm.shape[: node.norm.ndim - losses.ndim]
-            for n in reversed(copies):  # of `repeat`
-                sum_of = jax.vmap(sum_of, axis_size=n)
-            return sum_of(node.factor)
+            return _each_copy(sum_of, node, losses.ndim)(node.factor)
 
-        return losses.mean(), jax.tree.map(clipped, normed, is_leaf=is_normed)
+        return losses.mean(), jax.tree.map(clipped, normed, is_leaf=_is_normed)
 
     return f
 
@@ -208,6 +314,22 @@ class _Normed(NamedTuple):
 
     norm: Array
     factor: Factor
+
+
+def _kept(factor: Factor, examples: int) -> _Normed:
+    """The factor, with zeros for its norms: they carry the axes of the copies in a `repeat`."""
+    return _Normed(jnp.zeros(factor.batch[:examples]), factor)
+
+
+def _is_normed(node: Any) -> bool:
+    return isinstance(node, _Normed)
+
+
+def _each_copy(f: Callable[..., Array], node: _Normed, examples: int, out: int = 0) -> Any:
+    """f of each copy in a `repeat`, the copies' axes at `out` of what it returns."""
+    for n in reversed(node.norm.shape[: node.norm.ndim - examples]):
+        f = jax.vmap(f, axis_size=n, out_axes=out)
+    return f
 
 
 def add_noise(grads: Params, key: Array, stddev: float | Array) -> Params:

@@ -77,9 +77,10 @@ class Factor:
         """||g_n||, (*examples)."""
         return jnp.sqrt(self.squared_norm(examples))
 
-    def products(self, examples: int | None = None) -> Array:
-        """<g_n, g_k> for each two examples, (*examples, *examples)."""
-        return self.rows(examples).products()
+    def products(self, examples: int | None = None, other: "Factor | None" = None) -> Array:
+        """<g_n, h_k> for each example n of this factor and k of the other, by default itself:
+        (*examples, *examples of the other)."""
+        return self.rows(examples).products(None, other and other.rows(examples))
 
     def squared(self, examples: int | None = None) -> "Factor":
         """The factor of g_n * g_n, entry by entry."""
@@ -148,11 +149,17 @@ class Outer(Factor):
             return super().norm(examples)
         return length(self.left, (-1,)) * length(self.right, (-1,))
 
-    def products(self, examples: int | None = None) -> Array:
+    def products(self, examples: int | None = None, other: Factor | None = None) -> Array:
         """<left_n, left_k> <right_n, right_k>."""
-        if _has_positions(self, examples):
-            return super().products(examples)
-        return Direct(self.left).products() * Direct(self.right).products()
+        other = self if other is None else other
+        if isinstance(other, Direct) and len(other.batch) == 1:
+            left, right = (_with_positions(a, examples, 1) for a in (self.left, self.right))
+            each = (_widened(a) for a in (left, other.value, right))
+            return jnp.einsum("...pi,kij,...pj->...k", *each)
+        if not isinstance(other, Outer) or any(_has_positions(f, examples) for f in (self, other)):
+            return super().products(examples, other)
+        left = Direct(self.left).products(None, Direct(other.left))
+        return left * Direct(self.right).products(None, Direct(other.right))
 
     def squared(self, examples: int | None = None) -> Factor:
         """The outer product of the squares."""
@@ -201,9 +208,10 @@ class Direct(Factor):
     def norm(self, examples: int | None = None) -> Array:
         return length(self._each(examples), _last(self.ndim))
 
-    def products(self, examples: int | None = None) -> Array:
+    def products(self, examples: int | None = None, other: Factor | None = None) -> Array:
         wide, axes = _widened(self._each(examples)), _last(self.ndim)
-        return jnp.tensordot(wide, wide, axes=(axes, axes))
+        others = wide if other is None else other.rows(examples).value
+        return jnp.tensordot(wide, others, axes=(axes, axes))
 
     def squared(self, examples: int | None = None) -> Factor:
         return Direct(_square(self._each(examples)), self.ndim)
@@ -253,8 +261,10 @@ class Rows(Factor):
         """sum_pq [index_np == index_nq] <value_np, value_nq>."""
         return Direct(_distinct(self, examples).value, 2).squared_norm()
 
-    def products(self, examples: int | None = None) -> Array:
+    def products(self, examples: int | None = None, other: Factor | None = None) -> Array:
         """sum_pq [index_np == index_kq] <value_np, value_kq>, over the rows that the batch uses."""
+        if other is not None:
+            return super().products(examples, other)
         used = min(self.index.size, self.size)
         _, place = jnp.unique(self.index, return_inverse=True, size=used)
         place = place.reshape(self.index.shape)
@@ -292,8 +302,9 @@ class Wrapped(Factor):
     def norm(self, examples: int | None = None) -> Array:
         return self.factor.norm(examples)
 
-    def products(self, examples: int | None = None) -> Array:
-        return self.factor.products(examples)
+    def products(self, examples: int | None = None, other: Factor | None = None) -> Array:
+        other = other.factor if isinstance(other, Wrapped) else other
+        return self.factor.products(examples, other)
 
     def squared(self, examples: int | None = None) -> Factor:
         return replace(self, factor=self.factor.squared(examples))  # type: ignore[type-var]
@@ -442,7 +453,11 @@ class Widened(Wrapped):
 
     def weighted(self, weight: Array) -> Factor:
         """The weights are applied in `dtype`: a narrower one rounds them, or makes them 0."""
-        return Widened(_in_dtype(self.factor, self.dtype).weighted(weight), self.dtype)
+        return Widened(self.wide().weighted(weight), self.dtype)
+
+    def wide(self) -> Factor:
+        """The factor itself, in `dtype`."""
+        return _in_dtype(self.factor, self.dtype)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["name"])

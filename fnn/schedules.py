@@ -79,5 +79,26 @@ def linear_warmup(rate: float, steps: int, then: Schedule | None = None) -> Sche
     return schedule
 
 
+def warmup_stable_decay(
+    rate: float, warmup: int, stable: int, decay: int, final: float = 0.0
+) -> Schedule:
+    """From 0 to `rate` in `warmup` equal steps, `rate` for `stable` steps, then to `final` in
+    `decay` equal steps. Hu et al. 2024.
+
+    >>> schedule = warmup_stable_decay(0.1, 10, 70, 20)
+    >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 80, 90, 200)]
+    [0.0, 0.05, 0.1, 0.1, 0.05, 0.0]
+    """
+    positive("warmup_stable_decay", rate=rate, warmup=warmup, stable=stable, decay=decay)
+    nonnegative("warmup_stable_decay", final=final)
+
+    def schedule(step: Array) -> Array:
+        warm = rate * jnp.minimum(_float(step) / warmup, 1)
+        done = jnp.clip((_float(step) - warmup - stable) / decay, 0, 1)
+        return warm - (rate - final) * done
+
+    return schedule
+
+
 def _float(step: Array) -> Array:
     return jnp.asarray(step, jnp.float32)

@@ -15,7 +15,7 @@ wrappers hand it on, so that `scale_loss` can stand anywhere among them. They me
 gradients as if these were not multiplied.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from fnn import numbers
 from fnn.axes import over_devices
 from fnn.base import Array, Optimizer, Params, at_least_float32, check_optimizer
-from fnn.optimizers import check_gradients, check_state
+from fnn.optimizers import Rate, check_gradients, check_state, for_each, number_at
 
 
 def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
@@ -204,11 +204,13 @@ class _AverageState(NamedTuple):
         return self.inner.step
 
 
-def average(optimizer: Optimizer, decay: float) -> Optimizer:
+def average(optimizer: Optimizer, decay: Rate) -> Optimizer:
     """The optimizer, and the exponential moving average of its parameters: `state.average`.
 
     average <- decay average + (1 - decay) theta after each update, from the initial parameters
-    on. Training goes on from theta; the average is for evaluation. Polyak & Juditsky 1992.
+    on. Training goes on from theta; the average is for evaluation. Polyak & Juditsky 1992. decay is
+    a number, or a schedule of the number of updates already done: step / (step + 1) averages all
+    parameters alike.
 
     Raises TypeError for what is not an optimizer, ValueError for a decay outside [0, 1).
 
@@ -218,7 +220,7 @@ def average(optimizer: Optimizer, decay: float) -> Optimizer:
     Array([0.75], dtype=float32)
     """
     check_optimizer("average", optimizer)
-    decay = numbers.fraction("average", decay=decay)
+    decay = decay if callable(decay) else numbers.fraction("average", decay=decay)
 
     def init(params: Params) -> _AverageState:
         inner = optimizer.init(params)
@@ -231,7 +233,8 @@ def average(optimizer: Optimizer, decay: float) -> Optimizer:
         inner = optimizer.update(state.inner, grads)
 
         def moved(a: Array, theta: Array) -> Array:
-            return a + (1 - decay) * (theta.astype(a.dtype) - a)
+            rate = jnp.asarray(1 - number_at(decay, state.step), a.dtype)
+            return a + rate * (theta.astype(a.dtype) - a)
 
         return _AverageState(inner, jax.tree.map(moved, state.average, inner.params))
 
@@ -277,8 +280,8 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
     """A part of the parameters to each optimizer, by label; those of None are frozen.
 
     labels is a tree like the params, or like the top of it, with a label for each parameter or
-    for each part; or a function params -> such a tree. Each optimizer sees the parameters and
-    gradients of its label alone, so that a global norm is that part's.
+    for each part; or a function params -> such a tree, such as `by_name` makes. Each optimizer sees
+    the parameters and gradients of its label alone, so that a global norm is that part's.
 
     Raises TypeError for what is not an optimizer; `init` raises ValueError for a label without
     an optimizer, and for labels that don't fit the params.
@@ -299,12 +302,7 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
 
     def split(params: Params) -> dict[str, Any]:
         """The params of each label, with `_Elsewhere` for all others."""
-        given = labels(params) if callable(labels) else labels
-        below = lambda label, part: jax.tree.map(lambda _: label, part)
-        try:
-            each = jax.tree.map(below, given, params)
-        except ValueError as error:
-            raise ValueError(f"partition: the labels don't fit the parameters: {error}") from None
+        each = for_each("partition", labels, params)
         unknown = [label for label in jax.tree.leaves(each) if label not in optimizers]
         if unknown:
             known = ", ".join(map(repr, optimizers))
@@ -346,6 +344,30 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
         return _PartitionState(inner, state.frozen, state.step + 1)
 
     return Optimizer(init, update)
+
+
+def by_name(*, default: Any, **labels: Any) -> Callable[[Params], Any]:
+    """f(params) -> a tree like params: for each parameter the label of its name, or the default.
+
+    A parameter's names are the dict keys on its path; where several have a label, the innermost
+    counts. For `partition`, and with True and False for the mask of `adamw`. What a name stands for
+    is the same inside a `repeat`, where each array has one more axis.
+
+    f raises ValueError for a name that no parameter has.
+
+    >>> by_name(W="muon", default="adam")(({"W": jnp.ones((1, 1)), "b": jnp.ones(1)}, ()))
+    ({'W': 'muon', 'b': 'adam'}, ())
+    """
+
+    def f(params: Params) -> Any:
+        paths, form = jax.tree.flatten_with_path(params)
+        names = [[getattr(entry, "key", None) for entry in reversed(path)] for path, _ in paths]
+        if unknown := labels.keys() - {name for path in names for name in path}:
+            raise ValueError(f"by_name: no parameter is called {min(unknown)!r}")
+        found = [next((labels[n] for n in path if n in labels), default) for path in names]
+        return jax.tree.unflatten(form, found)
+
+    return f
 
 
 _LARGEST = 2.0**126

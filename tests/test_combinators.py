@@ -12,6 +12,7 @@ import fnn
 
 F, G, H = fnn.dense(4, 5), fnn.tanh, fnn.dense(5, 3)
 KEYS = jax.random.split(jax.random.key(7), 4)
+KEY = KEYS[0]
 X = jax.random.normal(KEYS[3], (6, 4))
 
 
@@ -105,3 +106,122 @@ def test_merges_refuse_arrays_that_do_not_go_together(merge, other):
     refused = pytest.raises(ValueError, match="concatenate: expected arrays|add: expected")
     with jax.numpy_dtype_promotion("standard"), refused:
         merge.forward((), (X, other))
+
+
+def test_skip_adds_each_floating_part_of_a_tree():
+    x, mask = jnp.array([1.0, -2.0]), jnp.array([True, False])
+    layer = fnn.skip(fnn.on(0, fnn.dense(2, 2)))
+    params = layer.init(KEY)
+    (y, same), residuals = layer.forward(params, (x, mask))
+    np.testing.assert_allclose(y, x + params["W"] @ x, rtol=1e-6)
+    assert same is mask
+    _, (dx, none) = layer.backward(params, residuals, (x, None))
+    np.testing.assert_allclose(dx, x + x @ params["W"], rtol=1e-6)
+    assert none is None
+
+
+def test_on_is_the_layer_for_its_part_alone():
+    x = (jnp.ones((3, 2)), jnp.arange(12.0).reshape(3, 4))
+    layer, dense = fnn.on(1, fnn.dense(4, 5)), fnn.dense(4, 5)
+    params = layer.init(KEY)
+    y, residuals = layer.forward(params, x)
+    assert y[0] is x[0]
+    np.testing.assert_array_equal(y[1], dense.forward(params, x[1])[0])
+    grads, dx = layer.backward(params, residuals, y)
+    expected, dx_1 = dense.backward(params, x[1], y[1])
+    assert dx[0] is y[0]
+    np.testing.assert_array_equal(dx[1], dx_1)
+    np.testing.assert_array_equal(grads["W"], expected["W"])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: fnn.on(-1, fnn.tanh), ValueError, "i of at least 0"),
+        (lambda: fnn.on(0.5, fnn.tanh), TypeError, "integer"),
+        (lambda: fnn.on(0, jnp.tanh), TypeError, "on: part 0: expected a Layer"),
+        (lambda: fnn.on(1, fnn.tanh).forward((), (jnp.ones(1),)), ValueError, "got 1 parts"),
+        (lambda: fnn.on(0, fnn.tanh).forward((), jnp.ones(1)), ValueError, "expected a tuple"),
+        (lambda: fnn.lora(fnn.tanh, 2).init(KEY), ValueError, "a layer with matrices"),
+        (lambda: fnn.lora(fnn.dense(2, 2), 0), ValueError, "rank of at least 1"),
+    ],
+)
+def test_what_on_and_lora_refuse(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_lora_starts_as_the_layer_and_learns_w_plus_ba():
+    layer, x = fnn.dense(5, 3), jax.random.normal(KEY, (4, 5))
+    adapted = fnn.lora(layer, 2)
+    params = adapted.init(KEY)
+    np.testing.assert_array_equal(
+        adapted.forward(params, x)[0], layer.forward(params["frozen"], x)[0]
+    )
+    pair = params["learned"][0]
+    assert params["learned"][1] == ()
+    pair["B"] = jax.random.normal(KEY, (3, 2))
+    y, residuals = adapted.forward(params, x)
+    W, b, A, B, x64, dy = (
+        np.asarray(a, np.float64)
+        for a in (params["frozen"]["W"], params["frozen"]["b"], pair["A"], pair["B"], x, y)
+    )
+    np.testing.assert_allclose(y, x64 @ (W + B @ A).T + b, rtol=1e-5, atol=1e-6)
+    grads, dx = adapted.backward(params, residuals, y)
+    np.testing.assert_allclose(grads["learned"][0]["A"], B.T @ dy.T @ x64, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grads["learned"][0]["B"], dy.T @ x64 @ A.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dx, dy @ (W + B @ A), rtol=1e-5, atol=1e-5)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(grads["frozen"]))
+
+
+LORA = {
+    "dense": (fnn.dense(4, 3), jnp.cos(jnp.arange(24.0).reshape(6, 4))),
+    "embedding": (fnn.embedding(5, 4), jnp.array([[0, 3], [3, 3], [1, 2], [4, 0], [2, 2], [0, 0]])),
+    "attention": (fnn.attention(4, 2), jnp.cos(jnp.arange(48.0).reshape(6, 2, 4))),
+    "positions": (fnn.positions(3, 4), jnp.cos(jnp.arange(48.0).reshape(6, 2, 4))),
+    "compute_in": (fnn.compute_in(fnn.dense(4, 3), jnp.float32), jnp.ones((6, 4)) / 3),
+    "batch_norm": (fnn.serial(fnn.dense(4, 3), fnn.batch_norm(3)), jnp.ones((6, 4)) / 3),
+}
+
+
+@pytest.mark.parametrize("name", LORA)
+def test_each_examples_gradient_through_lora_is_exact(name):
+    layer, x = LORA[name]
+    layer = fnn.repeat(fnn.lora(layer, 2), 1) if name == "attention" else fnn.lora(layer, 2)
+    draw = lambda p: jnp.sin(9 * p + jnp.arange(p.size, dtype=p.dtype).reshape(p.shape))
+    params = jax.tree.map(draw, layer.init(KEY))
+    target = jnp.zeros_like(layer.forward(params, x)[0])
+    each = jax.vmap(jax.grad(fnn.objective(layer, fnn.mse)), (None, 0, 0))(params, x, target)
+    learned = [e.reshape(6, -1) for e in jax.tree.leaves(each["learned"])]
+    rows = np.concatenate(learned, 1)
+    got = fnn.per_example.gram(layer, fnn.mse, example_axes=1)
+    if target.ndim == 2:
+        got = fnn.per_example.gram(layer, fnn.mse)
+    np.testing.assert_allclose(got(params, x, target), rows @ rows.T, rtol=2e-4, atol=1e-4)
+    norms = fnn.per_example.squared_norms(layer, fnn.mse, example_axes=1)(params, x, target)
+    np.testing.assert_allclose(norms, (rows * rows).sum(1), rtol=2e-4)
+
+
+def test_lora_inside_out_is_refused_by_name():
+    layer = fnn.lora(fnn.repeat(fnn.skip(fnn.dense(3, 3)), 2), 2)
+    params, x = layer.init(KEY), jnp.ones((4, 3))
+    with pytest.raises(TypeError, match=r"lora: expected .* got Direct"):
+        layer.backward(params, layer.forward(params, x)[1], x)
+
+
+def test_what_lora_learns_passes_the_checker_and_what_is_frozen_has_no_gradient():
+    layer = fnn.lora(fnn.serial(fnn.dense(4, 3), fnn.tanh, fnn.dense(3, 2)), 2)
+    x = jnp.cos(jnp.arange(20.0).reshape(5, 4))
+    given = jax.tree.map(lambda p: p + 0.3, layer.init(KEY))
+    whole = lambda learned: {"frozen": given["frozen"], "learned": learned}
+
+    def backward(learned, residuals, dy, reduce=fnn.total):
+        dparams, dx = layer.backward(whole(learned), residuals, dy, reduce)
+        return dparams["learned"], dx
+
+    learner = fnn.Layer(
+        lambda key: given["learned"], lambda p, x: layer.forward(whole(p), x), backward
+    )
+    fnn.verify.check_layer(learner, given["learned"], x).raise_for_verdict()
+    by_autodiff = jax.grad(lambda params: layer.forward(params, x)[0].sum())(given)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(by_autodiff["frozen"]))

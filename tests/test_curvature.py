@@ -353,3 +353,35 @@ def test_bad_arguments_are_refused():
         product((params, params), x, (y, y), (params, params))
     with pytest.raises(TypeError, match="expected Outer gradients"):
         curvature.kronecker_factors(direct, fnn.mse)(params, x, y)
+
+
+def test_hessian_vector_products_are_the_hessians():
+    network, loss = fnn.mlp((3, 4, 2), fnn.tanh), fnn.softmax_cross_entropy
+    params, x = network.init(jax.random.key(3)), jax.random.normal(jax.random.key(4), (6, 3))
+    y = jnp.arange(6) % 2
+    flat, unravel = ravel_pytree(params)
+    hessian = jax.hessian(lambda p: fnn.objective(network, loss)(unravel(p), x, y))(flat)
+    v = jnp.cos(jnp.arange(flat.size, dtype=flat.dtype))
+    product = curvature.hessian_vector_product(network, loss)
+    got = product(params, x, y, unravel(v))
+    np.testing.assert_allclose(ravel_pytree(got)[0], hessian @ v, rtol=1e-4, atol=1e-5)
+    spectrum = curvature.lanczos(lambda v: product(params, x, y, v), unravel(v), flat.size + 3)
+    values = np.linalg.eigvalsh(np.asarray(hessian, np.float64))
+    np.testing.assert_allclose(spectrum.values[-1], values[-1], rtol=1e-4)
+    np.testing.assert_allclose(spectrum.values[0], values[0], atol=1e-4)
+
+
+def test_lanczos_weights_integrate_functions_of_the_matrix():
+    a = np.random.default_rng(0).normal(size=(30, 30))
+    a = a + a.T
+    start = np.cos(np.arange(30))
+    with jax.enable_x64(True):
+        found = curvature.lanczos(lambda v: jnp.asarray(a) @ v, jnp.asarray(start), 12)
+    values, weights = (np.asarray(each) for each in found)
+    s = start / np.linalg.norm(start)
+    np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
+    for power in (1, 2, 5, 20):  # exact up to 2 * 12 - 1
+        expected = s @ np.linalg.matrix_power(a, power) @ s
+        np.testing.assert_allclose((weights * values**power).sum(), expected, rtol=1e-9)
+    exact = curvature.lanczos(lambda v: 2 * v, jnp.ones(3), 2)
+    np.testing.assert_allclose(exact.weights @ exact.values, 2, rtol=1e-6)

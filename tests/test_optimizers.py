@@ -154,6 +154,17 @@ SCHEDULES = {
         optax.cosine_decay_schedule(0.3, 40, alpha=0.1),
     ),
     "linear_warmup": (schedules.linear_warmup(0.3, 8), optax.linear_schedule(0.0, 0.3, 8)),
+    "warmup_stable_decay": (
+        schedules.warmup_stable_decay(0.3, 8, 20, 15, final=0.03),
+        optax.join_schedules(
+            [
+                optax.linear_schedule(0.0, 0.3, 8),
+                optax.constant_schedule(0.3),
+                optax.linear_schedule(0.3, 0.03, 15),
+            ],
+            [8, 28],
+        ),
+    ),
     "warmup, then cosine": (
         schedules.linear_warmup(0.3, 8, then=schedules.cosine_decay(0.3, 20)),
         optax.join_schedules(

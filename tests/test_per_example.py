@@ -93,6 +93,9 @@ def test_every_instrument_against_each_examples_gradient(network, loss):
             "second_moment": per_example.second_moment(network, loss)(params, x, y),
             "clipped": clip(params, x, y),
             "noise": per_example.gradient_noise_scale(network, loss)(params, x, y),
+            "cosines": per_example.cosines(network, loss)(params, x, y),
+            "cross_gram": per_example.cross_gram(network, loss)(params, x, y, x[1:4], y[1:4]),
+            "gradients": per_example.gradients(network, loss)(params, x, y),
         }
 
     value = quick(fnn.objective(network, loss), params, x, y)
@@ -107,6 +110,9 @@ def test_every_instrument_against_each_examples_gradient(network, loss):
         "second_moment": jax.tree.map(lambda g: (g * g).mean(0), grads),
         "clipped": (value, clipped(grads, norms, np.sqrt(np.median(norms)))),
         "noise": per_example.NoiseScale(trace, norm, trace / norm),
+        "cosines": rows @ rows.mean(0) / np.sqrt(norms * s),
+        "cross_gram": rows @ rows[1:4].T,
+        "gradients": grads,
     }
     found = quick(instruments, params, x, y)
     assert_close(found, expected)
@@ -526,3 +532,32 @@ def test_a_loss_that_mixes_examples_is_refused_by_name(statistic):
     with pytest.raises(TypeError, match="info_nce mixes the examples of a batch"):
         statistic(fnn.dense(4, 2), info_nce())
     statistic(fnn.dense(4, 2), info_nce()._replace(mixes=False))  # nothing else is refused
+
+
+def test_gradients_in_chunks_and_over_two_axes_are_the_same():
+    params, x, y = problem(REPEATED, fnn.mse, (2, 3))
+    rows = (params, x.reshape(6, 5), y.reshape(6, 3))
+    whole = quick(per_example.gradients(REPEATED, fnn.mse), *rows)
+    chunks = quick(per_example.gradients(REPEATED, fnn.mse, chunk=4), *rows)
+    assert_close(chunks, whole, 1e-12)
+    both = quick(per_example.gradients(REPEATED, fnn.mse), params, x, y)
+    assert_close(both, jax.tree.map(lambda g: g.reshape(2, 3, *g.shape[1:]), whole), 1e-12)
+
+
+def test_products_between_texts_and_with_the_mean():
+    """With positions, of which the gradient is a sum."""
+    network = fnn.serial(fnn.embedding(5, 4), fnn.attention(4, 2, causal=True), fnn.dense(4, 3))
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), network.init(KEY))
+    x = jnp.arange(24).reshape(6, 4) ** 2 % 5
+    y = x % 3
+    loss, options = fnn.softmax_cross_entropy, {"example_axes": 1}
+
+    def one(params, x, y):
+        return fnn.objective(network, loss)(params, x, y)
+
+    rows = flat(jax.vmap(jax.grad(one), (None, 0, 0))(params, x, y), 6)
+    found = per_example.cross_gram(network, loss, **options)(params, x, y, x[2:4], y[2:4])
+    assert_close(found, rows @ rows[2:4].T)
+    mean = rows.mean(0)
+    cosine = rows @ mean / np.linalg.norm(mean) / np.linalg.norm(rows, axis=1)
+    assert_close(per_example.cosines(network, loss, **options)(params, x, y), cosine)

@@ -22,11 +22,12 @@ AUTODIFF = {"grad", "value_and_grad", "vjp", "jvp", "linearize", "jacfwd", "jacr
 ALLOWED = {
     "adapters.functions": {"vjp"},
     "autodiff": {"custom_jvp", "linear_transpose", "jvp"},
-    "curvature": {"linear_transpose"},
+    "curvature": {"linear_transpose", "jvp"},
 }
 """Beside `verify`, which checks: an adapter, where a user's function brings autodiff's derivative
 with it; `autodiff`, which puts a layer's own backward into what JAX differentiates; and
-`curvature`, which reads one from the other side."""
+`curvature`, which reads one from the other side, and whose Hessian-vector product is the derivative
+of a hand-written gradient."""
 MATHEMATICS = {
     "base", "axes", "numbers", "reductions", "backprop", "autodiff", "activations", "losses",
     "initializers", "optimizers", "wrappers", "schedules", "models", "layers", "combinators",
@@ -221,7 +222,8 @@ CATALOGUED = {
     "optimizers", "wrappers",
 }  # fmt: skip
 NO_CONSTRUCTORS = ("layers.shapes", "layers.windows")
-HELPERS = {"check_gradients", "check_state", "loss_scale", "scaled_gradients", "with_params"}
+HELPERS = {"by_name", "check_gradients", "check_state", "for_each", "loss_scale", "number_at",
+           "scaled_gradients", "with_params"}  # fmt: skip
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if room(name) in CATALOGUED])
@@ -263,7 +265,7 @@ def test_every_combinator_is_tested_with_random_layers():
         for name in defined(module)
         if inspect.isfunction(getattr(fnn, name))
     }
-    assert combine == set(cases.COMBINATORS) | {"frozen"}
+    assert combine == set(cases.COMBINATORS) | {"frozen", "lora"}
 
 
 def test_signatures_can_be_read_at_run_time():

@@ -1,5 +1,7 @@
 """Optimizers around optimizers: each is its definition, written in numpy."""
 
+from itertools import pairwise
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -358,3 +360,102 @@ def test_to_optax_gives_what_optax_applies():
         chex.assert_trees_all_close(params, state.params, rtol=1e-5)
     with pytest.raises(ValueError, match="got no params"):
         fnn.to_optax(fnn.sgd(0.1)).update(PARAMS, fnn.sgd(0.1).init(PARAMS))
+
+
+def test_by_name_labels_by_the_innermost_name():
+    params = {
+        "head": ({"W": jnp.ones((2, 2)), "b": jnp.ones(2)},),
+        "body": [{"b": jnp.ones(1)}, ()],
+    }
+    labels = fnn.by_name(W="w", head="h", default="rest")(params)
+    assert labels == {"head": ({"W": "w", "b": "h"},), "body": [{"b": "rest"}, ()]}
+    with pytest.raises(ValueError, match="no parameter is called 'w'"):
+        fnn.by_name(w="w", default="rest")(params)
+
+
+def test_muon_in_repeat_is_muon_of_each_copy():
+    """And a stacked bias is no matrix."""
+    network, copy = fnn.repeat(fnn.skip(fnn.dense(4, 4)), 3), fnn.skip(fnn.dense(4, 4))
+    params = network.init(KEY)
+    rules = {"matrix": fnn.muon(0.1), "rest": fnn.adam(0.1)}
+    optimizer = fnn.partition(fnn.by_name(W="matrix", default="rest"), rules)
+    grads = [jax.tree.map(lambda p, i=i: jnp.cos(i + 3 * p), params) for i in range(3)]
+    state = states(optimizer, grads, params)[-1]
+    for i in range(3):
+        of = lambda tree, i=i: jax.tree.map(lambda a: a[i], tree)
+        alone = states(optimizer, [of(g) for g in grads], of(params))[-1]
+        chex.assert_trees_all_close(of(state.params), alone.params, rtol=1e-5, atol=1e-6)
+    assert jax.tree.structure(copy.init(KEY)) == jax.tree.structure(params)
+
+
+def test_a_step_of_muon_is_about_orthogonal():
+    g = jnp.cos(jnp.arange(24.0).reshape(4, 6) ** 2)
+    optimizer = fnn.muon(1.0)
+    step = optimizer.update(optimizer.init(jnp.zeros((4, 6))), g).params
+    singular = np.linalg.svd(np.asarray(step))[1]
+    assert (singular > 0.6).all()
+    assert (singular < 1.3).all()
+
+
+def test_weight_decay_follows_its_schedule_and_its_mask():
+    schedule = lambda step: 0.1 * (step.astype(jnp.float32) + 1)
+    masked = fnn.adamw(0.1, weight_decay=schedule, mask=fnn.by_name(W=True, default=False))
+    found = states(masked)
+    adam = states(fnn.adam(0.1))
+    chex.assert_trees_all_close(found[-1].params["b"], adam[-1].params["b"], rtol=1e-6)
+    W = np.asarray(PARAMS["W"], np.float64)
+    for i, (before, after) in enumerate(pairwise(adam)):
+        step = np.asarray(after.params["W"], np.float64) - np.asarray(before.params["W"])
+        W = W + step - 0.1 * 0.1 * (i + 1) * W
+    np.testing.assert_allclose(found[-1].params["W"], W, rtol=1e-5)
+    with pytest.raises(ValueError, match="mask: the labels don't fit"):
+        fnn.adamw(0.1, mask={"Q": True}).update(masked.init(PARAMS), GRADS[0])
+
+
+def test_an_average_with_a_schedule_can_be_the_plain_mean():
+    found = states(fnn.average(fnn.sgd(0.1), lambda step: step / (step + 1)))
+    mean = np.mean([np.asarray(state.params["W"]) for state in found[1:]], 0)
+    np.testing.assert_allclose(found[-1].average["W"], mean, rtol=1e-5)
+
+
+TO_OPTAX = {
+    "accumulate": lambda: fnn.accumulate(fnn.adam(0.1), 2),
+    "average": lambda: fnn.average(fnn.momentum(0.1), 0.9),
+    "partition": lambda: fnn.partition(
+        {"W": "a", "b": "b"}, {"a": fnn.average(fnn.adam(0.1), 0.9), "b": None}
+    ),
+    "scale_loss": lambda: fnn.scale_loss(fnn.adam(0.1), 8.0),
+    "muon": lambda: fnn.muon(0.1),
+}
+
+
+@pytest.mark.parametrize("name", TO_OPTAX)
+def test_a_stateful_wrapper_goes_through_optax(name):
+    transformation = optax.chain(optax.identity(), fnn.to_optax(TO_OPTAX[name]()))
+    found = states(fnn.from_optax(transformation))
+    optimizer = TO_OPTAX[name]()
+    scale = 8.0 if name == "scale_loss" else 1.0
+    expected = states(optimizer, [jax.tree.map(lambda g: scale * g, of) for of in GRADS])
+    chex.assert_trees_all_close(found[-1].params, expected[-1].params, rtol=1e-5, atol=1e-6)
+
+
+def test_from_optax_hands_on_the_loss():
+    network, loss = fnn.dense(2, 1), fnn.mse
+    x = jax.random.normal(KEY, (20, 2))
+    y = x @ jnp.array([[1.0], [-2.0]]) + 0.5
+    objective = lambda params: fnn.objective(network, loss)(params, x, y)
+    for transformation in (optax.lbfgs(), optax.polyak_sgd()):
+        optimizer = fnn.from_optax(transformation, objective)
+        step, state = jax.jit(fnn.make_step(network, loss, optimizer)), None
+        state = optimizer.init(network.init(KEY))
+        for _ in range(30):
+            state, value = step(state, (x, y))
+        assert float(value) < 1e-6
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1)
+    optimizer = fnn.from_optax(optax.chain(optax.sgd(0.1), plateau), lambda params: jnp.ones(()))
+    found = states(optimizer)
+    assert float(found[-1].slots[1].scale) < 1
+    with pytest.raises(TypeError, match="value"):
+        fnn.from_optax(optax.chain(optax.sgd(0.1), plateau)).update(
+            optimizer.init(PARAMS), GRADS[0]
+        )

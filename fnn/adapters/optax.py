@@ -1,5 +1,6 @@
 """Optimizers: from optax, and to it."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +19,17 @@ class _OptaxState(NamedTuple):
     slots: Any
 
 
-def from_optax(transformation: Any) -> Optimizer:
+def from_optax(
+    transformation: Any, objective: Callable[[Params], Array] | None = None
+) -> Optimizer:
     """An `Optimizer` of any optax transformation: theta <- theta + updates.
 
     It computes under JAX's standard dtype promotion, for optax mixes dtypes.
+
+    An Optimizer's update sees no loss. For transformations that need one, such as optax.lbfgs,
+    optax.polyak_sgd and optax.contrib.reduce_on_plateau, objective(params) is the loss over
+    examples of your choice: all training data, or those held out. It is computed at each update,
+    and handed on as value, grad (the gradient given to update) and value_fn.
 
     Raises TypeError for what has no init and update, and for what is an `Optimizer` already.
 
@@ -47,7 +55,10 @@ def from_optax(transformation: Any) -> Optimizer:
         params, step, slots = state
         check_gradients(params, grads)
         with jax.numpy_dtype_promotion("standard"):
-            updates, slots = transformation.update(grads, slots, params)
+            loss: Any = {}
+            if objective is not None:
+                loss = {"value": objective(params), "grad": grads, "value_fn": objective}
+            updates, slots = transformation.update(grads, slots, params, **loss)
             # An update, as a gradient, is not broadcast and loses no imaginary part.
             check_gradients(params, updates)
             params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)

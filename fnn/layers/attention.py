@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
 from fnn import initializers
 from fnn.base import Array, Grads, Layer, Params, Residuals, at_least_float32, split
-from fnn.layers.shapes import check_input, check_widths
+from fnn.layers.shapes import check_input, named_widths
 from fnn.reductions import Outer, Reduce, total
 
 
@@ -35,12 +36,18 @@ def attention(
     q and k are rotated by the angle p 10000^(-2i/e) at token p (Su et al. 2021), so that scores
     depend on the distance of two tokens. The softmax is in at least float32.
 
+    x may be a pair (x, mask), the mask (..., tokens) boolean and False for padding: y is then a
+    pair too, with the same mask. Tokens attend to themselves and to tokens that are not padding;
+    the loss leaves out what y is at padding. The mask has no gradient: its part of dx and dy is
+    None.
+
     Each text is an example, its tokens are positions: losses per token need `example_axes`. Only x
     and the largest score of each query are kept; backward computes q, k, v and A again, as
     FlashAttention does (Dao et al. 2022), but holds A of all heads while it runs.
 
     Raises ValueError for widths below 1, a d that heads does not divide, an odd e with rotary, and
-    x or params with other shapes; TypeError where x and the params differ in dtype.
+    x, mask or params with other shapes; TypeError where x and the params differ in dtype, and for a
+    mask that is not boolean.
 
     >>> import jax
     >>> layer = attention(4, 2, causal=True)
@@ -48,8 +55,7 @@ def attention(
     >>> y.shape
     (5, 3, 4)
     """
-    name = f"attention({d}, {heads})"
-    d, heads = check_widths(name, d, heads)
+    name, d, heads = named_widths("attention", d, heads)
     if d % heads:
         raise ValueError(f"{name}: expected a width that the number of heads divides")
     if rotary and d // heads % 2:
@@ -64,23 +70,30 @@ def attention(
         q, k, v = (_heads(x @ params[leaf].T, heads) for leaf in "QKV")
         return (_rotated(q), _rotated(k), v) if rotary else (q, k, v)
 
-    def scores(q: Array, k: Array) -> Array:
-        wide = at_least_float32(q.dtype)
+    def scores(q: Array, k: Array, mask: Array | None) -> Array:
+        wide, tokens = at_least_float32(q.dtype), q.shape[-2]
         s = scale * jnp.einsum("...pe,...qe->...pq", q, k, preferred_element_type=wide)
-        return jnp.where(jnp.tri(s.shape[-1], dtype=bool), s, -jnp.inf) if causal else s
+        seen = jnp.tri(tokens, k=0 if causal else tokens, dtype=bool)
+        if mask is not None:
+            seen &= mask[..., None, None, :] | jnp.eye(tokens, dtype=bool)
+        return jnp.where(seen, s, -jnp.inf)
 
-    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+        x, mask = x if isinstance(x, tuple) else (x, None)
         check_input(name, params, shapes, x, "tokens", d)
+        _check_mask(name, x, mask)
         q, k, v = projected(params, x)
-        s = scores(q, k)
+        s = scores(q, k, mask)
         peak = s.max(-1, keepdims=True)
         h = _merged(_softmax(s, peak).astype(x.dtype) @ v)
-        return h @ params["O"].T, (x, peak)
+        y = h @ params["O"].T
+        return y if mask is None else (y, mask), (x, mask, peak)
 
-    def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
-        x, peak = residuals
+    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+        x, mask, peak = residuals
+        dy = dy if mask is None else dy[0]
         q, k, v = projected(params, x)
-        a = _softmax(scores(q, k), peak)
+        a = _softmax(scores(q, k, mask), peak)
         narrow = a.astype(x.dtype)
         dh = _heads(dy @ params["O"], heads)
         dv = jnp.einsum("...pq,...pe->...qe", narrow, dh)
@@ -96,9 +109,19 @@ def attention(
             "V": reduce(Outer(dv, x)),
             "O": reduce(Outer(dy, _merged(narrow @ v))),
         }
-        return dparams, dq @ params["Q"] + dk @ params["K"] + dv @ params["V"]
+        dx = dq @ params["Q"] + dk @ params["K"] + dv @ params["V"]
+        return dparams, dx if mask is None else (dx, None)
 
     return Layer(init, forward, backward)
+
+
+def _check_mask(name: str, x: Array, mask: Array | None) -> None:
+    if mask is None:
+        return
+    if mask.dtype != bool:
+        raise TypeError(f"{name}: expected a boolean mask, got {mask.dtype}")
+    if mask.shape != x.shape[:-1]:
+        raise ValueError(f"{name}: expected a mask of shape {x.shape[:-1]}, got {mask.shape}")
 
 
 def _softmax(s: Array, peak: Array) -> Array:

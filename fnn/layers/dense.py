@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from fnn import initializers
 from fnn.base import Array, Grads, Layer, Params, Residuals, split
-from fnn.layers.shapes import check_input, check_widths
+from fnn.layers.shapes import check_input, named_widths
 from fnn.reductions import Direct, Outer, Reduce, total
 
 
@@ -14,6 +14,7 @@ def dense(
     d_in: int,
     d_out: int,
     *,
+    bias: bool = True,
     weight_init: Callable[..., Array] = initializers.glorot_uniform,
     bias_init: Callable[..., Array] = initializers.zeros,
 ) -> Layer:
@@ -24,7 +25,8 @@ def dense(
         forward    Z  = X W^T + b
         backward   dX = dZ W,    dW = dZ^T X,    db = sum over the batch of dZ
 
-    weight_init and bias_init are called as init(key, shape).
+    Without bias z_j = sum_i W_ji x_i, and params is {"W": (d_out, d_in)}. weight_init and
+    bias_init are called as init(key, shape).
 
     Raises ValueError for widths below 1 and for x or params of other widths; TypeError
     where x and W differ in dtype.
@@ -35,19 +37,17 @@ def dense(
     >>> y.shape
     (5, 2)
     """
-    name = f"dense({d_in}, {d_out})"
-    d_in, d_out = check_widths(name, d_in, d_out)
-
-    def init(key: Array) -> Params:
-        weight_key, bias_key = split(key, 2)
-        return {"W": weight_init(weight_key, (d_out, d_in)), "b": bias_init(bias_key, (d_out,))}
+    name, d_in, d_out = named_widths("dense", d_in, d_out)
+    shapes = {"W": (d_out, d_in)} | ({"b": (d_out,)} if bias else {})
+    inits = {"W": weight_init, "b": bias_init}
+    init = lambda key: {p: inits[p](k, shapes[p]) for p, k in zip(shapes, split(key), strict=False)}
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
-        check_input(name, params, {"W": (d_out, d_in), "b": (d_out,)}, x, d_in)
-        return jnp.tensordot(x, params["W"], axes=(-1, -1)) + params["b"], x
+        check_input(name, params, shapes, x, d_in)
+        return jnp.tensordot(x, params["W"], axes=(-1, -1)) + params.get("b", 0), x
 
     def backward(params: Params, x: Array, dy: Array, reduce: Reduce = total) -> Grads:
-        dparams = {"W": reduce(Outer(dy, x)), "b": reduce(Direct(dy))}
-        return dparams, jnp.tensordot(dy, params["W"], axes=(-1, 0))
+        factors = {"W": Outer(dy, x), "b": Direct(dy)}
+        return {p: reduce(factors[p]) for p in shapes}, jnp.tensordot(dy, params["W"], axes=1)
 
     return Layer(init, forward, backward)

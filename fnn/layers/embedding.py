@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from fnn import initializers
 from fnn.base import Array, Grads, Layer, Params, Residuals
-from fnn.layers.shapes import check_array, check_params, check_widths
+from fnn.layers.shapes import check_array, check_params, named_widths
 from fnn.reductions import Reduce, Rows, total
 
 _standard_normal = initializers.normal(1.0)
@@ -34,8 +34,7 @@ def embedding(n: int, d: int, *, weight_init: Callable[..., Array] = _standard_n
     Array([[4., 5.],
            [0., 1.]], dtype=float32)
     """
-    name = f"embedding({n}, {d})"
-    n, d = check_widths(name, n, d)
+    name, n, d = named_widths("embedding", n, d)
 
     def init(key: Array) -> Params:
         return {"table": weight_init(key, (n, d))}

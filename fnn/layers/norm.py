@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fnn import numbers
 from fnn.base import Array, Grads, Layer, Params, Residuals, Varying, at_least_float32
-from fnn.layers.shapes import check_input, check_widths
+from fnn.layers.shapes import check_input, named_widths
 from fnn.reductions import Direct, Reduce, Whole, Widened, total
 
 
@@ -31,8 +31,7 @@ def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
     >>> y.round(3)
     Array([[-1.,  1.]], dtype=float32)
     """
-    name = f"layer_norm({d})"
-    d = check_widths(name, d)
+    name, d = named_widths("layer_norm", d)
     eps = numbers.positive(name, eps=eps)
 
     def init(key: Array) -> Params:
@@ -79,8 +78,7 @@ def rms_norm(d: int, *, eps: float = 1e-5) -> Layer:
     >>> y.round(3)
     Array([[ 1., -1.]], dtype=float32)
     """
-    name = f"rms_norm({d})"
-    d = check_widths(name, d)
+    name, d = named_widths("rms_norm", d)
     eps = numbers.positive(name, eps=eps)
 
     def init(key: Array) -> Params:
@@ -125,8 +123,7 @@ def group_norm(d: int, groups: int, *, eps: float = 1e-5) -> Layer:
     Array([[[-1., -1.],
             [ 1.,  1.]]], dtype=float32)
     """
-    name = f"group_norm({d}, {groups})"
-    d, groups = check_widths(name, d, groups)
+    name, d, groups = named_widths("group_norm", d, groups)
     eps = numbers.positive(name, eps=eps)
     if d % groups:
         raise ValueError(f"{name}: expected a width that the number of groups divides")
@@ -196,8 +193,7 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
     Array([[-1.],
            [ 1.]], dtype=float32)
     """
-    name = f"batch_norm({d})"
-    d = check_widths(name, d)
+    name, d = named_widths("batch_norm", d)
     eps = numbers.positive(name, eps=eps)
 
     def init(key: Array) -> Params:

@@ -1,6 +1,7 @@
 """What layers with parameters check of their widths and inputs."""
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,17 @@ def check_widths(name: str, *widths: int) -> Any:
     return found[0] if len(found) == 1 else found
 
 
-def check_params(name: str, params: Params, shapes: dict[str, tuple[int, ...]]) -> None:
+def named_widths(layer: str, *widths: int) -> Any:
+    """The layer's name with its widths, for messages, and what `check_widths` makes of them.
+
+    >>> named_widths("dense", 3, 2)
+    ('dense(3, 2)', 3, 2)
+    """
+    name = f"{layer}({', '.join(map(str, widths))})"
+    return name, *(int(d) for d in np.atleast_1d(check_widths(name, *widths)))
+
+
+def check_params(name: str, params: Params, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ValueError, naming the layer, for params with different shapes.
 
     >>> check_params("embedding(3, 1)", (), {"table": (3, 1)})
@@ -60,7 +71,7 @@ def check_array(name: str, x: Array, *last: int | str) -> None:
 
 
 def check_input(
-    name: str, params: Params, shapes: dict[str, tuple[int, ...]], x: Array, *last: int | str
+    name: str, params: Params, shapes: Mapping[str, tuple[int, ...]], x: Array, *last: int | str
 ) -> None:
     """Refuse x or params that the layer `name`, with parameters of `shapes`, can't take.
 

@@ -65,8 +65,8 @@ class Shard(Wrapped):
     def squared_norm(self, examples: int | None = None) -> Array:
         return jax.lax.psum(self.factor.squared_norm(examples), self.axis)
 
-    def products(self, examples: int | None = None) -> Array:
-        return jax.lax.psum(self.factor.products(examples), self.axis)
+    def products(self, examples: int | None = None, other: Factor | None = None) -> Array:
+        return jax.lax.psum(super().products(examples, other), self.axis)
 
     def norm(self, examples: int | None = None) -> Array:
         return jnp.sqrt(self.squared_norm(examples))

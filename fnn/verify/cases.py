@@ -53,6 +53,7 @@ ACTIVATIONS: dict[str, tuple[Layer, Any]] = {
 
 LAYERS: dict[str, tuple[Layer, Any]] = {
     "dense": (fnn.dense(5, 3), _x(5)),
+    "dense, without bias": (fnn.dense(5, 3, bias=False), _x(5)),
     "layer_norm": (fnn.layer_norm(6), _x(6)),
     "rms_norm": (fnn.rms_norm(6), _x(6)),
     "group_norm": (fnn.group_norm(6, 3), _x(2, 3, 6)),
@@ -64,6 +65,8 @@ LAYERS: dict[str, tuple[Layer, Any]] = {
     "attention": (fnn.attention(4, 2), _x(3, 4)),
     "attention, causal": (fnn.attention(6, 3, causal=True), _x(4, 6)),
     "attention, rotary": (fnn.attention(8, 2, rotary=True), _x(3, 8)),
+    "attention, padded": (fnn.attention(4, 2), (_x(3, 4), _x(3) > 0)),
+    "positions": (fnn.positions(5, 2), _x(3, 2)),
     "conv1d": (fnn.conv1d(2, 3), _x(5, 2)),
     "conv1d, strided": (fnn.conv1d(2, 3, 4, 2, "VALID"), _x(9, 2)),
     "conv2d": (fnn.conv2d(2, 3), _x(4, 5, 2)),
@@ -88,6 +91,7 @@ COMBINATORS: dict[str, tuple[Callable[[Layer], Layer], Any]] = {
     "gated": (lambda f: fnn.gated(f, fnn.serial(f, fnn.sigmoid)), _x(4)),
     "skip": (fnn.skip, _x(4)),
     "repeat": (lambda f: fnn.repeat(fnn.skip(f), 3), _x(4)),
+    "on": (lambda f: fnn.on(1, f), (_x(3), _x(4))),
     "masked": (lambda f: fnn.masked(f, _mask(f)), _x(4)),
     "remat": (fnn.remat, _x(4)),
     "compute_in": (lambda f: fnn.compute_in(f, jnp.bfloat16), _x(4)),
@@ -114,9 +118,9 @@ LOSSES: dict[str, tuple[Loss, Any, Any]] = {
     "heads": (fnn.heads((fnn.mse, fnn.focal()), (0.3, 2.0)), (_ANY, _OTHER), (_UNIT, _LABELS)),
 }
 
-UNCHECKED = ("frozen", "stop_gradient")
-"""Names without a case: their gradient is zero by definition, which no check can tell from one that
-is missing."""
+UNCHECKED = ("frozen", "lora", "stop_gradient")
+"""Names without a case: a gradient of theirs is zero by definition, which no check can tell from
+one that is missing."""
 
 Updated = tuple[Any, tuple[Any, ...]]
 """What a rule returns: theta and its slots."""
@@ -233,6 +237,26 @@ def _lion(
     return theta - rate * direction, (b2 * slots[0] + (1 - b2) * g,)
 
 
+def _muon(
+    rate: Any,
+    t: Any,
+    theta: Any,
+    g: Any,
+    slots: Any,
+    decay: float = 0.95,
+    nesterov: bool = True,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> Updated:
+    v = decay * slots[0] + g
+    x = np.atleast_2d(g + decay * v if nesterov else v)
+    scale = np.sqrt(max(1, x.shape[0] / x.shape[1]))
+    x = x / (np.linalg.norm(x) + eps)
+    for _ in range(5):
+        x = 3.4445 * x - 4.775 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
+    return theta - rate * (scale * x.reshape(theta.shape) + weight_decay * theta), (v,)
+
+
 def _clipped_sgd(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
     return theta - rate * g * np.minimum(1, 0.5 / np.linalg.norm(g)), ()
 
@@ -247,6 +271,7 @@ OPTIMIZERS: dict[str, Rule] = {
     "adamw": Rule(fnn.adamw, _adamw),
     "lion": Rule(fnn.lion, _lion),
     "momentum": Rule(fnn.momentum, _momentum),
+    "muon": Rule(fnn.muon, _muon, per_array=True),
     "nadam": Rule(fnn.nadam, _nadam),
     "rmsprop": Rule(fnn.rmsprop, _rmsprop),
     "sgd": Rule(fnn.sgd, _sgd),

@@ -75,3 +75,41 @@ def test_what_is_refused():
     layer, params, _ = problem(2)
     with pytest.raises(ValueError, match=r"attention\(6, 2\): expected x of shape .*tokens, 6"):
         layer.forward(params, jnp.ones(6))
+
+
+def test_padding_changes_nothing_at_the_other_tokens():
+    """The text with padding is at its tokens what it is alone, and so is its gradient."""
+    layer, params, x = problem(2)
+    mask = jnp.arange(5) < jnp.array([[3], [5]])
+    (y, same), residuals = layer.forward(params, (x, mask))
+    alone, short = layer.forward(params, x[:1, :3])
+    assert same is mask
+    np.testing.assert_allclose(y[:1, :3], alone, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(y[1], layer.forward(params, x[1])[0], rtol=1e-5, atol=1e-6)
+    dy = jnp.where(mask[..., None], jnp.cos(x), 0).at[1].set(0)
+    got, (dx, none) = layer.backward(params, residuals, (dy, None))
+    expected, dx_alone = layer.backward(params, short, dy[:1, :3])
+    assert none is None
+    np.testing.assert_allclose(dx[:1, :3], dx_alone, rtol=1e-4, atol=1e-6)
+    for leaf in "QKVO":
+        np.testing.assert_allclose(got[leaf], expected[leaf], rtol=1e-4, atol=1e-6)
+
+
+def test_an_empty_text_stays_finite():
+    layer, params, x = problem(2, causal=True)
+    (y, _), residuals = layer.forward(params, (x, jnp.zeros((2, 5), bool)))
+    grads, (dx, _) = layer.backward(params, residuals, (jnp.ones_like(y), None))
+    assert all(np.isfinite(a).all() for a in (y, dx, *jax.tree.leaves(grads)))
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (jnp.ones((2, 5)), TypeError, "a boolean mask, got float32"),
+        (jnp.ones(5, bool), ValueError, r"a mask of shape \(2, 5\), got \(5,\)"),
+    ],
+)
+def test_a_wrong_mask_is_refused(mask, error, message):
+    layer, params, x = problem(2)
+    with pytest.raises(error, match=message):
+        layer.forward(params, (x, mask))

@@ -95,7 +95,7 @@ def test_the_pair_that_forward_returns_is_no_input(name):
         layer.forward(layer.init(KEY), given)
 
 
-@pytest.mark.parametrize("name", cases.LOSSES)
+@pytest.mark.parametrize("name", [name for name in cases.LOSSES if name != "heads"])
 def test_the_pair_that_forward_returns_is_no_prediction(name):
     loss, prediction, target = cases.LOSSES[name]
     for f in (loss.value, loss.gradient):
