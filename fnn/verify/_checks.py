@@ -85,11 +85,16 @@ class Tested(NamedTuple):
         """The leaf in float64, or else as the user runs it."""
         return self.native if self.wide is None else self.wide
 
+    def closed(self, open: np.ndarray) -> "Tested":
+        """The leaf with zeros at the open entries, as the reference has them."""
+        wide = None if self.wide is None else np.where(open, 0.0, self.wide)
+        return self._replace(native=np.where(open, 0.0, self.native), wide=wide)
+
 
 def float64_check(tested: Tested, reference: Reference) -> Check:
     """The leaf in float64 against autodiff in float64."""
     expected = reference.stacks[tested.position][0]
-    if not np.isfinite(expected).all():
+    if reference.open[tested.position].all():
         return Check("skipped", reason="not finite")
     if tested.wide is None:
         return Check("skipped", reason=tested.reason)
@@ -117,10 +122,14 @@ class Spread:
 
     def include(self, at: np.ndarray, near: np.ndarray, far: np.ndarray, tells: bool) -> None:
         """Rows of the reference's stacks; whether the last two tell a jump from rounding."""
-        moved, moved_far = (relative(row - at, self.expected) for row in (near, far))
+        # Where a moved row is not finite, a domain ends.
+        moved, moved_far = (
+            np.where(np.isfinite(row), relative(row - at, self.expected), 0.0)
+            for row in (near, far)
+        )
         self.away = np.maximum(self.away, moved)
         if tells:
-            self.steady &= ~((moved > JUMP) & (moved_far <= 8 * moved) & np.isfinite(moved))
+            self.steady &= ~((moved > JUMP) & (moved_far <= 8 * moved))
         self.low = np.fmin(self.low, np.fmin(near, far))
         self.high = np.fmax(self.high, np.fmax(near, far))
 
@@ -189,7 +198,7 @@ def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> 
     expected = reference.stacks[tested.position][0]
     if reference.roundoff <= ROUNDOFF:
         return Check("skipped", reason="as float64")
-    if not np.isfinite(expected).all():
+    if reference.open[tested.position].all():
         return Check("skipped", reason="not finite")
     native = beyond_range(tested.native, expected, autodiff, reference.roundoff)
     autodiff = beyond_range(autodiff, expected, autodiff, reference.roundoff)
@@ -244,7 +253,7 @@ def entry_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> C
     check. It fails with the error of the worst entry, and is skipped where it finds none.
     """
     stack = reference.stacks[tested.position]
-    if reference.roundoff <= ROUNDOFF or not (np.isfinite(stack).all() and stack[0].any()):
+    if reference.roundoff <= ROUNDOFF or not stack[0].any():
         return NONE
     native = beyond_range(tested.native, stack[0], autodiff, reference.roundoff)
     autodiff = beyond_range(autodiff, stack[0], autodiff, reference.roundoff)
@@ -258,7 +267,7 @@ def entry_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> C
     known += np.minimum(slack * own, GRANT * reference.roundoff * size)
     away = np.zeros(stack[0].shape)
     for moved in reference.moved_stacks(tested.position):
-        away = np.maximum(away, np.abs(moved[2] - moved[0]))
+        away = np.fmax(away, np.abs(moved[2] - moved[0]))
         with np.errstate(invalid="ignore"):
             allowed = np.maximum(known + slack * away, 2 * own)
             excess = error / allowed
@@ -335,13 +344,14 @@ def _differences_check(slope: Slope, difference: float, share: float, firm: floa
     return compared(error, bound)._replace(reason=KINK if slope.kink else "")
 
 
-def entry_slope(tested: Tested, reference: Reference, index: tuple[int, ...]) -> Slope:
+def entry_slope(
+    tested: Tested, reference: Reference, index: tuple[int, ...], first: float | None = None
+) -> Slope:
     """The slope of f along one entry of the leaf alone."""
     directions = [np.zeros(p.shape) for p in reference.inputs.theta]
     directions[tested.position - 1][index] = 1.0
-    return reference.slope(
-        directions, steps(reference.unit)[0] * reference.norms[tested.position - 1]
-    )
+    first = steps(reference.unit)[0] if first is None else first
+    return reference.slope(directions, first * reference.norms[tested.position - 1])
 
 
 def decide(

@@ -30,11 +30,7 @@ from fnn.verify._arrays import (
     random_cotangent,
     widened,
 )
-from fnn.verify._call import (
-    custom_rules,
-    float64_section,
-    split,
-)
+from fnn.verify._call import attempt, float64_section
 from fnn.verify._causes import UNKNOWN
 from fnn.verify._engine import Function, compare
 from fnn.verify._layers import first_wrong_layer, first_wrong_part, per_example_leaf
@@ -42,7 +38,14 @@ from fnn.verify._leaf import FLOOR, measure, unfit
 from fnn.verify._report import Report
 
 
-def check_layer(layer: Layer, params: Params, x: Any, *, key: Array | None = None) -> Report:
+def check_layer(
+    layer: Layer,
+    params: Params,
+    x: Any,
+    *,
+    reference: Callable[..., Any] | None = None,
+    key: Array | None = None,
+) -> Report:
     """A layer's backward against autodiff of its forward: dparams and dx.
 
     The cotangent is drawn from `key`, so that every output counts, no two by the same weight.
@@ -53,6 +56,9 @@ def check_layer(layer: Layer, params: Params, x: Any, *, key: Array | None = Non
     gradient is right too: whether `backward` hands every parameter's per-example gradients to
     `reduce` and returns the result untouched. It is left out for a layer without parameters,
     one whose backward takes no `reduce`, and one whose examples can't be told apart.
+
+    `reference(params, x) -> y` is the function whose derivative `backward` means to give, where
+    that is not forward's: a straight-through estimator's identity, -x for reversed gradients.
 
     A layer that varies is checked as it is without key and statistics. To check it as it is in
     training, check `fnn.at(layer, key)`.
@@ -76,6 +82,12 @@ def check_layer(layer: Layer, params: Params, x: Any, *, key: Array | None = Non
         y, residuals = layer.forward(params, x)
         return layer.backward(params, residuals, random_cotangent(key, y))
 
+    if reference is not None:
+        dy = random_cotangent(key, shapes_of(reference, *inputs))
+        gradient = (_by_backward, (layer.forward, layer.backward))
+        theta = {"dparams": params, "dx": x}
+        objective = (_derivative_of, reference)
+        return at_both_cotangents("check_layer", objective, gradient, theta, dy)
     report = replace(
         check_vjp(layer.forward, layer.backward, params, x, key=key), name="check_layer"
     )
@@ -132,7 +144,7 @@ def check_vjp(
             raise TypeError(f"check_vjp: expected forward to return (y, residuals), got {got}")
         return result[0]
 
-    dy = random_cotangent(key, _shapes_of(reference or y_of, *inputs))
+    dy = random_cotangent(key, shapes_of(reference or y_of, *inputs))
     functions = (forward, backward)
     theta = {"dparams": params, "dx": x}
     objective: Function
@@ -140,7 +152,7 @@ def check_vjp(
         objective, gradient = (_product, forward), (_by_backward, functions)
     else:
         objective, gradient = (_reference_product, reference), (_y_and_by_backward, functions)
-    report = _at_both_cotangents("check_vjp", objective, gradient, theta, dy)
+    report = at_both_cotangents("check_vjp", objective, gradient, theta, dy)
     if report.verdict != "fail":
         return report
 
@@ -159,48 +171,7 @@ def check_vjp(
     return replace(report, leaves=tuple(leaves))
 
 
-def check_custom(
-    f: Callable[..., Any],
-    *args: Any,
-    reference: Callable[..., Any],
-    key: Array | None = None,
-) -> Report:
-    """A function with a derivative rule of its own (`jax.custom_vjp`, `jax.custom_jvp`, a Pallas
-    kernel) against autodiff of `reference`, the same function in plain operations: what it
-    returns, and the vector-Jacobian product with a cotangent drawn from `key`.
-
-    The arguments and what is returned may be any trees. Of the arguments, floating-point arrays
-    are differentiated; to leave one out, close over it.
-
-    Raises ValueError where the reference runs the rule under test: it would check itself.
-
-    >>> @jax.custom_vjp
-    ... def square(x):
-    ...     return x * x
-    >>> square.defvjp(lambda x: (x * x, x), lambda x, dy: (dy * x,))
-    >>> report = check_custom(square, jnp.array([1.0, 2.0]), reference=jnp.square)
-    >>> [(leaf.name, leaf.verdict) for leaf in report.leaves]
-    [('y', 'pass'), ('args.0', 'fail')]
-    """
-    inputs = as_arrays(args)
-    theta = {"args": args}
-    dy = random_cotangent(key, _shapes_of(reference, *inputs))
-    objective = (_reference_of_args, reference)
-    call, arrays = split(*objective, theta, (dy,))
-    same = [
-        name
-        for name in custom_rules(call, arrays)
-        if name in custom_rules(call._replace(rule=_reference_of_args, function=f), arrays)
-    ]
-    if f is reference or same:
-        raise ValueError(
-            f"check_custom: the reference runs the rule under test, that of "
-            f"{', '.join(same) or 'f'}; expected the same function in plain operations"
-        )
-    return _at_both_cotangents("check_custom", objective, (_by_own_rule, f), theta, dy)
-
-
-def _at_both_cotangents(
+def at_both_cotangents(
     name: str,
     objective: Function,
     gradient: Function,
@@ -220,20 +191,20 @@ def _magnitude(leaf: Any) -> Any:
     return abs(leaf) if differentiable(leaf) else leaf
 
 
-def _shapes_of(f: Callable[..., Any], *inputs: Any) -> Any:
+def shapes_of(f: Callable[..., Any], *inputs: Any) -> Any:
     """What f returns: its shapes and dtypes, or the arrays where f can't be traced."""
-    try:
-        return jax.eval_shape(f, *inputs)
-    except TimeoutError:
-        raise
-    except Exception:  # another library's functions may raise anything at a tracer
-        return as_arrays(f(*inputs))
+    found = attempt(jax.eval_shape, f, *inputs, otherwise=f)
+    return as_arrays(f(*inputs)) if found is f else found
 
 
-def check_loss(loss: Loss, prediction: Any, target: Any) -> Report:
+def check_loss(
+    loss: Loss, prediction: Any, target: Any, *, example_axes: int | None = None
+) -> Report:
     """A loss's gradient against autodiff of its values, which are one per example.
 
-    The prediction may be a tree of arrays that share the examples' axes.
+    The prediction may be a tree of arrays that share the examples' axes. `example_axes` says how
+    many axes those are, where an example has more axes than its features: 1 for a loss of whole
+    sequences (n, tokens, k).
 
     Raises TypeError for what is not a loss.
 
@@ -248,7 +219,8 @@ def check_loss(loss: Loss, prediction: Any, target: Any) -> Report:
         "check_loss", (_sum_of_losses, loss.value), (_by_rule, loss.gradient), theta, target
     )
     inputs = as_arrays((prediction, target))
-    note = _not_one_per_example(inputs[0], jax.eval_shape(loss.value, *inputs).shape)
+    shape = jax.eval_shape(loss.value, *inputs).shape
+    note = _not_one_per_example(inputs[0], shape, example_axes)
     return replace(report, leaves=(unfit("value", note), *report.leaves)) if note else report
 
 
@@ -314,8 +286,16 @@ def _product(forward: Callable[..., Any], theta: Any, dy: Any) -> tuple[Any, lis
 
 
 def _reference_product(reference: Callable[..., Any], theta: Any, dy: Any) -> Any:
+    return product(reference(theta["dparams"], theta["dx"]), dy)
+
+
+def _derivative_of(reference: Callable[..., Any], theta: Any, dy: Any) -> Any:
+    """<dy, y> where y itself is not compared."""
+    return _reference_product(reference, theta, dy)[0], []
+
+
+def product(y: Any, dy: Any) -> tuple[Any, list[Any]]:
     """<dy, y>, and the arrays of y."""
-    y = reference(theta["dparams"], theta["dx"])
     return _dot(y, dy), [a for a in jax.tree.leaves(y) if differentiable(a)]
 
 
@@ -325,10 +305,8 @@ def _dot(y: Any, dy: Any) -> Any:
 
 
 def _by_backward(functions: tuple[Callable[..., Any], ...], theta: Any, dy: Any) -> Any:
-    forward, backward = functions
-    _, residuals = forward(theta["dparams"], theta["dx"])
-    dparams, dx = backward(theta["dparams"], residuals, dy)
-    return {"dparams": dparams, "dx": dx}
+    tree = _y_and_by_backward(functions, theta, dy)
+    return {"dparams": tree["dparams"], "dx": tree["dx"]}
 
 
 def _y_and_by_backward(functions: tuple[Callable[..., Any], ...], theta: Any, dy: Any) -> Any:
@@ -338,36 +316,14 @@ def _y_and_by_backward(functions: tuple[Callable[..., Any], ...], theta: Any, dy
     return {"y": y, "dparams": dparams, "dx": dx}
 
 
-def _reference_of_args(reference: Callable[..., Any], theta: Any, dy: Any) -> Any:
-    y = reference(*theta["args"])
-    return _dot(y, dy), [a for a in jax.tree.leaves(y) if differentiable(a)]
-
-
-def _by_own_rule(f: Callable[..., Any], theta: Any, dy: Any) -> Any:
-    leaves, form = jax.tree.flatten(theta["args"])
-    floats = [i for i, leaf in enumerate(leaves) if differentiable(leaf)]
-
-    def of_floats(*moved: Any) -> Any:
-        at = dict(zip(floats, moved, strict=True))
-        return f(*jax.tree.unflatten(form, [at.get(i, leaf) for i, leaf in enumerate(leaves)]))
-
-    y, pull = jax.vjp(of_floats, *(leaves[i] for i in floats))
-    pulled = dict(zip(floats, pull(_like(dy, y)), strict=True))
-    grads = [pulled.get(i, leaf) for i, leaf in enumerate(leaves)]
-    return {"y": y, "args": jax.tree.unflatten(form, grads)}
-
-
-def _like(dy: Any, y: Any) -> Any:
-    """The cotangent in y's dtypes: a kernel may return less than float64."""
-    cast = lambda d, a: d.astype(a.dtype) if differentiable(a) else d
-    return jax.tree.map(cast, dy, y)
-
-
-def _not_one_per_example(prediction: Any, shape: tuple[int, ...]) -> str:
+def _not_one_per_example(prediction: Any, shape: tuple[int, ...], axes: int | None) -> str:
     """What is wrong with a loss's value of this shape; "" where it is one per example: for an
     array (..., k) of shape (...), for a tree over leading axes that all its arrays share."""
     leaves = jax.tree.leaves(prediction)
-    if jax.tree_util.treedef_is_leaf(jax.tree.structure(prediction)):
+    if axes is not None:
+        expected = leaves[0].shape[:axes]
+        fits, wanted = shape == expected, f"of shape {expected}"
+    elif jax.tree_util.treedef_is_leaf(jax.tree.structure(prediction)):
         expected = leaves[0].shape[:-1]
         fits, wanted = shape == expected, f"of shape {expected}"
     else:
@@ -388,16 +344,13 @@ def nonlinear_leaves(
     """
     other = random_cotangent(jax.random.key(1), dy)
     both = jax.tree.map(lambda u, v: u + v if differentiable(u) else u, dy, other)
-    try:
+
+    def pulled() -> list[dict[str, Any]]:
         _, residuals = forward(params, x)
-        once, again, together = (
-            named_leaves(dict(zip(("dparams", "dx"), backward(params, residuals, d), strict=True)))
-            for d in (dy, other, both)
-        )
-    except TimeoutError:
-        raise
-    except Exception:  # a kernel that does not take float64 may raise anything
-        return set()
+        trees = (backward(params, residuals, d) for d in (dy, other, both))
+        return [named_leaves(dict(zip(("dparams", "dx"), t, strict=True))) for t in trees]
+
+    once, again, together = attempt(pulled, otherwise=({}, {}, {}))
     return {
         name
         for name, leaf in together.items()

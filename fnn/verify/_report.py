@@ -130,7 +130,7 @@ class Report:
     leaves    from input to output; backpropagation reaches the last one first
     dtype     what the user runs, and the native check ran
     place     for fnn's networks, the first wrong layer counted from the output
-    inputs    (params, x) where `search` found a wrong gradient
+    inputs    (params, x), or the arguments, where a search found a wrong gradient
     blind     what the inputs can't show
 
     >>> import fnn, jax.numpy as jnp
@@ -146,7 +146,7 @@ class Report:
     leaves: tuple[Leaf, ...]
     dtype: str = "float32"
     place: str = ""
-    inputs: tuple[Any, Any] | None = None
+    inputs: tuple[Any, ...] | None = None
     blind: tuple[str, ...] = ()
 
     @property
@@ -270,8 +270,9 @@ class Report:
             )
         if self.inputs is not None:
             lines.append("  inputs")
-            params, x = self.inputs
-            for name, leaf in named_leaves({"params": params, "x": x}).items():
+            pair = dict(zip(("params", "x"), self.inputs, strict=False))
+            named = pair if self.name == "search" else {"args": self.inputs}
+            for name, leaf in named_leaves(named).items():
                 lines.append(f"    {name} = {_pasted(leaf)}")
         if self.blind and self.verdict == "pass":
             text = f"these inputs can't show: {', '.join(self.blind)}"
