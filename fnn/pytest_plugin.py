@@ -27,6 +27,10 @@ def pytest_addoption(parser: Any) -> None:
 def pytest_configure(config: Any) -> None:
     """Begin to record, where the option asks for it."""
     if config.getoption("fnn_rules"):
+        if config.getoption("numprocesses", None):
+            import pytest
+
+            raise pytest.UsageError("--fnn-rules records in one process: expected -n0")
         config.pluginmanager.register(_Rules(config), "fnn-rules-session")
 
 

@@ -30,7 +30,7 @@ against autodiff in float64.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -71,7 +71,8 @@ class Tested(NamedTuple):
 
     `position` is its place in the reference's stacks: 0 is the value, the arrays of theta follow.
     `native` is what the user runs. `wide` is the same computed in float64, or None, for the
-    `reason`. Positions behind theta's are arrays that the function returns.
+    `reason`. Positions behind theta's are arrays that the function returns. `opened`
+    is what `_open` knows of entries at which the reference is not finite.
     """
 
     name: str
@@ -79,16 +80,12 @@ class Tested(NamedTuple):
     native: np.ndarray
     wide: np.ndarray | None
     reason: str
+    opened: Any = None
 
     @property
     def best(self) -> np.ndarray:
         """The leaf in float64, or else as the user runs it."""
         return self.native if self.wide is None else self.wide
-
-    def closed(self, open: np.ndarray) -> "Tested":
-        """The leaf with zeros at the open entries, as the reference has them."""
-        wide = None if self.wide is None else np.where(open, 0.0, self.wide)
-        return self._replace(native=np.where(open, 0.0, self.native), wide=wide)
 
 
 def float64_check(tested: Tested, reference: Reference) -> Check:
@@ -413,10 +410,7 @@ def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str,
 
 
 def _doubt(
-    tested: Tested,
-    expected: np.ndarray,
-    checks: tuple[Check, Check, Check],
-    custom: Sequence[str],
+    tested: Tested, expected: np.ndarray, checks: tuple[Check, Check, Check], custom: Sequence[str]
 ) -> str:
     """Why checks of which none found an error do not add up to a pass; "" where they do."""
     float64, native, differences = checks

@@ -12,13 +12,14 @@ import numpy as np
 
 from fnn.base import Array
 from fnn.verify._arrays import as_arrays, differentiable, random_cotangent, widened
-from fnn.verify._call import attempt, custom_rules, float64_section, split
+from fnn.verify._call import attempt, coarsest_roundoff, custom_rules, float64_section, split
 from fnn.verify._gradients import at_both_cotangents, product, shapes_of
-from fnn.verify._leaf import FLOOR, measure, plainly, unfit
+from fnn.verify._leaf import measure, plainly, unfit
 from fnn.verify._report import Report
 
 LAW = 1e-6
-"""Relative, in float64: what two sides of a law of derivatives may differ by."""
+"""What two sides of a law of derivatives may differ by, relative to the largest entry; more where
+f computes in a narrow dtype."""
 
 
 def check_custom(
@@ -75,8 +76,9 @@ def check_custom(
             f"check_custom: the reference runs the rule under test, that of "
             f"{', '.join(same) or 'f'}; expected the same function in plain operations"
         )
+    within = max(LAW, 64 * coarsest_roundoff(call.of(_product_of_args, f), arrays))
     with float64_section([f], *args):
-        law = attempt(_broken_law, f, *widened((theta["args"], dy)), otherwise="")
+        law = attempt(_broken_law, f, *widened((theta["args"], dy)), within, otherwise="")
     if law:
         return Report("check_custom", (unfit("y", law),))
     report = at_both_cotangents("check_custom", objective, (_by_own_rule, f), theta, dy)
@@ -131,7 +133,7 @@ def _like(dy: Any, y: Any) -> Any:
     return jax.tree.map(cast, dy, y)
 
 
-def _broken_law(f: Callable[..., Any], args: Any, dy: Any) -> str:
+def _broken_law(f: Callable[..., Any], args: Any, dy: Any, within: float) -> str:
     """What JAX expects of any rule and does not hold here, in words; or ""."""
     of_floats, floats = _of_floats(f, args)
     flat = lambda tree: [a for a in jax.tree.leaves(tree) if differentiable(a)]
@@ -141,28 +143,29 @@ def _broken_law(f: Callable[..., Any], args: Any, dy: Any) -> str:
         du, dv, both = (
             flat(jax.jvp(of_floats, floats, t)[1]) for t in (u, v, [*map(jnp.add, u, v)])
         )
-        if not all(_same(a + b, c) for a, b, c in zip(du, dv, both, strict=True)):
+        if not all(_same(a + b, c, within) for a, b, c in zip(du, dv, both, strict=True)):
             return "the tangents are not linear: f'(u + v) is not f'(u) + f'(v)"
     y, pull = jax.vjp(of_floats, *floats)
-    if not all(map(_same, flat(of_floats(*floats)), flat(y))):
+    pairs = zip(flat(of_floats(*floats)), flat(y), strict=True)
+    if not all(_same(*pair, within) for pair in pairs):
         return "it returns something else when it is differentiated"
     if forward:
         pulled = pull(_like(dy, y))
         left = sum(map(np.vdot, flat(dy), du))
         right = sum(map(np.vdot, pulled, u))
         size = sum(np.abs(a * b).sum() for a, b in zip(pulled, u, strict=True))
-        if np.isfinite(right) and not abs(left - right) <= LAW * size:
+        if np.isfinite(right) and not abs(left - right) <= within * size:
             return f"forward mode gives {plainly(left)} where reverse mode gives {plainly(right)}"
     return ""
 
 
-def _same(expected: Any, got: Any) -> bool:
+def _same(expected: Any, got: Any, within: float) -> bool:
     """Whether two arrays agree, in their infinite and NaN entries too."""
     a, b = np.asarray(expected, np.float64), np.asarray(got, np.float64)
     known = np.isfinite(a)
     if a.shape != b.shape or not np.array_equal(a[~known], b[~known], equal_nan=True):
         return False
-    return not known.any() or measure(b[known], a[known], FLOOR)[0] <= LAW
+    return not known.any() or measure(b[known], a[known], 1)[0] <= within
 
 
 def _as_declared(report: Report, expected: Mapping[Any, Any], number: int) -> Report:

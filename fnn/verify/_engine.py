@@ -14,8 +14,8 @@ from fnn.verify import _arrays as arrays, _call as calls, _checks as checking
 from fnn.verify._call import Call, Inputs, attempt
 from fnn.verify._causes import likely_cause, misshapen_cause, swapped
 from fnn.verify._checks import Tested
-from fnn.verify._leaf import FLOOR, Checks, Leaf, measure, unfit
-from fnn.verify._open import Opened, judge
+from fnn.verify._leaf import FLOOR, Check, Checks, Leaf, measure, unfit
+from fnn.verify._open import judge
 from fnn.verify._reference import Reference
 from fnn.verify._report import Report, blind_spots
 from fnn.verify._rounding import Rounding
@@ -40,7 +40,8 @@ def compare(name: str, objective: Function, gradient: Function, theta: Any, *arg
     with calls.float64_section([call, tested_call], inputs):
         reference = _reference(call, inputs, arrays.unit_roundoff(dtype))
         fitting, misfits = _fitting(native, call.arguments(inputs)[0], call.kinds, reference)
-        tested = _with_float64(fitting, tested_call, reference)
+        tested = [judge(leaf, reference) for leaf in _with_float64(fitting, tested_call, reference)]
+        autodiff = autodiff and reference.closed(autodiff)
         leaves = Comparison(tested_call, inputs, tested, reference, autodiff).leaves()
     leaves = [swapped(leaf, leaves) for leaf in leaves]
     return Report(name, (*leaves, *misfits), str(dtype), blind=blind_spots(inputs))
@@ -60,22 +61,13 @@ class Comparison:
 
     def leaves(self) -> list[Leaf]:
         """Each leaf with its checks, its verdict and the likely cause of an error."""
-        opened = {leaf.name: judge(leaf, self.reference) for leaf in self.tested}
-        open = self.reference.open
-        closed = [leaf.closed(open[leaf.position]) for leaf in self.tested]
-        own = self.autodiff and [
-            np.where(o, 0.0, a) for o, a in zip(open, self.autodiff, strict=True)
-        ]
-        return replace(self, tested=closed, autodiff=own)._closed_leaves(opened)
-
-    def _closed_leaves(self, opened: Mapping[str, Opened]) -> list[Leaf]:
         checks = self.checks()
         if not any(found.unsettled for found in checks):
-            return self._decided(checks, opened)
+            return self._decided(checks)
         custom = calls.custom_rules(self.reference.call, self.reference.inputs)
         if narrow := self._narrowed():
-            return narrow._decided(narrow.checks(), opened, custom)
-        return self._decided(checks, opened, custom)
+            return narrow._decided(narrow.checks(), custom)
+        return self._decided(checks, custom)
 
     def checks(self) -> list[Checks]:
         """The three checks of each leaf."""
@@ -107,17 +99,12 @@ class Comparison:
             reference=Reference(reference.call, reference.inputs, roundoff, unit),
         )
 
-    def _decided(
-        self, checks: list[Checks], opened: Mapping[str, Opened], custom: Sequence[str] = ()
-    ) -> list[Leaf]:
+    def _decided(self, checks: list[Checks], custom: Sequence[str] = ()) -> list[Leaf]:
         rounding = Rounding(self.call, self.inputs, self.reference, self.autodiff)
         pairs = zip(self.tested, checks, strict=True)
-        return [
-            self._leaf(leaf, rounding.beside(leaf, found), custom, opened[leaf.name])
-            for leaf, found in pairs
-        ]
+        return [self._leaf(leaf, rounding.beside(leaf, found), custom) for leaf, found in pairs]
 
-    def _leaf(self, tested: Tested, checks: Checks, custom: Sequence[str], opened: Opened) -> Leaf:
+    def _leaf(self, tested: Tested, checks: Checks, custom: Sequence[str]) -> Leaf:
         """The leaf, decided."""
         expected = self.reference.stacks[tested.position][0]
         inside = 0 < tested.position <= len(self.inputs.theta)
@@ -139,8 +126,11 @@ class Comparison:
                 [*map(np.asarray, integers)],
             )
             note = "; ".join(filter(None, (note, cause)))
-        open = self.reference.open[tested.position]
-        verdict, note, index = opened.beside(verdict, note, index, open)
+        if tested.opened:
+            open = self.reference.open[tested.position]
+            verdict, note, index = tested.opened.beside(verdict, note, index, open)
+            if tested.opened.wrong:
+                checks = checks._replace(float64=Check("fail", np.inf, 0.0))
         return Leaf(tested.name, verdict, *checks, index, note, tested.best, expected)
 
 

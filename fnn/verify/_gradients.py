@@ -23,13 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Layer, Loss, Params, check_loss as expect_loss
-from fnn.verify._arrays import (
-    as_arrays,
-    differentiable,
-    named_leaves,
-    random_cotangent,
-    widened,
-)
+from fnn.verify._arrays import as_arrays, differentiable, named_leaves, random_cotangent, widened
 from fnn.verify._call import attempt, float64_section
 from fnn.verify._causes import UNKNOWN
 from fnn.verify._engine import Function, compare
@@ -172,11 +166,7 @@ def check_vjp(
 
 
 def at_both_cotangents(
-    name: str,
-    objective: Function,
-    gradient: Function,
-    theta: Any,
-    dy: Any,
+    name: str, objective: Function, gradient: Function, theta: Any, dy: Any
 ) -> Report:
     """`compare` with the cotangent dy; in half precision also with |dy|, for a sum that overflows,
     or stops growing, shows only where its terms are of one sign."""

@@ -39,7 +39,16 @@ class Opened(NamedTuple):
         return verdict, "; ".join(filter(None, (note, left))), index
 
 
-def judge(leaf: Tested, reference: Reference) -> Opened:
+def judge(leaf: Tested, reference: Reference) -> Tested:
+    """The leaf with what is known of its open entries, which become zero as in the reference."""
+    if not (open := reference.open[leaf.position]).any():
+        return leaf
+    wide = None if leaf.wide is None else np.where(open, 0.0, leaf.wide)
+    closed = leaf._replace(native=np.where(open, 0.0, leaf.native), wide=wide)
+    return closed._replace(opened=_judged(leaf, reference))
+
+
+def _judged(leaf: Tested, reference: Reference) -> Opened:
     """The leaf's open entries, up to `MOST` of them."""
     places = [tuple(map(int, at)) for at in np.argwhere(reference.open[leaf.position])]
     found = Opened(unknown=max(len(places) - MOST, 0))

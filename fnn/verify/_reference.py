@@ -81,13 +81,16 @@ class Reference:
         value, grads, outputs = gradient_of(self.call, inputs)
         return [np.asarray(a, np.float64) for a in (value, *grads, *outputs)]
 
+    def closed(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """The arrays, by position, with zeros at the open entries."""
+        return [np.where(o, 0.0, a) for o, a in zip(self.open, arrays, strict=True)]
+
     def _at_moved_inputs(self, seed: int) -> list[np.ndarray]:
         """The stacks, with every float moved up or down by signs drawn from the seed."""
         random = np.random.default_rng(seed)
         far = (self.unit, max(self.roundoff, FAR))
         rows = [self.centre, *(self._row(moved(self.inputs, u, random)) for u in far)]
-        pairs = zip(zip(*rows, strict=True), self.open, strict=True)
-        return [np.where(unknown, 0.0, np.stack(leaves)) for leaves, unknown in pairs]
+        return self.closed([np.stack(leaves) for leaves in zip(*rows, strict=True)])
 
     def moves(self, position: int, row: int, floor: float) -> Iterator[float]:
         """How far an array of `stacks` moves when every input moves by a roundoff (row 1:
@@ -203,8 +206,9 @@ def _slope(
 ) -> Slope:
     """The slope from f at theta, theta + h v and theta - h v.
 
-    Its error is at most four times the last correction and the gap between the slopes from the
-    right and from the left, and the rounding of f over h.
+    Its error is at most four times the last correction, the gap between the slopes from the right
+    and from the left, and how far their mean is from it (where f'' jumps, the central slope errs by
+    O(h), the other two don't), and the rounding of f over h.
     """
     value, error = _extrapolate((plus - minus) / (2 * h), 2)
     right, right_error = _extrapolate((plus - centre) / h, 1)
@@ -212,7 +216,8 @@ def _slope(
     # A kink within the last step moves every central slope alike; the two sides then differ.
     gap = abs(right - left)
     kink = not gap <= 8 * (rounding + right_error + left_error)
-    return Slope(value, 4 * (error + gap) + rounding, left, right, kink)
+    skew = abs(value - (left + right) / 2)
+    return Slope(value, 4 * (error + gap + skew) + rounding, left, right, kink)
 
 
 def _extrapolate(slopes: np.ndarray, order: int) -> tuple[float, float]:

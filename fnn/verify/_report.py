@@ -19,7 +19,7 @@ import numpy as np
 
 from fnn.verify._arrays import named_leaves
 from fnn.verify._call import Inputs
-from fnn.verify._leaf import FLOOR, Check, Leaf, measure
+from fnn.verify._leaf import FLOOR, Check, Checks, Leaf, measure
 
 
 class Planted(NamedTuple):
@@ -214,28 +214,13 @@ class Report:
         >>> json.loads(Report("check_layer", ()).to_json())["verdict"]
         'inconclusive'
         """
-        leaves = [
-            {
-                "name": leaf.name,
-                "verdict": leaf.verdict,
-                "note": leaf.note,
-                "index": list(leaf.index),
-                "float64": _as_dict(leaf.float64),
-                "native": _as_dict(leaf.native),
-                "differences": _as_dict(leaf.differences),
-            }
-            for leaf in self.leaves
-        ]
-        return json.dumps(
-            {
-                "name": self.name,
-                "verdict": self.verdict,
-                "dtype": self.dtype,
-                "place": self.place,
-                "blind": list(self.blind),
-                "leaves": leaves,
-            }
-        )
+        leaves = []
+        for leaf in self.leaves:
+            of_leaf = {name: getattr(leaf, name) for name in ("name", "verdict", "note", "index")}
+            checks = {name: _as_dict(getattr(leaf, name)) for name in Checks._fields}
+            leaves.append(of_leaf | checks)
+        own = ("name", "verdict", "dtype", "place", "blind")
+        return json.dumps({name: getattr(self, name) for name in own} | {"leaves": leaves})
 
     def _repr_html_(self) -> str:
         """The table in a notebook."""

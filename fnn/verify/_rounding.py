@@ -28,11 +28,7 @@ class Rounding:
     """
 
     def __init__(
-        self,
-        call: Call,
-        inputs: Inputs,
-        reference: Reference,
-        autodiff: list[np.ndarray] | None,
+        self, call: Call, inputs: Inputs, reference: Reference, autodiff: list[np.ndarray] | None
     ) -> None:
         self.call, self.inputs, self.reference, self.autodiff = call, inputs, reference, autodiff
 

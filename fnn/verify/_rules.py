@@ -21,14 +21,9 @@ MOST = 3
 """How many calls of one rule are recorded, no two of the same shapes, dtypes and statics."""
 LARGEST = 10_000
 """The most entries that an argument may have, to be checked."""
+Recorded = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A call of a rule: the function, and its arguments by position."""
 KINDS: tuple[Any, ...] = (jax.custom_vjp, jax.custom_jvp)
-
-
-class Recorded(NamedTuple):
-    """A call of a rule: the function, and its arguments by position."""
-
-    rule: Callable[..., Any]
-    args: tuple[Any, ...]
 
 
 class Row(NamedTuple):
@@ -79,10 +74,7 @@ def check_rules(module: Any, inputs: Mapping[str, Any], *, seconds: float = 60) 
     double  fail ...
     """
     rules = {name: rule for name, rule in vars(module).items() if isinstance(rule, KINDS)}
-    calls = {
-        name: [Recorded(rule, inputs[name])] if name in inputs else []
-        for name, rule in rules.items()
-    }
+    calls = {name: [(rule, inputs[name])] if name in inputs else [] for name, rule in rules.items()}
     return checked(calls, seconds)
 
 
@@ -161,8 +153,10 @@ def _record(rule: Any, args: Any, calls: list[Recorded], seen: set[Any]) -> None
     seen.add(key)
 
     def keep(*values: Any) -> None:
+        if len(calls) >= MOST:  # a loop calls this at each of its steps
+            return
         at = dict(zip(arrays, map(np.asarray, values), strict=True))
         kept = [at.get(i, leaf) for i, leaf in enumerate(leaves)]
-        calls.append(Recorded(rule, jax.tree.unflatten(form, kept)))
+        calls.append((rule, jax.tree.unflatten(form, kept)))
 
     jax.debug.callback(keep, *(leaves[i] for i in arrays))

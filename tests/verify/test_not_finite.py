@@ -106,3 +106,12 @@ def test_what_is_infinite_must_be_returned_so(value):
     for outside in (0.0, -value, jnp.nan):
         report = verify.check_custom(make(outside), x, reference=reference)
         assert report.verdict == "fail", str(report)
+
+
+def test_a_search_finds_a_rule_that_is_nan_where_the_gradient_is_not():
+    slope = lambda x: 3 * norm(x)[:, None] ** 2 * x / norm(x)[:, None]
+    inputs = (), X[:4]
+    assert verify.check_vjp(*rule(slope, power), *inputs).verdict == "pass"
+    report = verify.search(*rule(slope, power), *inputs)
+    assert report.verdict == "fail", str(report)
+    assert not report.inputs[1].all()

@@ -5,10 +5,13 @@ import subprocess
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fnn import verify
+from fnn.verify._rules import MOST, recording
 
 PACKAGE = """
 import jax, jax.numpy as jnp
@@ -87,6 +90,25 @@ def test_nothing_happens_unless_asked(project):
     done = run(project, "--fnn-rules", "another")
     assert done.returncode == 0
     assert "no rule was called" in done.stdout
+
+
+def test_few_calls_of_a_loop_are_kept():
+    rule = jax.custom_jvp(lambda x: 2 * x)
+    rule.defjvp(lambda p, t: (rule(*p), 2 * t[0]))
+    with recording(__name__) as calls:
+        jax.block_until_ready(jax.lax.map(rule, jnp.arange(50.0)))
+        jax.effects_barrier()
+    assert [len(kept) for kept in calls.values()] == [MOST]
+    before = {name: len(kept) for name, kept in calls.items()}
+    rule(1.0)
+    assert before == {name: len(kept) for name, kept in calls.items()}
+
+
+def test_workers_are_refused(project):
+    pytest.importorskip("xdist")
+    done = run(project, "--fnn-rules", "theirs", "-n", "2")
+    assert done.returncode == 4
+    assert "expected -n0" in done.stderr + done.stdout
 
 
 def test_rules_of_a_module():

@@ -152,3 +152,52 @@ def test_a_loss_of_whole_sequences(scale):
     report = verify.check_loss(loss, prediction, target, example_axes=1)
     assert report.verdict == ("pass" if scale == 1 else "fail"), str(report)
     assert "one loss per example" in str(verify.check_loss(loss, prediction, target))
+
+
+def test_a_rule_in_a_folder_named_jax_is_seen():
+    source = """
+@jax.custom_jvp
+def theirs(x):
+    return jnp.sin(x)
+theirs.defjvp(lambda p, t: (jnp.sin(*p), 2 * jnp.cos(*p) * t[0]))
+"""
+    names = {"jax": jax, "jnp": jnp}
+    exec(compile(source, "/home/me/jax/theirs.py", "exec"), names)
+    theirs = names["theirs"]
+    with pytest.raises(ValueError, match="runs the rule under test"):
+        verify.check_custom(theirs, X, reference=lambda x: theirs(x) * 1)
+
+
+BORDERS = {
+    "huber": (
+        lambda x: jnp.where(jnp.abs(x) <= 1, x * x / 2, jnp.abs(x) - 0.5),
+        lambda x: jnp.clip(x, -1, 1),
+    ),
+    "squared hinge": (
+        lambda x: jnp.where(x < 1, (1 - x) ** 2, 0),
+        lambda x: jnp.where(x < 1, -2 * (1 - x), 0),
+    ),
+}
+
+
+@pytest.mark.parametrize(("f", "slope"), BORDERS.values(), ids=BORDERS)
+def test_where_the_second_derivative_jumps(f, slope):
+    x = jnp.array([1.0, -1.0, 1.0])
+    for factor, verdict in ((1, "pass"), (1.001, "fail")):
+        pair = (lambda p, x: (f(x), x), lambda p, x, dy, c=factor: ((), c * dy * slope(x)))
+        report = verify.check_vjp(*pair, (), x)
+        assert report.verdict == verdict, str(report)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_forward_pass_that_rounds_otherwise_is_no_other_value(dtype):
+    """Undifferentiated a sum from the left, differentiated one from the right."""
+    add = lambda x: jax.lax.scan(lambda c, a: (c + a, None), jnp.zeros((), dtype), x)[0]
+    total = jax.custom_vjp(lambda x: add(x.astype(dtype)).astype(x.dtype))
+    total.defvjp(
+        lambda x: (add(x.astype(dtype)[::-1]).astype(x.dtype), x),
+        lambda x, dy: (jnp.full_like(x, dy),),
+    )
+    report = verify.check_custom(total, jnp.abs(X[0]), reference=jnp.sum)
+    assert "when it is differentiated" not in str(report)
+    assert report.verdict == "pass" or dtype == jnp.bfloat16, str(report)
