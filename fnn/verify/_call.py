@@ -4,6 +4,7 @@ In this form a call can be compiled, differentiated, widened to float64 and repe
 inputs, whatever trees the user's function takes.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -30,7 +31,7 @@ class Call(NamedTuple):
 
     `kinds` says of each leaf of (theta, rest) which list it is in: "theta", "floats", "others",
     or "fixed" for a value that the user's function gets as it is. Equal calls share one
-    compilation.
+    compilation; `rules` are the function's derivative rules, which may be defined anew.
     """
 
     rule: Callable[..., Any]
@@ -38,6 +39,11 @@ class Call(NamedTuple):
     form: Any
     kinds: tuple[str, ...]
     fixed: tuple[Any, ...]
+    rules: tuple[Any, ...]
+
+    def of(self, rule: Callable[..., Any], function: Any) -> "Call":
+        """The same call of another rule and function."""
+        return self._replace(rule=rule, function=function, rules=_rules_of(function))
 
     def arguments(self, inputs: Inputs) -> tuple[Any, tuple[Any, ...]]:
         """The trees theta and rest."""
@@ -66,14 +72,20 @@ def split(
     for i, leaf in enumerate(leaves):
         if differentiable(leaf):
             kind = "theta" if i < inside else "floats"
-        elif i < inside and jnp.iscomplexobj(leaf):
+        elif i < inside and hasattr(leaf, "dtype") and jnp.iscomplexobj(leaf):
             raise TypeError(f"verify: expected real parameters, got {leaf.dtype}{leaf.shape}")
         else:
             kind = "others" if isinstance(leaf, jax.Array | np.ndarray) else "fixed"
         kinds.append(kind)
         lists[kind].append(leaf)
-    call = Call(rule, function, form, tuple(kinds), tuple(lists["fixed"]))
+    fixed = tuple(lists["fixed"])
+    call = Call(rule, function, form, tuple(kinds), fixed, _rules_of(function))
     return call, Inputs(lists["theta"], lists["floats"], lists["others"])
+
+
+def _rules_of(function: Any) -> tuple[Any, ...]:
+    functions = function if isinstance(function, tuple) else (function,)
+    return tuple(getattr(f, rule, None) for f in functions for rule in ("jvp", "fwd", "bwd"))
 
 
 # What is run of a call. Each takes the call first, then arrays.
@@ -111,6 +123,18 @@ def evaluate_moved(call: Call, inputs: Inputs, directions: list[Any], steps: Any
     return jax.lax.map(one, steps) if isinstance(steps, jax.core.Tracer) else [*map(one, steps)]
 
 
+def attempt(f: Callable[..., Any], *args: Any, otherwise: Any = None) -> Any:
+    """f(*args), or `otherwise` where f raises: another library's functions may raise anything at
+    a tracer, in float64, or on a single example. A TimeoutError is a user's alarm, and passes.
+    """
+    try:
+        return f(*args)
+    except TimeoutError:
+        raise
+    except Exception:
+        return otherwise
+
+
 @lru_cache
 def _compiled(program: Callable[..., Any]) -> Callable[..., Any]:
     """The program, jitted with little optimization: each runs a few times only."""
@@ -122,14 +146,11 @@ def run(program: Callable[..., Any], call: Any, *arrays: Any) -> Any:
     """program(call, *arrays), compiled; or as it is, where the user's function can't be traced,
     for it branches on values or is NumPy's.
     """
-    try:
-        return _compiled(program)(call, *arrays)
-    except TimeoutError:
-        raise
-    except Exception:  # another library's functions may raise anything at a tracer
-        return program(call, *arrays)
+    got = attempt(_compiled(program), call, *arrays, otherwise=run)
+    return program(call, *arrays) if got is run else got
 
 
+JAX = os.path.dirname(jax.__file__)
 COMPILED = 3
 """How many functions of the same form and shapes are compiled before others run as they are."""
 
@@ -163,7 +184,7 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     program holds it, whether x64 is on or not. So where a function has such a constant, JAX's
     caches are cleared on both sides of the section.
     """
-    held = any(_holds_numpy_arrays(f, *inputs) for f in functions)
+    held = any(_has_numpy_constant(traced(f, *inputs)) for f in functions)
     if held:
         jax.clear_caches()
     try:
@@ -182,44 +203,31 @@ def same_arrays(one: Inputs, other: Inputs) -> bool:
     return same_form and all(a is b or same(a, b) for a, b in pairs)
 
 
-def can_be_traced(call: Call, inputs: Inputs) -> bool:
-    """Whether the call is a JAX program: NumPy may read what has changed since."""
-    try:
-        _holds_by_shape(call, *_shapes((inputs,)))
-    except TimeoutError:
-        raise
-    except Exception:
-        return False
-    return True
-
-
-def _shapes(inputs: Any) -> tuple[Any, tuple[Any, ...]]:
+def traced(function: Any, *inputs: Any) -> Any:
+    """The function's jaxpr at inputs of these shapes; None where it can't be traced."""
     leaves, form = jax.tree.flatten(inputs)
-    return form, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
 
-
-def _holds_numpy_arrays(function: Callable[..., Any], *inputs: Any) -> bool:
-    try:
-        if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(inputs)):
-            return _has_numpy_constant(jax.make_jaxpr(function)(*inputs))
+    def trace() -> Any:
+        if not all(hasattr(leaf, "dtype") for leaf in leaves):
+            return jax.make_jaxpr(function)(*inputs)
+        shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
         try:
-            return _holds_by_shape(function, *_shapes(inputs))
+            return _traced(function, form, shapes, bool(jax.enable_x64.value))
         except TypeError:  # a function that has no hash
-            return _has_numpy_constant(jax.make_jaxpr(function)(*inputs))
-    except TimeoutError:
-        raise
-    except Exception:  # it can't be traced
-        return False
+            return jax.make_jaxpr(function)(*inputs)
+
+    return attempt(trace)
 
 
 @lru_cache(maxsize=256)
-def _holds_by_shape(function: Callable[..., Any], form: Any, shapes: tuple[Any, ...]) -> bool:
+def _traced(function: Callable[..., Any], form: Any, shapes: tuple[Any, ...], x64: bool) -> Any:
     flat = lambda *leaves: function(*jax.tree.unflatten(form, leaves))
-    return _has_numpy_constant(jax.make_jaxpr(flat)(*shapes))
+    return jax.make_jaxpr(flat)(*shapes)
 
 
 def _has_numpy_constant(program: Any) -> bool:
-    constants = [c for inner in _programs(program) for c in getattr(inner, "consts", ())]
+    programs = _programs(program) if program else ()
+    constants = [c for inner in programs for c in getattr(inner, "consts", ())]
     return any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
 
 
@@ -227,11 +235,7 @@ def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
     """The largest unit roundoff of a floating-point value that the call computes from floats and
     that reaches its result; 0 if unknown.
     """
-    try:
-        program = jax.make_jaxpr(call.__call__)(inputs)
-    except TimeoutError:
-        raise
-    except Exception:  # it can't be traced
+    if not (program := traced(call, inputs)):
         return 0.0
     used = [differentiable(v.aval) for v in program.jaxpr.invars]
     return _coarsest(program, used, [True] * len(program.jaxpr.outvars))
@@ -282,20 +286,15 @@ def custom_rules(call: Call, inputs: Inputs) -> list[str]:
     """The names of the functions in the call that have a derivative rule of their own, JAX's
     apart.
     """
-    try:
-        program = jax.make_jaxpr(call.__call__)(inputs)
-    except TimeoutError:
-        raise
-    except Exception:  # it can't be traced
-        return []
+    program = traced(call, inputs)
     found = []
-    for inner in _programs(program):
+    for inner in _programs(program) if program else ():
         for equation in _equations(inner):
             if equation.primitive.name.startswith("custom_") and "call_jaxpr" in equation.params:
                 body = getattr(equation.params["call_jaxpr"], "jaxpr", None)
                 source = str(getattr(getattr(body, "debug_info", None), "func_src_info", ""))
                 name, _, file = source.partition(" at ")
-                if "/jax/" not in file.replace("\\", "/"):
+                if not file.startswith(JAX):
                     found.append(name or "a function")
     return list(dict.fromkeys(found))
 

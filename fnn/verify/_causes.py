@@ -26,6 +26,7 @@ def likely_cause(
     return (
         _not_finite(got)
         or _no_gradient(got)
+        or _constant(expected)
         or _factor(got, expected, lengths)
         or _transposed(got, expected)
         or _penalty(got, expected, theta)
@@ -76,6 +77,12 @@ def _not_finite(got: np.ndarray) -> str:
 
 def _no_gradient(got: np.ndarray) -> str:
     return "" if got.any() else "every entry is zero: no gradient arrives here"
+
+
+def _constant(expected: np.ndarray) -> str:
+    """Of a straight-through estimator, say."""
+    piecewise = "the forward pass is piecewise constant in it, or does not use it"
+    return "" if expected.any() else piecewise
 
 
 def _factor(got: np.ndarray, expected: np.ndarray, lengths: Sequence[int]) -> str:

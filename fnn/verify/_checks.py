@@ -30,7 +30,7 @@ against autodiff in float64.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -71,7 +71,8 @@ class Tested(NamedTuple):
 
     `position` is its place in the reference's stacks: 0 is the value, the arrays of theta follow.
     `native` is what the user runs. `wide` is the same computed in float64, or None, for the
-    `reason`. Positions behind theta's are arrays that the function returns.
+    `reason`. Positions behind theta's are arrays that the function returns. `opened`
+    is what `_open` knows of entries at which the reference is not finite.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Tested(NamedTuple):
     native: np.ndarray
     wide: np.ndarray | None
     reason: str
+    opened: Any = None
 
     @property
     def best(self) -> np.ndarray:
@@ -89,7 +91,7 @@ class Tested(NamedTuple):
 def float64_check(tested: Tested, reference: Reference) -> Check:
     """The leaf in float64 against autodiff in float64."""
     expected = reference.stacks[tested.position][0]
-    if not np.isfinite(expected).all():
+    if reference.open[tested.position].all():
         return Check("skipped", reason="not finite")
     if tested.wide is None:
         return Check("skipped", reason=tested.reason)
@@ -117,10 +119,14 @@ class Spread:
 
     def include(self, at: np.ndarray, near: np.ndarray, far: np.ndarray, tells: bool) -> None:
         """Rows of the reference's stacks; whether the last two tell a jump from rounding."""
-        moved, moved_far = (relative(row - at, self.expected) for row in (near, far))
+        # Where a moved row is not finite, a domain ends.
+        moved, moved_far = (
+            np.where(np.isfinite(row), relative(row - at, self.expected), 0.0)
+            for row in (near, far)
+        )
         self.away = np.maximum(self.away, moved)
         if tells:
-            self.steady &= ~((moved > JUMP) & (moved_far <= 8 * moved) & np.isfinite(moved))
+            self.steady &= ~((moved > JUMP) & (moved_far <= 8 * moved))
         self.low = np.fmin(self.low, np.fmin(near, far))
         self.high = np.fmax(self.high, np.fmax(near, far))
 
@@ -189,7 +195,7 @@ def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> 
     expected = reference.stacks[tested.position][0]
     if reference.roundoff <= ROUNDOFF:
         return Check("skipped", reason="as float64")
-    if not np.isfinite(expected).all():
+    if reference.open[tested.position].all():
         return Check("skipped", reason="not finite")
     native = beyond_range(tested.native, expected, autodiff, reference.roundoff)
     autodiff = beyond_range(autodiff, expected, autodiff, reference.roundoff)
@@ -244,7 +250,7 @@ def entry_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> C
     check. It fails with the error of the worst entry, and is skipped where it finds none.
     """
     stack = reference.stacks[tested.position]
-    if reference.roundoff <= ROUNDOFF or not (np.isfinite(stack).all() and stack[0].any()):
+    if reference.roundoff <= ROUNDOFF or not stack[0].any():
         return NONE
     native = beyond_range(tested.native, stack[0], autodiff, reference.roundoff)
     autodiff = beyond_range(autodiff, stack[0], autodiff, reference.roundoff)
@@ -258,7 +264,7 @@ def entry_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> C
     known += np.minimum(slack * own, GRANT * reference.roundoff * size)
     away = np.zeros(stack[0].shape)
     for moved in reference.moved_stacks(tested.position):
-        away = np.maximum(away, np.abs(moved[2] - moved[0]))
+        away = np.fmax(away, np.abs(moved[2] - moved[0]))
         with np.errstate(invalid="ignore"):
             allowed = np.maximum(known + slack * away, 2 * own)
             excess = error / allowed
@@ -335,13 +341,14 @@ def _differences_check(slope: Slope, difference: float, share: float, firm: floa
     return compared(error, bound)._replace(reason=KINK if slope.kink else "")
 
 
-def entry_slope(tested: Tested, reference: Reference, index: tuple[int, ...]) -> Slope:
+def entry_slope(
+    tested: Tested, reference: Reference, index: tuple[int, ...], first: float | None = None
+) -> Slope:
     """The slope of f along one entry of the leaf alone."""
     directions = [np.zeros(p.shape) for p in reference.inputs.theta]
     directions[tested.position - 1][index] = 1.0
-    return reference.slope(
-        directions, steps(reference.unit)[0] * reference.norms[tested.position - 1]
-    )
+    first = steps(reference.unit)[0] if first is None else first
+    return reference.slope(directions, first * reference.norms[tested.position - 1])
 
 
 def decide(
@@ -403,10 +410,7 @@ def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str,
 
 
 def _doubt(
-    tested: Tested,
-    expected: np.ndarray,
-    checks: tuple[Check, Check, Check],
-    custom: Sequence[str],
+    tested: Tested, expected: np.ndarray, checks: tuple[Check, Check, Check], custom: Sequence[str]
 ) -> str:
     """Why checks of which none found an error do not add up to a pass; "" where they do."""
     float64, native, differences = checks

@@ -10,39 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.verify._arrays import (
-    ROUNDOFF,
-    at_highest_precision,
-    differentiable,
-    named_leaves,
-    unit_roundoff,
-    widened,
-)
-from fnn.verify._call import (
-    Call,
-    Inputs,
-    axis_lengths,
-    can_be_traced,
-    coarsest_roundoff,
-    custom_rules,
-    differentiate,
-    float64_section,
-    run,
-    run_gradient,
-    same_arrays,
-    split,
-)
+from fnn.verify import _arrays as arrays, _call as calls, _checks as checking
+from fnn.verify._call import Call, Inputs, attempt
 from fnn.verify._causes import likely_cause, misshapen_cause, swapped
-from fnn.verify._checks import (
-    Tested,
-    decide,
-    differences_checks,
-    entry_check,
-    entry_slope,
-    float64_check,
-    native_check,
-)
-from fnn.verify._leaf import FLOOR, Checks, Leaf, measure, unfit
+from fnn.verify._checks import Tested
+from fnn.verify._leaf import FLOOR, Check, Checks, Leaf, measure, unfit
+from fnn.verify._open import judge
 from fnn.verify._reference import Reference
 from fnn.verify._report import Report, blind_spots
 from fnn.verify._rounding import Rounding
@@ -57,19 +30,19 @@ def compare(name: str, objective: Function, gradient: Function, theta: Any, *arg
     Where a check fails and one of the two computes in less than float64, whatever it is given,
     the checks are repeated with bounds that follow the dtype inside.
     """
-    call, inputs = split(*objective, theta, args)
-    tested_call = call._replace(rule=gradient[0], function=gradient[1])
+    call, inputs = calls.split(*objective, theta, args)
+    tested_call = call.of(*gradient)
     floats = (*inputs.theta, *inputs.floats)
-    dtype = max((a.dtype for a in floats), key=unit_roundoff, default=np.dtype(float))
-    with at_highest_precision():
-        native = run_gradient(tested_call, inputs)
+    dtype = max((a.dtype for a in floats), key=arrays.unit_roundoff, default=np.dtype(float))
+    with arrays.at_highest_precision():
+        native = calls.run_gradient(tested_call, inputs)
         autodiff = _by_autodiff(call, inputs)
-    with float64_section([call, tested_call], inputs):
-        reference = _reference(call, inputs, unit_roundoff(dtype))
+    with calls.float64_section([call, tested_call], inputs):
+        reference = _reference(call, inputs, arrays.unit_roundoff(dtype))
         fitting, misfits = _fitting(native, call.arguments(inputs)[0], call.kinds, reference)
-        tested = _with_float64(fitting, tested_call, reference)
-        compared = Comparison(tested_call, inputs, tested, reference, autodiff)
-        leaves = compared.leaves()
+        tested = [judge(leaf, reference) for leaf in _with_float64(fitting, tested_call, reference)]
+        autodiff = autodiff and reference.closed(autodiff)
+        leaves = Comparison(tested_call, inputs, tested, reference, autodiff).leaves()
     leaves = [swapped(leaf, leaves) for leaf in leaves]
     return Report(name, (*leaves, *misfits), str(dtype), blind=blind_spots(inputs))
 
@@ -91,7 +64,7 @@ class Comparison:
         checks = self.checks()
         if not any(found.unsettled for found in checks):
             return self._decided(checks)
-        custom = custom_rules(self.reference.call, self.reference.inputs)
+        custom = calls.custom_rules(self.reference.call, self.reference.inputs)
         if narrow := self._narrowed():
             return narrow._decided(narrow.checks(), custom)
         return self._decided(checks, custom)
@@ -99,13 +72,13 @@ class Comparison:
     def checks(self) -> list[Checks]:
         """The three checks of each leaf."""
         own = self.autodiff or [stack[0] for stack in self.reference.stacks]
-        differences = differences_checks(self.tested, self.reference)
+        differences = checking.differences_checks(self.tested, self.reference)
         found = []
         for leaf, slope in zip(self.tested, differences, strict=True):
-            float64 = float64_check(leaf, self.reference)
-            native = native_check(leaf, self.reference, own[leaf.position])
+            float64 = checking.float64_check(leaf, self.reference)
+            native = checking.native_check(leaf, self.reference, own[leaf.position])
             if float64.verdict == "pass" and native.verdict != "fail":
-                entry = entry_check(leaf, self.reference, own[leaf.position])
+                entry = checking.entry_check(leaf, self.reference, own[leaf.position])
                 native = entry if entry.verdict == "fail" else native
             found.append(Checks(float64, native, slope))
         return found
@@ -114,9 +87,9 @@ class Comparison:
         """The comparison with bounds of the dtype inside, where that is less than both the
         inputs' and the reference's: there is a cast."""
         reference = self.reference
-        own = coarsest_roundoff(reference.call, reference.inputs)
-        coarsest = max(own, coarsest_roundoff(self.call, reference.inputs))
-        if coarsest <= max(ROUNDOFF, reference.unit):
+        own = calls.coarsest_roundoff(reference.call, reference.inputs)
+        coarsest = max(own, calls.coarsest_roundoff(self.call, reference.inputs))
+        if coarsest <= max(arrays.ROUNDOFF, reference.unit):
             return None
         roundoff, unit = max(reference.roundoff, own), max(reference.unit, own)
         reason = f"computes in {_name_of(coarsest)}"
@@ -138,9 +111,10 @@ class Comparison:
         failed = checks.float64.verdict == "fail"
         entries = checks.float64.entries or (measure(tested.best, expected, FLOOR)[1],)
         slopes = (
-            (at, entry_slope(tested, self.reference, at) if inside else None) for at in entries
+            (at, checking.entry_slope(tested, self.reference, at) if inside else None)
+            for at in entries
         )
-        verdict, note, index = decide(tested, expected, checks, slopes, custom)
+        verdict, note, index = checking.decide(tested, expected, checks, slopes, custom)
         if verdict == "fail":
             theta = self.inputs.theta[tested.position - 1] if inside else 0.0
             integers = [a for a in self.inputs.others if jnp.issubdtype(a.dtype, jnp.integer)]
@@ -148,21 +122,23 @@ class Comparison:
                 tested.best if failed else tested.native,
                 expected,
                 np.asarray(theta, np.float64),
-                axis_lengths(self.inputs),
+                calls.axis_lengths(self.inputs),
                 [*map(np.asarray, integers)],
             )
             note = "; ".join(filter(None, (note, cause)))
+        if tested.opened:
+            open = self.reference.open[tested.position]
+            verdict, note, index = tested.opened.beside(verdict, note, index, open)
+            if tested.opened.wrong:
+                checks = checks._replace(float64=Check("fail", np.inf, 0.0))
         return Leaf(tested.name, verdict, *checks, index, note, tested.best, expected)
 
 
 def _by_autodiff(call: Call, inputs: Inputs) -> list[np.ndarray] | None:
     """The value, the gradient and the outputs in the dtype that the user runs; None where
     autodiff can't take the call."""
-    try:
-        value, grads, outputs = run(differentiate, call, inputs)
-    except jax.errors.JAXTypeError:
-        return None
-    return [np.asarray(a, np.float64) for a in (value, *grads, *outputs)]
+    found = attempt(calls.run, calls.differentiate, call, inputs)
+    return found and [np.asarray(a, np.float64) for a in (found[0], *found[1], *found[2])]
 
 
 _latest: list[Reference] = []
@@ -172,24 +148,23 @@ _latest: list[Reference] = []
 def _reference(call: Call, inputs: Inputs, roundoff: float) -> Reference:
     """The reference in float64; in the dtype of the inputs for a function that refuses float64,
     such as a loop that carries a float32 array."""
-    wide = widened(inputs)
+    wide = arrays.widened(inputs)
     for known in _latest:
-        same = (known.call, known.roundoff) == (call, roundoff) and same_arrays(known.inputs, wide)
-        if same and can_be_traced(call, inputs):
+        same = (known.call, known.roundoff) == (call, roundoff) and calls.same_arrays(
+            known.inputs, wide
+        )
+        if same and calls.traced(call, inputs):
             return known
-    try:
-        _latest[:] = [Reference(call, wide, roundoff)]
-        return _latest[0]
-    except TimeoutError:
-        raise
-    except Exception:
-        with jax.enable_x64(False):
-            return Reference(call, inputs, roundoff, unit=roundoff)
+    if found := attempt(Reference, call, wide, roundoff):
+        _latest[:] = [found]
+        return found
+    with jax.enable_x64(False):
+        return Reference(call, inputs, roundoff, unit=roundoff)
 
 
 def _name_of(roundoff: float) -> str:
     names = ("float32", "float16", "bfloat16")
-    return next((n for n in names if unit_roundoff(n) == roundoff), "less than float64")
+    return next((n for n in names if arrays.unit_roundoff(n) == roundoff), "less than float64")
 
 
 def _with_float64(
@@ -198,10 +173,10 @@ def _with_float64(
     """The leaves under test, each with itself computed in float64, where that is possible."""
     got: dict[str, Any] = {}
     try:
-        if reference.unit > ROUNDOFF:
+        if reference.unit > arrays.ROUNDOFF:
             refusal = "the reference raises"
         else:
-            got, refusal = named_leaves(run_gradient(call, reference.inputs)), "absent"
+            got, refusal = arrays.named_leaves(calls.run_gradient(call, reference.inputs)), "absent"
     except TimeoutError:
         raise
     except Exception as error:  # a kernel for float32 may raise anything
@@ -211,7 +186,7 @@ def _with_float64(
         if name not in got:
             return Tested(name, position, native, None, refusal)
         leaf = np.asarray(got[name])
-        if unit_roundoff(leaf.dtype) > ROUNDOFF or leaf.shape != native.shape:
+        if arrays.unit_roundoff(leaf.dtype) > arrays.ROUNDOFF or leaf.shape != native.shape:
             return Tested(name, position, native, None, f"gives {leaf.dtype}")
         return Tested(name, position, native, leaf, "")
 
@@ -231,8 +206,8 @@ def _places(
     got: Mapping[str, Any], theta: Any, kinds: tuple[str, ...], reference: Reference
 ) -> dict[str, Place]:
     """The place of each leaf that should be there, by its name: what is returned, then theta."""
-    given = named_leaves(theta)
-    outputs = [name for name in got if _is_output(name) and differentiable(got[name])]
+    given = arrays.named_leaves(theta)
+    outputs = [name for name in got if _is_output(name) and arrays.differentiable(got[name])]
     behind = range(len(reference.inputs.theta) + 1, len(reference.stacks))
     any_dtype = lambda name: getattr(got[name], "dtype", None)
     places = {
@@ -256,11 +231,11 @@ def _fitting(
 ) -> tuple[dict[str, tuple[int, np.ndarray]], list[Leaf]]:
     """The leaves of the gradient `tree` that have their parameter's path, shape and dtype, as
     (position in the reference's stacks, array) by name; and failed leaves for the others."""
-    got = named_leaves(tree)
+    got = arrays.named_leaves(tree)
     places = _places(got, theta, kinds, reference)
     fitting, misfits = {}, []
     expected = len(reference.stacks) - 1 - len(reference.inputs.theta)
-    outputs = sum(_is_output(name) and differentiable(got[name]) for name in got)
+    outputs = sum(_is_output(name) and arrays.differentiable(got[name]) for name in got)
     if "y" in tree and outputs != expected:
         misfits.append(unfit("y", f"expected {expected} arrays, got {outputs}"))
     for name, place in places.items():
@@ -276,7 +251,7 @@ def _fitting(
             misfits.append(unfit(name, "; ".join(filter(None, (note, cause)))))
         elif leaf.size:
             fitting[name] = place.position, array
-    known = {*named_leaves(theta), *places}
+    known = {*arrays.named_leaves(theta), *places}
     for name in got:
         if name not in known and not _is_output(name):
             misfits.append(unfit(name, "only the gradient under test has it"))
@@ -288,5 +263,5 @@ def _other_trees(tree: Any, theta: Any) -> Iterator[Leaf]:
     parameters, whatever stands in their place is right."""
     for key, part in theta.items():
         wanted, found = str(jax.tree.structure(part)), str(jax.tree.structure(tree[key]))
-        if wanted != found and all(map(differentiable, jax.tree.leaves(part))):
+        if wanted != found and all(map(arrays.differentiable, jax.tree.leaves(part))):
             yield unfit(key, f"expected the tree {wanted}, got {found}")

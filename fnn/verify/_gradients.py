@@ -23,18 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Layer, Loss, Params, check_loss as expect_loss
-from fnn.verify._arrays import (
-    as_arrays,
-    differentiable,
-    named_leaves,
-    random_cotangent,
-    widened,
-)
-from fnn.verify._call import (
-    custom_rules,
-    float64_section,
-    split,
-)
+from fnn.verify._arrays import as_arrays, differentiable, named_leaves, random_cotangent, widened
+from fnn.verify._call import attempt, float64_section
 from fnn.verify._causes import UNKNOWN
 from fnn.verify._engine import Function, compare
 from fnn.verify._layers import first_wrong_layer, first_wrong_part, per_example_leaf
@@ -42,7 +32,14 @@ from fnn.verify._leaf import FLOOR, measure, unfit
 from fnn.verify._report import Report
 
 
-def check_layer(layer: Layer, params: Params, x: Any, *, key: Array | None = None) -> Report:
+def check_layer(
+    layer: Layer,
+    params: Params,
+    x: Any,
+    *,
+    reference: Callable[..., Any] | None = None,
+    key: Array | None = None,
+) -> Report:
     """A layer's backward against autodiff of its forward: dparams and dx.
 
     The cotangent is drawn from `key`, so that every output counts, no two by the same weight.
@@ -53,6 +50,9 @@ def check_layer(layer: Layer, params: Params, x: Any, *, key: Array | None = Non
     gradient is right too: whether `backward` hands every parameter's per-example gradients to
     `reduce` and returns the result untouched. It is left out for a layer without parameters,
     one whose backward takes no `reduce`, and one whose examples can't be told apart.
+
+    `reference(params, x) -> y` is the function whose derivative `backward` means to give, where
+    that is not forward's: a straight-through estimator's identity, -x for reversed gradients.
 
     A layer that varies is checked as it is without key and statistics. To check it as it is in
     training, check `fnn.at(layer, key)`.
@@ -76,6 +76,12 @@ def check_layer(layer: Layer, params: Params, x: Any, *, key: Array | None = Non
         y, residuals = layer.forward(params, x)
         return layer.backward(params, residuals, random_cotangent(key, y))
 
+    if reference is not None:
+        dy = random_cotangent(key, shapes_of(reference, *inputs))
+        gradient = (_by_backward, (layer.forward, layer.backward))
+        theta = {"dparams": params, "dx": x}
+        objective = (_derivative_of, reference)
+        return at_both_cotangents("check_layer", objective, gradient, theta, dy)
     report = replace(
         check_vjp(layer.forward, layer.backward, params, x, key=key), name="check_layer"
     )
@@ -132,7 +138,7 @@ def check_vjp(
             raise TypeError(f"check_vjp: expected forward to return (y, residuals), got {got}")
         return result[0]
 
-    dy = random_cotangent(key, _shapes_of(reference or y_of, *inputs))
+    dy = random_cotangent(key, shapes_of(reference or y_of, *inputs))
     functions = (forward, backward)
     theta = {"dparams": params, "dx": x}
     objective: Function
@@ -140,7 +146,7 @@ def check_vjp(
         objective, gradient = (_product, forward), (_by_backward, functions)
     else:
         objective, gradient = (_reference_product, reference), (_y_and_by_backward, functions)
-    report = _at_both_cotangents("check_vjp", objective, gradient, theta, dy)
+    report = at_both_cotangents("check_vjp", objective, gradient, theta, dy)
     if report.verdict != "fail":
         return report
 
@@ -159,53 +165,8 @@ def check_vjp(
     return replace(report, leaves=tuple(leaves))
 
 
-def check_custom(
-    f: Callable[..., Any],
-    *args: Any,
-    reference: Callable[..., Any],
-    key: Array | None = None,
-) -> Report:
-    """A function with a derivative rule of its own (`jax.custom_vjp`, `jax.custom_jvp`, a Pallas
-    kernel) against autodiff of `reference`, the same function in plain operations: what it
-    returns, and the vector-Jacobian product with a cotangent drawn from `key`.
-
-    The arguments and what is returned may be any trees. Of the arguments, floating-point arrays
-    are differentiated; to leave one out, close over it.
-
-    Raises ValueError where the reference runs the rule under test: it would check itself.
-
-    >>> @jax.custom_vjp
-    ... def square(x):
-    ...     return x * x
-    >>> square.defvjp(lambda x: (x * x, x), lambda x, dy: (dy * x,))
-    >>> report = check_custom(square, jnp.array([1.0, 2.0]), reference=jnp.square)
-    >>> [(leaf.name, leaf.verdict) for leaf in report.leaves]
-    [('y', 'pass'), ('args.0', 'fail')]
-    """
-    inputs = as_arrays(args)
-    theta = {"args": args}
-    dy = random_cotangent(key, _shapes_of(reference, *inputs))
-    objective = (_reference_of_args, reference)
-    call, arrays = split(*objective, theta, (dy,))
-    same = [
-        name
-        for name in custom_rules(call, arrays)
-        if name in custom_rules(call._replace(rule=_reference_of_args, function=f), arrays)
-    ]
-    if f is reference or same:
-        raise ValueError(
-            f"check_custom: the reference runs the rule under test, that of "
-            f"{', '.join(same) or 'f'}; expected the same function in plain operations"
-        )
-    return _at_both_cotangents("check_custom", objective, (_by_own_rule, f), theta, dy)
-
-
-def _at_both_cotangents(
-    name: str,
-    objective: Function,
-    gradient: Function,
-    theta: Any,
-    dy: Any,
+def at_both_cotangents(
+    name: str, objective: Function, gradient: Function, theta: Any, dy: Any
 ) -> Report:
     """`compare` with the cotangent dy; in half precision also with |dy|, for a sum that overflows,
     or stops growing, shows only where its terms are of one sign."""
@@ -220,14 +181,10 @@ def _magnitude(leaf: Any) -> Any:
     return abs(leaf) if differentiable(leaf) else leaf
 
 
-def _shapes_of(f: Callable[..., Any], *inputs: Any) -> Any:
+def shapes_of(f: Callable[..., Any], *inputs: Any) -> Any:
     """What f returns: its shapes and dtypes, or the arrays where f can't be traced."""
-    try:
-        return jax.eval_shape(f, *inputs)
-    except TimeoutError:
-        raise
-    except Exception:  # another library's functions may raise anything at a tracer
-        return as_arrays(f(*inputs))
+    found = attempt(jax.eval_shape, f, *inputs, otherwise=f)
+    return as_arrays(f(*inputs)) if found is f else found
 
 
 def check_loss(
@@ -322,8 +279,16 @@ def _product(forward: Callable[..., Any], theta: Any, dy: Any) -> tuple[Any, lis
 
 
 def _reference_product(reference: Callable[..., Any], theta: Any, dy: Any) -> Any:
+    return product(reference(theta["dparams"], theta["dx"]), dy)
+
+
+def _derivative_of(reference: Callable[..., Any], theta: Any, dy: Any) -> Any:
+    """<dy, y> where y itself is not compared."""
+    return _reference_product(reference, theta, dy)[0], []
+
+
+def product(y: Any, dy: Any) -> tuple[Any, list[Any]]:
     """<dy, y>, and the arrays of y."""
-    y = reference(theta["dparams"], theta["dx"])
     return _dot(y, dy), [a for a in jax.tree.leaves(y) if differentiable(a)]
 
 
@@ -333,10 +298,8 @@ def _dot(y: Any, dy: Any) -> Any:
 
 
 def _by_backward(functions: tuple[Callable[..., Any], ...], theta: Any, dy: Any) -> Any:
-    forward, backward = functions
-    _, residuals = forward(theta["dparams"], theta["dx"])
-    dparams, dx = backward(theta["dparams"], residuals, dy)
-    return {"dparams": dparams, "dx": dx}
+    tree = _y_and_by_backward(functions, theta, dy)
+    return {"dparams": tree["dparams"], "dx": tree["dx"]}
 
 
 def _y_and_by_backward(functions: tuple[Callable[..., Any], ...], theta: Any, dy: Any) -> Any:
@@ -344,31 +307,6 @@ def _y_and_by_backward(functions: tuple[Callable[..., Any], ...], theta: Any, dy
     y, residuals = forward(theta["dparams"], theta["dx"])
     dparams, dx = backward(theta["dparams"], residuals, dy)
     return {"y": y, "dparams": dparams, "dx": dx}
-
-
-def _reference_of_args(reference: Callable[..., Any], theta: Any, dy: Any) -> Any:
-    y = reference(*theta["args"])
-    return _dot(y, dy), [a for a in jax.tree.leaves(y) if differentiable(a)]
-
-
-def _by_own_rule(f: Callable[..., Any], theta: Any, dy: Any) -> Any:
-    leaves, form = jax.tree.flatten(theta["args"])
-    floats = [i for i, leaf in enumerate(leaves) if differentiable(leaf)]
-
-    def of_floats(*moved: Any) -> Any:
-        at = dict(zip(floats, moved, strict=True))
-        return f(*jax.tree.unflatten(form, [at.get(i, leaf) for i, leaf in enumerate(leaves)]))
-
-    y, pull = jax.vjp(of_floats, *(leaves[i] for i in floats))
-    pulled = dict(zip(floats, pull(_like(dy, y)), strict=True))
-    grads = [pulled.get(i, leaf) for i, leaf in enumerate(leaves)]
-    return {"y": y, "args": jax.tree.unflatten(form, grads)}
-
-
-def _like(dy: Any, y: Any) -> Any:
-    """The cotangent in y's dtypes: a kernel may return less than float64."""
-    cast = lambda d, a: d.astype(a.dtype) if differentiable(a) else d
-    return jax.tree.map(cast, dy, y)
 
 
 def _mixes(value: Callable[..., Any], prediction: Any, target: Any, axes: int) -> bool:
@@ -414,16 +352,13 @@ def nonlinear_leaves(
     """
     other = random_cotangent(jax.random.key(1), dy)
     both = jax.tree.map(lambda u, v: u + v if differentiable(u) else u, dy, other)
-    try:
+
+    def pulled() -> list[dict[str, Any]]:
         _, residuals = forward(params, x)
-        once, again, together = (
-            named_leaves(dict(zip(("dparams", "dx"), backward(params, residuals, d), strict=True)))
-            for d in (dy, other, both)
-        )
-    except TimeoutError:
-        raise
-    except Exception:  # a kernel that does not take float64 may raise anything
-        return set()
+        trees = (backward(params, residuals, d) for d in (dy, other, both))
+        return [named_leaves(dict(zip(("dparams", "dx"), t, strict=True))) for t in trees]
+
+    once, again, together = attempt(pulled, otherwise=({}, {}, {}))
     return {
         name
         for name, leaf in together.items()

@@ -21,7 +21,7 @@ from fnn.backprop import per_example_backward
 from fnn.base import Array, Layer, Loss, Params, Residuals
 from fnn.reductions import Direct, Factor, Whole, total
 from fnn.verify._arrays import differentiable, named_leaves, random_cotangent
-from fnn.verify._call import run
+from fnn.verify._call import attempt, run
 from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, Leaf, measure, plainly, unfit
 
 
@@ -103,17 +103,16 @@ def per_example_leaf(
     """
     if not (_has_parameters(params) and _has_examples(x)):
         return None
-    refusal = ""
-    try:
+
+    def both_ways() -> Any:
         try:
-            ways = run(_both_ways, layer, params, x, key)
+            return *run(_both_ways, layer, params, x, key), ""
         except _RefusedError as error:
-            ways, refusal = (*run(_alone, layer, params, x, key), None), str(error)
-    except TimeoutError:
-        raise
-    except Exception:  # a layer that can't run on a single example may raise anything
+            return *run(_alone, layer, params, x, key), None, str(error)
+
+    if not (ways := attempt(both_ways)):
         return None
-    y, y_alone, expected, reduced = ways
+    y, y_alone, expected, reduced, refusal = ways
     bound = max(100 * TOLERANCE, bound)
     if not all(_error(a, b) <= bound for a, b in zip(y, y_alone, strict=True)):
         return None

@@ -8,8 +8,8 @@ are taken to h = 0 by Richardson's extrapolation (1911). They owe nothing to aut
 of f's rounding, u sum |df/dtheta||theta|.
 """
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.verify._arrays import ROUNDOFF
-from fnn.verify._call import Call, Inputs, differentiate, evaluate_moved, run
+from fnn.verify._call import (
+    Call,
+    Inputs,
+    attempt,
+    differentiate,
+    evaluate,
+    evaluate_moved,
+    run,
+    traced,
+)
 from fnn.verify._leaf import measure
 
 MOVES = 8
@@ -45,9 +54,11 @@ class Reference:
 
     `stacks` has an array for the value of f and one for each array of theta, each with three
     rows: at the inputs themselves; at inputs moved by float64's roundoff; at inputs moved by
-    `roundoff`, that of the dtype that the user runs, or by `FAR`. After these come the arrays that
-    f returns beside its value. `unit` is the roundoff of f itself: more than float64's where f
-    computes in less, whatever it is given.
+    `roundoff`, that of the dtype that the user runs, or by `FAR`. After these come the arrays
+    that f returns beside its value. Entries that are not finite at the inputs themselves are
+    `open`: zero in the stacks, and judged apart, by `centre`, which keeps them, or by slopes.
+    `unit` is the roundoff of f itself: more than float64's where f computes in less, whatever it
+    is given.
     """
 
     def __init__(self, call: Call, inputs: Inputs, roundoff: float, unit: float = ROUNDOFF) -> None:
@@ -55,23 +66,31 @@ class Reference:
         self.norms = [norm(p) or 1.0 for p in inputs.theta]
         self._moved = lru_cache(self._at_moved_inputs)
         self.directions, self.along = lru_cache(self._directions), lru_cache(self._along)
+        self.centre = self._row(inputs)
+        self.open = [~np.isfinite(a) for a in self.centre]
         self.stacks = self._moved(0)
         values, *grads = self.stacks[: len(inputs.theta) + 1]
         # The rounding of f: u sum |df/dtheta||theta|, and what rounding its inputs did to it.
-        finite = [g[0] if np.isfinite(g[0]).all() else np.zeros(g[0].shape) for g in grads]
-        magnitude = sum(np.abs(g * p).sum() for g, p in zip(finite, inputs.theta, strict=True))
+        magnitude = sum(np.abs(g[0] * p).sum() for g, p in zip(grads, inputs.theta, strict=True))
         moved = np.abs(values[1] - values[0])
         self.noise = float(unit * (magnitude + np.abs(values[0])) + moved)
-        self.size = max((np.abs(g).max(initial=0.0) for g in finite), default=0.0)
+        self.size = max((np.abs(g[0]).max(initial=0.0) for g in grads), default=0.0)
+
+    def _row(self, inputs: Inputs) -> list[np.ndarray]:
+        """The value, the gradient and the outputs at these inputs."""
+        value, grads, outputs = gradient_of(self.call, inputs)
+        return [np.asarray(a, np.float64) for a in (value, *grads, *outputs)]
+
+    def closed(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """The arrays, by position, with zeros at the open entries."""
+        return [np.where(o, 0.0, a) for o, a in zip(self.open, arrays, strict=True)]
 
     def _at_moved_inputs(self, seed: int) -> list[np.ndarray]:
         """The stacks, with every float moved up or down by signs drawn from the seed."""
         random = np.random.default_rng(seed)
-        runs = []
-        for u in (0.0, self.unit, max(self.roundoff, FAR)):
-            value, grads, outputs = gradient_of(self.call, moved(self.inputs, u, random))
-            runs.append([np.asarray(a, np.float64) for a in (value, *grads, *outputs)])
-        return [np.stack(leaves) for leaves in zip(*runs, strict=True)]
+        far = (self.unit, max(self.roundoff, FAR))
+        rows = [self.centre, *(self._row(moved(self.inputs, u, random)) for u in far)]
+        return self.closed([np.stack(leaves) for leaves in zip(*rows, strict=True)])
 
     def moves(self, position: int, row: int, floor: float) -> Iterator[float]:
         """How far an array of `stacks` moves when every input moves by a roundoff (row 1:
@@ -90,10 +109,11 @@ class Reference:
         factor shows most, half at random, where everything else does. `tied`: one that keeps
         entries of equal size so; zero where there are none."""
         random, directions = np.random.default_rng(1), []
-        for p, stack, length in zip(self.inputs.theta, self.stacks[1:], self.norms, strict=False):
-            gradient, v = stack[0], random.standard_normal(stack[0].shape)
+        for j, (p, length) in enumerate(zip(self.inputs.theta, self.norms, strict=True), 1):
+            gradient = self.stacks[j][0]
+            v = np.where(self.open[j], 0.0, random.standard_normal(gradient.shape))
             size = norm(gradient)
-            along = gradient / size if 0 < size < np.inf else np.zeros(v.shape)
+            along = gradient / (size or 1.0)
             v *= 1 if (v * along).sum() >= 0 else -1  # they must not cancel
             v = v / (norm(v) or 1.0) + along
             v = together_where_tied(v, np.asarray(p)) if tied else v
@@ -112,7 +132,7 @@ class Reference:
         h = first * 0.5 ** np.arange(LEVELS)
         f = run(evaluate_moved, self.call, self.inputs, directions, np.concatenate([h, -h]))
         plus, minus = np.array(f, np.float64).reshape(2, LEVELS)
-        return _slope(float(self.stacks[0][0]), plus, minus, h, 8 * self.noise / h[-1])
+        return _slope(float(self.centre[0]), plus, minus, h, 8 * self.noise / h[-1])
 
 
 def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
@@ -134,29 +154,30 @@ def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
 
 
 def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], list[Any]]:
-    """What `differentiate` gives; by differences where autodiff can't take the call."""
-    try:
-        return run(differentiate, call, inputs)
-    except jax.errors.JAXTypeError:  # NumPy's functions take no tracer
-        value, outputs = call(inputs)
-        return value, [_entry_slopes(call, inputs, j) for j in range(len(inputs.theta))], outputs
+    """What `differentiate` gives; by differences where autodiff can't take the call: NumPy's
+    functions, callbacks, a loop of unknown length."""
+    if found := attempt(run, differentiate, call, inputs):
+        return found
+    at = partial(run, evaluate) if traced(call, inputs) else evaluate
+    value, outputs = at(call, inputs)
+    f = lambda theta: float(at(call, inputs._replace(theta=theta))[0])
+    return value, [_entry_slopes(f, inputs.theta, j) for j in range(len(inputs.theta))], outputs
 
 
-def _entry_slopes(call: Call, inputs: Inputs, j: int) -> np.ndarray:
-    """The slopes along every entry of theta[j]."""
-    theta = np.asarray(inputs.theta[j])
+def _entry_slopes(f: Callable[[list[Any]], float], given: list[Any], j: int) -> np.ndarray:
+    """The slopes of f along every entry of its array j."""
+    theta = np.asarray(given[j])
     slopes = np.zeros(theta.shape)
     typical = norm(theta) / max(theta.size, 1) ** 0.5 or 1.0
     for index in np.ndindex(theta.shape):
         h = 2.0**-7 * max(abs(float(theta[index])), typical) * 0.5 ** np.arange(LEVELS)
-        f = []
+        values = []
         for step in (*h, *-h):
             moved = theta.copy()
             moved[index] += step
-            array = jnp.asarray(moved) if isinstance(inputs.theta[j], jax.Array) else moved
-            at = [*inputs.theta[:j], array, *inputs.theta[j + 1 :]]
-            f.append(float(call(inputs._replace(theta=at))[0]))
-        plus, minus = np.array(f).reshape(2, LEVELS)
+            array = jnp.asarray(moved) if isinstance(given[j], jax.Array) else moved
+            values.append(f([*given[:j], array, *given[j + 1 :]]))
+        plus, minus = np.array(values).reshape(2, LEVELS)
         slopes[index], _ = _extrapolate((plus - minus) / (2 * h), 2)
     return slopes
 
@@ -185,8 +206,9 @@ def _slope(
 ) -> Slope:
     """The slope from f at theta, theta + h v and theta - h v.
 
-    Its error is at most four times the last correction and the gap between the slopes from the
-    right and from the left, and the rounding of f over h.
+    Its error is at most four times the last correction, the gap between the slopes from the right
+    and from the left, and how far their mean is from it (where f'' jumps, the central slope errs by
+    O(h), the other two don't), and the rounding of f over h.
     """
     value, error = _extrapolate((plus - minus) / (2 * h), 2)
     right, right_error = _extrapolate((plus - centre) / h, 1)
@@ -194,7 +216,8 @@ def _slope(
     # A kink within the last step moves every central slope alike; the two sides then differ.
     gap = abs(right - left)
     kink = not gap <= 8 * (rounding + right_error + left_error)
-    return Slope(value, 4 * (error + gap) + rounding, left, right, kink)
+    skew = abs(value - (left + right) / 2)
+    return Slope(value, 4 * (error + gap + skew) + rounding, left, right, kink)
 
 
 def _extrapolate(slopes: np.ndarray, order: int) -> tuple[float, float]:

@@ -19,7 +19,7 @@ import numpy as np
 from fnn import _html
 from fnn.verify._arrays import named_leaves
 from fnn.verify._call import Inputs
-from fnn.verify._leaf import FLOOR, Check, Leaf, measure
+from fnn.verify._leaf import FLOOR, Check, Checks, Leaf, measure
 
 
 class Planted(NamedTuple):
@@ -130,7 +130,7 @@ class Report:
     leaves    from input to output; backpropagation reaches the last one first
     dtype     what the user runs, and the native check ran
     place     for fnn's networks, the first wrong layer counted from the output
-    inputs    (params, x) where `search` found a wrong gradient
+    inputs    (params, x), or the arguments, where a search found a wrong gradient
     blind     what the inputs can't show
 
     >>> import fnn, jax.numpy as jnp
@@ -146,7 +146,7 @@ class Report:
     leaves: tuple[Leaf, ...]
     dtype: str = "float32"
     place: str = ""
-    inputs: tuple[Any, Any] | None = None
+    inputs: tuple[Any, ...] | None = None
     blind: tuple[str, ...] = ()
 
     @property
@@ -214,28 +214,13 @@ class Report:
         >>> json.loads(Report("check_layer", ()).to_json())["verdict"]
         'inconclusive'
         """
-        leaves = [
-            {
-                "name": leaf.name,
-                "verdict": leaf.verdict,
-                "note": leaf.note,
-                "index": list(leaf.index),
-                "float64": _as_dict(leaf.float64),
-                "native": _as_dict(leaf.native),
-                "differences": _as_dict(leaf.differences),
-            }
-            for leaf in self.leaves
-        ]
-        return json.dumps(
-            {
-                "name": self.name,
-                "verdict": self.verdict,
-                "dtype": self.dtype,
-                "place": self.place,
-                "blind": list(self.blind),
-                "leaves": leaves,
-            }
-        )
+        leaves = []
+        for leaf in self.leaves:
+            of_leaf = {name: getattr(leaf, name) for name in ("name", "verdict", "note", "index")}
+            checks = {name: _as_dict(getattr(leaf, name)) for name in Checks._fields}
+            leaves.append(of_leaf | checks)
+        own = ("name", "verdict", "dtype", "place", "blind")
+        return json.dumps({name: getattr(self, name) for name in own} | {"leaves": leaves})
 
     def _repr_html_(self) -> str:
         """The table in a notebook."""
@@ -267,8 +252,9 @@ class Report:
             )
         if self.inputs is not None:
             lines.append("  inputs")
-            params, x = self.inputs
-            for name, leaf in named_leaves({"params": params, "x": x}).items():
+            pair = dict(zip(("params", "x"), self.inputs, strict=False))
+            named = pair if self.name == "search" else {"args": self.inputs}
+            for name, leaf in named_leaves(named).items():
                 lines.append(f"    {name} = {_pasted(leaf)}")
         if self.blind and self.verdict == "pass":
             text = f"these inputs can't show: {', '.join(self.blind)}"

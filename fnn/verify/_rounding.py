@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from fnn.verify._arrays import ROUNDOFF, at_highest_precision, differentiable, named_leaves
-from fnn.verify._call import Call, Inputs, differentiate, evaluate
+from fnn.verify._call import Call, Inputs, attempt, differentiate, evaluate
 from fnn.verify._checks import CANCELS, ENTRY, LOSES, Tested, native_check, relative
 from fnn.verify._leaf import TOLERANCE, Check, Checks, compared, measure
 from fnn.verify._reference import MOVES, Reference, moved
@@ -28,11 +28,7 @@ class Rounding:
     """
 
     def __init__(
-        self,
-        call: Call,
-        inputs: Inputs,
-        reference: Reference,
-        autodiff: list[np.ndarray] | None,
+        self, call: Call, inputs: Inputs, reference: Reference, autodiff: list[np.ndarray] | None
     ) -> None:
         self.call, self.inputs, self.reference, self.autodiff = call, inputs, reference, autodiff
 
@@ -77,7 +73,7 @@ class Rounding:
         away += self.of_autodiff[leaf.position] if self.of_autodiff else 0.0
         error, bound = (relative(d, expected) for d in (wide - expected, 64 * away))
         least = TOLERANCE if expected.any() else 0.0
-        if not (error <= np.maximum(least, bound)).all():
+        if not ((error <= np.maximum(least, bound)) & np.isfinite(error)).all():
             return check
         needed = float(bound[error > least].max(initial=0.0))
         if needed > 0.1 or not expected.any():
@@ -115,12 +111,9 @@ def rounding_of(
     """For each array that program(call, inputs) returns, by its name in the tree, how far its
     entries move, at most, in `MOVES` runs with roundoff u. Empty where the program can't be traced.
     """
-    try:
-        trace = jax.make_jaxpr(lambda inputs: program(call, inputs), return_shape=True)
-        traced, shapes = trace(inputs)
-    except TimeoutError:
-        raise
-    except Exception:  # another library's functions may raise anything at a tracer
+    trace = jax.make_jaxpr(lambda inputs: program(call, inputs), return_shape=True)
+    traced, shapes = attempt(trace, inputs, otherwise=(None, None))
+    if traced is None:
         return {}
     random = np.random.default_rng(0)
 

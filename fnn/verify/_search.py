@@ -7,8 +7,9 @@ sizes. What fails is then shrunk: fewer examples, smaller sizes, fewest and roun
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,8 @@ import numpy as np
 
 from fnn.base import Array, Params
 from fnn.verify._arrays import as_arrays, differentiable
+from fnn.verify._call import attempt
+from fnn.verify._custom import check_custom
 from fnn.verify._gradients import check_vjp
 from fnn.verify._report import Report
 
@@ -32,8 +35,7 @@ class Probe(NamedTuple):
     """Inputs, and what is special about them."""
 
     name: str
-    params: Params
-    x: Any
+    inputs: tuple[Any, ...]
 
 
 def search(
@@ -70,37 +72,70 @@ def search(
     """
     key = jax.random.key(0) if key is None else key
     params, x = as_arrays((params, x))
-    end = time.monotonic() + seconds
+    usual = jax.tree.map(lambda p: _off(p, key), params)
     value = reference or (lambda params, x: forward(params, x)[0])
+    check = partial(check_vjp, forward, backward, reference=reference)
+    tried = (*probes((params, x), (usual, x)), *_sized(make_inputs, key))
+    return _first_wrong("search", check, value, domain, seconds, tried)
 
-    def check(params: Params, x: Any) -> Report | None:
-        if time.monotonic() > end:
-            return None
-        try:
-            if (domain and not domain(params, x)) or _has_nan(value(params, x)):
-                return None
-            return check_vjp(forward, backward, params, x, reference=reference)
-        except TimeoutError:
-            raise
-        except Exception:  # inputs that the functions do not take
-            return None
 
-    count, first = 0, None
-    for probe in (*probes(params, x, key), *_sized(make_inputs, key)):
-        report = check(probe.params, probe.x)
+def search_custom(
+    f: Callable[..., Any],
+    *args: Any,
+    reference: Callable[..., Any] | None = None,
+    domain: Callable[..., Any] | None = None,
+    seconds: float = math.inf,
+) -> Report:
+    """Look for arguments at which `check_custom` of f fails: `args` themselves, and variants of
+    each of them. The report's `inputs` are the simplest found, a tuple. Everything else is as for
+    `search`; `domain` takes the arguments.
+
+    >>> @jax.custom_jvp
+    ... def cube(x):
+    ...     return x**3
+    >>> cube.defjvp(lambda x, t: (x[0]**3, 3 * x[0] * abs(x[0]) * t[0]))
+    >>> search_custom(cube, jnp.array([0.5, 2.0])).verdict
+    'fail'
+    """
+    args = as_arrays(args)
+    check = partial(check_custom, f, reference=reference)
+    return _first_wrong("search_custom", check, reference or f, domain, seconds, probes(args, args))
+
+
+def _first_wrong(
+    name: str,
+    check: Callable[..., Report],
+    value: Callable[..., Any],
+    domain: Callable[..., Any] | None,
+    seconds: float,
+    tried: Iterable[Probe],
+) -> Report:
+    """The report of the first probe at which the check fails, shrunk; or else of the first."""
+    end = time.monotonic() + seconds
+
+    def at(*inputs: Any) -> Report | None:
+        if (domain and not domain(*inputs)) or _has_nan(value(*inputs)):
+            return None
+        return check(*inputs)
+
+    def within_time(*inputs: Any) -> Report | None:
+        return attempt(at, *inputs) if time.monotonic() <= end else None
+
+    count, first, tried = 0, None, [*tried]
+    for probe in tried:
+        report = within_time(*probe.inputs)
         first = first or report
         count += report is not None
         if report is not None and _plainly_wrong(report):
-            return _shrunk(check, probe, report)
-    if first is None:  # say why
-        first = check_vjp(forward, backward, params, x, reference=reference)
-    return replace(first, name="search", place=f"no wrong gradient at {count} inputs tried")
+            return replace(_shrunk(within_time, probe, report), name=name)
+    first = first or check(*tried[0].inputs)  # it says why, or raises
+    return replace(first, name=name, place=f"no wrong gradient at {count} inputs tried")
 
 
-def probes(params: Params, x: Any, key: Array) -> Iterator[Probe]:
-    """The inputs themselves, and variants of the same shapes."""
-    yield Probe("as given", params, x)
-    usual = jax.tree.map(lambda p: _off(p, key), params)
+def probes(inputs: tuple[Any, ...], usual: tuple[Any, ...]) -> Iterator[Probe]:
+    """The inputs themselves, and variants of the same shapes: one of them changed, the others as
+    in `usual`."""
+    yield Probe("as given", inputs)
     changes: dict[str, Callable[[Array], Array]] = {
         "zeros": jnp.zeros_like,
         "ones": jnp.ones_like,
@@ -115,12 +150,12 @@ def probes(params: Params, x: Any, key: Array) -> Iterator[Probe]:
         "large": lambda a: a * jnp.asarray(30, a.dtype),
         "saturated": lambda a: a * jnp.asarray(300, a.dtype),
     }
-    for name, change in changes.items():
-        yield Probe(name, usual, _floats(change, x))
-    for name, change in changes.items():
-        if jax.tree.leaves(params):
-            yield Probe(f"params: {name}", _floats(change, params), x)
-    yield Probe("params off their initial values", usual, x)
+    for i, part in reversed([*enumerate(inputs)]):
+        if any(map(differentiable, jax.tree.leaves(part))):
+            for name, change in changes.items():
+                changed = _floats(change, part)
+                yield Probe(f"{name}, argument {i}", (*usual[:i], changed, *usual[i + 1 :]))
+    yield Probe("parameters off their initial values", usual)
     codes: dict[str, Callable[[Array], Array]] = {
         "repeated integers": lambda a: jnp.full_like(a, a.ravel()[-1]),
         "reversed integers": lambda a: a[::-1] if a.ndim else a,
@@ -135,11 +170,10 @@ def probes(params: Params, x: Any, key: Array) -> Iterator[Probe]:
         "every other entry of the masks": lambda a: (jnp.arange(a.size) % 2 == 0).reshape(a.shape),
         "an empty row of the masks": lambda a: a.at[:1].set(False) if a.ndim else a,
     }
-    inputs = (params, x)
     for kind, variants in ((jnp.integer, codes), (jnp.bool_, masks)):
         if any(_is(kind, leaf) and leaf.size for leaf in jax.tree.leaves(inputs)):
             for name, change in variants.items():
-                yield Probe(name, *_where(kind, change, inputs))
+                yield Probe(name, _where(kind, change, inputs))
 
 
 def _sized(make_inputs: Callable[..., Any] | None, key: Array) -> Iterator[Probe]:
@@ -151,13 +185,8 @@ def _sized(make_inputs: Callable[..., Any] | None, key: Array) -> Iterator[Probe
     wanted += [{name: SIZES[i % 3] for i, name in enumerate(sizes)}]
     wanted += [{name: SIZES[2 - i % 3] for i, name in enumerate(sizes)}]
     for chosen in (sizes, *wanted):
-        try:
-            params, x = make_inputs(key, *chosen.values())
-        except TimeoutError:
-            raise
-        except Exception:  # sizes that do not go together
-            continue
-        yield Probe(f"sizes {chosen}", *as_arrays((params, x)))
+        if made := attempt(make_inputs, key, *chosen.values()):  # else they do not go together
+            yield Probe(f"sizes {chosen}", as_arrays(tuple(made)))
 
 
 def _sizes_of(make_inputs: Callable[..., Any]) -> dict[str, int]:
@@ -189,10 +218,10 @@ def _plainly_wrong(report: Report) -> bool:
 
 def _shrunk(check: Callable[..., Report | None], probe: Probe, report: Report) -> Report:
     """The report at the simplest inputs that still fail."""
-    inputs, tries, found = (probe.params, probe.x), 0, True
+    inputs, tries, found = probe.inputs, 0, True
     while found and tries < TRIES:
         found = False
-        for simpler in _simpler(*inputs):
+        for simpler in _simpler(inputs):
             tries += 1
             got = check(*simpler)
             if got is not None and _plainly_wrong(got):
@@ -201,14 +230,17 @@ def _shrunk(check: Callable[..., Report | None], probe: Probe, report: Report) -
             if tries >= TRIES:
                 break
     place = "; ".join(filter(None, (f"found at inputs: {probe.name}", report.place)))
-    return replace(report, name="search", place=place, inputs=inputs)
+    return replace(report, place=place, inputs=inputs)
 
 
-def _simpler(params: Params, x: Any) -> Iterator[tuple[Params, Any]]:
-    """Inputs with fewer examples, then with rounder numbers, most first."""
-    for part in _parts(jax.tree.leaves(x)):
-        yield params, jax.tree.map(lambda a, part=part: a[part], x)
-    flat, form = jax.tree.flatten((params, x))
+def _simpler(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """Inputs with fewer examples, in the last of them or in all, then with rounder numbers, most
+    first."""
+    for first in {len(inputs) - 1, 0}:
+        for part in _parts(jax.tree.leaves(inputs[first:])):
+            fewer = jax.tree.map(lambda a, part=part: a[part], inputs[first:])
+            yield (*inputs[:first], *fewer)
+    flat, form = jax.tree.flatten(inputs)
     places = [i for i, leaf in enumerate(flat) if differentiable(leaf)]
     rounder = (jnp.zeros_like, jnp.ones_like, jnp.round, lambda a: jnp.round(a, 1))
     candidates = [(i, change(flat[i])) for change in rounder for i in places]

@@ -122,6 +122,7 @@ UNCHECKED = ("frozen", "lora", "stop_gradient")
 """Names without a case: a gradient of theirs is zero by definition, which no check can tell from
 one that is missing."""
 
+A = Any
 Updated = tuple[Any, tuple[Any, ...]]
 """What a rule returns: theta and its slots."""
 
@@ -155,94 +156,67 @@ class Rule(NamedTuple):
         return Rule(make, rule, self.per_array)
 
 
-def _sgd(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
+def _sgd(rate: A, t: A, theta: A, g: A, slots: A) -> Updated:
     return theta - rate * g, ()
 
 
 def _momentum(
-    rate: Any, t: Any, theta: Any, g: Any, slots: Any, decay: float = 0.9, nesterov: bool = False
+    rate: A, t: A, theta: A, g: A, slots: A, decay: A = 0.9, nesterov: bool = False
 ) -> Updated:
     v = decay * slots[0] + rate * g
     return theta - (decay * v + rate * g if nesterov else v), (v,)
 
 
-def _rmsprop(
-    rate: Any, t: Any, theta: Any, g: Any, slots: Any, decay: float = 0.9, eps: float = 1e-8
-) -> Updated:
+def _rmsprop(rate: A, t: A, theta: A, g: A, slots: A, decay: A = 0.9, eps: A = 1e-8) -> Updated:
     e = decay * slots[0] + (1 - decay) * g**2
     return theta - rate * g / np.sqrt(e + eps), (e,)
 
 
-def _adagrad(rate: Any, t: Any, theta: Any, g: Any, slots: Any, eps: float = 1e-8) -> Updated:
+def _adagrad(rate: A, t: A, theta: A, g: A, slots: A, eps: A = 1e-8) -> Updated:
     s = slots[0] + g**2
     return theta - rate * g / (np.sqrt(s) + eps), (s,)
 
 
+def _moments(g: A, slots: A, b1: A, b2: A) -> Updated:
+    return b1 * slots[0] + (1 - b1) * g, b2 * slots[1] + (1 - b2) * g**2
+
+
 def _adam(
-    rate: Any,
-    t: Any,
-    theta: Any,
-    g: Any,
-    slots: Any,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    rate: A, t: A, theta: A, g: A, slots: A, b1: A = 0.9, b2: A = 0.999, eps: A = 1e-8
 ) -> Updated:
-    m, v = b1 * slots[0] + (1 - b1) * g, b2 * slots[1] + (1 - b2) * g**2
-    m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
-    return theta - rate * (m_hat / (np.sqrt(v_hat) + eps) + weight_decay * theta), (m, v)
+    m, v = _moments(g, slots, b1, b2)
+    return theta - rate * m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps), (m, v)
 
 
 def _adamw(
-    rate: Any,
-    t: Any,
-    theta: Any,
-    g: Any,
-    slots: Any,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-) -> Updated:
-    return _adam(rate, t, theta, g, slots, b1, b2, eps, weight_decay)
+    rate: A, t: A, theta: A, g: A, slots: A,
+    b1: A = 0.9, b2: A = 0.999, eps: A = 1e-8, weight_decay: A = 0.01
+) -> Updated:  # fmt: skip
+    moved, slots = _adam(rate, t, theta, g, slots, b1, b2, eps)
+    return moved - rate * weight_decay * theta, slots
 
 
 def _nadam(
-    rate: Any,
-    t: Any,
-    theta: Any,
-    g: Any,
-    slots: Any,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    rate: A, t: A, theta: A, g: A, slots: A, b1: A = 0.9, b2: A = 0.999, eps: A = 1e-8
 ) -> Updated:
-    m, v = b1 * slots[0] + (1 - b1) * g, b2 * slots[1] + (1 - b2) * g**2
+    m, v = _moments(g, slots, b1, b2)
     ahead = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
     return theta - rate * ahead / (np.sqrt(v / (1 - b2**t)) + eps), (m, v)
 
 
 def _lion(
-    rate: Any,
-    t: Any,
-    theta: Any,
-    g: Any,
-    slots: Any,
-    b1: float = 0.9,
-    b2: float = 0.99,
-    weight_decay: float = 0.0,
+    rate: A, t: A, theta: A, g: A, slots: A, b1: A = 0.9, b2: A = 0.99, weight_decay: A = 0.0
 ) -> Updated:
     direction = np.sign(b1 * slots[0] + (1 - b1) * g) + weight_decay * theta
     return theta - rate * direction, (b2 * slots[0] + (1 - b2) * g,)
 
 
 def _muon(
-    rate: Any,
-    t: Any,
-    theta: Any,
-    g: Any,
-    slots: Any,
+    rate: A,
+    t: A,
+    theta: A,
+    g: A,
+    slots: A,
     decay: float = 0.95,
     nesterov: bool = True,
     eps: float = 1e-8,
@@ -257,11 +231,11 @@ def _muon(
     return theta - rate * (scale * x.reshape(theta.shape) + weight_decay * theta), (v,)
 
 
-def _clipped_sgd(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
+def _clipped_sgd(rate: A, t: A, theta: A, g: A, slots: A) -> Updated:
     return theta - rate * g * np.minimum(1, 0.5 / np.linalg.norm(g)), ()
 
 
-def _adam_with_l2(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Updated:
+def _adam_with_l2(rate: A, t: A, theta: A, g: A, slots: A) -> Updated:
     return _adam(rate, t, theta, g + 0.3 * theta, slots)
 
 

@@ -175,7 +175,8 @@ def _leaf(
     values = side_by_side(expected[t][i], got[t][i])
     note = f"first wrong at update {t + 1}: the move of entry {list(i)}, {values}"
     # A step is along minus a gradient, which is what a cause is known of.
-    cause = likely_cause(-got[t], -expected[t], theta + expected[:t].sum(0), ())
+    theta = theta + expected[:t].sum(0)
+    cause = likely_cause(-got[t], -expected[t], theta, ())
     note = "; ".join(filter(None, (note, cause)))
     return Leaf(name, "fail", in_float64, as_run, NONE, (t, *i), note, wide, expected)
 

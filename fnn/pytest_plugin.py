@@ -1,0 +1,67 @@
+"""`pytest --fnn-rules PACKAGE`: check the derivative rules that a package's tests run.
+
+While the tests run, the arguments of each `jax.custom_vjp` and `jax.custom_jvp` of the package are
+recorded; then each rule is checked at these arguments and at special values of them. A table stands
+at the end; the run fails where a rule does. Without the option nothing happens.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+
+def pytest_addoption(parser: Any) -> None:
+    """The options of this plugin."""
+    group = parser.getgroup("fnn", "checks of derivative rules")
+    group.addoption("--fnn-rules", metavar="PACKAGE", help="check the rules of this package")
+    group.addoption("--fnn-rules-json", metavar="FILE", help="write what was found as JSON")
+    group.addoption(
+        "--fnn-rules-seconds",
+        type=float,
+        default=60.0,
+        metavar="N",
+        help="for all checks together (60)",
+    )
+
+
+def pytest_configure(config: Any) -> None:
+    """Begin to record, where the option asks for it."""
+    if config.getoption("fnn_rules"):
+        if config.getoption("numprocesses", None):
+            import pytest
+
+            raise pytest.UsageError("--fnn-rules records in one process: expected -n0")
+        config.pluginmanager.register(_Rules(config), "fnn-rules-session")
+
+
+class _Rules:
+    """The hooks of a session that records."""
+
+    def __init__(self, config: Any) -> None:
+        from fnn.verify._rules import recording
+
+        self.config, self.open = config, ExitStack()
+        self.found: Any = None
+        self.calls = self.open.enter_context(recording(config.getoption("fnn_rules")))
+
+    def pytest_sessionfinish(self, session: Any) -> None:
+        import jax
+
+        from fnn.verify._rules import checked
+
+        jax.effects_barrier()
+        self.open.close()
+        self.found = checked(self.calls, self.config.getoption("fnn_rules_seconds"))
+        if self.found.verdict == "fail" and session.exitstatus in (0, 5):
+            session.exitstatus = 1
+        if path := self.config.getoption("fnn_rules_json"):
+            Path(path).write_text(self.found.to_json())
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        package = self.config.getoption("fnn_rules")
+        terminalreporter.section(f"derivative rules of {package}")
+        rows = self.found.rows if self.found else ()
+        terminalreporter.line(str(self.found) if rows else "no rule was called")
+        for row in rows:
+            if row.verdict == "fail":
+                terminalreporter.line(f"\nFAILED {row.name}\n{row.report}")
