@@ -1,5 +1,6 @@
 """Types of the commands' parameters: what a word on the command line may be."""
 
+import codecs
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -106,8 +107,34 @@ class Separator(click.ParamType):
         return str(mark)
 
 
+class Encoding(click.ParamType):
+    """An encoding of text that Python knows."""
+
+    name = "encoding"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Its name."""
+        try:
+            return codecs.lookup(value).name
+        except LookupError:
+            self.fail(f"{value!r} is no encoding that Python knows, as cp1252 is", param, ctx)
+
+
 def of_table(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options for reading a table."""
+    columns = (
+        ("drop", "to leave out"),
+        ("keep", "to use though they look like row numbers, names or free text"),
+        ("category", "whose values are names, whatever they look like, as zip codes are"),
+        ("number", "of numbers; what is none is taken as blank"),
+        ("date", "of dates; what is none is taken as blank"),
+        ("id", "that name the rows: predictions repeat them"),
+        ("group", "whose equal values, such as a patient's, are not split: not learned from"),
+    )
+    named = [
+        click.option(f"--{name}", type=Names(), default=(), help=f"Columns {what}: A,B.")
+        for name, what in columns
+    ]
     for option in reversed(
         (
             click.option(
@@ -119,18 +146,14 @@ def of_table(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=Name(data.TASKS),
                 help="Learn classes or values.  [default: by the target]",
             ),
-            click.option("--drop", type=Names(), default=(), help="Columns to leave out: A,B."),
-            click.option(
-                "--keep",
-                type=Names(),
-                default=(),
-                help="Columns to use though they look like row numbers, names or free text: A,B.",
-            ),
+            *named,
+            click.option("--time", help="Column of times: the latest examples are held out."),
             click.option(
                 "--missing",
                 type=Name(data.MISSING),
                 default="fill",
-                help="Blank cells: fill them in, beside an input that says so, or refuse them.",
+                help="Blank cells, and words such as n.d. beside numbers: fill them in, beside an "
+                "input that says so, or refuse them.",
             ),
             click.option(
                 "--separator",
@@ -142,6 +165,15 @@ def of_table(command: Callable[..., Any]) -> Callable[..., Any]:
                 default=None,
                 help="Whether a table's first line names its columns.  [default: guessed]",
             ),
+            click.option(
+                "--skip", type=Whole(min=0), help="Lines above the header.  [default: guessed]"
+            ),
+            click.option(
+                "--encoding",
+                type=Encoding(),
+                help="Of text that is not UTF-8, such as cp1252.  [default: guessed]",
+            ),
+            click.option("--table", help="Sheet of a workbook, or table of a database."),
         )
     ):
         command = option(command)

@@ -11,13 +11,15 @@ import itertools
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from fnn import extras
-from fnn.data import _dialect as dialect, _kinds, _quotes, _readers as readers
+from fnn.data import _dialect as dialect, _formats, _kinds, _quotes, _readers as readers
 from fnn.data._dialect import BLANKS, Dialect
+from fnn.data._reading import GUESS, Reading
 from fnn.data.errors import DataError, explained
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ PIECE = 1 << 22
 """Bytes that are read at a time."""
 PART = 1 << 24
 """Bytes of a part of a table, about: of its text, or of its numbers."""
+TOTAL = r"(?i)((grand|sub)[ -]?)?totals?:?|sum:?|summe:?|gesamt(summe)?:?|somme:?|totaal:?"
+"""The first text of a row that sums up those above it."""
 
 
 class Table(NamedTuple):
@@ -46,6 +50,7 @@ class Table(NamedTuple):
     place: Callable[[int], str]
     notes: tuple[str, ...]
     separator: str = ","
+    encoding: str | None = None
 
     def only(self, rows: "polars.Series") -> "Table":
         """The table of these rows, given as booleans."""
@@ -63,36 +68,51 @@ class Table(NamedTuple):
     def where(self, column: int, row: int | None = None) -> str:
         """The words for a cell, or for a column."""
         line = "" if row is None else f"{self.place(row)}, "
+        return f"{self.name}: {line}{self.called(column)}"
+
+    def called(self, column: int) -> str:
+        """The words for a column within its table."""
         name = f" {self.names[column]!r}" if self.names else ""
-        return f"{self.name}: {line}column {int(self.frame.columns[column]) + 1}{name}"
+        return f"column {int(self.frame.columns[column]) + 1}{name}"
+
+    def option(self, column: int) -> str:
+        """A column as an option has it: its name, or its place where it has none."""
+        return self.names[column] if self.names else self.frame.columns[column]
 
 
 def is_frame(source: object) -> bool:
-    """Whether this is a data frame: Polars', pandas', or another that Arrow can read."""
-    return hasattr(source, "__arrow_c_stream__") or hasattr(source, "__dataframe__")
+    """Whether this is a data frame: Polars', pandas', another that Arrow can read, a dict of
+    columns or a record array of NumPy."""
+    return (
+        hasattr(source, "__arrow_c_stream__")
+        or hasattr(source, "__dataframe__")
+        or (isinstance(source, dict) and bool(source))
+        or (isinstance(source, np.ndarray) and source.dtype.names is not None)
+        or type(source).__module__.startswith("polars.lazyframe")
+    )
 
 
 def parts(
     source: Any,
     *,
-    separator: str | None = None,
-    header: bool | None = None,
+    reading: Reading = GUESS,
     text: Collection[str] = (),
     size: int = PART,
     known: Collection[str] = (),
 ) -> Iterator[Table]:
     """The table of a file, or of a data frame, in parts of consecutive rows, each of about `size`
-    bytes of text, or of numbers. Only a part is in memory; of a Parquet or Arrow file that is
-    gzipped or a pipe, all.
+    bytes of text, or of numbers. Only a part is in memory; all of a file in another format or
+    encoding than CSV, Parquet and Arrow, and of a Parquet or Arrow file that is compressed or a
+    pipe.
 
-    Parquet and Arrow files are recognised by their first bytes; anything else is text, gzipped or
-    not. `separator`, `header` and `known` decide what is guessed otherwise: see `dialect.guess`. A
-    line may have at most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT`
-    bytes of memory. The columns of the names or indices `text` stay text.
+    Each format is recognised by its first bytes; anything else is text. Either may be compressed.
+    `reading` and `known` decide what is guessed otherwise: see `dialect.guess`. A line may have at
+    most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT` bytes of memory. The
+    columns of the names or indices `text` stay text.
 
     Raises, where it comes to the fault, DataError with the line, and for a Parquet or Arrow file
     that another process has changed meanwhile; OSError where the file can't be opened;
-    ModuleNotFoundError where Polars is not installed.
+    ModuleNotFoundError where Polars, or the package for a format, is not installed.
     """
     with extras.needs("data"):
         pass
@@ -105,10 +125,25 @@ def parts(
         if start.startswith((b"PAR1", b"ARROW1")):
             with _without_panic(path):
                 yield from _stored(path, file, start, size)
-        else:
-            _kinds.refuse(path, start)
-            guess = partial(dialect.guess, separator=separator, header=header, known=known)
-            yield from _of_text(path, file, start, guess, text, size)
+            return
+        if read := _formats.reader(start):
+            found = read(path, b"".join(_pieces(path, file, start)), reading.table)
+            if not isinstance(found, bytes):
+                yield _of_frame(str(path), found)
+                return
+            file = io.BytesIO(found)
+            start, reading = file.read(PIECE), reading._replace(separator=",")
+        encoding, note = _formats.encoding(start, reading.encoding)
+        if encoding:
+            content = b"".join(_pieces(path, file, start)).decode(encoding)
+            file = io.BytesIO(content.removeprefix("\ufeff").encode())
+            start = file.read(PIECE)
+        _kinds.refuse(path, start)
+        options = reading.separator, reading.header, known, reading.skip
+        for table in _of_text(
+            path, file, start, lambda head: dialect.guess(head, *options), text, size
+        ):
+            yield table._replace(notes=(*filter(None, [note]), *table.notes), encoding=encoding)
 
 
 def _of_frame(name: str, frame: "polars.DataFrame", before: int = 0) -> Table:
@@ -124,11 +159,19 @@ def _frame(source: Any) -> "polars.DataFrame":
     """Any data frame as Polars'."""
     import polars
 
-    if isinstance(source, polars.DataFrame):
-        return source
+    if isinstance(source, polars.LazyFrame):
+        return source.collect()
     try:
-        arrow = hasattr(source, "__arrow_c_stream__")
-        return polars.DataFrame(source) if arrow else polars.from_dataframe(source)
+        if isinstance(source, polars.DataFrame | dict):
+            return polars.DataFrame(source, strict=False)
+        if isinstance(source, np.ndarray):
+            return polars.DataFrame({name: source[name] for name in source.dtype.names})
+        if hasattr(source, "__arrow_c_stream__"):
+            try:
+                return polars.DataFrame(source)
+            except ImportError:  # pandas without pyarrow
+                pass
+        return polars.DataFrame({str(name): source[name].tolist() for name in source}, strict=False)
     except Exception as error:  # whatever the frame's own library raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"the table can't be read: {reason}") from error
@@ -191,19 +234,34 @@ def _of_text(
         raise DataError(f"{path}: {error}") from None
     _quotes.check_header(path, found)
     lines, none = found.lines, True
-    for content in _in_rows(path, file, start[found.skip :], found, size):
+    empty = rb"\A( *\r?\n)*" if found.end == "\n" else rb"\A( *\r)*"
+    parts = itertools.chain(_in_rows(path, file, start[found.skip :], found, size), [None])
+    for content, after in itertools.pairwise(parts):
+        assert content is not None
         # Polars takes the number of columns from the first line.
-        blank = re.match(b"( *\r?\n)*" if found.end == "\n" else b"( *\r)*", content)
-        above = blank.group() if blank else b""
-        lines += above.count(found.end.encode())
-        content = content[len(above) :]
-        frame, place = _parsed(path, content, found._replace(lines=lines), text)
-        lines += content.count(found.end.encode())
+        body = re.sub(empty, b"", content, count=1)
+        lines += content.count(found.end.encode()) - body.count(found.end.encode())
+        frame, place = _parsed(path, body, found._replace(lines=lines), text)
+        lines += body.count(found.end.encode())
+        frame, notes = _without_total(frame) if after is None else (frame, ())
         if len(frame):
             none = False
-            yield Table(str(path), found.names, frame, place, found.notes, found.separator)
+            notes = (*found.notes, *notes)
+            yield Table(str(path), found.names, frame, place, notes, found.separator)
     if none:
         raise DataError(f"{path}: a header, but no examples")
+
+
+def _without_total(frame: "polars.DataFrame") -> tuple["polars.DataFrame", tuple[str, ...]]:
+    """The frame without a last row of totals, and a note of it."""
+    import polars
+
+    for cells in frame.get_columns() if len(frame) > 3 else ():
+        if cells.dtype == polars.String and (word := cells[-1]):
+            if re.fullmatch(TOTAL, word.strip()) and (cells == word).sum() == 1:
+                return frame[:-1], (f"the last row, {word!r}, left out",)
+            break
+    return frame, ()
 
 
 def _in_rows(

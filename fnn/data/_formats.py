@@ -1,0 +1,117 @@
+"""Tables in other files than text in UTF-8: workbooks, databases, JSON, and other encodings."""
+
+import codecs
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fnn import extras
+from fnn.data.errors import DataError
+
+if TYPE_CHECKING:
+    import polars
+
+WIDE = rb"(?:[\t\n\r -~]\0){8}", rb"(?:\0[\t\n\r -~]){8}"
+"""Text in UTF-16 without its mark, by the order of its bytes."""
+GUESSED = ["cp1252", "mac_roman"], ["cp1251", "cp932", "gb18030", "cp949"]
+"""The encodings that are guessed; the second ones only where none of the first can be."""
+MAC = {0x81, 0x8D, 0x8F, 0x90, 0x9D}
+"""Bytes that are letters in Mac Roman, and nothing in Windows-1252."""
+
+
+def reader(start: bytes) -> Callable[[Path, bytes, str | None], Any] | None:
+    """What reads a file of these first bytes: (path, content, table) to a frame, or to the bytes of
+    a CSV file; None for text and for anything else."""
+    return next((read for pattern, read in READERS.items() if re.match(pattern, start)), None)
+
+
+def _workbook(path: Path, content: bytes, table: str | None) -> bytes:
+    """A sheet as CSV: its titles, header and numbers are understood as those of a text file."""
+    with extras.needs("files"):
+        import fastexcel
+    book = fastexcel.read_excel(content)
+    sheets = {
+        name: book.load_sheet(name, header_row=None, dtypes="string") for name in book.sheet_names
+    }
+    full = [name for name, sheet in sheets.items() if sheet.height]
+    sheet = sheets[_chosen(path, "sheet", full or book.sheet_names, table)]
+    return sheet.to_polars().write_csv(include_header=False).encode()
+
+
+def _database(path: Path, content: bytes, table: str | None) -> "polars.DataFrame":
+    import polars
+
+    with sqlite3.connect(":memory:") as connection:
+        connection.deserialize(content)
+        known = "select name from sqlite_master where type in ('table', 'view')"
+        names = [name for (name,) in connection.execute(known) if not name.startswith("sqlite_")]
+        quoted = _chosen(path, "table", names, table).replace('"', '""')
+        return polars.read_database(
+            f'select * from "{quoted}"', connection, infer_schema_length=None
+        )
+
+
+def _json(path: Path, content: bytes, table: str | None) -> "polars.DataFrame":
+    """One object per line, a list of objects, or an object of columns."""
+    import polars
+
+    text = content.decode("utf-8-sig")
+    lines = re.match(r"\s*\{.*\}\s*\n\s*\{", text) is not None
+    held = (
+        [json.loads(line) for line in text.splitlines() if line.strip()]
+        if lines
+        else json.loads(text)
+    )
+    return polars.DataFrame(held, infer_schema_length=None)
+
+
+READERS: dict[bytes, Callable[[Path, bytes, str | None], Any]] = {
+    rb"PK\x03\x04(?s:.*)(xl/|\[Content_Types\]\.xml|opendocument\.spreadsheet)": _workbook,
+    rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": _workbook,
+    rb"SQLite format 3\0": _database,
+    rb"(?:\xef\xbb\xbf)?\s*(\{\s*\"|\[\s*\{)": _json,
+}
+
+
+def _chosen(path: Path, what: str, names: Sequence[str], wanted: str | None) -> str:
+    """The name of the sheet or the table that is read."""
+    if wanted in names or (wanted is None and len(names) == 1):
+        return wanted or names[0]
+    has = f"{path}: has the {what}s {', '.join(names)}" if names else f"{path}: has no {what}"
+    raise DataError(
+        f"{has}; --table NAME chooses one" if wanted is None else f"{has}, not {wanted}"
+    )
+
+
+def encoding(start: bytes, given: str | None) -> tuple[str | None, str]:
+    """The encoding of a text that starts with these bytes, None for UTF-8, and what was guessed."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16", "text in UTF-16"
+    for pattern, name in zip(WIDE, ("utf-16-le", "utf-16-be"), strict=True):
+        if re.match(pattern, start):
+            return name, f"text in {name.upper()}"
+    try:
+        start[: start.rfind(b"\n") + 1 or None].decode()
+    except UnicodeDecodeError:
+        if given or b"\0" in start:
+            return given, ""
+        name = _guessed(start[: 1 << 16])
+        return name, f"text in {name}, as it seems; --encoding NAME decides"
+    return None, ""
+
+
+def _guessed(content: bytes) -> str:
+    """The likely encoding of text that is not UTF-8."""
+    with extras.needs("files"):
+        from charset_normalizer import from_bytes
+    high = {byte for byte in content if byte >= 0x80}
+    low = high - {0x80} and max(high) < 0xC0 and min(high) < 0xA0
+    likely = "mac_roman" if high & MAC or low else "cp1252"
+    for names in GUESSED:
+        if found := list(from_bytes(content, cp_isolation=names)):
+            best = [match.encoding for match in found if match.chaos <= found[0].chaos]
+            return likely if likely in best else best[0]
+    return likely
