@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 WIDE = rb"(?:[\t\n\r -~]\0){8}", rb"(?:\0[\t\n\r -~]){8}"
 """Text in UTF-16 without its mark, by the order of its bytes."""
-GUESSED = ["cp1252", "mac_roman"], ["cp1251", "cp932", "gb18030", "cp949"]
-"""The encodings that are guessed; the second ones only where none of the first can be."""
-MAC = {0x81, 0x8D, 0x8F, 0x90, 0x9D}
-"""Bytes that are letters in Mac Roman, and nothing in Windows-1252."""
+MAC = re.compile(
+    rb"[\x81\x8d\x8f\x90\x9d]|[a-z][\x83\x86-\x8a\x8c\x8e\x98\x9f]|[a-z][\x91\x93-\x97][a-z]"
+)
+"""Letters of Mac Roman, which in Windows-1252 are nothing, or signs that stand elsewhere."""
 
 
 def reader(start: bytes) -> Callable[[Path, bytes, str | None], Any] | None:
@@ -104,14 +104,11 @@ def encoding(start: bytes, given: str | None) -> tuple[str | None, str]:
 
 
 def _guessed(content: bytes) -> str:
-    """The likely encoding of text that is not UTF-8."""
+    """The likely encoding of text that is not UTF-8: in Western ones most letters are ASCII."""
+    others = re.findall(rb"[\x80-\xff]+", content)
+    if 2 * sum(len(run) == 1 for run in others) >= sum(map(len, others)):
+        return "mac_roman" if MAC.search(content) else "cp1252"
     with extras.needs("files"):
         from charset_normalizer import from_bytes
-    high = {byte for byte in content if byte >= 0x80}
-    low = high - {0x80} and max(high) < 0xC0 and min(high) < 0xA0
-    likely = "mac_roman" if high & MAC or low else "cp1252"
-    for names in GUESSED:
-        if found := list(from_bytes(content, cp_isolation=names)):
-            best = [match.encoding for match in found if match.chaos <= found[0].chaos]
-            return likely if likely in best else best[0]
-    return likely
+    best = from_bytes(content, cp_isolation=["cp1251", "cp932", "gb18030", "cp949"]).best()
+    return best.encoding if best else "cp1252"

@@ -30,9 +30,10 @@ def as_numbers(
 ) -> tuple["polars.Series", str]:
     """Text as numbers, null where it is none, and their form: how they are written, in words.
 
-    Where commas separate the cells, 1,234 is a thousand and more; beside another separator its
-    comma is a decimal comma. A unit, or a + after numbers, belongs to the form if at least half of
-    the numbers have it. Where a form is given, cells written in another are null.
+    Where commas separate the cells, and in $1,234 and 1,234+, 1,234 is a thousand and more; beside
+    another separator its comma is a decimal comma. A unit, or a + after numbers, belongs to the
+    form if at least half of the numbers have it. Where a form is given, cells written in another
+    are null.
     """
     import polars
 
@@ -42,7 +43,8 @@ def as_numbers(
     parts = _parts(text)
     bare = parts["bare"].fill_null(text)
     if form is None:
-        styles = STYLES if separator != "," else (POINTS, GROUPED, DECIMAL)
+        counts = parts[PLUS].any() or parts["unit"].is_in(["in $", "in £"]).any()
+        styles = (POINTS, GROUPED, DECIMAL) if counts or separator == "," else STYLES
         style = max(styles, key=lambda style: _numbers(bare, style).count())
         known = _known(parts.filter(_numbers(bare, style).is_not_null()))
     else:

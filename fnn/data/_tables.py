@@ -143,7 +143,8 @@ def parts(
         for table in _of_text(
             path, file, start, lambda head: dialect.guess(head, *options), text, size
         ):
-            yield table._replace(notes=(*filter(None, [note]), *table.notes), encoding=encoding)
+            lasting = None if (encoding or "").startswith("utf-16") else encoding
+            yield table._replace(notes=(*filter(None, [note]), *table.notes), encoding=lasting)
 
 
 def _of_frame(name: str, frame: "polars.DataFrame", before: int = 0) -> Table:
@@ -256,7 +257,7 @@ def _without_total(frame: "polars.DataFrame") -> tuple["polars.DataFrame", tuple
     """The frame without a last row of totals, and a note of it."""
     import polars
 
-    for cells in frame.get_columns() if len(frame) > 3 else ():
+    for cells in frame.get_columns() if len(frame) > 1 else ():
         if cells.dtype == polars.String and (word := cells[-1]):
             if re.fullmatch(TOTAL, word.strip()) and (cells == word).sum() == 1:
                 return frame[:-1], (f"the last row, {word!r}, left out",)
@@ -348,7 +349,7 @@ def _parsed(
             n += len(frame)
     if len(frame) != n:
         raise DataError(f"{path}: {n} rows, of which Polars reads {len(frame)}")
-    if found.trailing and not (last := frame[:, -1].is_null()).all():
+    if found.trailing and not (last := frame[:, -1].cast(polars.String).fill_null("") == "").all():
         line = look()[int(last.arg_min() or 0)]
         width = found.width - 1
         raise DataError(f"{path}: line {line}: expected {width} columns, got {width + 1}")
