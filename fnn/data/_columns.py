@@ -320,14 +320,12 @@ def one_spelling(text: "polars.Series") -> tuple["polars.Series", str]:
     import polars
 
     counts = text.drop_nulls().value_counts(name="n").rename({text.name: "word"})
-    words = counts.sort(["n", "word"], descending=[True, False])["word"]
-    lower = words.str.to_lowercase()
-    if lower.n_unique() == len(words):
+    words = counts.sort(["n", "word"], descending=[True, False])["word"].to_list()
+    alike = [word.lower() if len(word) > 1 else word for word in words]
+    if len(set(alike)) == len(words):
         return text, ""
-    spelt: dict[str, str] = {}
-    for word, key in zip(words, lower, strict=True):
-        spelt.setdefault(key if len(key) > 1 else word, word)
-    to = [spelt[key if len(key) > 1 else word] for word, key in zip(words, lower, strict=True)]
+    spelt = dict(zip(reversed(alike), reversed(words), strict=True))  # the most frequent is last
+    to = [spelt[key] for key in alike]
     others = [pair for pair in zip(words, to, strict=True) if pair[0] != pair[1]]
     same = ", ".join(f"{word!r} taken as {one!r}" for word, one in others[:3])
     text = text.replace_strict(words, to, return_dtype=polars.String)

@@ -1,10 +1,10 @@
 """Tables in other files than text in UTF-8: workbooks, databases, JSON, and other encodings."""
 
-import codecs
 import json
 import re
 import sqlite3
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ from fnn.data.errors import DataError
 if TYPE_CHECKING:
     import polars
 
-WIDE = rb"(?:[\t\n\r -~]\0){8}", rb"(?:\0[\t\n\r -~]){8}"
-"""Text in UTF-16 without its mark, by the order of its bytes."""
+WIDE = re.compile(rb"(\xff\xfe|\xfe\xff)|((?:[\t\n\r -~]\0){8})|((?:\0[\t\n\r -~]){8})")
+"""Text in UTF-16: with its mark, or without by the order of its bytes."""
 MAC = re.compile(
     rb"[\x81\x8d\x8f\x90\x9d]|[a-z][\x83\x86-\x8a\x8c\x8e\x98\x9f]|[a-z][\x91\x93-\x97][a-z]"
 )
@@ -33,12 +33,10 @@ def _workbook(path: Path, content: bytes, table: str | None) -> bytes:
     with extras.needs("files"):
         import fastexcel
     book = fastexcel.read_excel(content)
-    sheets = {
-        name: book.load_sheet(name, header_row=None, dtypes="string") for name in book.sheet_names
-    }
-    full = [name for name, sheet in sheets.items() if sheet.height]
-    sheet = sheets[_chosen(path, "sheet", full or book.sheet_names, table)]
-    return sheet.to_polars().write_csv(include_header=False).encode()
+    read = partial(book.load_sheet, header_row=None, dtypes="string")
+    full = [name for name in book.sheet_names if read(name).height]
+    frame = read(_chosen(path, "sheet", full, table)).to_polars()
+    return frame.write_csv(include_header=False).encode()
 
 
 def _database(path: Path, content: bytes, table: str | None) -> "polars.DataFrame":
@@ -49,23 +47,17 @@ def _database(path: Path, content: bytes, table: str | None) -> "polars.DataFram
         known = "select name from sqlite_master where type in ('table', 'view')"
         names = [name for (name,) in connection.execute(known) if not name.startswith("sqlite_")]
         quoted = _chosen(path, "table", names, table).replace('"', '""')
-        return polars.read_database(
-            f'select * from "{quoted}"', connection, infer_schema_length=None
-        )
+        query = f'select * from "{quoted}"'
+        return polars.read_database(query, connection, infer_schema_length=None)
 
 
 def _json(path: Path, content: bytes, table: str | None) -> "polars.DataFrame":
     """One object per line, a list of objects, or an object of columns."""
     import polars
 
-    text = content.decode("utf-8-sig")
-    lines = re.match(r"\s*\{.*\}\s*\n\s*\{", text) is not None
-    held = (
-        [json.loads(line) for line in text.splitlines() if line.strip()]
-        if lines
-        else json.loads(text)
-    )
-    return polars.DataFrame(held, infer_schema_length=None)
+    several = re.sub(r"\}\s*\n\s*\{", "}, {", content.decode("utf-8-sig"))
+    first, *others = json.loads(f"[{several}]")
+    return polars.DataFrame([first, *others] if others else first, infer_schema_length=None)
 
 
 READERS: dict[bytes, Callable[[Path, bytes, str | None], Any]] = {
@@ -80,19 +72,16 @@ def _chosen(path: Path, what: str, names: Sequence[str], wanted: str | None) -> 
     """The name of the sheet or the table that is read."""
     if wanted in names or (wanted is None and len(names) == 1):
         return wanted or names[0]
-    has = f"{path}: has the {what}s {', '.join(names)}" if names else f"{path}: has no {what}"
-    raise DataError(
-        f"{has}; --table NAME chooses one" if wanted is None else f"{has}, not {wanted}"
-    )
+    has = f"the {what}s {', '.join(names)}" if names else f"no {what}"
+    hint = f"; not {wanted}" if wanted else "; --table NAME chooses one"
+    raise DataError(f"{path}: has {has}{hint}")
 
 
 def encoding(start: bytes, given: str | None) -> tuple[str | None, str]:
     """The encoding of a text that starts with these bytes, None for UTF-8, and what was guessed."""
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16", "text in UTF-16"
-    for pattern, name in zip(WIDE, ("utf-16-le", "utf-16-be"), strict=True):
-        if re.match(pattern, start):
-            return name, f"text in {name.upper()}"
+    if wide := WIDE.match(start):
+        name = ("utf-16", "utf-16-le", "utf-16-be")[(wide.lastindex or 1) - 1]
+        return name, f"text in {name.upper()}"
     try:
         start[: start.rfind(b"\n") + 1 or None].decode()
     except UnicodeDecodeError:

@@ -16,6 +16,7 @@ KINDS = {
     ),
     rb"\x80[\x02-\x05][c\x95}\]q(]": "a pickle, which is never loaded; save the table as CSV",
     rb"%PDF-": "a PDF document; save its table as CSV",
+    rb"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it, or compress it by gzip",
     rb"7z\xbc\xaf\x27\x1c": "compressed by 7-Zip; unpack it, or compress it by gzip",
     rb"\x89PNG|\xff\xd8\xff|GIF8": IMAGE,
     rb"\x89HDF\r\n\x1a\n": "an HDF5 file; save its arrays as x.npy and y.npy, or a table as CSV",

@@ -18,7 +18,6 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from fnn import extras
 from fnn.data.errors import DataError, explained
 
 LIMIT = (
@@ -30,7 +29,7 @@ IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The file's content as bytes, decompressed where it is gzip, bzip2, xz, zstd or a zip of one
+    """The file's content as bytes, decompressed where it is gzip, bzip2, xz or a zip of one
     file."""
     with open(path, "rb") as file:
         start = file.peek(4)[:4]
@@ -42,22 +41,15 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 def _unzip(file: IO[bytes]) -> AbstractContextManager[Any]:
     """The only file of a zip archive; the archive itself where there are others."""
     if file.seekable() and zipfile.is_zipfile(file):
-        names = [entry for entry in zipfile.ZipFile(file).infolist() if not entry.is_dir()]
-        if len(names) == 1:
-            return zipfile.ZipFile(file).open(names[0])
-    file.seek(0)
+        archive = zipfile.ZipFile(file)
+        if len(archive.namelist()) == 1:
+            return archive.open(archive.namelist()[0])
+        file.seek(0)
     return nullcontext(file)
 
 
-def _zstd(file: IO[bytes]) -> AbstractContextManager[Any]:
-    with extras.needs("files"):
-        import zstandard
-    return zstandard.open(file, "rb")
-
-
-UNPACK: dict[bytes, Callable[[IO[bytes]], AbstractContextManager[Any]]] = {
+UNPACK: dict[bytes, Callable[[Any], AbstractContextManager[Any]]] = {
     b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zX": lzma.open, b"PK\x03\x04": _unzip,
-    b"\x28\xb5\x2f\xfd": _zstd,
 }  # fmt: skip
 """Compressed files by their first bytes."""
 

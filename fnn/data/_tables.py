@@ -83,13 +83,9 @@ class Table(NamedTuple):
 def is_frame(source: object) -> bool:
     """Whether this is a data frame: Polars', pandas', another that Arrow can read, a dict of
     columns or a record array of NumPy."""
-    return (
-        hasattr(source, "__arrow_c_stream__")
-        or hasattr(source, "__dataframe__")
-        or (isinstance(source, dict) and bool(source))
-        or (isinstance(source, np.ndarray) and source.dtype.names is not None)
-        or type(source).__module__.startswith("polars.lazyframe")
-    )
+    if isinstance(source, dict | np.ndarray):
+        return bool(source if isinstance(source, dict) else source.dtype.names)
+    return any(hasattr(source, name) for name in ("__arrow_c_stream__", "collect_schema"))
 
 
 def parts(
@@ -160,19 +156,15 @@ def _frame(source: Any) -> "polars.DataFrame":
     """Any data frame as Polars'."""
     import polars
 
-    if isinstance(source, polars.LazyFrame):
-        return source.collect()
     try:
-        if isinstance(source, polars.DataFrame | dict):
-            return polars.DataFrame(source, strict=False)
+        if isinstance(source, polars.LazyFrame):
+            return source.collect()
         if isinstance(source, np.ndarray):
-            return polars.DataFrame({name: source[name] for name in source.dtype.names})
-        if hasattr(source, "__arrow_c_stream__"):
-            try:
-                return polars.DataFrame(source)
-            except ImportError:  # pandas without pyarrow
-                pass
-        return polars.DataFrame({str(name): source[name].tolist() for name in source}, strict=False)
+            source = {name: source[name] for name in source.dtype.names}
+        return polars.DataFrame(source, strict=False)
+    except ImportError:  # pandas without pyarrow
+        columns = {str(name): source[name].tolist() for name in source}
+        return polars.DataFrame(columns, strict=False)
     except Exception as error:  # whatever the frame's own library raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"the table can't be read: {reason}") from error

@@ -14,24 +14,23 @@ def without_singles(data: Dataset) -> Dataset:
 
     >>> data = Dataset("a", np.ones((3, 1)), np.array([0, 0, 1], np.int32), ("cat", "dog"))
     >>> without_singles(data).classes, without_singles(data).notes
-    (('cat',), ("left out: the only example of class 'dog'",))
+    (('cat',), ("left out, classes of one example: 'dog'",))
     """
     counts = np.bincount(data.y, minlength=len(data.classes)) if data.classes else np.empty(0)
-    if data.test is not None or not (counts == 1).any():
+    single = np.flatnonzero(counts == 1)
+    if data.test is not None or not len(single):
         return data
-    if (counts == 1).all():
+    if len(single) == len(counts):
         hint = "; another column may be the target: --target NAME" if data.columns else ""
         raise DataError(f"{data.name}: each of {len(counts)} classes has 1 example{hint}")
-    names = [repr(name) for name, count in zip(data.classes, counts, strict=True) if count == 1]
-    several = f"the only examples of {len(names)} classes: {', '.join(names[:5])}"
-    what = f"the only example of class {names[0]}" if len(names) == 1 else several
-    hint = "; --task regression learns values" if names[0][1:-1].isdecimal() else ""
-    place = np.cumsum(counts != 1) - 1
-    kept = _rows(data, np.flatnonzero(counts[data.y] != 1))
+    names = ", ".join(repr(data.classes[i]) for i in single[:5]) + ", ..." * (len(single) > 5)
+    hint = "; --task regression learns values" if data.classes[single[0]].isdecimal() else ""
+    left = np.flatnonzero(counts != 1)
+    kept = _rows(data, np.flatnonzero(np.isin(data.y, left)))
     return kept._replace(
-        y=place[kept.y].astype(np.int32),
-        classes=tuple(name for name, c in zip(data.classes, counts, strict=True) if c != 1),
-        notes=(*data.notes, f"left out: {what}{', ...' * (len(names) > 5)}{hint}"),
+        y=np.searchsorted(left, kept.y).astype(np.int32),
+        classes=tuple(data.classes[i] for i in left),
+        notes=(*data.notes, f"left out, classes of one example: {names}{hint}"),
     )
 
 
@@ -54,18 +53,12 @@ def split(data: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Data
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"split: expected a test fraction between 0 and 1, got {test_fraction}")
-    n, hint = (
-        len(data.x),
-        "; another column may be the target: --target NAME" if data.columns else "",
-    )
     if len(data.classes) == 1:
         raise DataError(f"{data.name}: all examples are of one class, {data.classes[0]!r}")
     if data.test is not None:
         return data._replace(test=None), data.test
-    if n < 2:
-        raise DataError(
-            f"{data.name}: {n} example: 2 are needed, to train on and to hold out{hint}"
-        )
+    if len(data.x) < 2:
+        raise DataError(f"{data.name}: 1 example: 2 are needed, to train on and to hold out")
     train, test = _chosen(data, test_fraction, seed)
     if not len(train):
         raise DataError(f"{data.name}: all examples are of one time or group, or the last are")
@@ -75,10 +68,6 @@ def split(data: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Data
 def _chosen(data: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The indices of both parts."""
     n, k = len(data.x), len(data.classes)
-    single = np.bincount(data.y, minlength=k)[data.y] < 2 if k else np.zeros(n, bool)
-    several = np.flatnonzero(~single)
-    there = len(np.unique(data.y[several])) if k else 1
-    held_out = min(max(math.ceil(fraction * len(several)), there), len(several) - max(there, 1))
     if data.times is not None:
         late = data.times >= np.sort(data.times)[-math.ceil(fraction * n)]
         return np.flatnonzero(~late), np.flatnonzero(late)
@@ -88,13 +77,14 @@ def _chosen(data: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.n
         if len(np.unique(data.groups)) < 2:
             raise DataError(f"{data.name}: all examples are of one group")
         splitter = GroupShuffleSplit(1, test_size=fraction, random_state=seed)
-        train, test = next(splitter.split(data.x, groups=data.groups))
-        return train, test
-    stratify = data.y[several] if k else None
-    train, test = train_test_split(
-        several, test_size=held_out, random_state=seed, stratify=stratify
-    )
-    return np.concatenate([train, np.flatnonzero(single)]) if single.any() else train, test
+        return next(splitter.split(data.x, groups=data.groups))
+    single = np.bincount(data.y)[data.y] < 2 if k else np.zeros(n, bool)
+    several = np.flatnonzero(~single)
+    least = len(np.unique(data.y[several])) if k else 1
+    size = min(max(math.ceil(fraction * len(several)), least), len(several) - least)
+    classes = data.y[several] if k else None
+    train, test = train_test_split(several, test_size=size, random_state=seed, stratify=classes)
+    return np.concatenate([train, np.flatnonzero(single)]), test
 
 
 def _rows(data: Dataset, rows: np.ndarray) -> Dataset:

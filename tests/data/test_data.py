@@ -260,7 +260,7 @@ def test_split_faults(tmp_path):
     rare = data.load(written(tmp_path / "b.csv", "1,x\n2,x\n3,y\n"))
     kept = data.without_singles(rare)
     assert (kept.classes, kept.y.tolist(), len(kept.x)) == (("x",), [0, 0], 2)
-    assert kept.notes[-1] == "left out: the only example of class 'y'"
+    assert kept.notes[-1] == "left out, classes of one example: 'y'"
     each = data.load(written(tmp_path / "c.csv", "1,x\n2,y\n"))
     with pytest.raises(DataError, match="each of 2 classes has 1 example; another column"):
         data.without_singles(each)

@@ -207,7 +207,7 @@ def test_encodings_are_guessed_told_and_given(load, name):
     read = load(TEXT.encode(name))
     assert read.columns[0].values == ("Besançon", "Nîmes", "Orléans", "Évry")
     guessed = {"latin-1": "cp1252"}.get(name, name)
-    assert read.encoding == guessed
+    assert read.encoding == (None if "utf" in name else guessed)  # UTF-16 shows in each file
     assert any("text in" in note for note in read.notes)
     again = load(TEXT.encode(name), reading=Reading(encoding=guessed))
     assert not any("--encoding" in note for note in again.notes)
@@ -231,8 +231,6 @@ def packed(name):
     if name == "zip":
         with zipfile.ZipFile(out, "w") as archive:
             archive.writestr("a.csv", csv)
-    elif name == "zstd":
-        return pytest.importorskip("zstandard").compress(csv)
     elif name == "xlsx":
         pytest.importorskip("fastexcel")
         book = pytest.importorskip("xlsxwriter").Workbook(out)
@@ -253,7 +251,7 @@ def packed(name):
     return out.getvalue()
 
 
-FORMATS = ["gzip", "xz", "zip", "zstd", "xlsx", "json lines", "json", "json columns"]
+FORMATS = ["gzip", "xz", "zip", "xlsx", "json lines", "json", "json columns"]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -273,7 +271,7 @@ def test_a_table_of_a_database(tmp_path):
     connection.close()
     with pytest.raises(DataError, match="has the tables sizes, others; --table NAME chooses one"):
         data.load(path)
-    with pytest.raises(DataError, match="has the tables sizes, others, not size"):
+    with pytest.raises(DataError, match="has the tables sizes, others; not size"):
         data.load(path, reading=Reading(table="size"))
     read = data.load(path, reading=Reading(table="sizes"))
     np.testing.assert_array_equal(read.x, data.load(FRAME).x)

@@ -289,6 +289,7 @@ OTHERS = {
     "pdf": (b"%PDF-1.7\n%\xe2\xe3", "a PDF document"),
     "bzip2": (b"BZh91AY&SY" + b"\0" * 40, "can't be read: Invalid data stream"),
     "xz": (b"\xfd7zXZ\0" + b"\0" * 40, "can't be read: Corrupt input data"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + b"\0" * 40, "compressed by zstd; unpack it"),
     "png": (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "an image"),
 }
 
