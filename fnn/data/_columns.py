@@ -115,7 +115,9 @@ def _guessed(
         more = "" if wanted or only_words else _hint(table, at, clean)
     else:
         column, cells, note = found
-        more = words and f"{table.called(at)}: {words} taken as no value"
+        lost = clean.count() - int(np.isfinite(cells).sum())
+        gone = " and ".join(filter(None, [words, f"{lost} other cells" * bool(lost)]))
+        more = gone and f"{table.called(at)}: {gone} taken as no value"
     return column, cells, "; ".join(filter(None, [note, more]))
 
 
@@ -156,8 +158,6 @@ def _as_number(
             raise _stray(table, at, text, numbers, NUMBER)
         return None
     note = form if form in _numbers.STYLES else f"{table.called(at)}: numbers, {form}"
-    lost = f"{table.called(at)}: {strays} other cells taken as no value"
-    note = "; ".join(filter(None, [note, lost if strays else ""]))
     return Column(NUMBER, (), form), _finite(table, at, numbers), note
 
 
@@ -196,8 +196,9 @@ def _stray(
     row = int((read.is_null() & text.is_not_null()).arg_max() or 0)
     what = f"{text[row]!r} is not a {kind}, as most cells of the column are"
     name = table.option(at)
-    ways = f"--{kind} {name} takes such cells as no value, --category {name} all as text"
-    return DataError(f"{table.where(at, row)}: {what}; correct it, or {ways}")
+    blank = f"--{kind} {name} takes such cells as no value, " if kind != TIME else ""
+    ways = f"correct it, or {blank}--category {name} all as text"
+    return DataError(f"{table.where(at, row)}: {what}; {ways}")
 
 
 def _dated(
@@ -225,9 +226,7 @@ def _dated(
     if wrong and not wanted:
         raise _stray(table, at, text, found, kind)
     cells = _days(found) if kind == DATE else _fraction(found)
-    lost = f"{table.called(at)}: {wrong} other cells taken as no value" if wrong else ""
-    note = "; ".join(filter(None, [_note(best[1], best[0] < there - wrong), lost]))
-    return Column(kind, (), best[1]), cells, note
+    return Column(kind, (), best[1]), cells, _note(best[1], best[0] < there - wrong)
 
 
 def _note(form: str, mixed: bool) -> str:

@@ -5,7 +5,6 @@ a second, slower look by Python's csv module finds it.
 """
 
 import csv
-import gzip
 import io
 import itertools
 import re
@@ -129,6 +128,8 @@ def parts(
                 return
             file = io.BytesIO(found)
             start, reading = file.read(PIECE), reading._replace(separator=",")
+        if reading.encoding:  # holds where the text is not UTF-8, maybe only at its end
+            start = b"".join(_pieces(path, file, start))
         encoding, note = _formats.encoding(start, reading.encoding)
         if encoding:
             content = b"".join(_pieces(path, file, start)).decode(encoding)
@@ -136,10 +137,9 @@ def parts(
             start = file.read(PIECE)
         _kinds.refuse(path, start)
         options = reading.separator, reading.header, known, reading.skip
-        for table in _of_text(
-            path, file, start, lambda head: dialect.guess(head, *options), text, size
-        ):
-            lasting = None if (encoding or "").startswith("utf-16") else encoding
+        guess = lambda head: dialect.guess(head, *options)
+        lasting = None if note.startswith("text in UTF-16") else encoding
+        for table in _of_text(path, file, start, guess, text, size):
             yield table._replace(notes=(*filter(None, [note]), *table.notes), encoding=lasting)
 
 
@@ -174,7 +174,7 @@ def _stored(path: Path, file: IO[bytes], start: bytes, size: int) -> Iterator[Ta
     """The parts of a Parquet or Arrow file, whose number of rows is read before its content."""
     import polars
 
-    plain = path.is_file() and not isinstance(file, gzip.GzipFile)
+    plain = path.is_file() and isinstance(file, io.BufferedReader)
     before = _version(path)
     content: Any = path if plain else b"".join(_pieces(path, file, start))
     lazy = (polars.scan_parquet if start.startswith(b"PAR1") else polars.scan_ipc)(content)

@@ -445,7 +445,8 @@ def _tables(
 
 def _check_names(table: Table, reading: Reading) -> None:
     """Raise DataError where an option names a column that is not there."""
-    known = table.names or [at for at in table.frame.columns if at not in reading.drop]
+    named = {*reading.drop, *reading.id, *reading.group, reading.time}
+    known = table.names or [at for at in table.frame.columns if at not in named]
     for name in sorted(reading.columns() - set(known)):
         hint = nearest(name, table.names) if table.names else "it has no header"
         raise DataError(f"{table.name}: no column is called {name!r}; {hint}")

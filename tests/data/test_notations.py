@@ -215,6 +215,27 @@ def test_encodings_are_guessed_told_and_given(load, name):
     assert plain.columns == read.columns
 
 
+def test_a_late_byte_is_read_in_the_encoding_that_is_given(load):
+    text = b"a,t\n" + b"1,2\n" * (1 << 21) + "é,3\n".encode("cp1252")
+    assert load(text, reading=Reading(encoding="cp1252", category=("a",))).columns[0].values == (
+        "1", "é",
+    )  # fmt: skip
+
+
+def test_a_parquet_file_that_is_compressed(tmp_path):
+    out = io.BytesIO()
+    FRAME.write_parquet(out)
+    path = written(tmp_path / "a.parquet.xz", lzma.compress(out.getvalue()))
+    np.testing.assert_array_equal(data.load(path).x, data.load(FRAME).x)
+
+
+def test_names_need_a_header(load):
+    for reading in (Reading(id=("0",)), Reading(group=("0",)), Reading(time="0")):
+        with pytest.raises(DataError, match="no column is called '0'; it has no header"):
+            load("1,2.5\n3,4.5\n", reading=reading)
+    assert load("1,2.5\n3,4.5\n", reading=Reading(category=("0",))).columns[0].values == ("1", "3")
+
+
 def test_an_encoding_that_cannot_be_is_told(load):
     with pytest.raises(DataError, match="not text in (CHARMAP|CP1252): byte 0x81; --encoding NAME"):
         load(b"a,y\n\x81,1.5\n\x81,2.5\n", reading=Reading(encoding="cp1252"))
