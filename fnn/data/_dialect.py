@@ -16,7 +16,7 @@ BLANKS = [
 ]  # fmt: skip
 """What people write where there is no value."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|infinity|nan)", re.I | re.A)
-CODE = re.compile(rb"(?:\A|[,;\t|\n\r\"])(?:0\d|\d{16})")
+CODE = re.compile(rb"[,;\t|\n\r\"](?:0\d|\d{16})")
 """The start of a cell such as 0870, or of a number with more digits than float64 has."""
 CODES, COMPACT = re.compile(r"0\d+|\d{16,}"), re.compile(r"\d{7,8}")
 """Cells that are a code, not a number, and that may be a date without separators."""

@@ -356,7 +356,8 @@ def _csv(content: bytes, found: Dialect, text: Collection[str]) -> "polars.DataF
     blanks = sorted({cell for cells in columns for cell in cells}.intersection(BLANKS))
     names = {_index(name, found) for name in text}
     numbers = {i for i, cells in enumerate(columns) if i not in names and dialect.are_plain(cells)}
-    for floats in (numbers, set()) if not dialect.CODE.search(content) else (set(),):
+    codes = dialect.CODE.search(b"\n" + content[:20]) or dialect.CODE.search(content)
+    for floats in (set(),) if codes else (numbers, set()):
         try:
             return polars.read_csv(
                 content,
