@@ -11,8 +11,10 @@ from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column
 from fnn.data.errors import DataError
 
 if TYPE_CHECKING:
-    import polars
+    from polars import Series
 
+Found = tuple[Column, np.ndarray, str]
+"""A column, its cells, and what was guessed."""
 FEW = 20
 """At most this many different values are taken as classes, or as categories beside numbers."""
 DATES = [
@@ -52,7 +54,7 @@ def is_form(kind: str, form: str) -> bool:
 
 def parse_column(
     table: Table, at: int, like: Column | None = None, wanted: str | None = None
-) -> tuple[Column, np.ndarray, str]:
+) -> Found:
     """The column at an index of a table, its cells (n,) float64, and what was guessed, in words.
 
     Text is read as numbers, also with units or in other notations, as dates or as times where all
@@ -86,7 +88,7 @@ def parse_column(
     return _read_like(table, at, text, wanted, like)
 
 
-def _is_text(cells: "polars.Series", like: Column | None, wanted: str | None) -> bool:
+def _is_text(cells: "Series", like: Column | None, wanted: str | None) -> bool:
     """Whether cells are understood from their text, as whole numbers that may be dates or codes
     are."""
     import polars
@@ -101,9 +103,7 @@ def _is_text(cells: "polars.Series", like: Column | None, wanted: str | None) ->
     )
 
 
-def _guessed(
-    table: Table, at: int, text: "polars.Series", wanted: str | None
-) -> tuple[Column, np.ndarray, str]:
+def _guessed(table: Table, at: int, text: "Series", wanted: str | None) -> Found:
     """`parse_column` of text, its kind and form guessed."""
     clean, words = without_words(text)
     only_words = wanted is None and not clean.count() and text.count()
@@ -121,9 +121,7 @@ def _guessed(
     return column, cells, "; ".join(filter(None, [note, more]))
 
 
-def _measured(
-    table: Table, at: int, text: "polars.Series", wanted: str | None
-) -> tuple[Column, np.ndarray, str] | None:
+def _measured(table: Table, at: int, text: "Series", wanted: str | None) -> Found | None:
     """Text as numbers, dates or times; None where it is none."""
     n = text.count()
     compact = text.str.contains(r"^\d{7,8}$").all() and text.n_unique() > 3
@@ -146,9 +144,7 @@ def _measured(
     return None
 
 
-def _as_number(
-    table: Table, at: int, text: "polars.Series", wanted: str | None
-) -> tuple[Column, np.ndarray, str] | None:
+def _as_number(table: Table, at: int, text: "Series", wanted: str | None) -> Found | None:
     """Text as numbers; None where more than a twentieth, or much of few values, is none."""
     numbers, form = _numbers.as_numbers(text, table.separator)
     n, strays = text.count(), text.count() - numbers.count()
@@ -161,7 +157,7 @@ def _as_number(
     return Column(NUMBER, (), form), _finite(table, at, numbers), note
 
 
-def without_words(text: "polars.Series") -> tuple["polars.Series", str]:
+def without_words(text: "Series") -> tuple["Series", str]:
     """Text with null for what people write where there is no number, and these words."""
     words = text.str.contains(NOTHING).fill_null(False)
     if not words.any():
@@ -170,7 +166,7 @@ def without_words(text: "polars.Series") -> tuple["polars.Series", str]:
     return text.set(words, None), ", ".join(map(repr, some[:3])) + ", ..." * (len(some) > 3)
 
 
-def are_codes(text: "polars.Series") -> bool:
+def are_codes(text: "Series") -> bool:
     """Whether these are whole numbers of which one begins with 0, or is not exact as float64."""
     long = text.str.len_bytes() >= len(LARGEST)
     large = long & ((text.str.len_bytes() > len(LARGEST)) | (text > LARGEST))
@@ -178,7 +174,7 @@ def are_codes(text: "polars.Series") -> bool:
     return bool(codes) and bool(text.str.contains(r"^\d+$").all())
 
 
-def _hint(table: Table, at: int, text: "polars.Series") -> str:
+def _hint(table: Table, at: int, text: "Series") -> str:
     """What is said of categories that are numbers for the most part, or ""."""
     found, _ = _numbers.as_numbers(text, table.separator)
     there, n = found.count(), text.count()
@@ -189,9 +185,7 @@ def _hint(table: Table, at: int, text: "polars.Series") -> str:
     return f"{table.called(at)}: {there} of {n} cells are numbers, but {word!r}; categories; {way}"
 
 
-def _stray(
-    table: Table, at: int, text: "polars.Series", read: "polars.Series", kind: str
-) -> DataError:
+def _stray(table: Table, at: int, text: "Series", read: "Series", kind: str) -> DataError:
     """The error for the first cell that can't be read as most of its column."""
     row = int((read.is_null() & text.is_not_null()).arg_max() or 0)
     what = f"{text[row]!r} is not a {kind}, as most cells of the column are"
@@ -202,8 +196,8 @@ def _stray(
 
 
 def _dated(
-    table: Table, at: int, text: "polars.Series", kind: str, forms: list[str], wanted: str | None
-) -> tuple[Column, np.ndarray, str] | None:
+    table: Table, at: int, text: "Series", kind: str, forms: list[str], wanted: str | None
+) -> Found | None:
     """Text as dates, or times of day, in one of these forms; None where most is none.
 
     Cells in another form that can be read in one way only are read too. Raises DataError where
@@ -243,7 +237,7 @@ def _note(form: str, mixed: bool) -> str:
     return ", ".join([*said, "dates in several forms"] if mixed else said)
 
 
-def _in_forms(text: "polars.Series", kind: str, form: str) -> "polars.Series":
+def _in_forms(text: "Series", kind: str, form: str) -> "Series":
     """Text in this form, and dates in another that can be read in one way only."""
     found = _in_form(text, kind, form)
     if kind == DATE:
@@ -254,7 +248,7 @@ def _in_forms(text: "polars.Series", kind: str, form: str) -> "polars.Series":
     return found
 
 
-def stripped(cells: "polars.Series") -> "polars.Series":
+def stripped(cells: "Series") -> "Series":
     """Text without the spaces around it; null for what stands for no value."""
     import polars
 
@@ -263,9 +257,7 @@ def stripped(cells: "polars.Series") -> "polars.Series":
     return text.set(blank.fill_null(True), None) if blank.any() else text
 
 
-def _read_like(
-    table: Table, at: int, text: "polars.Series", wanted: str | None, like: Column
-) -> tuple[Column, np.ndarray, str]:
+def _read_like(table: Table, at: int, text: "Series", wanted: str | None, like: Column) -> Found:
     """The column, its text read as that of `like`, and its cells."""
     if like.kind == CATEGORY:
         return _categories(table, at, text)
@@ -293,7 +285,7 @@ def _read_like(
     return like, _days(cells) if like.kind == DATE else _fraction(cells), ""
 
 
-def _as_bits(text: "polars.Series") -> "polars.Series":
+def _as_bits(text: "Series") -> "Series":
     """Text that is all true or false as 1 and 0."""
     import polars
 
@@ -303,7 +295,7 @@ def _as_bits(text: "polars.Series") -> "polars.Series":
     return (lower == "true").cast(polars.Int8).cast(polars.String)
 
 
-def _categories(table: Table, at: int, text: "polars.Series") -> tuple[Column, np.ndarray, str]:
+def _categories(table: Table, at: int, text: "Series") -> Found:
     """Text as categories."""
     import polars
 
@@ -313,7 +305,7 @@ def _categories(table: Table, at: int, text: "polars.Series") -> tuple[Column, n
     return Column(CATEGORY, values), _floats(codes), same and f"{table.called(at)}: {same}"
 
 
-def one_spelling(text: "polars.Series") -> tuple["polars.Series", str]:
+def one_spelling(text: "Series") -> tuple["Series", str]:
     """Words that differ only in their capitals in the most frequent spelling, and which they are;
     single letters stay as they are."""
     import polars
@@ -331,7 +323,7 @@ def one_spelling(text: "polars.Series") -> tuple["polars.Series", str]:
     return text, same + ", ..." * (len(others) > 3)
 
 
-def _finite(table: Table, at: int, numbers: "polars.Series") -> np.ndarray:
+def _finite(table: Table, at: int, numbers: "Series") -> np.ndarray:
     """The numbers, NaN for a blank. Raises DataError for an infinite one."""
     found = _floats(numbers)
     if (infinite := np.isinf(found)).any():
@@ -340,12 +332,12 @@ def _finite(table: Table, at: int, numbers: "polars.Series") -> np.ndarray:
     return found
 
 
-def _floats(cells: "polars.Series") -> np.ndarray:
+def _floats(cells: "Series") -> np.ndarray:
     """Float64 cells as an array, NaN for a null."""
     return cells.to_numpy()
 
 
-def _in_form(text: "polars.Series", kind: str, form: str) -> "polars.Series":
+def _in_form(text: "Series", kind: str, form: str) -> "Series":
     """Text in this form as points in time in UTC, or as times of day; null where it is another."""
     import polars
 
@@ -367,7 +359,7 @@ def _in_form(text: "polars.Series", kind: str, form: str) -> "polars.Series":
     return (found.cast(polars.Int64) - east * MINUTE).cast(polars.Datetime("us"))
 
 
-def _days(moments: "polars.Series") -> np.ndarray:
+def _days(moments: "Series") -> np.ndarray:
     """Days since 1970-01-01."""
     import polars
 
@@ -375,7 +367,7 @@ def _days(moments: "polars.Series") -> np.ndarray:
     return _floats(since.cast(polars.Float64) / DAY)
 
 
-def _fraction(times: "polars.Series") -> np.ndarray:
+def _fraction(times: "Series") -> np.ndarray:
     """Fractions of a day."""
     import polars
 

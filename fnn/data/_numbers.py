@@ -4,7 +4,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import polars
+    from polars import DataFrame, Series
 
 POINTS, DECIMAL, GROUPED = STYLES = "", "decimal commas", "commas between thousands"
 """How numbers are written: 1.5, 1,5 or 1,000.5."""
@@ -26,8 +26,8 @@ WRITTEN = (
 
 
 def as_numbers(
-    text: "polars.Series", separator: str = ",", form: str | None = None
-) -> tuple["polars.Series", str]:
+    text: "Series", separator: str = ",", form: str | None = None
+) -> tuple["Series", str]:
     """Text as numbers, null where it is none, and their form: how they are written, in words.
 
     Where commas separate the cells, and in $1,234 and 1,234+, 1,234 is a thousand and more; beside
@@ -63,7 +63,7 @@ def is_form(form: str) -> bool:
     return all(each in known or re.fullmatch(r"in [^\s,]{1,16}", each) for each in form.split(", "))
 
 
-def _known(parts: "polars.DataFrame") -> list[str]:
+def _known(parts: "DataFrame") -> list[str]:
     """What the numbers of a column have in common, besides their style."""
     shares = {mark: parts[mark].sum() / max(1, len(parts)) for mark in MARKS}
     found = [mark for mark, share in shares.items() if share >= (0.5 if mark == PLUS else 1e-9)]
@@ -71,7 +71,7 @@ def _known(parts: "polars.DataFrame") -> list[str]:
     return [*found, units.mode().sort()[0]] if 2 * len(units) >= max(1, len(parts)) else found
 
 
-def _parts(text: "polars.Series") -> "polars.DataFrame":
+def _parts(text: "Series") -> "DataFrame":
     """Of each cell the digits, with their sign (bare), a factor, a unit and what else is written;
     bare is null for what is no number."""
     import polars
@@ -92,7 +92,7 @@ def _parts(text: "polars.Series") -> "polars.DataFrame":
     )  # fmt: skip
 
 
-def _numbers(text: "polars.Series", style: str) -> "polars.Series":
+def _numbers(text: "Series", style: str) -> "Series":
     """Text as numbers in this style, null where it is none."""
     import polars
 

@@ -13,7 +13,7 @@ from fnn.data.dataset import NUMBER, TASKS
 from fnn.data.errors import DataError, nearest
 
 if TYPE_CHECKING:
-    import polars
+    from polars import Series
 
 WHOLE = r"^[+-]?\d+$"
 
@@ -46,7 +46,7 @@ def index(table: Table, target: str | int | None, target_name: str | None = None
     return at % width
 
 
-def text(table: Table, at: int, wanted: str | None = None) -> "polars.Series":
+def text(table: Table, at: int, wanted: str | None = None) -> "Series":
     """The cells of the column at an index as text, null where there is none.
 
     Beside numbers, what people write for nothing is null, and where numbers are wanted all else.
@@ -104,9 +104,7 @@ def targets(
     return *_labelled(table, at, task, cells, pairs["text"].to_list(), exact), note
 
 
-def _check_text(
-    table: Table, at: int, task: str | None, cells: "polars.Series", strays: "polars.Series"
-) -> None:
+def _check_text(table: Table, at: int, task: str | None, cells: "Series", strays: "Series") -> None:
     """Raise DataError where cells that are no numbers can't be classes."""
     if task == "regression" or (task is None and not strays.all()):
         row = int(strays.arg_max() or 0)
@@ -119,7 +117,7 @@ def _labelled(
     table: Table,
     at: int,
     task: str | None,
-    cells: "polars.Series",
+    cells: "Series",
     words: list[str],
     values: Sequence[Any] = (),
 ) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -144,7 +142,7 @@ def _exact(word: str, number: float) -> int | float:
 
 
 def _check_apart(
-    table: Table, at: int, cells: "polars.Series", numbers: "polars.Series", whole: "polars.Series"
+    table: Table, at: int, cells: "Series", numbers: "Series", whole: "Series"
 ) -> None:
     """Raise DataError where two whole numbers are one float64."""
     large = whole & (numbers.abs() >= 2.0**53)
