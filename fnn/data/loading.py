@@ -70,8 +70,10 @@ def load(
     """Read examples and their targets. `source` is one of
 
         a name          of one of scikit-learn's bundled sets: see `BUNDLED`
-        a table         a CSV file or its kin, gzipped or not, a Parquet or an Arrow file, or a
-                        data frame of Polars, pandas or another library that Arrow knows;
+        a table         a CSV file or its kin, a Parquet or an Arrow file, JSON, an Excel or ODS
+                        workbook or an SQLite database, compressed or not; or a data frame of
+                        Polars, pandas or another library that Arrow knows, a dict of columns or
+                        a record array;
                         `target` is the target column's name or its index from 0 (negative from
                         the end), by default the last; where the columns have names and
                         `target_name` is given, the column of that name. `reading` says how it
