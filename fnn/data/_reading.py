@@ -1,11 +1,8 @@
 """How a table is read, where that is not guessed."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from fnn.data.dataset import CATEGORY, DATE, NUMBER
-
-if TYPE_CHECKING:
-    from fnn.data._tables import Table
 
 
 class Reading(NamedTuple):
@@ -39,13 +36,21 @@ class Reading(NamedTuple):
     group: tuple[str, ...] = ()
     time: str | None = None
 
-    def kind_of(self, table: "Table", at: int) -> str | None:
-        """The kind that a column is to be read as; None where that is guessed."""
+    def kind_of(self, name: str) -> str | None:
+        """The kind that a column is to be read as; None where that is guessed.
+
+        >>> Reading(category=("zip",)).kind_of("zip")
+        'category'
+        """
         kinds = {CATEGORY: self.category, NUMBER: self.number, DATE: self.date}
-        return next((kind for kind, names in kinds.items() if table.option(at) in names), None)
+        return next((kind for kind, names in kinds.items() if name in names), None)
 
     def columns(self) -> set[str]:
-        """The columns that are named."""
+        """The columns that are named.
+
+        >>> sorted(Reading(drop=("name",), time="when").columns())
+        ['name', 'when']
+        """
         named = self.drop, self.category, self.number, self.date, self.id, self.group
         return {name for names in named for name in names} | {self.time or ""} - {""}
 

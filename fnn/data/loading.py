@@ -300,7 +300,7 @@ def _of_table(source: Source, wanted: _Wanted) -> Dataset:
         what = "expected at least one feature and the target, got one column"
         raise DataError(f"{table.name}: {what}")
     at = targets.index(table, wanted.target, wanted.target_name)
-    notes, kind = list(table.notes), reading.kind_of(table, at)
+    notes, kind = list(table.notes), reading.kind_of(table.option(at))
     blank = targets.text(table, at, kind).is_null()
     if blank.any():
         if reading.missing == "error" or blank.all():
@@ -336,7 +336,8 @@ def _apart(table: Table, reading: Reading) -> tuple[np.ndarray | None, np.ndarra
         rows[blank] = -1 - np.arange(blank.sum())[:, None]  # each a group of its own
         groups = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
     for place in _indices(table, [reading.time or ""]):
-        column, times, _ = columns.parse_column(table, place, None, reading.kind_of(table, place))
+        kind = reading.kind_of(table.option(place))
+        column, times, _ = columns.parse_column(table, place, None, kind)
         if column.kind == CATEGORY:
             raise DataError(f"{table.where(place)}: expected dates or numbers to split by")
         _refuse_blanks(table, [place], times[:, None], " to split by")
@@ -480,7 +481,7 @@ def _parsed(
     found: list[Column] = []
     notes: list[str] = []
     for i, place in enumerate(places):
-        kind = reading.kind_of(table, place)
+        kind = reading.kind_of(table.option(place))
         column, x[:, i], note = columns.parse_column(table, place, like[i], kind)
         found.append(column)
         notes.append(note)
