@@ -463,7 +463,7 @@ def _named(table: Table, reading: Reading, only: Collection[str]) -> Table:
     gone = {i for i, name in enumerate(table.names) if name in reading.drop}
     if not any(only):  # else columns are found by their names, in each part alike
         nameless = (i for i, name in enumerate(table.names) if not name)
-        gone |= {i for i in nameless if table.frame[:, i].null_count() == len(table.frame)}
+        gone |= {i for i in nameless if not columns.stripped(table.frame[:, i]).count()}
     table = table.without(gone)
     named = zip(table.frame.columns, table.names, strict=False)
     names = tuple(name or f"Unnamed: {i}" for i, name in named)
