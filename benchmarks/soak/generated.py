@@ -209,7 +209,7 @@ def generated(folder: Path, wanted: int, seed: int) -> dict[str, int]:
         assert np.array_equal(x, kept, equal_nan=True), (names, "predict")
         assert np.array_equal(encoding.aligned(again).x, kept, equal_nan=True), (names, "evaluate")
         counts["sound"] += 1
-        if number % EVERY == 0:
+        if number % EVERY == EVERY - 1:
             settings = Settings(hidden=(4,), epochs=1, target=names[-1], keep=read.features)
             run = runs.train(path, settings)
             run.evaluate(path), run.evaluate(later)

@@ -178,7 +178,7 @@ def test_a_separator_after_each_row_moves_no_name(load):
     read = load("a,b,k\n1.5,2,x,\n3.5,4,y,\n5.5,6,x,\n")
     assert (read.features, read.targets, read.classes) == (("a", "b"), ("k",), ("x", "y"))
     np.testing.assert_array_equal(read.x, [[1.5, 2], [3.5, 4], [5.5, 6]])
-    quoted = load('"a","b","k"\n"p","2","x",""\n"q","4","y",""\n"p","6","x",""\n')
+    quoted = load('"a","b","k"\n"p","02","x",""\n"q","4","y",""\n"p","06","x",""\n')
     assert (quoted.features, quoted.classes) == (("a", "b"), ("x", "y"))
     named = load("a,b,k\nu,1.5,2,x\nv,3.5,4,y\n")
     assert (named.features, named.targets) == (("Unnamed: 0", "a", "b"), ("k",))
