@@ -103,7 +103,7 @@ def test_texts_dates_and_blanks_are_encoded_in_the_program(tmp_path):
     trained = prepared(source)
     cycles = [feature.cycles for feature in trained.inputs.used]
     assert cycles == [(), (), ("year", "week"), ("day",)]
-    x = np.concatenate(list(trained.parts(source)))
+    x = np.concatenate([part.x for part in trained.parts(source)])
     x[3, 0] = 5e4  # an error of entry
     y = program(trained)(x.astype(np.float32))
     np.testing.assert_allclose(y, trained.predict(x), rtol=1e-5, atol=1e-5)

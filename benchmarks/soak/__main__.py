@@ -26,6 +26,7 @@ ATTACKS = {
     "fuzz": ("fuzz", 500, 24),
     "tables": ("tables", 500, 24),
     "crafted": ("crafted", 250, 20),
+    "generated": ("generated", 250, 20),
     "compositions": ("compose", 500, 20),
     "nestings": ("compose", 500, 20),
 }

@@ -27,6 +27,7 @@ def describe(source: str, **given: Any) -> None:
     examples = data.load(
         source, target=settings.target, task=settings.task, reading=settings.reading
     )
+    examples = data.without_singles(examples)
     train, _ = data.split(examples, HELD_OUT, settings.seed)
     features = data.Encoding.of(train, settings.keep).features
     click.echo(f"{examples.name}: {len(examples.x)} examples")

@@ -1,5 +1,6 @@
 """Types of the commands' parameters: what a word on the command line may be."""
 
+import codecs
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -106,45 +107,48 @@ class Separator(click.ParamType):
         return str(mark)
 
 
+class Encoding(click.ParamType):
+    """An encoding of text that Python knows."""
+
+    name = "encoding"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Its name."""
+        try:
+            return codecs.lookup(value).name
+        except LookupError:
+            self.fail(f"{value!r} is no encoding that Python knows, as cp1252 is", param, ctx)
+
+
+OF_TABLE: tuple[tuple[str, Any, Any, str], ...] = (
+    ("target", None, None, "Target column, by name or index from 0.  [default: the last]"),
+    ("task", Name(data.TASKS), None, "Learn classes or values.  [default: by the target]"),
+    ("drop", Names(), (), "Columns to leave out: A,B."),
+    ("keep", Names(), (), "Columns to use though they look like row numbers, names or free text."),
+    ("category", Names(), (), "Columns whose values are names, as zip codes are."),
+    ("number", Names(), (), "Columns of numbers; other cells are taken as blank."),
+    ("date", Names(), (), "Columns of dates; other cells are taken as blank."),
+    ("id", Names(), (), "Columns that name the rows: not learned from, repeated by predictions."),
+    ("group", Names(), (), "Columns, as of patients, whose equal values stay in one part."),
+    ("time", None, None, "Column of times: the latest examples are held out."),
+    (
+        "missing", Name(data.MISSING), "fill",
+        "Blank cells, and words such as n.d. beside numbers: fill them in, beside an input that "
+        "says so, or refuse them.",
+    ),
+    ("separator", Separator(), None, "Comma, semicolon, tab or pipe.  [default: guessed]"),
+    ("header/--no-header", None, None, "Whether there are names.  [default: guessed]"),
+    ("skip", Whole(min=0), None, "Lines above a table's header.  [default: guessed]"),
+    ("encoding", Encoding(), None, "Of text that is not UTF-8: cp1252.  [default: guessed]"),
+    ("table", None, None, "Sheet of a workbook, or table of a database."),
+)  # fmt: skip
+"""The options for reading a table: name, type, default, help."""
+
+
 def of_table(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options for reading a table."""
-    for option in reversed(
-        (
-            click.option(
-                "--target",
-                help="Target column of a table, by name or index from 0.  [default: the last]",
-            ),
-            click.option(
-                "--task",
-                type=Name(data.TASKS),
-                help="Learn classes or values.  [default: by the target]",
-            ),
-            click.option("--drop", type=Names(), default=(), help="Columns to leave out: A,B."),
-            click.option(
-                "--keep",
-                type=Names(),
-                default=(),
-                help="Columns to use though they look like row numbers, names or free text: A,B.",
-            ),
-            click.option(
-                "--missing",
-                type=Name(data.MISSING),
-                default="fill",
-                help="Blank cells: fill them in, beside an input that says so, or refuse them.",
-            ),
-            click.option(
-                "--separator",
-                type=Separator(),
-                help="Between a table's cells: comma, semicolon, tab or pipe.  [default: guessed]",
-            ),
-            click.option(
-                "--header/--no-header",
-                default=None,
-                help="Whether a table's first line names its columns.  [default: guessed]",
-            ),
-        )
-    ):
-        command = option(command)
+    for name, kind, default, words in reversed(OF_TABLE):
+        command = click.option(f"--{name}", type=kind, default=default, help=words)(command)
     return command
 
 

@@ -36,7 +36,8 @@ def predict(run: Path, source: str, out: Path | None) -> None:
     """Predict with the network in folder RUN and write one row per example.
 
     For classes, a row holds the predicted class and each class's probability; for values, the
-    values in their own units. SOURCE is as for training, without the targets. Of a CSV file
+    values in their own units, after the columns that --id named. SOURCE is as for training, without
+    the targets. Of a CSV file
     with a header, the columns that the network was trained on are used. A table may be larger
     than the memory: it is read, predicted and written in parts. Where a later part has a fault,
     standard output has the rows before it, and FILE is as it was.
@@ -44,24 +45,32 @@ def predict(run: Path, source: str, out: Path | None) -> None:
     if out is not None:
         files.check_apart(out, source, run / files.FILE)
     trained = files.load(run)
-    unseen = None
+    unseen, notes = None, dict[str, None]()
+    waiting: list[polars.DataFrame] = []  # the ids of rows that are read and not yet predicted
 
     def parts() -> Iterator[np.ndarray]:
         nonlocal unseen
-        for x in trained.parts(source):
-            unseen = trained.inputs.count_unseen(x, unseen)
-            yield x
+        for part in trained.parts(source):
+            unseen = trained.inputs.count_unseen(part.x, unseen)
+            notes.update(dict.fromkeys(part.left_out))
+            waiting.append(polars.DataFrame(part.ids))
+            yield part.x
 
-    frames = (_frame(trained, piece) for piece in evaluation.predictions(trained, parts()))
+    def frames() -> Iterator[polars.DataFrame]:
+        for piece in evaluation.predictions(trained, parts()):
+            ids = polars.concat(waiting, how="vertical_relaxed")
+            waiting[:] = [ids[len(piece) :]]
+            yield polars.concat([ids[: len(piece)], _frame(trained, piece)], how="horizontal")
+
     if out is None:
-        for text in _csv(frames):
+        for text in _csv(frames()):
             click.echo(text, nl=False)
     elif out.suffix.lower() == ".parquet":
-        with _parquet(frames, out.parent) as file:
+        with _parquet(frames(), out.parent) as file:
             atomic.stream(out, iter(partial(file.read, PIECE), b""))
     else:
-        atomic.stream(out, (text.encode() for text in _csv(frames)))
-    for line in unseen.lines() if unseen else ():
+        atomic.stream(out, (text.encode() for text in _csv(frames())))
+    for line in (*notes, *(unseen.lines() if unseen else ())):
         click.echo(f"Warning: {line}", err=True)
 
 

@@ -128,11 +128,12 @@ def train(
     """Train a network on SOURCE and measure it on held-out examples.
 
     SOURCE is a bundled data set (digits, iris, wine, breast_cancer, diabetes), a table (CSV and its
-    kin, gzipped or not, Parquet, Arrow), a .npz file with x and y, two files x.npy y.npy, or a
-    folder of IDX files such as MNIST's.
+    kin, Parquet, Arrow, Excel or ODS workbooks, JSON, SQLite; compressed or not), a .npz file
+    with x and y, two files x.npy y.npy, or a folder of IDX files such as MNIST's.
 
     Classes are learned with softmax cross-entropy, values with the mean squared error. A fifth
-    of the examples is held out, stratified by class, unless the source has a test part. Numbers
+    of the examples is held out, stratified by class, unless the source has a test part; --group and
+    --time hold out whole groups or the latest examples. Numbers
     are standardised by the training part; `fnn describe` shows what becomes of a table's columns.
     The run is saved as it goes; Ctrl-C ends it after the current epoch, and --resume continues it
     as if it had never stopped. A run of other data or other settings in the folder is replaced

@@ -4,14 +4,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fnn.data import _numbers
 from fnn.data._dialect import BLANKS
 from fnn.data._tables import Table
 from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column
 from fnn.data.errors import DataError
 
 if TYPE_CHECKING:
-    import polars
+    from polars import Series
 
+Found = tuple[Column, np.ndarray, str]
+"""A column, its cells, and what was guessed."""
 FEW = 20
 """At most this many different values are taken as classes, or as categories beside numbers."""
 DATES = [
@@ -34,102 +37,173 @@ MINUTE, DAY = 60_000_000, 86_400_000_000
 """Microseconds."""
 OFFSET = r"(?:Z|([+-])(\d\d)(?::?(\d\d))?)$"
 """The offset from UTC after a time of day."""
-POINTS, DECIMAL, GROUPED = "", "decimal commas", "commas between thousands"
-"""How numbers are written: 1.5, 1,5 or 1,000.5."""
-FORMS = (POINTS, DECIMAL, GROUPED, *DATES, *MOMENTS, *TIMES)
-COMMAS = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][+-]?\d+)?$"
-THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$"
+FORMS = (*DATES, *MOMENTS, *TIMES)
+NOTHING = (
+    r"(?i)^(#[a-z/0]+[!?]?|[<>≤≥]=? ?[\d.,]+|n\.? ?[dav]\.?|k\.? ?a\.?|[*_.-]+|\(blank\)|unknown|"
+    r"missing|none|nil|tbd|undefined|varies.*|not .*|no data|0000-00-00.*)$"
+)
+"""What people write beside numbers or dates where there is no value."""
+LARGEST = str(2**53)
+"""Not all whole numbers above this are float64."""
+
+
+def is_form(kind: str, form: str) -> bool:
+    """Whether a column of this kind may be written in this form."""
+    return not form or (_numbers.is_form(form) if kind == NUMBER else form in FORMS)
 
 
 def parse_column(
-    table: Table, at: int, like: Column | None = None
-) -> tuple[Column, np.ndarray, str]:
+    table: Table, at: int, like: Column | None = None, wanted: str | None = None
+) -> Found:
     """The column at an index of a table, its cells (n,) float64, and what was guessed, in words.
 
-    Text is read as numbers, also with decimal commas or separated thousands, as dates or as times
-    where all cells that are not blank (see `BLANKS`) can be, and otherwise as categories; whole
-    numbers of which one begins with 0 are codes, that is categories. Where `like` is given, text is
-    read as that column was.
+    Text is read as numbers, also with units or in other notations, as dates or as times where all
+    cells that are not blank (see `BLANKS` and `NOTHING`) can be, and otherwise as categories; whole
+    numbers of which one begins with 0, or is not exact as float64, are codes, that is categories.
+    Where `like` is given, text is read as that column was. A column `wanted` as numbers or dates
+    is blank where it is neither.
 
     Raises DataError for a number that is infinite, for other text in at most a twentieth of the
-    cells of a column of numbers or dates, for cells that are lists or other structures, and for
-    text that can't be read as `like` was.
+    cells of a column of numbers or half of those of dates, for cells that are lists or other
+    structures, and for text that can't be read as `like` was.
     """
     import polars
 
     cells = table.frame.to_series(at)
     kind = cells.dtype
-    whole = kind.is_integer() and (like.kind == DATE if like else _may_be_dates(cells))
-    if kind == polars.Boolean:
+    if kind == polars.Boolean and wanted is None:
         column = like if like and like.kind == NUMBER else Column(CATEGORY, ("False", "True"))
         return column, _floats(cells.cast(polars.Float64)), ""
-    if (kind.is_numeric() or kind == polars.Null) and not whole:
-        return Column(NUMBER), _finite(table, at, cells.cast(polars.Float64)), ""
-    if kind == polars.Duration:
-        days = cells.dt.total_microseconds().cast(polars.Float64) / DAY
-        return Column(NUMBER), _floats(days), ""
-    if kind == polars.Time:
-        return Column(TIME), _fraction(cells), ""
-    if kind.is_temporal():
-        return Column(DATE), _days(cells), ""
-    if not (whole or kind == polars.String or kind in (polars.Categorical, polars.Enum)):
+    if not _is_text(cells, like, wanted):
+        if kind.is_temporal() and kind != polars.Duration:
+            time = kind == polars.Time
+            return Column(TIME if time else DATE), (_fraction if time else _days)(cells), ""
+        days = cells.dt.total_microseconds() / DAY if kind == polars.Duration else cells
+        return Column(NUMBER), _finite(table, at, days.cast(polars.Float64)), ""
+    if kind.is_nested() or kind in (polars.Binary, polars.Object):
         raise DataError(f"{table.where(at)}: expected numbers, text or dates, got {kind}")
     text = stripped(cells)
-    return _guessed(table, at, text) if like is None else (*_read_like(table, at, text, like), "")
+    if like is None:
+        return _guessed(table, at, text, wanted)
+    return _read_like(table, at, text, wanted, like)
 
 
-def _may_be_dates(cells: "polars.Series") -> bool:
-    """Whether whole numbers have the digits of dates such as 20181014."""
-    low, high = str(cells.min()), str(cells.max())
-    return low.isdigit() and int(low) >= 10**6 and int(high) < 10**8
+def _is_text(cells: "Series", like: Column | None, wanted: str | None) -> bool:
+    """Whether cells are understood from their text, as whole numbers that may be dates or codes
+    are."""
+    import polars
+
+    kind = cells.dtype
+    if kind.is_integer() and wanted != NUMBER:
+        low, high = (int(str(limit or 0)) for limit in (cells.min(), cells.max()))
+        dates = like.kind == DATE if like else low >= 10**6 and high < 10**8
+        return dates or max(-low, high) > int(LARGEST) or wanted is not None
+    return wanted == CATEGORY or not (
+        kind.is_numeric() or kind.is_temporal() or kind == polars.Null
+    )
 
 
-def _guessed(table: Table, at: int, text: "polars.Series") -> tuple[Column, np.ndarray, str]:
+def _guessed(table: Table, at: int, text: "Series", wanted: str | None) -> Found:
     """`parse_column` of text, its kind and form guessed."""
-    n = len(text) - text.null_count()
-    compact = n and text.str.contains(r"^\d{7,8}$").all() and text.n_unique() > 3
-    if compact and (dated := _dated(table, at, text, DATE, DATES[-3:])):
+    clean, words = without_words(text)
+    only_words = wanted is None and not clean.count() and text.count()
+    found = None if only_words or wanted == CATEGORY else _measured(table, at, clean, wanted)
+    if found is None and wanted in (NUMBER, DATE):
+        raise DataError(f"{table.where(at)}: no {wanted}s, but cells such as {clean.max()!r}")
+    if found is None:
+        column, cells, note = _categories(table, at, text)
+        more = "" if wanted or only_words else _hint(table, at, clean)
+    else:
+        column, cells, note = found
+        lost = clean.count() - int(np.isfinite(cells).sum())
+        gone = " and ".join(filter(None, [words, f"{lost} other cells" * bool(lost)]))
+        more = gone and f"{table.called(at)}: {gone} taken as no value"
+    return column, cells, "; ".join(filter(None, [note, more]))
+
+
+def _measured(table: Table, at: int, text: "Series", wanted: str | None) -> Found | None:
+    """Text as numbers, dates or times; None where it is none."""
+    n = text.count()
+    compact = text.str.contains(r"^\d{7,8}$").all() and text.n_unique() > 3
+    dated = _dated(table, at, text, DATE, DATES[-3:], wanted) if compact else None
+    if wanted != NUMBER and dated:
         return dated
-    digits = text.str.contains(r"^\d+$")
-    if n and digits.all() and text.str.contains(r"^0\d").any():
-        return (*_categories(text), "")
-    numbers, written = as_numbers(text, table.separator)
-    strays = numbers.null_count() - text.null_count()
-    if not strays:
-        return Column(NUMBER, (), written), _finite(table, at, numbers), written
-    rare = strays <= min(max(1, n // 20), n - strays)
-    if rare and text.n_unique() > min(FEW, n // 2):
-        raise _stray(table, at, text, numbers, NUMBER)
+    if wanted is None and are_codes(text):
+        return None
+    if (wanted != DATE or not n) and (found := _as_number(table, at, text, wanted)):
+        return found
     some = text.drop_nulls().head(100)
     for kind, looks, forms in (
         (DATE, r"\d\d.*\d:\d\d", MOMENTS),
         (DATE, r"\d\d", DATES[:-3]),
         (TIME, r"\d:\d\d", TIMES),
     ):
-        many = 10 * int(some.str.contains(looks).sum()) >= 8 * len(some)
-        if n and many and (dated := _dated(table, at, text, kind, forms)):
+        many = wanted or 10 * int(some.str.contains(looks).sum()) >= 8 * len(some)
+        if many and len(some) and (dated := _dated(table, at, text, kind, forms, wanted)):
             return dated
-    return (*_categories(text), "")
+    return None
 
 
-def _stray(
-    table: Table, at: int, text: "polars.Series", read: "polars.Series", kind: str
-) -> DataError:
+def _as_number(table: Table, at: int, text: "Series", wanted: str | None) -> Found | None:
+    """Text as numbers; None where more than a twentieth, or much of few values, is none."""
+    numbers, form = _numbers.as_numbers(text, table.separator)
+    n, strays = text.count(), text.count() - numbers.count()
+    rare = strays <= min(max(1, n // 20), n - strays)
+    if strays and not wanted:
+        if rare and text.n_unique() > min(FEW, n // 2):
+            raise _stray(table, at, text, numbers, NUMBER)
+        return None
+    note = form if form in _numbers.STYLES else f"{table.called(at)}: numbers, {form}"
+    return Column(NUMBER, (), form), _finite(table, at, numbers), note
+
+
+def without_words(text: "Series") -> tuple["Series", str]:
+    """Text with null for what people write where there is no number, and these words."""
+    words = text.str.contains(NOTHING).fill_null(False)
+    if not words.any():
+        return text, ""
+    some = text.filter(words).unique().sort()
+    return text.set(words, None), ", ".join(map(repr, some[:3])) + ", ..." * (len(some) > 3)
+
+
+def are_codes(text: "Series") -> bool:
+    """Whether these are whole numbers of which one begins with 0, or is not exact as float64."""
+    long = text.str.len_bytes() >= len(LARGEST)
+    large = long & ((text.str.len_bytes() > len(LARGEST)) | (text > LARGEST))
+    codes = (text.str.contains(r"^0\d") | large).any()
+    return bool(codes) and bool(text.str.contains(r"^\d+$").all())
+
+
+def _hint(table: Table, at: int, text: "Series") -> str:
+    """What is said of categories that are numbers for the most part, or ""."""
+    found, _ = _numbers.as_numbers(text, table.separator)
+    there, n = found.count(), text.count()
+    if are_codes(text) or 2 * there < n or found.n_unique() <= min(FEW, n // 2):
+        return ""
+    word = text.filter(found.is_null() & text.is_not_null())[0]
+    way = f"--number {table.option(at)} takes such cells as no value"
+    return f"{table.called(at)}: {there} of {n} cells are numbers, but {word!r}; categories; {way}"
+
+
+def _stray(table: Table, at: int, text: "Series", read: "Series", kind: str) -> DataError:
     """The error for the first cell that can't be read as most of its column."""
     row = int((read.is_null() & text.is_not_null()).arg_max() or 0)
     what = f"{text[row]!r} is not a {kind}, as most cells of the column are"
-    return DataError(f"{table.where(at, row)}: {what}; correct it, or --drop the column")
+    name = table.option(at)
+    blank = f"--{kind} {name} takes such cells as no value, " if kind != TIME else ""
+    ways = f"correct it, or {blank}--category {name} all as text"
+    return DataError(f"{table.where(at, row)}: {what}; {ways}")
 
 
 def _dated(
-    table: Table, at: int, text: "polars.Series", kind: str, forms: list[str]
-) -> tuple[Column, np.ndarray, str] | None:
+    table: Table, at: int, text: "Series", kind: str, forms: list[str], wanted: str | None
+) -> Found | None:
     """Text as dates, or times of day, in one of these forms; None where most is none.
 
     Cells in another form that can be read in one way only are read too. Raises DataError where
-    at most a twentieth of the cells are no dates.
+    some cells are no dates, unless dates are wanted.
     """
-    there = len(text) - text.null_count()
+    there = text.count()
     head = text.drop_nulls().head(20)
     likely = [f for f in forms if 2 * _in_form(head, kind, f).count() >= len(head)]
     best: tuple[int, str] | None = None
@@ -139,16 +213,14 @@ def _dated(
             best = read, form
         if read == there:
             break
-    if best is None:
+    if best is None or there - best[0] > there // 2:
         return None
     found = _in_forms(text, kind, best[1])
     wrong = there - found.count()
-    if wrong > there // 20 or there - best[0] > there // 2:
-        return None
-    if wrong:
+    if wrong and not wanted:
         raise _stray(table, at, text, found, kind)
     cells = _days(found) if kind == DATE else _fraction(found)
-    return Column(kind, (), best[1]), cells, _note(best[1], best[0] < there)
+    return Column(kind, (), best[1]), cells, _note(best[1], best[0] < there - wrong)
 
 
 def _note(form: str, mixed: bool) -> str:
@@ -165,7 +237,7 @@ def _note(form: str, mixed: bool) -> str:
     return ", ".join([*said, "dates in several forms"] if mixed else said)
 
 
-def _in_forms(text: "polars.Series", kind: str, form: str) -> "polars.Series":
+def _in_forms(text: "Series", kind: str, form: str) -> "Series":
     """Text in this form, and dates in another that can be read in one way only."""
     found = _in_form(text, kind, form)
     if kind == DATE:
@@ -176,7 +248,7 @@ def _in_forms(text: "polars.Series", kind: str, form: str) -> "polars.Series":
     return found
 
 
-def stripped(cells: "polars.Series") -> "polars.Series":
+def stripped(cells: "Series") -> "Series":
     """Text without the spaces around it; null for what stands for no value."""
     import polars
 
@@ -185,67 +257,35 @@ def stripped(cells: "polars.Series") -> "polars.Series":
     return text.set(blank.fill_null(True), None) if blank.any() else text
 
 
-def as_numbers(text: "polars.Series", separator: str = ",") -> tuple["polars.Series", str]:
-    """Text as numbers, null where it is none, and how they are written: one of `FORMS`.
-
-    Where commas separate the cells, 1,234 is a thousand and more; beside another separator its
-    comma is a decimal comma.
-    """
-    numbers = _numbers(text, POINTS)
-    left = text.filter(numbers.is_null() & text.is_not_null())
-    if not len(left) or not left.str.contains(",", literal=True).all():
-        return numbers, POINTS
-    grouped, decimal = _numbers(text, GROUPED), _numbers(text, DECIMAL)
-    both = (GROUPED, grouped), (DECIMAL, decimal)
-    for form, read in both if separator == "," else both[::-1]:
-        if read.null_count() == text.null_count():
-            return read, form
-    return numbers, POINTS
-
-
-def _numbers(text: "polars.Series", form: str) -> "polars.Series":
-    """Text as numbers in this form, null where it is none."""
-    import polars
-
-    plain = text.cast(polars.Float64, strict=False)
-    if form == POINTS:
-        return plain
-    marks, pattern = ((".", ","), COMMAS) if form == DECIMAL else ((",", "."), THOUSANDS)
-    bare = text.str.replace_all(marks[0], "", literal=True).str.replace(marks[1], ".", literal=True)
-    others = plain if form == GROUPED else plain.clear(len(plain))
-    return bare.cast(polars.Float64, strict=False).zip_with(text.str.contains(pattern), others)
-
-
-def _read_like(
-    table: Table, at: int, text: "polars.Series", like: Column
-) -> tuple[Column, np.ndarray]:
+def _read_like(table: Table, at: int, text: "Series", wanted: str | None, like: Column) -> Found:
     """The column, its text read as that of `like`, and its cells."""
     if like.kind == CATEGORY:
-        return _categories(text)
+        return _categories(table, at, text)
+    text, _ = without_words(text)
     if like.kind != NUMBER and not like.form:  # learned from dates, not from text
-        column, read, _ = _guessed(table, at, text)
+        column, read, _ = _guessed(table, at, text, wanted)
         if column.kind == like.kind:
-            return column, read
+            return column, read, ""
         cells = text.clear(len(text))
     elif like.kind == NUMBER:
-        cells = _numbers(_as_bits(text), like.form)
+        cells, _ = _numbers.as_numbers(_as_bits(text), table.separator, like.form)
     else:
         cells = _in_forms(text, like.kind, like.form)
     wrong = cells.is_null() & text.is_not_null()
-    if wrong.any():
+    if wrong.any() and not wanted:
         row = int(wrong.arg_max() or 0)
         how = " written with " if like.kind == NUMBER else " written as "
         how = how + like.form if like.form else ""
         what = f"{text[row]!r} is not a {like.kind}{how}, as in training"
         raise DataError(f"{table.where(at, row)}: {what}")
     if like.kind == NUMBER:
-        return like, _finite(table, at, cells)
+        return like, _finite(table, at, cells), ""
     if not like.form:
-        return like, np.full(len(text), np.nan)
-    return like, _days(cells) if like.kind == DATE else _fraction(cells)
+        return like, np.full(len(text), np.nan), ""
+    return like, _days(cells) if like.kind == DATE else _fraction(cells), ""
 
 
-def _as_bits(text: "polars.Series") -> "polars.Series":
+def _as_bits(text: "Series") -> "Series":
     """Text that is all true or false as 1 and 0."""
     import polars
 
@@ -255,16 +295,35 @@ def _as_bits(text: "polars.Series") -> "polars.Series":
     return (lower == "true").cast(polars.Int8).cast(polars.String)
 
 
-def _categories(text: "polars.Series") -> tuple[Column, np.ndarray]:
+def _categories(table: Table, at: int, text: "Series") -> Found:
     """Text as categories."""
     import polars
 
+    text, same = one_spelling(text)
     values = tuple(text.drop_nulls().unique().sort())
     codes = text.cast(polars.Enum(values)).to_physical().cast(polars.Float64)
-    return Column(CATEGORY, values), _floats(codes)
+    return Column(CATEGORY, values), _floats(codes), same and f"{table.called(at)}: {same}"
 
 
-def _finite(table: Table, at: int, numbers: "polars.Series") -> np.ndarray:
+def one_spelling(text: "Series") -> tuple["Series", str]:
+    """Words that differ only in their capitals in the most frequent spelling, and which they are;
+    single letters stay as they are."""
+    import polars
+
+    counts = text.drop_nulls().value_counts(name="n").rename({text.name: "word"})
+    words = counts.sort(["n", "word"], descending=[True, False])["word"].to_list()
+    alike = [word.lower() if len(word) > 1 else word for word in words]
+    if len(set(alike)) == len(words):
+        return text, ""
+    spelt = dict(zip(reversed(alike), reversed(words), strict=True))  # the most frequent is last
+    to = [spelt[key] for key in alike]
+    others = [pair for pair in zip(words, to, strict=True) if pair[0] != pair[1]]
+    same = ", ".join(f"{word!r} taken as {one!r}" for word, one in others[:3])
+    text = text.replace_strict(words, to, return_dtype=polars.String)
+    return text, same + ", ..." * (len(others) > 3)
+
+
+def _finite(table: Table, at: int, numbers: "Series") -> np.ndarray:
     """The numbers, NaN for a blank. Raises DataError for an infinite one."""
     found = _floats(numbers)
     if (infinite := np.isinf(found)).any():
@@ -273,12 +332,12 @@ def _finite(table: Table, at: int, numbers: "polars.Series") -> np.ndarray:
     return found
 
 
-def _floats(cells: "polars.Series") -> np.ndarray:
+def _floats(cells: "Series") -> np.ndarray:
     """Float64 cells as an array, NaN for a null."""
     return cells.to_numpy()
 
 
-def _in_form(text: "polars.Series", kind: str, form: str) -> "polars.Series":
+def _in_form(text: "Series", kind: str, form: str) -> "Series":
     """Text in this form as points in time in UTC, or as times of day; null where it is another."""
     import polars
 
@@ -300,7 +359,7 @@ def _in_form(text: "polars.Series", kind: str, form: str) -> "polars.Series":
     return (found.cast(polars.Int64) - east * MINUTE).cast(polars.Datetime("us"))
 
 
-def _days(moments: "polars.Series") -> np.ndarray:
+def _days(moments: "Series") -> np.ndarray:
     """Days since 1970-01-01."""
     import polars
 
@@ -308,7 +367,7 @@ def _days(moments: "polars.Series") -> np.ndarray:
     return _floats(since.cast(polars.Float64) / DAY)
 
 
-def _fraction(times: "polars.Series") -> np.ndarray:
+def _fraction(times: "Series") -> np.ndarray:
     """Fractions of a day."""
     import polars
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -15,10 +16,15 @@ BLANKS = [
 ]  # fmt: skip
 """What people write where there is no value."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|infinity|nan)", re.I | re.A)
-CODE = re.compile(rb"[,;\t|\n\r\"]0\d")
-"""Bytes that a cell such as 0870 has in front."""
-CODES, COMPACT = re.compile(r"0\d+"), re.compile(r"\d{7,8}")
+CODE = re.compile(rb"[,;\t|\n\r\"](?:0\d|\d{16})")
+"""The start of a cell such as 0870, or of a number with more digits than float64 has."""
+CODES, COMPACT = re.compile(r"0\d+|\d{16,}"), re.compile(r"\d{7,8}")
 """Cells that are a code, not a number, and that may be a date without separators."""
+UNIT = re.compile(
+    r"(?!(?i:n\W?[adv]\.?|nan|null?|unknown|missing|none|tbd|inf|yes|no|true|false)$)"
+    r"[(\[]?([^\W\d]|[%$€£°#])[^\s\d]{0,11}[23²³]?[)\]]?"
+)
+"""A cell of a line of units, which stands between a header and numbers."""
 EXCEL = re.compile(r"sep=([,;\t|])\s*")
 ROWS = 200
 """The most rows that a guess looks at."""
@@ -66,6 +72,7 @@ def guess(
     separator: str | None = None,
     header: bool | None = None,
     known: Collection[str] = (),
+    skip: int | None = None,
 ) -> Dialect:
     """The dialect of a file that starts with these bytes, text in UTF-8.
 
@@ -74,43 +81,84 @@ def guess(
     The first line is a header if none of its cells is a number, unless every column is text and
     the first line's cells come again below it; or if its cells count the columns, 0, 1, 2, as
     pandas names columns without names. A header may lack the first column's name, as R writes
-    it. A line that has one of the names `known` is a header. separator and header, where given,
-    are not guessed. A first line `sep=;`, as Excel writes it, decides the separator.
+    it. A line that has one of the names `known` is a header. Lines of one cell above a header of
+    three or more are titles, and a row of units may stand below it. separator, header and skip, the
+    number of lines above, are not guessed where they are given. A first line `sep=;`, as Excel
+    writes it, decides the separator.
 
     Raises DataError where there is no line, UnicodeDecodeError for other text than UTF-8.
     """
     mark = 3 if content.startswith(b"\xef\xbb\xbf") else 0
     text = content[mark:].decode()
     lines = list(io.StringIO(text, newline=""))
-    before = _remarks(lines)
-    if lines and (told := EXCEL.fullmatch(lines[0])):
-        separator, before = separator or told[1], 1
-    lines, remarks = lines[before:], "".join(lines[:before])
-    guessed, separator = separator is None, separator or _separator(lines)
-    rows, ends = _rows(lines, separator)
+    above = _remarks(lines) if skip is None else skip
+    told = EXCEL.fullmatch("".join(lines[:above]))
+    guessed = separator is None and not told
+    separator = separator or (told[1] if told else _separator(lines[above:]))
+    titles = _titles(lines[above:], separator, header) if skip is None else 0
+    above += titles
+    rows, ends = _rows(lines[above:], separator)
     if not rows:
         raise DataError("empty")
-    end = "\r" if "\r" in text and "\n" not in text else "\n"
-    first, sample = rows[0], tuple(rows[1:])
-    named = header
-    if header is None:
-        named = not set(known).isdisjoint(first) or _is_header(first, sample)
-    start = ends[0] if named else 0
-    while start < len(lines) and not lines[start].strip("\r\n "):
-        start += 1
-    skip = mark + len((remarks + "".join(lines[:start])).encode())
-    notes = [f"separated by {SEPARATORS[separator]}"] if guessed and separator != "," else []
-    if not named:
-        notes += ["no header"] if header is None else []
-        return Dialect(separator, end, (), skip, before + start, tuple(rows), notes=tuple(notes))
-    more = bool(sample) and all(len(row) == len(first) + 1 for row in sample)
-    trailing = more and not any(row[-1] for row in sample)
-    if more:
-        first = (*first, "") if trailing else ("", *first)
-    head = "".join(lines[: ends[0]])
-    return Dialect(
-        separator, end, first, skip, before + start, sample, trailing, head, before, tuple(notes)
+    names, taken, trailing = _header(rows, header, known)
+    start = above + [0, *ends][taken]
+    start += sum(
+        1 for _ in itertools.takewhile(lambda line: not line.strip("\r\n "), lines[start:])
     )
+    notes = {
+        f"separated by {SEPARATORS[separator]}": guessed and separator != ",",
+        f"lines above the header left out: {titles}": titles,
+        "no header": not taken and header is None,
+        f"the line of units left out: {' '.join(filter(None, sum(rows[1:taken], ())))}": taken == 2,
+    }
+    return Dialect(
+        separator,
+        end="\r" if "\r" in text and "\n" not in text else "\n",
+        names=names,
+        skip=mark + len("".join(lines[:start]).encode()),
+        lines=start,
+        sample=tuple(rows[taken:]),
+        trailing=trailing,
+        head="".join(lines[above : above + [0, *ends][min(taken, 1)]]),
+        above=above,
+        notes=tuple(note for note, said in notes.items() if said),
+    )
+
+
+def _header(
+    rows: Sequence[tuple[str, ...]], header: bool | None, known: Collection[str]
+) -> tuple[tuple[str, ...], int, bool]:
+    """The names, how many rows they and the units take, and whether rows end with a separator that
+    the header lacks."""
+    first = rows[0]
+    if header is None:
+        header = not set(known).isdisjoint(first) or _is_header(first, rows[1:])
+    if not header:
+        return (), 0, False
+    taken = 1 + _are_units(rows)
+    if len(rows) == taken or any(len(row) != len(first) + 1 for row in rows[taken:]):
+        return first, taken, False
+    trailing = not any(row[-1] for row in rows[taken:])
+    return (*first, "") if trailing else ("", *first), taken, trailing
+
+
+def _titles(lines: Sequence[str], separator: str, header: bool | None) -> int:
+    """The number of lines above a header of three or more names that have one cell."""
+    rows, ends = _rows(lines, separator)
+    at = next((i for i, row in enumerate(rows) if sum(map(bool, row)) > 1), 0)
+    width = len(rows[at]) if at else 0
+    titles = width > 2 and all(len(row) in (1, width) for row in rows[:at])
+    return ends[at - 1] if titles and (header or _is_header(rows[at], rows[at + 1 :])) else 0
+
+
+def _are_units(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the row below the header has units, and those below it numbers."""
+    same = [row for row in rows[2:] if len(row) == len(rows[1])] if len(rows) > 4 else []
+    cells: dict[bool, list[str]] = {True: [], False: []}
+    for cell, below in zip(rows[1] if same else (), zip(*same, strict=True), strict=True):
+        cells[any(below) and _are_numbers(below)] += [cell] if cell else []
+    brackets = all(cell[0] in "([" for cell in cells[False])
+    return bool(cells[True]) and brackets and all(map(UNIT.fullmatch, cells[True]))
 
 
 def is_number(cell: str) -> bool:
@@ -146,6 +194,8 @@ def _rows(lines: Sequence[str], separator: str) -> tuple[list[tuple[str, ...]], 
 def _remarks(lines: Sequence[str]) -> int:
     """The number of lines before the table that begin with #; those right before it that are cut
     into as many cells belong to it."""
+    if lines and EXCEL.fullmatch(lines[0]):
+        return 1
     count = next((i for i, line in enumerate(lines) if not line.startswith("#")), 0)
     if not count:
         return 0
@@ -159,13 +209,15 @@ def _remarks(lines: Sequence[str]) -> int:
 def _separator(lines: Sequence[str]) -> str:
     """The separator that cuts these lines into the most columns, if all into as many."""
     some = [line for line in lines[: ROWS + 1] if line.strip()]
-    others = any(mark in line for line in some[:1] for mark in ";\t|")
+    others = re.search(r"[;\t|]", "".join(some[:1]))
     found: dict[str, tuple[bool, int]] = {}
     for mark in SEPARATORS:
         cut = some
         if mark == "," and others:
             cut = [re.sub(r"(?<=\d),(?=\d)", "", line) for line in some]
         widths = [len(row) for row in _rows(cut, mark)[0]]
+        below = list(itertools.dropwhile((1).__ge__, widths))
+        widths = below if 2 * len(below) > len(widths) else widths
         most = max(widths, default=1)
         same = most > 1 and all(width == most for width in widths[1:] or widths)
         found[mark] = (same and widths[0] in (most, most - 1), widths[0] if widths else 1)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from fnn.data._columns import FORMS
+from fnn.data._columns import is_form
 from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column, matched
 
 MOST = 50
@@ -118,7 +118,7 @@ class Feature:
             raise TypeError("a feature's text is of another type")
         if not set(self.cycles) <= set(self.known_cycles):
             raise ValueError(f"unknown cycles of {self.name!r}")
-        if self.form not in FORMS:
+        if not is_form(self.kind, self.form):
             raise ValueError(f"{self.name!r} is written {self.form!r}")
         if not math.isfinite(self.fill) or (self.known_cycles and not abs(self.fill) < 2**31):
             raise ValueError(f"the median of {self.name!r} is not finite, or no date")

@@ -34,11 +34,12 @@ def check_header(path: Path, found: Dialect) -> None:
     """Raise DataError where a stray quote makes rows a part of the header."""
     if '"' not in found.head:
         return
-    head = found.head.rstrip("\r\n")
-    _rewritten(path, head.encode(), found._replace(lines=found.above))
+    head = found.head.strip("\r\n")
+    above = found.above + found.head[: found.head.index(head)].count(found.end)
+    _rewritten(path, head.encode(), found._replace(lines=above))
     first, *below = (line.count(found.separator) for line in head.splitlines())
     if below and first and all(count == first for count in below):
-        raise DataError(f"{path}: line {found.above + 1}: {FAULT}")
+        raise DataError(f"{path}: line {above + 1}: {FAULT}")
 
 
 def _number(content: bytes, ends: int) -> int:

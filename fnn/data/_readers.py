@@ -5,14 +5,16 @@ DataError with the file's name; a file that can't be opened raises OSError. An a
 is read first; an array larger than `LIMIT` is refused by it.
 """
 
+import bz2
 import gzip
+import lzma
 import math
 import os
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -27,11 +29,29 @@ IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The file's content as bytes, decompressed where it is gzipped."""
+    """The file's content as bytes, decompressed where it is gzip, bzip2, xz or a zip of one
+    file."""
     with open(path, "rb") as file:
-        zipped = file.peek(2)[:2] == b"\x1f\x8b"
-        with gzip.open(file) if zipped else nullcontext(file) as inside:
+        start = file.peek(4)[:4]
+        unpack = next((UNPACK[mark] for mark in UNPACK if start.startswith(mark)), nullcontext)
+        with unpack(file) as inside:
             yield cast(IO[bytes], inside)
+
+
+def _unzip(file: IO[bytes]) -> AbstractContextManager[Any]:
+    """The only file of a zip archive; the archive itself where there are others."""
+    if file.seekable() and zipfile.is_zipfile(file):
+        archive = zipfile.ZipFile(file)
+        if len(archive.namelist()) == 1:
+            return archive.open(archive.namelist()[0])
+        file.seek(0)
+    return nullcontext(file)
+
+
+UNPACK: dict[bytes, Callable[[Any], AbstractContextManager[Any]]] = {
+    b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zX": lzma.open, b"PK\x03\x04": _unzip,
+}  # fmt: skip
+"""Compressed files by their first bytes."""
 
 
 def read_npz(path: Path, *names: str) -> list[np.ndarray]:

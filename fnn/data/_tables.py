@@ -5,19 +5,20 @@ a second, slower look by Python's csv module finds it.
 """
 
 import csv
-import gzip
 import io
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from fnn import extras
-from fnn.data import _dialect as dialect, _kinds, _quotes, _readers as readers
+from fnn.data import _dialect as dialect, _formats, _kinds, _quotes, _readers as readers
 from fnn.data._dialect import BLANKS, Dialect
+from fnn.data._reading import GUESS, Reading
 from fnn.data.errors import DataError, explained
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ PIECE = 1 << 22
 """Bytes that are read at a time."""
 PART = 1 << 24
 """Bytes of a part of a table, about: of its text, or of its numbers."""
+TOTAL = r"(?i)((grand|sub)[ -]?)?totals?:?|sum:?|summe:?|gesamt(summe)?:?|somme:?|totaal:?"
+"""The first text of a row that sums up those above it."""
 
 
 class Table(NamedTuple):
@@ -46,6 +49,7 @@ class Table(NamedTuple):
     place: Callable[[int], str]
     notes: tuple[str, ...]
     separator: str = ","
+    encoding: str | None = None
 
     def only(self, rows: "polars.Series") -> "Table":
         """The table of these rows, given as booleans."""
@@ -63,36 +67,47 @@ class Table(NamedTuple):
     def where(self, column: int, row: int | None = None) -> str:
         """The words for a cell, or for a column."""
         line = "" if row is None else f"{self.place(row)}, "
+        return f"{self.name}: {line}{self.called(column)}"
+
+    def called(self, column: int) -> str:
+        """The words for a column within its table."""
         name = f" {self.names[column]!r}" if self.names else ""
-        return f"{self.name}: {line}column {int(self.frame.columns[column]) + 1}{name}"
+        return f"column {int(self.frame.columns[column]) + 1}{name}"
+
+    def option(self, column: int) -> str:
+        """A column as an option has it: its name, or its place where it has none."""
+        return self.names[column] if self.names else self.frame.columns[column]
 
 
 def is_frame(source: object) -> bool:
-    """Whether this is a data frame: Polars', pandas', or another that Arrow can read."""
-    return hasattr(source, "__arrow_c_stream__") or hasattr(source, "__dataframe__")
+    """Whether this is a data frame: Polars', pandas', another that Arrow can read, a dict of
+    columns or a record array of NumPy."""
+    if isinstance(source, dict | np.ndarray):
+        return bool(source if isinstance(source, dict) else source.dtype.names)
+    return any(hasattr(source, name) for name in ("__arrow_c_stream__", "collect_schema"))
 
 
 def parts(
     source: Any,
     *,
-    separator: str | None = None,
-    header: bool | None = None,
+    reading: Reading = GUESS,
     text: Collection[str] = (),
     size: int = PART,
     known: Collection[str] = (),
 ) -> Iterator[Table]:
     """The table of a file, or of a data frame, in parts of consecutive rows, each of about `size`
-    bytes of text, or of numbers. Only a part is in memory; of a Parquet or Arrow file that is
-    gzipped or a pipe, all.
+    bytes of text, or of numbers. Only a part is in memory; all of a file in another format or
+    encoding than CSV, Parquet and Arrow, and of a Parquet or Arrow file that is compressed or a
+    pipe.
 
-    Parquet and Arrow files are recognised by their first bytes; anything else is text, gzipped or
-    not. `separator`, `header` and `known` decide what is guessed otherwise: see `dialect.guess`. A
-    line may have at most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT`
-    bytes of memory. The columns of the names or indices `text` stay text.
+    Each format is recognised by its first bytes; anything else is text. Either may be compressed.
+    `reading` and `known` decide what is guessed otherwise: see `dialect.guess`. A line may have at
+    most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT` bytes of memory. The
+    columns of the names or indices `text` stay text.
 
     Raises, where it comes to the fault, DataError with the line, and for a Parquet or Arrow file
     that another process has changed meanwhile; OSError where the file can't be opened;
-    ModuleNotFoundError where Polars is not installed.
+    ModuleNotFoundError where Polars, or the package for a format, is not installed.
     """
     with extras.needs("data"):
         pass
@@ -105,10 +120,27 @@ def parts(
         if start.startswith((b"PAR1", b"ARROW1")):
             with _without_panic(path):
                 yield from _stored(path, file, start, size)
-        else:
-            _kinds.refuse(path, start)
-            guess = partial(dialect.guess, separator=separator, header=header, known=known)
-            yield from _of_text(path, file, start, guess, text, size)
+            return
+        if read := _formats.reader(start):
+            found = read(path, b"".join(_pieces(path, file, start)), reading.table)
+            if not isinstance(found, bytes):
+                yield _of_frame(str(path), found)
+                return
+            file = io.BytesIO(found)
+            start, reading = file.read(PIECE), reading._replace(separator=",")
+        if reading.encoding:  # holds where the text is not UTF-8, maybe only at its end
+            start = b"".join(_pieces(path, file, start))
+        encoding, note = _formats.encoding(start, reading.encoding)
+        if encoding:
+            content = b"".join(_pieces(path, file, start)).decode(encoding)
+            file = io.BytesIO(content.removeprefix("\ufeff").encode())
+            start = file.read(PIECE)
+        _kinds.refuse(path, start)
+        options = reading.separator, reading.header, known, reading.skip
+        guess = lambda head: dialect.guess(head, *options)
+        lasting = None if note.startswith("text in UTF-16") else encoding
+        for table in _of_text(path, file, start, guess, text, size):
+            yield table._replace(notes=(*filter(None, [note]), *table.notes), encoding=lasting)
 
 
 def _of_frame(name: str, frame: "polars.DataFrame", before: int = 0) -> Table:
@@ -124,11 +156,15 @@ def _frame(source: Any) -> "polars.DataFrame":
     """Any data frame as Polars'."""
     import polars
 
-    if isinstance(source, polars.DataFrame):
-        return source
     try:
-        arrow = hasattr(source, "__arrow_c_stream__")
-        return polars.DataFrame(source) if arrow else polars.from_dataframe(source)
+        if isinstance(source, polars.LazyFrame):
+            return source.collect()
+        if isinstance(source, np.ndarray):
+            source = {name: source[name] for name in source.dtype.names}
+        return polars.DataFrame(source, strict=False)
+    except ImportError:  # pandas without pyarrow
+        columns = {str(name): source[name].tolist() for name in source}
+        return polars.DataFrame(columns, strict=False)
     except Exception as error:  # whatever the frame's own library raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"the table can't be read: {reason}") from error
@@ -138,7 +174,7 @@ def _stored(path: Path, file: IO[bytes], start: bytes, size: int) -> Iterator[Ta
     """The parts of a Parquet or Arrow file, whose number of rows is read before its content."""
     import polars
 
-    plain = path.is_file() and not isinstance(file, gzip.GzipFile)
+    plain = path.is_file() and isinstance(file, io.BufferedReader)
     before = _version(path)
     content: Any = path if plain else b"".join(_pieces(path, file, start))
     lazy = (polars.scan_parquet if start.startswith(b"PAR1") else polars.scan_ipc)(content)
@@ -191,19 +227,34 @@ def _of_text(
         raise DataError(f"{path}: {error}") from None
     _quotes.check_header(path, found)
     lines, none = found.lines, True
-    for content in _in_rows(path, file, start[found.skip :], found, size):
+    empty = rb"\A( *\r?\n)*" if found.end == "\n" else rb"\A( *\r)*"
+    parts = itertools.chain(_in_rows(path, file, start[found.skip :], found, size), [None])
+    for content, after in itertools.pairwise(parts):
+        assert content is not None
         # Polars takes the number of columns from the first line.
-        blank = re.match(b"( *\r?\n)*" if found.end == "\n" else b"( *\r)*", content)
-        above = blank.group() if blank else b""
-        lines += above.count(found.end.encode())
-        content = content[len(above) :]
-        frame, place = _parsed(path, content, found._replace(lines=lines), text)
-        lines += content.count(found.end.encode())
+        body = re.sub(empty, b"", content, count=1)
+        lines += content.count(found.end.encode()) - body.count(found.end.encode())
+        frame, place = _parsed(path, body, found._replace(lines=lines), text)
+        lines += body.count(found.end.encode())
+        frame, notes = _without_total(frame) if after is None else (frame, ())
         if len(frame):
             none = False
-            yield Table(str(path), found.names, frame, place, found.notes, found.separator)
+            notes = (*found.notes, *notes)
+            yield Table(str(path), found.names, frame, place, notes, found.separator)
     if none:
         raise DataError(f"{path}: a header, but no examples")
+
+
+def _without_total(frame: "polars.DataFrame") -> tuple["polars.DataFrame", tuple[str, ...]]:
+    """The frame without a last row of totals, and a note of it."""
+    import polars
+
+    for cells in frame.get_columns() if len(frame) > 1 else ():
+        if cells.dtype == polars.String and (word := cells[-1]):
+            if re.fullmatch(TOTAL, word.strip()) and (cells == word).sum() == 1:
+                return frame[:-1], (f"the last row, {word!r}, left out",)
+            break
+    return frame, ()
 
 
 def _in_rows(
@@ -290,7 +341,7 @@ def _parsed(
             n += len(frame)
     if len(frame) != n:
         raise DataError(f"{path}: {n} rows, of which Polars reads {len(frame)}")
-    if found.trailing and not (last := frame[:, -1].is_null()).all():
+    if found.trailing and not (last := frame[:, -1].cast(polars.String).fill_null("") == "").all():
         line = look()[int(last.arg_min() or 0)]
         width = found.width - 1
         raise DataError(f"{path}: line {line}: expected {width} columns, got {width + 1}")
@@ -305,7 +356,8 @@ def _csv(content: bytes, found: Dialect, text: Collection[str]) -> "polars.DataF
     blanks = sorted({cell for cells in columns for cell in cells}.intersection(BLANKS))
     names = {_index(name, found) for name in text}
     numbers = {i for i, cells in enumerate(columns) if i not in names and dialect.are_plain(cells)}
-    for floats in (numbers, set()) if not dialect.CODE.search(content) else (set(),):
+    codes = dialect.CODE.search(b"\n" + content[:20]) or dialect.CODE.search(content)
+    for floats in (set(),) if codes else (numbers, set()):
         try:
             return polars.read_csv(
                 content,

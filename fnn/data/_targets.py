@@ -7,11 +7,13 @@ import numpy as np
 
 from fnn.data import _columns as columns
 from fnn.data._columns import FEW
+from fnn.data._numbers import as_numbers
 from fnn.data._tables import Table
+from fnn.data.dataset import NUMBER, TASKS
 from fnn.data.errors import DataError, nearest
 
 if TYPE_CHECKING:
-    import polars
+    from polars import Series
 
 WHOLE = r"^[+-]?\d+$"
 
@@ -44,9 +46,10 @@ def index(table: Table, target: str | int | None, target_name: str | None = None
     return at % width
 
 
-def text(table: Table, at: int) -> "polars.Series":
+def text(table: Table, at: int, wanted: str | None = None) -> "Series":
     """The cells of the column at an index as text, null where there is none.
 
+    Beside numbers, what people write for nothing is null, and where numbers are wanted all else.
     Raises DataError for cells that are lists or other structures.
     """
     import polars
@@ -57,42 +60,51 @@ def text(table: Table, at: int) -> "polars.Series":
     if cells.dtype.is_nested() or cells.dtype in (polars.Binary, polars.Object, polars.Duration):
         what = f"expected numbers or text, got {cells.dtype}; {target_hint(table.names)}"
         raise DataError(f"{table.where(at)}: {what}")
-    return columns.stripped(cells)
+    cells = columns.stripped(cells)
+    clean, words = columns.without_words(cells)
+    if not words and wanted != NUMBER:
+        return cells
+    numbers, _ = as_numbers(clean, table.separator)
+    if wanted == NUMBER:
+        return clean.set(numbers.is_null(), None)
+    return clean if numbers.n_unique() > FEW and 2 * numbers.count() > clean.count() else cells
 
 
-def targets(table: Table, at: int, task: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(y, classes) of the column at an index, in which no cell is blank.
+def targets(
+    table: Table, at: int, task: str | None, wanted: str | None = None
+) -> tuple[np.ndarray, tuple[str, ...], str]:
+    """(y, classes, note) of the column at an index, in which no cell is blank.
 
     y is labels (n,) int32, or, with classes (), values (n, 1) float64. With task None, the
     column holds classes if it is all text, or all whole numbers of which at most `FEW` differ;
-    otherwise values. Numbers that are equal are one class, however they are written.
+    otherwise values. Numbers that are equal are one class, however they are written, but codes such
+    as 0870 are text. The note says what was guessed.
     """
     import polars
 
-    cells = text(table, at)
-    numbers, _ = columns.as_numbers(cells, table.separator)
-    if numbers.is_null().any():
-        _check_text(table, at, task, cells, numbers.is_null())
-        return _labelled(table, at, task, cells, cells.unique().to_list())
-    if (infinite := numbers.is_infinite() | numbers.is_nan()).any():
+    cells = text(table, at, wanted)
+    task = task or (wanted and TASKS[wanted == NUMBER])
+    numbers, form = as_numbers(cells, table.separator)
+    few = numbers.n_unique() <= FEW
+    codes = columns.are_codes(cells) and (few if task is None else task == TASKS[0])
+    if codes or numbers.is_null().any():
+        _check_text(table, at, TASKS[0] if codes else task, cells, numbers.is_null())
+        cells, note = columns.one_spelling(cells)
+        return *_labelled(table, at, task, cells, cells.unique().to_list()), note
+    note = f"{table.called(at)}: numbers, {form}" if form else ""
+    if (infinite := ~numbers.is_finite()).any():
         row = int(infinite.arg_max() or 0)
         raise DataError(f"{table.where(at, row)}: expected a finite number, got {cells[row]}")
-    whole = cells.str.contains(WHOLE)
-    if task is None:
-        few = bool(whole.all()) and cells.n_unique() <= 2 * FEW  # 1 and +1 are one number
-        few = few and len({int(value) for value in cells.unique()}) <= FEW
-        task = "classification" if few else "regression"
-    if task == "regression":
-        _check_apart(table, at, cells, numbers, whole)
-        return numbers.to_numpy()[:, None].copy(), ()
+    task = task or TASKS[not (few and (numbers % 1 == 0).all())]
+    if task == TASKS[1]:
+        _check_apart(table, at, cells, numbers, cells.str.contains(WHOLE))
+        return numbers.to_numpy()[:, None].copy(), (), note
     pairs = polars.DataFrame({"text": cells, "number": numbers}).unique("text")
     exact = [_exact(word, number) for word, number in pairs.rows()]
-    return _labelled(table, at, task, cells, pairs["text"].to_list(), exact)
+    return *_labelled(table, at, task, cells, pairs["text"].to_list(), exact), note
 
 
-def _check_text(
-    table: Table, at: int, task: str | None, cells: "polars.Series", strays: "polars.Series"
-) -> None:
+def _check_text(table: Table, at: int, task: str | None, cells: "Series", strays: "Series") -> None:
     """Raise DataError where cells that are no numbers can't be classes."""
     if task == "regression" or (task is None and not strays.all()):
         row = int(strays.arg_max() or 0)
@@ -105,7 +117,7 @@ def _labelled(
     table: Table,
     at: int,
     task: str | None,
-    cells: "polars.Series",
+    cells: "Series",
     words: list[str],
     values: Sequence[Any] = (),
 ) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -130,7 +142,7 @@ def _exact(word: str, number: float) -> int | float:
 
 
 def _check_apart(
-    table: Table, at: int, cells: "polars.Series", numbers: "polars.Series", whole: "polars.Series"
+    table: Table, at: int, cells: "Series", numbers: "Series", whole: "Series"
 ) -> None:
     """Raise DataError where two whole numbers are one float64."""
     large = whole & (numbers.abs() >= 2.0**53)

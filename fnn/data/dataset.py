@@ -40,7 +40,8 @@ class Dataset(NamedTuple):
 
     Of a table, `columns` says what each column of x holds, and x may have blanks: NaN. Of arrays
     it is (). notes say what reading the source has guessed, and skipped holds the indices of the
-    source's rows that are left out because they have no target.
+    source's rows that are left out because they have no target. groups and times, (n,) or None, are
+    what a split goes by; encoding is that of a text file that is not in UTF-8.
 
     >>> data = Dataset("pets", np.ones((2, 3)), np.array([1, 0], np.int32), ("cat", "dog"))
     >>> [data.classes[label] for label in data.y]
@@ -57,6 +58,9 @@ class Dataset(NamedTuple):
     columns: tuple[Column, ...] = ()
     notes: tuple[str, ...] = ()
     skipped: tuple[int, ...] = ()
+    groups: np.ndarray | None = None
+    times: np.ndarray | None = None
+    encoding: str | None = None
 
 
 def relabelled(data: Dataset, classes: tuple[str, ...]) -> Dataset:
@@ -84,12 +88,15 @@ def matched(values: Sequence[str], known: Sequence[str]) -> list[int]:
     """The index of each value in `known`, -1 where it is not there.
 
     Where `known` are booleans, or 0 and 1 and the values booleans, true, True and 1 are the same.
+    A word that is not there is the known one that differs only in its capitals.
     """
     lower = [value.lower() for value in (*values, *known)]
     if {k.lower() for k in known} <= TRUTH.keys() and not {"true", "false"}.isdisjoint(lower):
         values, known = ([TRUTH.get(v.lower(), v) for v in each] for each in (values, known))
-    where = {value: i for i, value in enumerate(known)}
-    return [where.get(value, -1) for value in values]
+    where = {value.lower(): i for i, value in enumerate(known) if len(value) > 1}
+    where |= {value: i for i, value in enumerate(known)}
+    alike = [value.lower() if len(value) > 1 else value for value in values]
+    return [where.get(v, where.get(low, -1)) for v, low in zip(values, alike, strict=True)]
 
 
 def reordered(data: Dataset, features: tuple[str, ...]) -> Dataset:

@@ -37,8 +37,9 @@ def explained(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except UnicodeDecodeError as error:
-        byte, hint = error.object[error.start], _encoding_of(error.object)
-        raise DataError(f"{path}: not text in UTF-8: byte 0x{byte:02x}; {hint}") from error
+        what = f"not text in {error.encoding.upper()}: byte 0x{error.object[error.start]:02x}"
+        hint = "--encoding NAME, such as cp1252, decides"
+        raise DataError(f"{path}: {what}; {hint}") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged or cut short: {error}") from error
     except OSError as error:
@@ -50,19 +51,6 @@ def explained(path: Path) -> Iterator[None]:
         if "pickle" in reason:
             reason = "it holds Python objects, which are not loaded"
         raise DataError(f"{path}: can't be read: {reason}") from error
-
-
-def _encoding_of(content: bytes) -> str:
-    """What text that is no UTF-8 may be encoded in, and what to do, in words."""
-    high = {byte for byte in content if byte >= 0x80}
-    if b"\0" in content:
-        return "it is binary, or text in another encoding"
-    if high & {0x81, 0x8D, 0x8F, 0x90, 0x9D} or (
-        high - {0x80} and max(high) < 0xC0 and min(high) < 0xA0
-    ):
-        return "it may be in Mac Roman or another encoding; save it as UTF-8"
-    name = "Windows-1252" if any(byte < 0xA0 for byte in high) else "Latin-1 or Windows-1252"
-    return f"it looks like {name}; save it as UTF-8, as by `iconv -f WINDOWS-1252 -t UTF-8`"
 
 
 def _first_line(error: Exception) -> str:

@@ -11,9 +11,11 @@ from fnn.data import (
     _arrays as arrays,
     _columns as columns,
     _readers as readers,
+    _suspects,
     _tables as tables,
     _targets as targets,
 )
+from fnn.data._reading import GUESS, Reading
 from fnn.data._rows import Rows
 from fnn.data._tables import Table
 from fnn.data.bundled import BUNDLED, bundled
@@ -26,24 +28,17 @@ Source = Any
 MISSING = ("fill", "error")
 
 
-class Reading(NamedTuple):
-    """How a table is read, where that is not guessed.
+class Part(NamedTuple):
+    """Consecutive rows of a source without targets: x (n, d_in) as `Encoding.apply` takes it, the
+    cells (n,) of the columns that name the rows, and notes of what is left out.
 
-    separator stands between the cells of a text file, and header says whether it has one; None
-    guesses. With missing "error" a blank cell is an error, with "fill" NaN. drop names columns
-    that are not read.
-
-    >>> Reading(drop=("name",)).missing
-    'fill'
+    >>> Part(np.ones((2, 1)), {}, ()).x.shape
+    (2, 1)
     """
 
-    separator: str | None = None
-    header: bool | None = None
-    missing: str = "fill"
-    drop: tuple[str, ...] = ()
-
-
-GUESS = Reading()
+    x: np.ndarray
+    ids: dict[str, Any]
+    left_out: tuple[str, ...]
 
 
 class _Wanted(NamedTuple):
@@ -75,8 +70,10 @@ def load(
     """Read examples and their targets. `source` is one of
 
         a name          of one of scikit-learn's bundled sets: see `BUNDLED`
-        a table         a CSV file or its kin, gzipped or not, a Parquet or an Arrow file, or a
-                        data frame of Polars, pandas or another library that Arrow knows;
+        a table         a CSV file or its kin, a Parquet or an Arrow file, JSON, an Excel or ODS
+                        workbook or an SQLite database, compressed or not; or a data frame of
+                        Polars, pandas or another library that Arrow knows, a dict of columns or
+                        a record array;
                         `target` is the target column's name or its index from 0 (negative from
                         the end), by default the last; where the columns have names and
                         `target_name` is given, the column of that name. `reading` says how it
@@ -203,10 +200,27 @@ def parts(
     ...     [part.shape for part in parts(path, Encoding((), Scaling(np.zeros(2), np.ones(2))))]
     [(3, 2)]
     """
+    for part in named_parts(source, encoding, features, reading, size):
+        yield part.x
+
+
+def named_parts(
+    source: Source,
+    encoding: Encoding,
+    features: tuple[str, ...] = (),
+    reading: Reading = GUESS,
+    size: int = tables.PART,
+) -> Iterator[Part]:
+    """As `parts`, with the columns that name the rows (`Reading.id`) and what was left out.
+
+    >>> encoding = Encoding((), Scaling(np.zeros(4), np.ones(4)))
+    >>> [part.ids for part in named_parts("iris", encoding)]
+    [{}]
+    """
     if is_table(source):
         yield from _table_inputs(source, encoding, features, reading, size)
     else:
-        yield _array_inputs(source, encoding)
+        yield Part(_array_inputs(source, encoding), {}, ())
 
 
 def _array_inputs(source: Source, encoding: Encoding) -> np.ndarray:
@@ -286,26 +300,53 @@ def _of_table(source: Source, wanted: _Wanted) -> Dataset:
         what = "expected at least one feature and the target, got one column"
         raise DataError(f"{table.name}: {what}")
     at = targets.index(table, wanted.target, wanted.target_name)
-    notes = list(table.notes)
-    blank = targets.text(table, at).is_null()
+    notes, kind = list(table.notes), reading.kind_of(table.option(at))
+    blank = targets.text(table, at, kind).is_null()
     if blank.any():
         if reading.missing == "error" or blank.all():
             raise DataError(f"{table.where(at, int(blank.arg_max() or 0))}: no value")
         table = table.only(~blank)
         notes.append(f"{blank.sum()} rows without a target left out")
-    y, classes = targets.targets(table, at, wanted.task)
-    learned = [i for i in range(table.frame.width) if i != at]
+    y, classes, note = targets.targets(table, at, wanted.task, kind)
+    groups, times = _apart(table, reading)
+    beside = {at, *_indices(table, (*reading.id, *reading.group))}
+    learned = [i for i in range(table.frame.width) if i not in beside]
     x, found, more = _parsed(table, learned, reading, _like(table, learned, like))
     names = tuple(table.names[i] for i in learned if table.names)
+    hints = () if like else _suspects.suspects([table.called(i) for i in learned], x, found, y)
+    notes += [*filter(None, [note]), *more, *hints]
     return Dataset(
         table.name, x, y, classes, names, table.names[at : at + 1], None, found,
-        (*notes, *more), tuple(blank.arg_true()),
+        tuple(notes), tuple(blank.arg_true()), groups, times, table.encoding,
     )  # fmt: skip
+
+
+def _indices(table: Table, names: Collection[str]) -> list[int]:
+    """The columns of these names, as far as they are there."""
+    return [table.names.index(name) for name in names if name in table.names]
+
+
+def _apart(table: Table, reading: Reading) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What a split goes by: the group (n,) of each row, and its time (n,)."""
+    groups = times = None
+    if places := _indices(table, reading.group):
+        codes = [columns.parse_column(table, i, None, CATEGORY)[1] for i in places]
+        rows = np.stack(codes, 1)
+        blank = np.isnan(rows).any(1)
+        rows[blank] = -1 - np.arange(blank.sum())[:, None]  # each a group of its own
+        groups = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
+    for place in _indices(table, [reading.time or ""]):
+        kind = reading.kind_of(table.option(place))
+        column, times, _ = columns.parse_column(table, place, None, kind)
+        if column.kind == CATEGORY:
+            raise DataError(f"{table.where(place)}: expected dates or numbers to split by")
+        _refuse_blanks(table, [place], times[:, None], " to split by")
+    return groups, times
 
 
 def _table_inputs(
     source: Source, encoding: Encoding, features: tuple[str, ...], reading: Reading, size: int
-) -> Iterator[np.ndarray]:
+) -> Iterator[Part]:
     """The columns of a table that an encoding uses, or that have the names of features."""
     wanted = tuple(feature.name for feature in encoding.used) or features
     like: list[Column | None] = []
@@ -314,13 +355,15 @@ def _table_inputs(
         like = like or _like(table, places, encoding)
         x, found, _ = _parsed(table, places, reading, like)
         like = [_decided(old, new) for old, new in zip(like, found, strict=True)]
+        ids = {name: table.frame[:, i] for name in reading.id for i in _indices(table, [name])}
+        lost = tuple(note for note in table.notes if "left out" in note)
         if encoding.features:
             names = wanted if table.names and any(wanted) else ()
             part = Dataset(table.name, x, np.empty(0), (), names, columns=found)
-            yield encoding.aligned(part).x
+            x = encoding.aligned(part).x
         else:
             _check_numbers(table, places, found, x)
-            yield x
+        yield Part(x, ids, lost)
 
 
 def _places(table: Table, wanted: tuple[str, ...], every: int) -> list[int]:
@@ -393,13 +436,23 @@ def _tables(
         raise _unknown(source)
     for table in tables.parts(
         source,
-        separator=reading.separator,
-        header=reading.header if names is None or any(names) else False,
-        text=texts,
+        reading=reading if names is None or any(names) else reading._replace(header=False),
+        text={*texts, *reading.columns()},
         size=size or readers.LIMIT + 1,
         known=tuple(filter(None, names or ())),
     ):
+        if like is None:
+            _check_names(table, reading)
         yield _named(table, reading, only)
+
+
+def _check_names(table: Table, reading: Reading) -> None:
+    """Raise DataError where an option names a column that is not there."""
+    named = {*reading.drop, *reading.id, *reading.group, reading.time}
+    known = table.names or [at for at in table.frame.columns if at not in named]
+    for name in sorted(reading.columns() - set(known)):
+        hint = nearest(name, table.names) if table.names else "it has no header"
+        raise DataError(f"{table.name}: no column is called {name!r}; {hint}")
 
 
 def _named(table: Table, reading: Reading, only: Collection[str]) -> Table:
@@ -407,16 +460,11 @@ def _named(table: Table, reading: Reading, only: Collection[str]) -> Table:
 
     Others that lack a name get one as pandas gives it: "Unnamed: 0" for the first column.
     """
-    drop = set(reading.drop)
-    for name in sorted(drop - set(table.names)) if not only else ():
-        hint = nearest(name, table.names) if table.names else "it has no header"
-        raise DataError(f"{table.name}: no column is called {name!r}; {hint}")
-    empty = {
-        i
-        for i, name in enumerate(table.names)
-        if not name and not any(only) and table.frame[:, i].null_count() == len(table.frame)
-    }  # with `only`, columns are found by their names, in each part alike
-    table = table.without(empty | {i for i, name in enumerate(table.names) if name in drop})
+    gone = {i for i, name in enumerate(table.names) if name in reading.drop}
+    if not any(only):  # else columns are found by their names, in each part alike
+        nameless = (i for i, name in enumerate(table.names) if not name)
+        gone |= {i for i in nameless if not columns.stripped(table.frame[:, i]).count()}
+    table = table.without(gone)
     named = zip(table.frame.columns, table.names, strict=False)
     names = tuple(name or f"Unnamed: {i}" for i, name in named)
     if len(set(names)) < len(names):
@@ -433,7 +481,8 @@ def _parsed(
     found: list[Column] = []
     notes: list[str] = []
     for i, place in enumerate(places):
-        column, x[:, i], note = columns.parse_column(table, place, like[i])
+        kind = reading.kind_of(table.option(place))
+        column, x[:, i], note = columns.parse_column(table, place, like[i], kind)
         found.append(column)
         notes.append(note)
     if reading.missing == "error":

@@ -9,15 +9,42 @@ from fnn.data.dataset import Dataset
 from fnn.data.errors import DataError
 
 
+def without_singles(data: Dataset) -> Dataset:
+    """The examples without those that are the only one of their class, and a note of how many.
+
+    >>> data = Dataset("a", np.ones((3, 1)), np.array([0, 0, 1], np.int32), ("cat", "dog"))
+    >>> without_singles(data).classes, without_singles(data).notes
+    (('cat',), ("left out, classes of one example: 'dog'",))
+    """
+    counts = np.bincount(data.y, minlength=len(data.classes)) if data.classes else np.empty(0)
+    single = np.flatnonzero(counts == 1)
+    if data.test is not None or not len(single):
+        return data
+    if len(single) == len(counts):
+        hint = "; another column may be the target: --target NAME" if data.columns else ""
+        raise DataError(f"{data.name}: each of {len(counts)} classes has 1 example{hint}")
+    names = ", ".join(repr(data.classes[i]) for i in single[:5]) + ", ..." * (len(single) > 5)
+    hint = "; --task regression learns values" if data.classes[single[0]].isdecimal() else ""
+    left = np.flatnonzero(counts != 1)
+    kept = _rows(data, np.flatnonzero(np.isin(data.y, left)))
+    return kept._replace(
+        y=np.searchsorted(left, kept.y).astype(np.int32),
+        classes=tuple(data.classes[i] for i in left),
+        notes=(*data.notes, f"left out, classes of one example: {names}{hint}"),
+    )
+
+
 def split(data: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """(examples to train on, examples held out).
 
     The source's own test part is held out where it has one; otherwise ceil(test_fraction * n)
     examples, drawn by the seed. Each class has the same share of both parts, as nearly as
-    whole examples allow, and at least one example in each.
+    whole examples allow, and at least one example in each, or one in the first where that is all.
+    Where the data has times, the last examples are held out, those of one time together; where it
+    has groups, a share of these.
 
-    Raises ValueError for a fraction outside (0, 1), DataError for too few examples or classes,
-    and ModuleNotFoundError where scikit-learn is not installed.
+    Raises ValueError for a fraction outside (0, 1), DataError for too few examples, groups or
+    classes, and ModuleNotFoundError where scikit-learn is not installed.
 
     >>> data = Dataset("line", np.arange(10.0)[:, None], np.ones((10, 1)), ())
     >>> train, test = split(data, 0.2, seed=0)
@@ -30,24 +57,37 @@ def split(data: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Data
         raise DataError(f"{data.name}: all examples are of one class, {data.classes[0]!r}")
     if data.test is not None:
         return data._replace(test=None), data.test
+    if len(data.x) < 2:
+        raise DataError(f"{data.name}: 1 example: 2 are needed, to train on and to hold out")
+    train, test = _chosen(data, test_fraction, seed)
+    if not len(train):
+        raise DataError(f"{data.name}: all examples are of one time or group, or the last are")
+    return _rows(data, train), _rows(data, test)
+
+
+def _chosen(data: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of both parts."""
     n, k = len(data.x), len(data.classes)
-    for label, count in enumerate(np.bincount(data.y, minlength=k) if k else []):
-        if count < 2:
-            hint = "; --task regression learns values" if data.classes[0].isdecimal() else ""
-            hint += "; another column may be the target: --target NAME" if data.columns else ""
-            raise DataError(
-                f"{data.name}: class {data.classes[label]!r} has {count} example: "
-                f"2 are needed, to train on and to hold out{hint}"
-            )
-    if n < 2:
-        raise DataError(f"{data.name}: {n} example: 2 are needed, to train on and to hold out")
+    if data.times is not None:
+        late = data.times >= np.sort(data.times)[-math.ceil(fraction * n)]
+        return np.flatnonzero(~late), np.flatnonzero(late)
     with extras.needs("data"):
-        from sklearn.model_selection import train_test_split
-    held_out = min(max(math.ceil(test_fraction * n), k), n - max(k, 1))
-    train, test = train_test_split(
-        np.arange(n), test_size=held_out, random_state=seed, stratify=data.y if k else None
-    )
-    return (
-        data._replace(x=data.x[train], y=data.y[train]),
-        data._replace(x=data.x[test], y=data.y[test]),
-    )
+        from sklearn.model_selection import GroupShuffleSplit, train_test_split
+    if data.groups is not None:
+        if len(np.unique(data.groups)) < 2:
+            raise DataError(f"{data.name}: all examples are of one group")
+        splitter = GroupShuffleSplit(1, test_size=fraction, random_state=seed)
+        return next(splitter.split(data.x, groups=data.groups))
+    single = np.bincount(data.y)[data.y] < 2 if k else np.zeros(n, bool)
+    several = np.flatnonzero(~single)
+    least = len(np.unique(data.y[several])) if k else 1
+    size = min(max(math.ceil(fraction * len(several)), least), len(several) - least)
+    classes = data.y[several] if k else None
+    train, test = train_test_split(several, test_size=size, random_state=seed, stratify=classes)
+    return np.concatenate([train, np.flatnonzero(single)]), test
+
+
+def _rows(data: Dataset, rows: np.ndarray) -> Dataset:
+    """The examples of these indices."""
+    groups, times = (None if a is None else a[rows] for a in (data.groups, data.times))
+    return data._replace(x=data.x[rows], y=data.y[rows], groups=groups, times=times)

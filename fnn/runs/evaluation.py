@@ -66,6 +66,7 @@ def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
     Raises DataError for examples of other features, classes or values than the run's.
     """
     if examples.test is not None or digests.of_data(examples) == run.digest:
+        examples = data.without_singles(examples)
         test = run.aligned(data.split(examples, HELD_OUT, run.settings.seed)[1])
         again = int(np.isin(digests.of_examples(test), run.seen).sum())
         twice = f", {again} of them also trained on" if again else ""

@@ -64,7 +64,8 @@ class Run(NamedTuple):
         """
         from fnn.runs import evaluation
 
-        parts = [source] if isinstance(source, np.ndarray) else self.parts(source)
+        plain = isinstance(source, np.ndarray) and source.dtype.names is None
+        parts = [source] if plain else (part.x for part in self.parts(source))
         return np.concatenate(list(evaluation.predictions(self, parts)))
 
     def evaluate(self, source: data.Source) -> "Classified | Predicted":
@@ -205,7 +206,7 @@ class Run(NamedTuple):
             like=self.inputs,
         )
 
-    def parts(self, source: data.Source) -> Iterator[np.ndarray]:
-        """The aligned x (n, d_in) of a source without targets, a table in parts. Raises as
-        `data.parts`."""
-        return data.parts(source, self.inputs, self.features, self.settings.reading)
+    def parts(self, source: data.Source) -> Iterator[data.Part]:
+        """The aligned x (n, d_in) of a source without targets, a table in parts, and what names its
+        rows. Raises as `data.parts`."""
+        return data.named_parts(source, self.inputs, self.features, self.settings.reading)

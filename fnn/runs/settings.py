@@ -1,5 +1,6 @@
 """The settings of a run: what it is asked to do."""
 
+import itertools
 from typing import Any, NamedTuple
 
 from fnn import data, numbers
@@ -10,6 +11,8 @@ NETWORKS = {"mlp": (256,), "cnn": (16, 32)}
 """The kinds of networks, each with its hidden widths by default."""
 BATCH, DECAY = 32, 0.01
 """The batch size by default, where there are so many examples; adamw's weight decay by default."""
+COLUMNS = ("drop", "keep", "category", "number", "date", "id", "group")
+"""The settings that name columns."""
 
 
 class Settings(NamedTuple):
@@ -18,9 +21,9 @@ class Settings(NamedTuple):
     With hidden, batch_size or weight_decay None, the default depends on the network, the number
     of examples or the optimizer: see `completed`. seed decides the split, the initial parameters
     and the order of the examples. With patience, a fifth of the training part is for validation.
-    target, task, separator, header, missing, drop and keep say how a table is read: see
-    `fnn.data.load`. weight_decay, for adamw only, is the share of itself that a parameter loses
-    per epoch. network is "mlp" or "cnn".
+    target, task and keep, and the fields of `fnn.data.Reading`, say how a table is read.
+    weight_decay, for adamw only, is the share of itself that a parameter loses per epoch. network
+    is "mlp" or "cnn".
 
     >>> Settings(hidden=(64,), epochs=40).patience is None
     True
@@ -43,11 +46,20 @@ class Settings(NamedTuple):
     keep: tuple[str, ...] = ()
     weight_decay: float | None = None
     network: str = "mlp"
+    encoding: str | None = None
+    skip: int | None = None
+    table: str | None = None
+    category: tuple[str, ...] = ()
+    number: tuple[str, ...] = ()
+    date: tuple[str, ...] = ()
+    id: tuple[str, ...] = ()
+    group: tuple[str, ...] = ()
+    time: str | None = None
 
     @property
     def reading(self) -> Reading:
         """How a table is read."""
-        return Reading(self.separator, self.header, self.missing, self.drop)
+        return Reading(*(getattr(self, name) for name in Reading._fields))
 
     def completed(self, examples: int) -> "Settings":
         """The settings with the defaults that depend on others, for so many training examples."""
@@ -81,8 +93,9 @@ class Settings(NamedTuple):
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}")
-        if not all(isinstance(name, str) for name in (*self.drop, *self.keep)):
-            raise ValueError(f"the columns {self.drop} and {self.keep}")
+        names = itertools.chain.from_iterable(getattr(self, name) for name in COLUMNS)
+        "".join((self.encoding or "", self.table or "", self.time or "", *names))  # all are text
+        numbers.count("settings", skip=_or_one(self.skip and self.skip + 1))
         if self.seed >= 2**32 or not isinstance(self.target, str | int | None):
             raise ValueError(f"the seed {self.seed}, the target {self.target!r}")
         return self
@@ -99,7 +112,7 @@ class Settings(NamedTuple):
             raise ValueError(f"unknown settings {', '.join(unknown)}")
         always = {name: saved[name] for name in cls._fields[: cls._fields.index("patience")]}
         every = cls._field_defaults | saved | always
-        for name in ("hidden", "drop", "keep"):
+        for name in ("hidden", *COLUMNS):
             every[name] = tuple(every[name])
         numbers.count("settings", batch_size=every["batch_size"])
         return cls(*(every[name] for name in cls._fields)).checked()

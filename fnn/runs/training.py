@@ -66,8 +66,10 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
         everything = data.load(
             source, target=settings.target, task=settings.task, reading=settings.reading
         )
-    examples, inputs, outputs = _split(everything, settings, mapped)
+    examples, inputs, outputs = _split(data.without_singles(everything), settings, mapped)
     train = examples.train
+    if everything.encoding:  # what was guessed holds for later files
+        settings = settings._replace(encoding=everything.encoding)
     if settings.batch_size is not None and settings.batch_size > len(train.x):
         size = f"the batch size {settings.batch_size}"
         raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")

@@ -112,7 +112,8 @@ def test_whole_numbers_are_classes_where_they_are_few(tmp_path):
     many = table(range(FEW + 1))
     assert data.load(many).classes == ()
     assert len(data.load(many, task="classification").classes) == FEW + 1
-    assert data.load(table([1.0, 2.0, 3.0])).classes == ()
+    assert data.load(table([0.0, 1.0, 0.0])).classes == ("0", "1")
+    assert data.load(table([1.0, 2.5, 3.0])).classes == ()
     values = data.load(table([3, 4, 3]), task="regression")
     np.testing.assert_array_equal(values.y, [[3.0], [4.0], [3.0]])
     assert data.load(table([0.5, 1.5]), task="classification").classes == ("0.5", "1.5")
@@ -230,7 +231,10 @@ CSV_FAULTS = {
     "binary": (bytes(range(256)), r"not text in UTF-8: byte 0x80"),
     "binary text": (b"\0\1\2,\3\n1,2\n", "line 1: binary, not text"),
     "binary cell": (b"a,b\n1,2\n3,\0\n", "line 3: binary, not text"),
-    "latin-1": ("a,t\n1,é\n".encode("latin-1"), r"not text in UTF-8: byte 0xe9"),
+    "two encodings": (
+        b"a,t\n" + b"1,2\n" * (1 << 21) + "1,é\n".encode("latin-1"),
+        r"not text in UTF-8: byte 0xe9; --encoding NAME, such as cp1252, decides",
+    ),
     "corrupt gzip": (b"\x1f\x8b" + b"\0" * 40, "damaged|can't be read"),
     "cut gzip": (gzip.compress(b"1,2.5\n" * 999)[:-9], "damaged or cut short"),
     "pickle": (pickle.dumps({"x": 1}), "a pickle, which is never loaded"),
@@ -254,8 +258,12 @@ def test_split_faults(tmp_path):
     with pytest.raises(DataError, match="all examples are of one class, 'x'"):
         data.split(alike, 0.2, 0)
     rare = data.load(written(tmp_path / "b.csv", "1,x\n2,x\n3,y\n"))
-    with pytest.raises(DataError, match="class 'y' has 1 example"):
-        data.split(rare, 0.2, 0)
+    kept = data.without_singles(rare)
+    assert (kept.classes, kept.y.tolist(), len(kept.x)) == (("x",), [0, 0], 2)
+    assert kept.notes[-1] == "left out, classes of one example: 'y'"
+    each = data.load(written(tmp_path / "c.csv", "1,x\n2,y\n"))
+    with pytest.raises(DataError, match="each of 2 classes has 1 example; another column"):
+        data.without_singles(each)
 
 
 @bounded
@@ -293,7 +301,7 @@ def test_unknown_sources(tmp_path):
         data.load(("iris", "wine"))
     with pytest.raises(DataError, match="expected a task of classification or regression"):
         data.load("iris", task="clustering")
-    for source in ({"a": [1, 2]}, np.ones((3, 2)), None):
+    for source in ({}, np.ones((3, 2)), None):
         with pytest.raises(TypeError, match="expected a name, a path.* got (dict|ndarray|None)"):
             data.load(source)
 

@@ -695,7 +695,7 @@ def test_a_diverging_run_is_never_saved_as_nan(tmp_path):
         ("a,b\n1,2.5\n2\n", "line 3: expected 2 columns, got 1"),
         ("a,b\n1,2.5\nx,3.5\n", "line 3, column 1 'a': 'x' is not a number"),
         ("a,b\n1,2.5\ninf,3.5\n", "line 3, column 1 'a': expected a finite number, got inf"),
-        (bytes([0xFF] * 100), "not text in UTF-8"),
+        (b"%PDF-1.7", "a PDF document; save its table as CSV"),
     ],
 )
 def test_faults_of_the_data_are_one_line(tmp_path, content, message):

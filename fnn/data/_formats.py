@@ -1,0 +1,103 @@
+"""Tables in other files than text in UTF-8: workbooks, databases, JSON, and other encodings."""
+
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fnn import extras
+from fnn.data.errors import DataError
+
+if TYPE_CHECKING:
+    import polars
+
+WIDE = re.compile(rb"(\xff\xfe|\xfe\xff)|((?:[\t\n\r -~]\0){8})|((?:\0[\t\n\r -~]){8})")
+"""Text in UTF-16: with its mark, or without by the order of its bytes."""
+MAC = re.compile(
+    rb"[\x81\x8d\x8f\x90\x9d]|[a-z][\x83\x86-\x8a\x8c\x8e\x98\x9f]|[a-z][\x91\x93-\x97][a-z]"
+)
+"""Letters of Mac Roman, which in Windows-1252 are nothing, or signs that stand elsewhere."""
+
+
+def reader(start: bytes) -> Callable[[Path, bytes, str | None], Any] | None:
+    """What reads a file of these first bytes: (path, content, table) to a frame, or to the bytes of
+    a CSV file; None for text and for anything else."""
+    return next((read for pattern, read in READERS.items() if re.match(pattern, start)), None)
+
+
+def _workbook(path: Path, content: bytes, table: str | None) -> bytes:
+    """A sheet as CSV: its titles, header and numbers are understood as those of a text file."""
+    with extras.needs("files"):
+        import fastexcel
+    book = fastexcel.read_excel(content)
+    read = partial(book.load_sheet, header_row=None, dtypes="string")
+    full = [name for name in book.sheet_names if read(name).height]
+    frame = read(_chosen(path, "sheet", full, table)).to_polars()
+    return frame.write_csv(include_header=False).encode()
+
+
+def _database(path: Path, content: bytes, table: str | None) -> "polars.DataFrame":
+    import polars
+
+    with sqlite3.connect(":memory:") as connection:
+        connection.deserialize(content)
+        known = "select name from sqlite_master where type in ('table', 'view')"
+        names = [name for (name,) in connection.execute(known) if not name.startswith("sqlite_")]
+        quoted = _chosen(path, "table", names, table).replace('"', '""')
+        query = f'select * from "{quoted}"'
+        return polars.read_database(query, connection, infer_schema_length=None)
+
+
+def _json(path: Path, content: bytes, table: str | None) -> "polars.DataFrame":
+    """One object per line, a list of objects, or an object of columns."""
+    import polars
+
+    several = re.sub(r"\}\s*\n\s*\{", "}, {", content.decode("utf-8-sig"))
+    first, *others = json.loads(f"[{several}]")
+    return polars.DataFrame([first, *others] if others else first, infer_schema_length=None)
+
+
+READERS: dict[bytes, Callable[[Path, bytes, str | None], Any]] = {
+    rb"PK\x03\x04(?s:.*)(xl/|\[Content_Types\]\.xml|opendocument\.spreadsheet)": _workbook,
+    rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": _workbook,
+    rb"SQLite format 3\0": _database,
+    rb"(?:\xef\xbb\xbf)?\s*(\{\s*\"|\[\s*\{)": _json,
+}
+
+
+def _chosen(path: Path, what: str, names: Sequence[str], wanted: str | None) -> str:
+    """The name of the sheet or the table that is read."""
+    if wanted in names or (wanted is None and len(names) == 1):
+        return wanted or names[0]
+    has = f"the {what}s {', '.join(names)}" if names else f"no {what}"
+    hint = f"; not {wanted}" if wanted else "; --table NAME chooses one"
+    raise DataError(f"{path}: has {has}{hint}")
+
+
+def encoding(start: bytes, given: str | None) -> tuple[str | None, str]:
+    """The encoding of a text that starts with these bytes, None for UTF-8, and what was guessed."""
+    if wide := WIDE.match(start):
+        name = ("utf-16", "utf-16-le", "utf-16-be")[(wide.lastindex or 1) - 1]
+        return name, f"text in {name.upper()}"
+    try:
+        start[: start.rfind(b"\n") + 1 or None].decode()
+    except UnicodeDecodeError:
+        if given or b"\0" in start:
+            return given, ""
+        name = _guessed(start[: 1 << 16])
+        return name, f"text in {name}, as it seems; --encoding NAME decides"
+    return None, ""
+
+
+def _guessed(content: bytes) -> str:
+    """The likely encoding of text that is not UTF-8: in Western ones most letters are ASCII."""
+    others = re.findall(rb"[\x80-\xff]+", content)
+    if 2 * sum(len(run) == 1 for run in others) >= sum(map(len, others)):
+        return "mac_roman" if MAC.search(content) else "cp1252"
+    with extras.needs("files"):
+        from charset_normalizer import from_bytes
+    best = from_bytes(content, cp_isolation=["cp1251", "cp932", "gb18030", "cp949"]).best()
+    return best.encoding if best else "cp1252"

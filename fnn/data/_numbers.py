@@ -1,0 +1,105 @@
+"""Numbers as people write them: with decimal commas, separated thousands, currencies and units."""
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from polars import DataFrame, Series
+
+POINTS, DECIMAL, GROUPED = STYLES = "", "decimal commas", "commas between thousands"
+"""How numbers are written: 1.5, 1,5 or 1,000.5."""
+COMMAS = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][+-]?\d+)?$"
+THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$"
+GAPS, MINUS, PARENTHESES, POWERS, PLUS = MARKS = (
+    "gaps between thousands", "U+2212 as minus", "parentheses as minus",
+    "K/M/B as powers of 1000", "+ after numbers left out",
+)  # fmt: skip
+"""What else may be written beside digits; the first two can't be misread."""
+CODES = "EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|NZD|SEK|NOK|DKK|PLN|CZK|BRL|MXN|ZAR"
+CURRENCY = rf"(?:[A-Z]{{0,3}}\p{{Sc}}|{CODES})"
+UNIT = r"[%‰°\p{L}][%°\p{L}/.]{0,11}[23²³]?"
+WRITTEN = (
+    rf"^(?<open>\()?(?<sign>[+-])?(?<before>{CURRENCY})?\s*(?<minus>[+-])?"
+    r"(?<digits>\d{1,3}(?:[ ']\d{3})+(?:[.,]\d+)?|[\d.,]+(?:[eE][+-]?\d+)?)"
+    rf"\s*(?:(?<power>[KkMB])|(?<after>{CURRENCY}|{UNIT}))?(?<plus>\+)?(?<close>\))?$"
+)
+
+
+def as_numbers(
+    text: "Series", separator: str = ",", form: str | None = None
+) -> tuple["Series", str]:
+    """Text as numbers, null where it is none, and their form: how they are written, in words.
+
+    Where commas separate the cells, and in $1,234 and 1,234+, 1,234 is a thousand and more; beside
+    another separator its comma is a decimal comma. A unit, or a + after numbers, belongs to the
+    form if at least half of the numbers have it. Where a form is given, cells written in another
+    are null.
+    """
+    import polars
+
+    plain = text.cast(polars.Float64, strict=False)
+    if not form and plain.null_count() == text.null_count():
+        return plain, POINTS
+    parts = _parts(text)
+    bare = parts["bare"].fill_null(text)
+    if form is None:
+        counts = parts[PLUS].any() or parts["unit"].is_in(["in $", "in £"]).any()
+        styles = (POINTS, GROUPED, DECIMAL) if counts or separator == "," else STYLES
+        style = max(styles, key=lambda style: _numbers(bare, style).count())
+        known = _known(parts.filter(_numbers(bare, style).is_not_null()))
+    else:
+        known = form.split(", ")
+        style = next((style for style in STYLES[1:] if style in known), POINTS)
+    numbers = _numbers(bare, style) * parts["factor"]
+    for mark in (PARENTHESES, POWERS, PLUS):
+        numbers = numbers if mark in known else numbers.set(parts[mark], None)
+    numbers = numbers.set(~parts["unit"].fill_null("").is_in([*known, ""]), None)
+    return numbers, ", ".join([style] * bool(style) + known) if form is None else form
+
+
+def is_form(form: str) -> bool:
+    """Whether `as_numbers` may have returned this form."""
+    known = (*STYLES, *MARKS)
+    return all(each in known or re.fullmatch(r"in [^\s,]{1,16}", each) for each in form.split(", "))
+
+
+def _known(parts: "DataFrame") -> list[str]:
+    """What the numbers of a column have in common, besides their style."""
+    shares = {mark: parts[mark].sum() / max(1, len(parts)) for mark in MARKS}
+    found = [mark for mark, share in shares.items() if share >= (0.5 if mark == PLUS else 1e-9)]
+    units = parts["unit"].drop_nulls()
+    return [*found, units.mode().sort()[0]] if 2 * len(units) >= max(1, len(parts)) else found
+
+
+def _parts(text: "Series") -> "DataFrame":
+    """Of each cell the digits, with their sign (bare), a factor, a unit and what else is written;
+    bare is null for what is no number."""
+    import polars
+    from polars import col
+
+    plain = text.str.replace_all("\u2212", "-").str.replace_all("[\u00a0\u202f\u2009]", " ")
+    frame = plain.str.replace_all("\u2019", "'").str.extract_groups(WRITTEN).struct.unnest()
+    open, close, power = (col(name).is_not_null() for name in ("open", "close", "power"))
+    sign = polars.when(open).then(polars.lit("-")).otherwise(col("sign").fill_null(col("minus")))
+    bare = sign.fill_null("") + col("digits").str.replace_all("[ ']", "")
+    unit = "in " + col("before").fill_null(col("after")).str.replace(r"^(.{2,})s$", "$1")
+    factor = col("power").replace_strict({"K": 1e3, "k": 1e3, "M": 1e6, "B": 1e9}, default=1.0)
+    return frame.select(
+        polars.when(open == close).then(bare).alias("bare"), unit.alias("unit"),
+        factor.alias("factor"), col("digits").str.contains("[ ']").fill_null(False).alias(GAPS),
+        text.str.contains("\u2212").fill_null(False).alias(MINUS), open.alias(PARENTHESES),
+        power.alias(POWERS), col("plus").is_not_null().alias(PLUS),
+    )  # fmt: skip
+
+
+def _numbers(text: "Series", style: str) -> "Series":
+    """Text as numbers in this style, null where it is none."""
+    import polars
+
+    plain = text.cast(polars.Float64, strict=False)
+    if style == POINTS:
+        return plain
+    marks, pattern = ((".", ","), COMMAS) if style == DECIMAL else ((",", "."), THOUSANDS)
+    bare = text.str.replace_all(marks[0], "", literal=True).str.replace(marks[1], ".", literal=True)
+    others = plain if style == GROUPED else plain.clear(len(plain))
+    return bare.cast(polars.Float64, strict=False).zip_with(text.str.contains(pattern), others)
