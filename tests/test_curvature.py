@@ -53,7 +53,7 @@ def dense_kronecker(jacobian, hessian):
         return np.einsum(f"nk...{a},nkl,nl...{b}->n...{out}", j, hessian, j)
 
     def one(node):
-        if not isinstance(node, dict) or "W" not in node:
+        if not isinstance(node, dict) or node.keys() != {"W", "b"}:
             return jax.tree.map(lambda j: block(j).mean(0), node)
         whole = np.concatenate([node["W"], node["b"][..., None]], -1)
         s, a = block(node["b"], "o", "p", "op"), block(whole, "oi", "oj", "ij")

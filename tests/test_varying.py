@@ -103,6 +103,7 @@ def test_a_wrong_backward_at_a_key_is_seen():
 # What every combinator of the catalogue owes its layers, and those that it can't list.
 COMBINATORS = {name: of for name, (of, _) in cases.COMBINATORS.items()} | {
     "frozen": fnn.frozen,
+    "on": lambda f: fnn.serial(fnn.fork(fnn.identity, fnn.identity), fnn.on(1, f), fnn.add),
 }
 every_combinator = pytest.mark.parametrize("of", COMBINATORS.values(), ids=COMBINATORS)
 
