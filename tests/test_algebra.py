@@ -351,13 +351,16 @@ def test_sums_over_the_batch_are_wide():
     assert float(dparams["W"][0, 0]) == 10_000
 
 
+MASK = {"W": jnp.ones((1, 1)), "b": jnp.ones(1)}
+
+
 @pytest.mark.parametrize(
     ("layer", "ones"),
     [
         (fnn.dense(1, 1), jnp.ones((10**5, 1))),
         (fnn.serial(fnn.frozen(fnn.dense(1, 1)), fnn.dense(1, 1)), jnp.ones((10**5, 1))),
         (fnn.repeat(fnn.dense(1, 1), 2), jnp.ones((10**5, 1))),
-        (fnn.masked(fnn.dense(1, 1), {"W": [[1]], "b": [1]}), jnp.ones((10**5, 1))),
+        (fnn.masked(fnn.dense(1, 1), MASK), jnp.ones((10**5, 1))),
         (fnn.embedding(2, 1), jnp.zeros(10**5, jnp.int32)),
         (fnn.compute_in(fnn.dense(1, 1), jnp.bfloat16), jnp.ones((10**5, 1))),
     ],

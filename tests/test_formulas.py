@@ -56,6 +56,8 @@ def embedding(p, x):
 
 def attention(heads, causal=False, rotary=False):
     def of(p, x):
+        if isinstance(x, tuple):
+            return padded(p, *x)
         y = np.zeros_like(x)
         e = x.shape[-1] // heads
         for n, text in enumerate(x):
@@ -73,6 +75,15 @@ def attention(heads, causal=False, rotary=False):
                 outputs.append(tokens)
             y[n] = np.concatenate(outputs, -1) @ p["O"].T
         return y
+
+    def padded(p, x, mask):
+        """Each token with those that are not padding, one at a time: the last row of its text."""
+        rows = []
+        for text, kept in zip(x, mask, strict=True):
+            for t in range(len(text)):
+                others = [s for s in range(len(text)) if kept[s] and s != t]
+                rows.append(of(p, text[[*others, t]][None])[0, -1])
+        return np.array(rows).reshape(x.shape), mask
 
     return of
 
@@ -156,6 +167,7 @@ def reversible(p, x):
 
 FORMULAS = {name: lambda p, x, f=f: f(x) for name, f in ACTIVATIONS.items()} | {
     "dense": dense,
+    "dense, without bias": lambda p, x: dense({**p, "b": 0}, x),
     "layer_norm": lambda p, x: p["gain"] * normed(x, -1) + p["bias"],
     "rms_norm": lambda p, x: p["gain"] * normed(x, -1, mean=False),
     "group_norm": group_norm,
@@ -166,6 +178,8 @@ FORMULAS = {name: lambda p, x, f=f: f(x) for name, f in ACTIVATIONS.items()} | {
     "attention": attention(2),
     "attention, causal": attention(3, causal=True),
     "attention, rotary": attention(2, rotary=True),
+    "attention, padded": attention(2),
+    "positions": lambda p, x: np.array([text + p["table"][: len(text)] for text in x]),
     "conv1d": conv((3,), (1,)),
     "conv1d, strided": conv((4,), (2,), "VALID"),
     "conv2d": conv((3, 3), (1, 1)),
@@ -188,6 +202,7 @@ FORMULAS = {name: lambda p, x, f=f: f(x) for name, f in ACTIVATIONS.items()} | {
     "fork": lambda p, x: (dense(p[0], x), tanh(x), dense(p[2], x)),
     "gated": lambda p, x: dense(p[0], x) * sigmoid(dense(p[1][0], x)),
     "skip": lambda p, x: x + dense(p, x),
+    "on": lambda p, x: (x[0], dense(p, x[1])),
     "repeat": repeated,
     "masked": masked,
     "remat": dense,
@@ -227,6 +242,20 @@ def binary(a, t):
     return -(t * np.log(a) + (1 - t) * np.log(1 - a)).mean(-1)
 
 
+def focal(z, t, gamma=2):
+    p = softmax(z)
+    return -(distributions(z, t) * (1 - p) ** gamma * np.log(p)).sum(-1)
+
+
+def gaussian(p, t):
+    mean, log_variance = p[:, :2], p[:, 2:]
+    return (log_variance + (t - mean) ** 2 / np.exp(log_variance)).mean(-1) / 2
+
+
+def unit(a):
+    return a / np.sqrt((a**2).sum(-1, keepdims=True))
+
+
 VALUES = {
     "mse": lambda p, t: ((p - t) ** 2).mean(-1),
     "mae": lambda p, t: np.abs(p - t).mean(-1),
@@ -237,6 +266,15 @@ VALUES = {
     "smoothed_cross_entropy": smoothed,
     "binary_cross_entropy": binary,
     "sigmoid_binary_cross_entropy": lambda z, t: binary(sigmoid(z), t),
+    "focal": focal,
+    "focal/weighted": lambda z, t: focal(z, t, 0.5),
+    "focal/none": lambda z, t: focal(z, t, 0),
+    "quantile": lambda p, t: np.maximum(0.8 * (t - p), 0.2 * (p - t)).mean(-1),
+    "gaussian_nll": gaussian,
+    "poisson_nll": lambda p, t: (np.exp(p) - t * p).mean(-1),
+    "cosine": lambda p, t: ((unit(p) - unit(t)) ** 2).sum(-1) / 2,
+    "info_nce": lambda p, t: -np.log(np.diag(softmax(unit(p) @ unit(t).T / 0.5))),
+    "heads": lambda p, t: 0.3 * ((p[0] - t[0]) ** 2).mean(-1) + 2 * focal(p[1], t[1]),
 }
 
 
@@ -271,10 +309,11 @@ def test_a_layers_forward_is_its_formula(case):
 )
 def test_a_losss_value_is_its_formula(case):
     of = VALUES.get(case.name, VALUES[case.name.split("/")[0]])
-    target = case.target.astype(np.float64) if case.target.dtype.kind == "f" else case.target
+    wide = lambda a: np.asarray(a, np.float64) if a.dtype.kind == "f" else np.asarray(a)
+    prediction, target = jax.tree.map(wide, (case.prediction, case.target))
     with jax.enable_x64(True):
-        got = case.loss.value(jnp.asarray(case.prediction), jnp.asarray(case.target))
-    np.testing.assert_allclose(got, of(case.prediction, target), rtol=1e-10, atol=1e-12)
+        got = case.loss.value(*jax.tree.map(jnp.asarray, (prediction, target)))
+    np.testing.assert_allclose(got, of(prediction, target), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.4])

@@ -185,41 +185,6 @@ def test_integer_predictions_are_refused():
         fnn.mse.value(jnp.ones((2, 1), int), jnp.ones((2, 1)))
 
 
-# A second formula for each of the newer losses, in numpy and from its source.
-
-
-def _unit(a):
-    return a / np.linalg.norm(a, axis=-1, keepdims=True)
-
-
-def _softmax(z):
-    e = np.exp(z)
-    return e / e.sum(-1, keepdims=True)
-
-
-SECOND = {
-    "focal": lambda p, t: -((1 - (q := _softmax(p)[range(6), t])) ** 2) * np.log(q),
-    "quantile": lambda p, t: np.maximum(0.8 * (t - p), 0.2 * (p - t)).mean(-1),
-    "gaussian_nll": lambda p, t: (0.5 * (p[:, 2:] + (t - p[:, :2]) ** 2 / np.exp(p[:, 2:]))).mean(
-        -1
-    ),
-    "poisson_nll": lambda p, t: -(t * np.log(np.exp(p)) - np.exp(p)).mean(-1),
-    "cosine": lambda p, t: np.sum((_unit(p) - _unit(t)) ** 2, -1) / 2,
-    "info_nce": lambda p, t: -np.log(np.diag(_softmax(_unit(p) @ _unit(t).T / 0.5))),
-}
-
-
-@pytest.mark.parametrize("name", SECOND)
-def test_value_is_that_of_a_second_formula(name):
-    case = next(case for case in LOSSES if case.name == name)
-    with jax.enable_x64(True):
-        got = case.loss.value(jnp.asarray(case.prediction), jnp.asarray(case.target))
-        labels = np.issubdtype(case.target.dtype, np.integer)
-        target = case.target if labels else case.target.astype(np.float64)
-        expected = SECOND[name](np.asarray(case.prediction, np.float64), target)
-        np.testing.assert_allclose(got, expected, rtol=1e-12)
-
-
 @pytest.mark.parametrize("case", [case for case in LOSSES if case.loss.root], ids=lambda c: c.name)
 def test_the_root_is_that_of_the_hessian(case):
     with jax.enable_x64(True):

@@ -57,6 +57,7 @@ COUNTS = parameters([catalog.COMBINATORS, catalog.WRAPPERS], int) | {
         NETWORK, fnn.mse, fnn.sgd(0.1), DATA, key=KEY, epochs=v, batch_size=3
     ),
 }  # fmt: skip
+del COUNTS["on i"]  # an index: it may be 0
 WIDTHS = parameters([catalog.LAYERS], int)
 NUMBERS = [float, np.float16, np.float32, np.float64, jnp.float32, jnp.bfloat16, np.array]
 INTEGERS = [int, np.int8, np.int64, np.uint8, jnp.int32, np.array]

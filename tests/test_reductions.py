@@ -254,10 +254,13 @@ def test_every_statistic_through_such_layers(network, shape):
                 per_example.clipped_value_and_grad(network, loss, 0.3)(params, x, y)[1],
                 per_example.gradient_noise_scale(network, loss)(params, x, y),
                 curvature.ggn_diagonal(network, loss, root=gradient)(params, x, y),
+                per_example.gradients(network, loss)(params, x, y),
+                per_example.cross_gram(network, loss)(params, x, y, x[:2], y[:2]),
+                per_example.cosines(network, loss)(params, x, y),
             )
 
         gradient = lambda p, t: loss.gradient(p, t)[None]
-        each, norms, gram, moment, clipped, noise, diagonal = everything(params, x)
+        each, norms, gram, moment, clipped, noise, diagonal, *more = everything(params, x)
     flat = np.concatenate([np.reshape(g, (6, -1)) for g in jax.tree.leaves(each)], 1)
     squares = (flat**2).sum(1)
     np.testing.assert_allclose(norms, squares, rtol=1e-10)
@@ -271,6 +274,11 @@ def test_every_statistic_through_such_layers(network, shape):
     np.testing.assert_allclose(noise, (trace, squared_norm, trace / squared_norm), rtol=1e-7)
     # With the loss's own gradient as root, G is the second moment.
     jax.tree.map(close, diagonal, moment)
+    own, cross, cosines = more
+    jax.tree.map(close, own, each)
+    close(cross, flat @ flat[:2].T)
+    mean = flat.mean(0)
+    close(cosines, flat @ mean / np.sqrt(squares * (mean**2).sum()))
 
 
 def test_no_statistic_goes_without_a_network_with_positions_and_a_masked_one():
@@ -282,7 +290,9 @@ def test_no_statistic_goes_without_a_network_with_positions_and_a_masked_one():
         if callable(f) and getattr(f, "__module__", "") == module.__name__ and name[0] != "_"
         if list(inspect.signature(f).parameters)[:2] == ["network", "loss"]
     }
-    elsewhere = {"kronecker_factors", "gauss_newton_vector_product"}  # no positions; no factors
+    elsewhere = {  # no positions; no factors
+        "kronecker_factors", "gauss_newton_vector_product", "hessian_vector_product",
+    }  # fmt: skip
     text = inspect.getsource(test_every_statistic_through_such_layers)
     assert statistics - elsewhere == {name for name in statistics if f".{name}(" in text}
 

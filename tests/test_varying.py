@@ -133,7 +133,7 @@ def test_every_combinator_hands_keys_on(of):
         assert any(not np.allclose(a, b) for a, b in pairs)
 
 
-ONE_LAYER = {"skip", "masked", "remat", "compute_in", "frozen"}
+ONE_LAYER = {"skip", "masked", "on", "remat", "compute_in", "frozen"}
 """Combinators that use their layer once; the others of the catalogue use it more than once."""
 
 
