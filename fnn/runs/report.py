@@ -23,8 +23,8 @@ def check(folder: Path) -> None:
 def write(folder: Path, history: list[dict[str, float]], title: str) -> list[str]:
     """Write history.csv, one row per epoch, and curves.png.
 
-    Returns what could not be written and why, for the run is whole without either; an older
-    file is then as it was.
+    Returns what could not be written and why: the run is whole without either file. An older
+    file is then unchanged.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, ["epoch", *history[0]], lineterminator="\n")
