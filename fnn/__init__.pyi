@@ -2,6 +2,7 @@ from fnn import (
     checkpoint as checkpoint,
     curvature as curvature,
     data as data,
+    estimators as estimators,
     export as export,
     gradients as gradients,
     initializers as initializers,
@@ -9,6 +10,7 @@ from fnn import (
     per_example as per_example,
     runs as runs,
     schedules as schedules,
+    targets as targets,
     verify as verify,
 )
 from fnn.activations import (

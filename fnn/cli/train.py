@@ -371,4 +371,5 @@ def _show_outcome(
     if len(times) > 1:
         rate = len(examples.train.x) * (len(times) - 1) / (times[-1] - times[0])
         click.echo(f"speed     {rate:.0f} examples per second, from the second epoch on")
-    show(evaluate(run, examples.test), "test ")
+    if examples.test is not None:
+        show(evaluate(run, examples.test), "test ")

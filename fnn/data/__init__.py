@@ -27,6 +27,7 @@ from fnn.data.loading import (
     mapped as mapped,
     named_parts as named_parts,
     parts as parts,
+    unlabelled as unlabelled,
 )
 from fnn.data.scaling import Scaling as Scaling
 from fnn.data.splitting import split as split, without_singles as without_singles

@@ -223,6 +223,21 @@ def named_parts(
         yield Part(_array_inputs(source, encoding), {}, ())
 
 
+def unlabelled(source: Source, reading: Reading = GUESS) -> Dataset:
+    """The examples of a table that has no target: y is (n, 0). Raises as `load` does.
+
+    >>> import polars
+    >>> unlabelled(polars.DataFrame({"size": [1.0, 2.0], "pet": ["cat", "dog"]})).x
+    array([[1., 0.],
+           [2., 1.]])
+    """
+    (table,) = _tables(source, reading, ())
+    every = range(table.frame.width)
+    x, found, notes = _parsed(table, every, reading, [None] * len(every))
+    y = np.empty((len(x), 0))
+    return Dataset(table.name, x, y, (), table.names, columns=found, notes=(*table.notes, *notes))
+
+
 def _array_inputs(source: Source, encoding: Encoding) -> np.ndarray:
     """The inputs of a source that is no table."""
     path = _path(source)

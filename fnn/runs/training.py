@@ -22,11 +22,11 @@ DEFAULTS = Settings()
 
 
 class Examples(NamedTuple):
-    """The parts of the data: for training, for validation (with patience), and held out."""
+    """The parts of the data: for training, for validation (with patience), and held out, if any."""
 
     train: Dataset
     validation: Dataset | None
-    test: Dataset
+    test: Dataset | None
 
 
 def train(
@@ -66,19 +66,43 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
         everything = data.load(
             source, target=settings.target, task=settings.task, reading=settings.reading
         )
-    examples, inputs, outputs = _split(data.without_singles(everything), settings, mapped)
-    train = examples.train
     if everything.encoding:  # what was guessed holds for later files
         settings = settings._replace(encoding=everything.encoding)
+    parts = data.split(data.without_singles(everything), HELD_OUT, settings.seed)
+    digest = None if mapped else digests.of_data(everything)
+    return begin(*parts, settings, digest, data.is_mapped(source))
+
+
+def begin(
+    train: Dataset,
+    test: Dataset | None,
+    settings: Settings,
+    digest: str | None = None,
+    is_shared: bool = False,
+) -> tuple[Run, Examples]:
+    """A run of no epochs yet for examples that are split already. test may be None.
+
+    With is_shared, several processes hold the examples, and the first measures them. Raises as
+    `prepare` does.
+    """
+    measures = not is_shared or processes.is_first()
     if settings.batch_size is not None and settings.batch_size > len(train.x):
         size = f"the batch size {settings.batch_size}"
         raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")
-    learned = [train] if examples.validation is None else [train, examples.validation]
-    few = not mapped and sum(len(part.x) for part in learned) <= digests.SEEN
-    seen = [digests.of_examples(part) for part in learned if few]
+    validation = None
+    learned = len(train.x)
+    if settings.patience is not None:
+        train, validation = data.split(train, HELD_OUT, settings.seed)
+    inputs = Encoding.of(train, settings.keep) if measures else Encoding((), _unknown(train.x))
+    outputs = None if train.classes else (Scaling.of if measures else _unknown)(train.y)
+    train = inputs.aligned(train)
+    validation, test = (part and inputs.aligned(part) for part in (validation, test))
+    parts = [train] if validation is None else [train, validation]
+    few = measures and learned <= digests.SEEN
+    seen = [digests.of_examples(part) for part in parts if few]
     run = Run(
         settings=settings.completed(len(train.x)),
-        digest="0" * 64 if mapped else digests.of_data(everything),
+        digest=digest or "0" * 64,
         seen=np.concatenate(seen or [np.empty(0, np.uint64)]),
         learned=len(train.x),
         features=train.features,
@@ -88,24 +112,10 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
         outputs=outputs,
         progress=Progress(None, [], None),
     )
-    if data.is_mapped(source):
+    if is_shared:
         run = _from_first(run)
     state = initial_state(run)
-    return run._replace(progress=Progress(state, [], state)), examples
-
-
-def _split(
-    everything: Dataset, settings: Settings, mapped: bool
-) -> tuple[Examples, Encoding, Scaling | None]:
-    """The parts, aligned, and what the training part decides of inputs and outputs."""
-    train, test = data.split(everything, HELD_OUT, settings.seed)
-    validation = None
-    if settings.patience is not None:
-        train, validation = data.split(train, HELD_OUT, settings.seed)
-    inputs = Encoding((), _unknown(train.x)) if mapped else Encoding.of(train, settings.keep)
-    outputs = None if train.classes else (_unknown if mapped else Scaling.of)(train.y)
-    validation = validation and inputs.aligned(validation)
-    return Examples(inputs.aligned(train), validation, inputs.aligned(test)), inputs, outputs
+    return run._replace(progress=Progress(state, [], state)), Examples(train, validation, test)
 
 
 def _unknown(a: Any) -> Scaling:
@@ -148,7 +158,9 @@ def advance(
     """
     measure = _measure(run)
     is_first = processes.is_first()
-    test = jax.tree.map(jnp.asarray, run.standardised(examples.test)) if is_first else None
+    test = None
+    if is_first and examples.test is not None:
+        test = jax.tree.map(jnp.asarray, run.standardised(examples.test))
     quality = "test_accuracy" if run.outputs is None else "test_RMSE"
     history = list(run.progress.history)
     best = run.progress.best

@@ -1,0 +1,165 @@
+"""scikit-learn's interface to the runs of `fnn.runs`: `Classifier` and `Regressor`.
+
+    model = fnn.estimators.Classifier().fit(x, y)
+    model.predict_proba(x)
+
+x is an array of numbers, or a data frame with text, dates and blanks, which become inputs as those
+of a table do. Both work wherever scikit-learn's own estimators do: in pipelines, cross-validation
+and searches. This module imports scikit-learn.
+"""
+
+from typing import Any, Self
+
+import numpy as np
+
+from fnn import data, extras
+from fnn.data import Dataset
+from fnn.runs import training
+from fnn.runs.settings import Settings
+
+with extras.needs("data"):
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.utils import check_array, check_random_state, column_or_1d
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+
+
+class _Network(BaseEstimator):
+    """A network that is trained on arrays or data frames; the arguments are the fields of
+    `fnn.runs.Settings` that do not say how a file is read."""
+
+    def __init__(
+        self,
+        hidden: tuple[int, ...] | None = None,
+        activation: str = "relu",
+        optimizer: str = "adamw",
+        learning_rate: float = 0.001,
+        batch_size: int | None = None,
+        epochs: int = 100,
+        patience: int | None = None,
+        weight_decay: float | None = None,
+        random_state: Any = 0,
+    ) -> None:
+        given = locals()
+        for name in self._get_param_names():
+            setattr(self, name, given[name])
+
+    def _trained(self, examples: Dataset) -> Self:
+        """Train on examples whose targets are set."""
+        random = self.random_state
+        if not isinstance(random, int | np.integer):
+            random = check_random_state(random).randint(2**31)
+        given = {name: value for name, value in self.get_params().items() if name != "random_state"}
+        hidden = None if self.hidden is None else tuple(self.hidden)
+        settings = Settings()._replace(**(given | {"hidden": hidden, "seed": int(random)}))
+        self.run_ = training.advance(*training.begin(examples, None, settings.checked()))
+        self.n_iter_ = len(self.run_.progress.history)
+        return self
+
+    def _checked(self, x: Any, *, reset: bool) -> Any:
+        """x as an array, or the data frame that it is; with reset, its number and names of columns
+        are those that later ones must have."""
+        is_frame = hasattr(x, "columns") and data.is_table(x)
+        return validate_data(self, x, reset=reset, skip_check_array=is_frame)
+
+    def _examples(self, x: Any, y: np.ndarray, classes: tuple[str, ...] = ()) -> Dataset:
+        x = self._checked(x, reset=True)
+        check_consistent_length(x, y)
+        if isinstance(x, np.ndarray):
+            return Dataset("X", x, y, classes)
+        return data.unlabelled(x)._replace(y=y, classes=classes)
+
+    def _predicted(self, x: Any) -> np.ndarray:
+        check_is_fitted(self)
+        return self.run_.predict(self._checked(x, reset=False)).astype(np.float64)
+
+
+class Classifier(ClassifierMixin, _Network):
+    """Classes, learned with softmax cross-entropy. The arguments are those of `fnn.runs.Settings`;
+    random_state, a number, a NumPy RandomState or None, decides what its seed does.
+
+    After `fit`, classes_ are the classes, run_ is the `fnn.runs.Run`, and n_iter_ the number of its
+    epochs.
+
+    >>> import numpy as np
+    >>> x = np.repeat([[0.0], [1.0]], 20, 0)
+    >>> model = Classifier(hidden=(8,), epochs=50).fit(x, np.repeat(["no", "yes"], 20))
+    >>> model.predict([[0.0], [1.0]])
+    array(['no', 'yes'], dtype='<U3')
+    """
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train on X (n, d), an array or a data frame, and the classes y (n,).
+
+        Raises ValueError for what scikit-learn's estimators refuse, and `fnn.data.DataError`, which
+        is one, for columns that can't be used.
+
+        >>> Classifier(epochs=1).fit([[0.0], [1.0]], [0, 1]).classes_
+        array([0, 1])
+        """
+        _check_given("Classifier", y)
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        names = tuple(f"{i}: {name}" for i, name in enumerate(self.classes_))
+        return self._trained(self._examples(X, labels.astype(np.int32), names))
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """The probability of each class, (n, k), in the order of classes_.
+
+        >>> Classifier(epochs=1).fit([[0.0], [1.0]], [0, 1]).predict_proba([[0.5]]).shape
+        (1, 2)
+        """
+        return self._predicted(X)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class of each example, (n,).
+
+        >>> Classifier(epochs=1).fit([[0.0], [1.0]], [0, 1]).predict([[0.5]]).shape
+        (1,)
+        """
+        return self.classes_[self._predicted(X).argmax(1)]
+
+
+class Regressor(RegressorMixin, _Network):
+    """Values, one or several, learned with the mean squared error. The arguments are as those of
+    `Classifier`; after `fit`, so are run_ and n_iter_.
+
+    >>> import numpy as np
+    >>> x = np.linspace(0, 1, 50)[:, None]
+    >>> Regressor(hidden=(16,)).fit(x, 3 * x[:, 0]).score(x, 3 * x[:, 0]) > 0.9
+    True
+    """
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train on X (n, d), an array or a data frame, and the values y, (n,) or (n, k).
+
+        Raises as `Classifier.fit`.
+
+        >>> Regressor(epochs=1).fit([[0.0], [1.0]], [0.5, 1.0]).n_iter_
+        1
+        """
+        _check_given("Regressor", y)
+        y = check_array(y, dtype=np.float64, ensure_2d=False, input_name="y")
+        self._shape = y.shape[1:]
+        return self._trained(self._examples(X, y.reshape(len(y), -1)))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The value of each example, (n,) or (n, k) as y was.
+
+        >>> Regressor(epochs=1).fit([[0.0], [1.0]], [0.5, 1.0]).predict([[0.5]]).shape
+        (1,)
+        """
+        found = self._predicted(X)
+        return found.reshape(len(found), *self._shape)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def _check_given(name: str, y: Any) -> None:
+    """Raise ValueError, in scikit-learn's words, where there is no y."""
+    if y is None:
+        raise ValueError(f"{name} requires y to be passed, but the target y is None")
