@@ -16,10 +16,6 @@ BLANKS = [
 ]  # fmt: skip
 """What people write where there is no value."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|infinity|nan)", re.I | re.A)
-CODE = re.compile(rb"[,;\t|\n\r\"](?:0\d|\d{16})")
-"""The start of a cell such as 0870, or of a number with more digits than float64 has."""
-CODES, COMPACT = re.compile(r"0\d+|\d{16,}"), re.compile(r"\d{7,8}")
-"""Cells that are a code, not a number, and that may be a date without separators."""
 UNIT = re.compile(
     r"(?!(?i:n\W?[adv]\.?|nan|null?|unknown|missing|none|tbd|inf|yes|no|true|false)$)"
     r"[(\[]?([^\W\d]|[%$€£°#])[^\s\d]{0,11}[23²³]?[)\]]?"
@@ -56,15 +52,11 @@ class Dialect(NamedTuple):
         """The number of columns."""
         return len(self.names or self.sample[0])
 
-    def columns(self) -> list[tuple[str, ...]]:
-        """The cells of each column in the sample."""
-        return list(zip(*(row for row in self.sample if len(row) == self.width), strict=True))
-
     def numbers(self) -> list[int]:
         """The columns that are numbers in the sample, those of one line at least."""
-        lines = [[c for c in cells if "\n" not in c and c] for cells in self.columns()]
-        found = [bool(cells) and _are_numbers(cells) for cells in lines]
-        return [i for i, is_one in enumerate(found) if is_one]
+        columns = zip(*(row for row in self.sample if len(row) == self.width), strict=True)
+        lines = [[cell for cell in cells if "\n" not in cell and cell] for cells in columns]
+        return [i for i, cells in enumerate(lines) if cells and _are_numbers(cells)]
 
 
 def guess(
@@ -164,14 +156,6 @@ def _are_units(rows: Sequence[Sequence[str]]) -> bool:
 def is_number(cell: str) -> bool:
     """Whether a cell is a number, with a decimal point."""
     return NUMBER.fullmatch(cell.strip()) is not None
-
-
-def are_plain(cells: Sequence[str]) -> bool:
-    """Whether the cells of a column are numbers, or blank, and nothing else that digits mean."""
-    there = [cell for cell in cells if cell not in BLANKS]
-    if any(map(CODES.fullmatch, there)) or (there and all(map(COMPACT.fullmatch, there))):
-        return False
-    return all(map(is_number, there))
 
 
 def _rows(lines: Sequence[str], separator: str) -> tuple[list[tuple[str, ...]], list[int]]:

@@ -5,6 +5,7 @@ a second, slower look by Python's csv module finds it.
 """
 
 import csv
+import functools
 import io
 import itertools
 import re
@@ -17,7 +18,7 @@ import numpy as np
 
 from fnn import extras
 from fnn.data import _dialect as dialect, _formats, _kinds, _quotes, _readers as readers
-from fnn.data._dialect import BLANKS, Dialect
+from fnn.data._dialect import Dialect
 from fnn.data._reading import GUESS, Reading
 from fnn.data.errors import DataError, explained
 
@@ -91,7 +92,6 @@ def parts(
     source: Any,
     *,
     reading: Reading = GUESS,
-    text: Collection[str] = (),
     size: int = PART,
     known: Collection[str] = (),
 ) -> Iterator[Table]:
@@ -102,8 +102,7 @@ def parts(
 
     Each format is recognised by its first bytes; anything else is text. Either may be compressed.
     `reading` and `known` decide what is guessed otherwise: see `dialect.guess`. A line may have at
-    most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT` bytes of memory. The
-    columns of the names or indices `text` stay text.
+    most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT` bytes of memory.
 
     Raises, where it comes to the fault, DataError with the line, and for a Parquet or Arrow file
     that another process has changed meanwhile; OSError where the file can't be opened;
@@ -139,7 +138,7 @@ def parts(
         options = reading.separator, reading.header, known, reading.skip
         guess = lambda head: dialect.guess(head, *options)
         lasting = None if note.startswith("text in UTF-16") else encoding
-        for table in _of_text(path, file, start, guess, text, size):
+        for table in _of_text(path, file, start, guess, size):
             yield table._replace(notes=(*filter(None, [note]), *table.notes), encoding=lasting)
 
 
@@ -212,7 +211,6 @@ def _of_text(
     file: IO[bytes],
     start: bytes,
     guess: Callable[[bytes], Dialect],
-    text: Collection[str],
     size: int,
 ) -> Iterator[Table]:
     """The parts of a text file that begins with these bytes."""
@@ -234,7 +232,7 @@ def _of_text(
         # Polars takes the number of columns from the first line.
         body = re.sub(empty, b"", content, count=1)
         lines += content.count(found.end.encode()) - body.count(found.end.encode())
-        frame, place = _parsed(path, body, found._replace(lines=lines), text)
+        frame, place = _parsed(path, body, found._replace(lines=lines))
         lines += body.count(found.end.encode())
         frame, notes = _without_total(frame) if after is None else (frame, ())
         if len(frame):
@@ -311,7 +309,7 @@ def _pieces(path: Path, file: IO[bytes], start: bytes) -> Iterator[bytes]:
 
 
 def _parsed(
-    path: Path, content: bytes, found: Dialect, text: Collection[str]
+    path: Path, content: bytes, found: Dialect
 ) -> tuple["polars.DataFrame", Callable[[int], str]]:
     """The frame of the lines after the header, and the place of each of its rows."""
     import polars
@@ -320,61 +318,32 @@ def _parsed(
         list(_lines(path, content, found))
         raise DataError(f"{path}: line {found.lines}: binary, not text")
     content, n = _quotes.checked(path, content, found)
-    looked: list[int] = []
-
-    def look() -> list[int]:
-        if not looked:
-            looked.extend(_lines(path, content, found))
-        return looked
-
+    lines: Callable[[], polars.Series] = functools.cache(
+        lambda: polars.Series(_lines(path, content, found), dtype=polars.Int64)
+    )
     try:
-        frame = _csv(content, found, text)
+        frame = polars.read_csv(
+            content,
+            has_header=False,
+            separator=found.separator,
+            eol_char=found.end,
+            schema={str(i): polars.String for i in range(found.width)},
+            raise_if_empty=False,
+        )
     except Exception:
-        look()
+        lines()
         raise
-    if len(frame) and frame[:, -1].null_count():  # a short or a blank line, or just a blank cell
-        rows = look()
-        if 0 in rows and len(rows) == len(frame):
-            n -= len(frame)
-            frame = frame.filter(polars.Series(rows) > 0)
-            looked[:] = [line for line in rows if line]
-            n += len(frame)
     if len(frame) != n:
         raise DataError(f"{path}: {n} rows, of which Polars reads {len(frame)}")
-    if found.trailing and not (last := frame[:, -1].cast(polars.String).fill_null("") == "").all():
-        line = look()[int(last.arg_min() or 0)]
-        width = found.width - 1
+    if frame[:, -1].null_count():  # a short or a blank line, or just a blank cell
+        every = lines()
+        if len(every) == n and (every == 0).any():
+            frame = frame.filter(every > 0)
+            lines = lambda: every.filter(every > 0)
+    if found.trailing and not (last := frame[:, -1].fill_null("") == "").all():
+        line, width = lines()[int(last.arg_min() or 0)], found.width - 1
         raise DataError(f"{path}: line {line}: expected {width} columns, got {width + 1}")
-    return frame, lambda row: f"line {look()[row]}"
-
-
-def _csv(content: bytes, found: Dialect, text: Collection[str]) -> "polars.DataFrame":
-    """What Polars reads: numbers in the columns where the sample has only numbers, else text."""
-    import polars
-
-    columns = found.columns()
-    blanks = sorted({cell for cells in columns for cell in cells}.intersection(BLANKS))
-    names = {_index(name, found) for name in text}
-    numbers = {i for i, cells in enumerate(columns) if i not in names and dialect.are_plain(cells)}
-    codes = dialect.CODE.search(b"\n" + content[:20]) or dialect.CODE.search(content)
-    for floats in (set(),) if codes else (numbers, set()):
-        try:
-            return polars.read_csv(
-                content,
-                has_header=False,
-                separator=found.separator,
-                eol_char=found.end,
-                null_values=blanks if floats else None,
-                schema={
-                    str(i): polars.Float64 if i in floats else polars.String
-                    for i in range(found.width)
-                },
-                raise_if_empty=False,
-            )
-        except polars.exceptions.ComputeError:  # not all numbers further on
-            if not floats:
-                raise
-    raise AssertionError("unreachable")
+    return frame, lambda row: f"line {lines()[row]}"
 
 
 def _lines(path: Path, content: bytes, found: Dialect) -> Iterator[int]:
@@ -395,14 +364,6 @@ def _lines(path: Path, content: bytes, found: Dialect) -> Iterator[int]:
         except csv.Error as error:
             line = found.lines + reader.line_num
             raise DataError(f"{path}: line {line}: {error}") from error
-
-
-def _index(text: str, found: Dialect) -> int:
-    """The index of the column called, or numbered, `text`; -1 if there is none."""
-    if text in found.names:
-        return found.names.index(text)
-    digits = text.lstrip("-").isdecimal()
-    return int(text) % found.width if digits and -found.width <= int(text) < found.width else -1
 
 
 def _too_long(path: Path, line: int) -> DataError:

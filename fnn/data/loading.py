@@ -293,9 +293,7 @@ def _unknown(source: str | Path) -> DataError:
 def _of_table(source: Source, wanted: _Wanted) -> Dataset:
     """The examples of a table."""
     reading, like = wanted.reading, wanted.like
-    target = "-1" if wanted.target is None else str(wanted.target)
-    texts = [target, wanted.target_name or target, *_texts(like)]
-    (table,) = _tables(source, reading, texts, like)
+    (table,) = _tables(source, reading, like)
     if table.frame.width < 2:
         what = "expected at least one feature and the target, got one column"
         raise DataError(f"{table.name}: {what}")
@@ -350,7 +348,7 @@ def _table_inputs(
     """The columns of a table that an encoding uses, or that have the names of features."""
     wanted = tuple(feature.name for feature in encoding.used) or features
     like: list[Column | None] = []
-    for table in _tables(source, reading, _texts(encoding), encoding, wanted, size):
+    for table in _tables(source, reading, encoding, wanted, size):
         places = _places(table, wanted, len(encoding.features) or encoding.d_in)
         like = like or _like(table, places, encoding)
         x, found, _ = _parsed(table, places, reading, like)
@@ -403,14 +401,6 @@ def _decided(like: Column | None, found: Column) -> Column | None:
     return found if found.kind == like.kind and not like.form else like
 
 
-def _texts(encoding: Encoding | None) -> list[str]:
-    """The names, or the indices, of the columns that are to be read as the text that they are."""
-    texts = [f.name for f in encoding.used if f.kind == CATEGORY or f.form] if encoding else []
-    if encoding and not all(texts):  # by their places, which a target among them moves
-        return [str(i) for i in range(len(encoding.features) + 1)]
-    return texts
-
-
 def _like(table: Table, places: Sequence[int], encoding: Encoding | None) -> list[Column | None]:
     """What the columns at these places were when the encoding was fitted; None for those that it
     does not use."""
@@ -425,7 +415,6 @@ def _like(table: Table, places: Sequence[int], encoding: Encoding | None) -> lis
 def _tables(
     source: Source,
     reading: Reading,
-    texts: Collection[str],
     like: Encoding | None = None,
     only: Collection[str] = (),
     size: int | None = None,
@@ -437,7 +426,6 @@ def _tables(
     for table in tables.parts(
         source,
         reading=reading if names is None or any(names) else reading._replace(header=False),
-        text={*texts, *reading.columns()},
         size=size or readers.LIMIT + 1,
         known=tuple(filter(None, names or ())),
     ):
