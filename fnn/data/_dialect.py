@@ -10,11 +10,6 @@ from typing import NamedTuple
 from fnn.data.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
-BLANKS = [
-    "", "NA", "N/A", "n/a", "na", "#N/A", "NaN", "nan", "NAN", "NULL", "null", "None",
-    "?", "-", ".",
-]  # fmt: skip
-"""What people write where there is no value."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|infinity|nan)", re.I | re.A)
 UNIT = re.compile(
     r"(?!(?i:n\W?[adv]\.?|nan|null?|unknown|missing|none|tbd|inf|yes|no|true|false)$)"

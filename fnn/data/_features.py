@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from fnn.data._columns import is_form
+from fnn.data._forms import is_form
 from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column, matched
 
 MOST = 50

@@ -6,13 +6,12 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import polars
 
 from fnn import extras
 from fnn.data.errors import DataError
-
-if TYPE_CHECKING:
-    import polars
 
 WIDE = re.compile(rb"(\xff\xfe|\xfe\xff)|((?:[\t\n\r -~]\0){8})|((?:\0[\t\n\r -~]){8})")
 """Text in UTF-16: with its mark, or without by the order of its bytes."""
@@ -39,9 +38,7 @@ def _workbook(path: Path, content: bytes, table: str | None) -> bytes:
     return frame.write_csv(include_header=False).encode()
 
 
-def _database(path: Path, content: bytes, table: str | None) -> "polars.DataFrame":
-    import polars
-
+def _database(path: Path, content: bytes, table: str | None) -> polars.DataFrame:
     with sqlite3.connect(":memory:") as connection:
         connection.deserialize(content)
         known = "select name from sqlite_master where type in ('table', 'view')"
@@ -51,10 +48,8 @@ def _database(path: Path, content: bytes, table: str | None) -> "polars.DataFram
         return polars.read_database(query, connection, infer_schema_length=None)
 
 
-def _json(path: Path, content: bytes, table: str | None) -> "polars.DataFrame":
+def _json(path: Path, content: bytes, table: str | None) -> polars.DataFrame:
     """One object per line, a list of objects, or an object of columns."""
-    import polars
-
     several = re.sub(r"\}\s*\n\s*\{", "}, {", content.decode("utf-8-sig"))
     first, *others = json.loads(f"[{several}]")
     return polars.DataFrame([first, *others] if others else first, infer_schema_length=None)

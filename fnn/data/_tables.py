@@ -12,25 +12,20 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+import polars
 
-from fnn import extras
 from fnn.data import _dialect as dialect, _formats, _kinds, _quotes, _readers as readers
 from fnn.data._dialect import Dialect
 from fnn.data._reading import GUESS, Reading
 from fnn.data.errors import DataError, explained
 
-if TYPE_CHECKING:
-    import polars
-
 LINE_LIMIT = 1 << 24
 """The most characters of one line."""
 PIECE = 1 << 22
 """Bytes that are read at a time."""
-PART = 1 << 24
-"""Bytes of a part of a table, about: of its text, or of its numbers."""
 TOTAL = r"(?i)((grand|sub)[ -]?)?totals?:?|sum:?|summe:?|gesamt(summe)?:?|somme:?|totaal:?"
 """The first text of a row that sums up those above it."""
 
@@ -46,13 +41,13 @@ class Table(NamedTuple):
 
     name: str
     names: tuple[str, ...]
-    frame: "polars.DataFrame"
+    frame: polars.DataFrame
     place: Callable[[int], str]
     notes: tuple[str, ...]
     separator: str = ","
     encoding: str | None = None
 
-    def only(self, rows: "polars.Series") -> "Table":
+    def only(self, rows: polars.Series) -> "Table":
         """The table of these rows, given as booleans."""
         kept = rows.arg_true()
         return self._replace(frame=self.frame.filter(rows), place=lambda i: self.place(kept[i]))
@@ -80,19 +75,11 @@ class Table(NamedTuple):
         return self.names[column] if self.names else self.frame.columns[column]
 
 
-def is_frame(source: object) -> bool:
-    """Whether this is a data frame: Polars', pandas', another that Arrow can read, a dict of
-    columns or a record array of NumPy."""
-    if isinstance(source, dict | np.ndarray):
-        return bool(source if isinstance(source, dict) else source.dtype.names)
-    return any(hasattr(source, name) for name in ("__arrow_c_stream__", "collect_schema"))
-
-
 def parts(
     source: Any,
     *,
     reading: Reading = GUESS,
-    size: int = PART,
+    size: int,
     known: Collection[str] = (),
 ) -> Iterator[Table]:
     """The table of a file, or of a data frame, in parts of consecutive rows, each of about `size`
@@ -108,9 +95,7 @@ def parts(
     that another process has changed meanwhile; OSError where the file can't be opened;
     ModuleNotFoundError where Polars, or the package for a format, is not installed.
     """
-    with extras.needs("data"):
-        pass
-    if is_frame(source):
+    if not isinstance(source, str | Path):
         yield _of_frame("the table", _frame(source))
         return
     path = Path(source)
@@ -142,7 +127,7 @@ def parts(
             yield table._replace(notes=(*filter(None, [note]), *table.notes), encoding=lasting)
 
 
-def _of_frame(name: str, frame: "polars.DataFrame", before: int = 0) -> Table:
+def _of_frame(name: str, frame: polars.DataFrame, before: int = 0) -> Table:
     """The table of a frame that `before` rows come before."""
     names = tuple(frame.columns)
     if not names or not len(frame):
@@ -151,10 +136,8 @@ def _of_frame(name: str, frame: "polars.DataFrame", before: int = 0) -> Table:
     return Table(name, names, frame, lambda row: f"row {before + row + 1}", ())
 
 
-def _frame(source: Any) -> "polars.DataFrame":
+def _frame(source: Any) -> polars.DataFrame:
     """Any data frame as Polars'."""
-    import polars
-
     try:
         if isinstance(source, polars.LazyFrame):
             return source.collect()
@@ -171,8 +154,6 @@ def _frame(source: Any) -> "polars.DataFrame":
 
 def _stored(path: Path, file: IO[bytes], start: bytes, size: int) -> Iterator[Table]:
     """The parts of a Parquet or Arrow file, whose number of rows is read before its content."""
-    import polars
-
     plain = path.is_file() and isinstance(file, io.BufferedReader)
     before = _version(path)
     content: Any = path if plain else b"".join(_pieces(path, file, start))
@@ -193,8 +174,6 @@ def _stored(path: Path, file: IO[bytes], start: bytes, size: int) -> Iterator[Ta
 @contextmanager
 def _without_panic(path: Path) -> Iterator[None]:
     """A panic of Polars' Rust code, which is no Exception, becomes a DataError."""
-    import polars
-
     try:
         yield
     except polars.exceptions.PanicException as error:
@@ -243,10 +222,8 @@ def _of_text(
         raise DataError(f"{path}: a header, but no examples")
 
 
-def _without_total(frame: "polars.DataFrame") -> tuple["polars.DataFrame", tuple[str, ...]]:
+def _without_total(frame: polars.DataFrame) -> tuple[polars.DataFrame, tuple[str, ...]]:
     """The frame without a last row of totals, and a note of it."""
-    import polars
-
     for cells in frame.get_columns() if len(frame) > 1 else ():
         if cells.dtype == polars.String and (word := cells[-1]):
             if re.fullmatch(TOTAL, word.strip()) and (cells == word).sum() == 1:
@@ -310,10 +287,8 @@ def _pieces(path: Path, file: IO[bytes], start: bytes) -> Iterator[bytes]:
 
 def _parsed(
     path: Path, content: bytes, found: Dialect
-) -> tuple["polars.DataFrame", Callable[[int], str]]:
+) -> tuple[polars.DataFrame, Callable[[int], str]]:
     """The frame of the lines after the header, and the place of each of its rows."""
-    import polars
-
     if b"\0" in content or any("\0" in name for name in found.names):
         list(_lines(path, content, found))
         raise DataError(f"{path}: line {found.lines}: binary, not text")

@@ -1,9 +1,11 @@
 """The column of a table that is learned: classes, or values to predict."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars
+from polars import Series
 
 from fnn.data import _columns as columns
 from fnn.data._columns import FEW
@@ -11,9 +13,6 @@ from fnn.data._numbers import as_numbers
 from fnn.data._tables import Table
 from fnn.data.dataset import NUMBER, TASKS
 from fnn.data.errors import DataError, nearest
-
-if TYPE_CHECKING:
-    from polars import Series
 
 WHOLE = r"^[+-]?\d+$"
 
@@ -46,14 +45,12 @@ def index(table: Table, target: str | int | None, target_name: str | None = None
     return at % width
 
 
-def text(table: Table, at: int, wanted: str | None = None) -> "Series":
+def text(table: Table, at: int, wanted: str | None = None) -> Series:
     """The cells of the column at an index as text, null where there is none.
 
     Beside numbers, what people write for nothing is null, and where numbers are wanted all else.
     Raises DataError for cells that are lists or other structures.
     """
-    import polars
-
     cells = table.frame.to_series(at)
     if cells.dtype == polars.Boolean:
         cells = cells.cast(polars.Int8).replace_strict([0, 1], ["False", "True"])
@@ -80,8 +77,6 @@ def targets(
     otherwise values. Numbers that are equal are one class, however they are written, but codes such
     as 0870 are text. The note says what was guessed.
     """
-    import polars
-
     cells = text(table, at, wanted)
     task = task or (wanted and TASKS[wanted == NUMBER])
     numbers, form = as_numbers(cells, table.separator)
@@ -104,7 +99,7 @@ def targets(
     return *_labelled(table, at, task, cells, pairs["text"].to_list(), exact), note
 
 
-def _check_text(table: Table, at: int, task: str | None, cells: "Series", strays: "Series") -> None:
+def _check_text(table: Table, at: int, task: str | None, cells: Series, strays: Series) -> None:
     """Raise DataError where cells that are no numbers can't be classes."""
     if task == "regression" or (task is None and not strays.all()):
         row = int(strays.arg_max() or 0)
@@ -117,13 +112,11 @@ def _labelled(
     table: Table,
     at: int,
     task: str | None,
-    cells: "Series",
+    cells: Series,
     words: list[str],
     values: Sequence[Any] = (),
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels and classes in ascending order of the values that the words stand for."""
-    import polars
-
     values = values or words
     ascending = sorted(set(values))
     if task is None and len(ascending) > max(FEW, len(cells) / 2):
@@ -141,9 +134,7 @@ def _exact(word: str, number: float) -> int | float:
     return int(number) if number == int(number) else number
 
 
-def _check_apart(
-    table: Table, at: int, cells: "Series", numbers: "Series", whole: "Series"
-) -> None:
+def _check_apart(table: Table, at: int, cells: Series, numbers: Series, whole: Series) -> None:
     """Raise DataError where two whole numbers are one float64."""
     large = whole & (numbers.abs() >= 2.0**53)
     first: dict[float, int] = {}

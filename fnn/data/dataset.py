@@ -1,7 +1,7 @@
 """Examples with their targets, as arrays of one fixed form."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,6 +61,19 @@ class Dataset(NamedTuple):
     groups: np.ndarray | None = None
     times: np.ndarray | None = None
     encoding: str | None = None
+
+
+class Part(NamedTuple):
+    """Consecutive rows of a source without targets: x (n, d_in) as `Encoding.apply` takes it, the
+    cells (n,) of the columns that name the rows, and notes of what is left out.
+
+    >>> Part(np.ones((2, 1)), {}, ()).x.shape
+    (2, 1)
+    """
+
+    x: np.ndarray
+    ids: dict[str, Any]
+    left_out: tuple[str, ...]
 
 
 def relabelled(data: Dataset, classes: tuple[str, ...]) -> Dataset:
