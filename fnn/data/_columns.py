@@ -1,5 +1,7 @@
 """What the cells of a column are: numbers, categories, dates or times of day."""
 
+import re
+
 import numpy as np
 import polars
 from polars import Series
@@ -60,11 +62,11 @@ def parse_column(
     kind = cells.dtype
     if kind == polars.Boolean and wanted is None:
         column = like if like and like.kind == NUMBER else Column(CATEGORY, ("False", "True"))
-        return column, _floats(cells.cast(polars.Float64)), ""
+        return column, cells.cast(polars.Float64).to_numpy(), ""
     if not _is_text(cells, like, wanted):
         if kind.is_temporal() and kind != polars.Duration:
-            time = kind == polars.Time
-            return Column(TIME if time else DATE), (_fraction if time else _days)(cells), ""
+            column = Column(TIME if kind == polars.Time else DATE)
+            return column, _in_days(cells, column.kind), ""
         days = cells.dt.total_microseconds() / DAY if kind == polars.Duration else cells
         return Column(NUMBER), _finite(table, at, days.cast(polars.Float64)), ""
     if kind.is_nested() or kind in (polars.Binary, polars.Object):
@@ -191,35 +193,29 @@ def _dated(
     there = text.count()
     head = text.drop_nulls().head(20)
     likely = [f for f in forms if 2 * _in_form(head, kind, f).count() >= len(head)]
-    best: tuple[int, str] | None = None
-    for form in likely:
-        read = _in_form(text, kind, form).count()
-        if best is None or read > best[0]:
-            best = read, form
-        if read == there:
-            break
-    if best is None or there - best[0] > there // 2:
+    read = {form: _in_form(text, kind, form).count() for form in likely}
+    best = max(likely, key=read.__getitem__, default="")
+    if not best or there - read[best] > there // 2:
         return None
-    found = _in_forms(text, kind, best[1])
+    found = _in_forms(text, kind, best)
     wrong = there - found.count()
     if wrong and not wanted:
         raise _stray(table, at, text, found, kind)
-    cells = _days(found) if kind == DATE else _fraction(found)
-    return Column(kind, (), best[1]), cells, _note(best[1], best[0] < there - wrong)
+    note = _note(best, read[best] < there - wrong)
+    return Column(kind, (), best), _in_days(found, kind), note
 
 
 def _note(form: str, mixed: bool) -> str:
     """What was guessed of dates, in words, or ""."""
-    day = form[:8]
     names = {"%m": "month", "%d": "day", "%Y": "year", "%y": "year", "%b": "month"}
-    order = "/".join(names.get(form[i : i + 2], "") for i in range(0, 8, 3))
-    said = []
-    if day in ("%m/%d/%Y", "%d/%m/%Y") or "%y" in form:
-        said.append(f"dates as {order}")
-    if form in DATES[-3:]:
-        said.append("dates as " + "".join(names[form[i : i + 2]] for i in range(0, 6, 2)))
-    said += ["two-digit years from 1970 to 2069"] if "%y" in form else []
-    return ", ".join([*said, "dates in several forms"] if mixed else said)
+    gap = "" if form in DATES[-3:] else "/"
+    order = gap.join(names[mark] for mark in re.findall("%[mdYyb]", form))
+    notes = {
+        f"dates as {order}": not gap or "%y" in form or form[:8] in ("%m/%d/%Y", "%d/%m/%Y"),
+        "two-digit years from 1970 to 2069": "%y" in form,
+        "dates in several forms": mixed,
+    }
+    return ", ".join(note for note, said in notes.items() if said)
 
 
 def _in_forms(text: Series, kind: str, form: str) -> Series:
@@ -249,7 +245,7 @@ def _read_like(table: Table, at: int, text: Series, wanted: str | None, like: Co
         column, read, _ = _guessed(table, at, text, wanted)
         if column.kind == like.kind:
             return column, read, ""
-        cells = text.clear(len(text))
+        cells = text.clear(len(text)).cast(polars.Int64)
     elif like.kind == NUMBER:
         cells, _ = _numbers.as_numbers(_as_bits(text), table.separator, like.form)
     else:
@@ -257,15 +253,12 @@ def _read_like(table: Table, at: int, text: Series, wanted: str | None, like: Co
     wrong = cells.is_null() & text.is_not_null()
     if wrong.any() and not wanted:
         row = int(wrong.arg_max() or 0)
-        how = " written with " if like.kind == NUMBER else " written as "
-        how = how + like.form if like.form else ""
+        how = like.form and f" written {'with' if like.kind == NUMBER else 'as'} {like.form}"
         what = f"{text[row]!r} is not a {like.kind}{how}, as in training"
         raise DataError(f"{table.where(at, row)}: {what}")
     if like.kind == NUMBER:
         return like, _finite(table, at, cells), ""
-    if not like.form:
-        return like, np.full(len(text), np.nan), ""
-    return like, _days(cells) if like.kind == DATE else _fraction(cells), ""
+    return like, _in_days(cells, like.kind), ""
 
 
 def _as_bits(text: Series) -> Series:
@@ -281,7 +274,7 @@ def _categories(table: Table, at: int, text: Series) -> Found:
     text, same = one_spelling(text)
     values = tuple(text.drop_nulls().unique().sort())
     codes = text.cast(polars.Enum(values)).to_physical().cast(polars.Float64)
-    return Column(CATEGORY, values), _floats(codes), same and f"{table.called(at)}: {same}"
+    return Column(CATEGORY, values), codes.to_numpy(), same and f"{table.called(at)}: {same}"
 
 
 def one_spelling(text: Series) -> tuple[Series, str]:
@@ -302,16 +295,11 @@ def one_spelling(text: Series) -> tuple[Series, str]:
 
 def _finite(table: Table, at: int, numbers: Series) -> np.ndarray:
     """The numbers, NaN for a blank. Raises DataError for an infinite one."""
-    found = _floats(numbers)
+    found = numbers.to_numpy()
     if (infinite := np.isinf(found)).any():
         row = int(infinite.argmax())
         raise DataError(f"{table.where(at, row)}: expected a finite number, got {found[row]}")
     return found
-
-
-def _floats(cells: Series) -> np.ndarray:
-    """Float64 cells as an array, NaN for a null."""
-    return cells.to_numpy()
 
 
 def _in_form(text: Series, kind: str, form: str) -> Series:
@@ -334,12 +322,7 @@ def _in_form(text: Series, kind: str, form: str) -> Series:
     return (found.cast(polars.Int64) - east * MINUTE).cast(polars.Datetime("us"))
 
 
-def _days(moments: Series) -> np.ndarray:
-    """Days since 1970-01-01."""
-    since = moments.cast(polars.Datetime("us")).cast(polars.Int64)
-    return _floats(since.cast(polars.Float64) / DAY)
-
-
-def _fraction(times: Series) -> np.ndarray:
-    """Fractions of a day."""
-    return _floats(times.cast(polars.Int64).cast(polars.Float64) / (1000 * DAY))
+def _in_days(cells: Series, kind: str) -> np.ndarray:
+    """Points in time as days since 1970-01-01, or times as fractions of a day."""
+    since = cells if kind == TIME else cells.cast(polars.Datetime("us"))
+    return (since.cast(polars.Int64) / (1000 * DAY if kind == TIME else DAY)).to_numpy()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from fnn.data._reading import GUESS, Reading
 from fnn.data.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
@@ -54,13 +55,7 @@ class Dialect(NamedTuple):
         return [i for i, cells in enumerate(lines) if cells and _are_numbers(cells)]
 
 
-def guess(
-    content: bytes,
-    separator: str | None = None,
-    header: bool | None = None,
-    known: Collection[str] = (),
-    skip: int | None = None,
-) -> Dialect:
+def guess(content: bytes, reading: Reading = GUESS, known: Collection[str] = ()) -> Dialect:
     """The dialect of a file that starts with these bytes, text in UTF-8.
 
     The separator is the one of `SEPARATORS` that cuts the first lines into the most columns, the
@@ -69,19 +64,20 @@ def guess(
     the first line's cells come again below it; or if its cells count the columns, 0, 1, 2, as
     pandas names columns without names. A header may lack the first column's name, as R writes
     it. A line that has one of the names `known` is a header. Lines of one cell above a header of
-    three or more are titles, and a row of units may stand below it. separator, header and skip, the
-    number of lines above, are not guessed where they are given. A first line `sep=;`, as Excel
-    writes it, decides the separator.
+    three or more are titles, and a row of units may stand below it. The separator, the header and
+    the number of lines above are not guessed where `reading` gives them. A first line `sep=;`, as
+    Excel writes it, decides the separator.
 
     Raises DataError where there is no line, UnicodeDecodeError for other text than UTF-8.
     """
+    header, skip = reading.header, reading.skip
     mark = 3 if content.startswith(b"\xef\xbb\xbf") else 0
     text = content[mark:].decode()
     lines = list(io.StringIO(text, newline=""))
     above = _remarks(lines) if skip is None else skip
     told = EXCEL.fullmatch("".join(lines[:above]))
-    guessed = separator is None and not told
-    separator = separator or (told[1] if told else _separator(lines[above:]))
+    guessed = reading.separator is None and not told
+    separator = reading.separator or (told[1] if told else _separator(lines[above:]))
     titles = _titles(lines[above:], separator, header) if skip is None else 0
     above += titles
     rows, ends = _rows(lines[above:], separator)

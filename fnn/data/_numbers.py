@@ -3,18 +3,8 @@
 import polars
 from polars import DataFrame, Series, col
 
-from fnn.data._forms import (
-    DECIMAL,
-    GAPS,
-    GROUPED,
-    MARKS,
-    MINUS,
-    PARENTHESES,
-    PLUS,
-    POINTS,
-    POWERS,
-    STYLES,
-)  # fmt: skip
+from fnn.data import _forms as forms
+from fnn.data._forms import DECIMAL, GROUPED, MARKS, PLUS, POINTS, STYLES
 
 COMMAS = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][+-]?\d+)?$"
 THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$"
@@ -50,7 +40,7 @@ def as_numbers(text: Series, separator: str = ",", form: str | None = None) -> t
         known = form.split(", ")
         style = next((style for style in STYLES[1:] if style in known), POINTS)
     numbers = _numbers(bare, style) * parts["factor"]
-    for mark in (PARENTHESES, POWERS, PLUS):
+    for mark in (forms.PARENTHESES, forms.POWERS, PLUS):
         numbers = numbers if mark in known else numbers.set(parts[mark], None)
     numbers = numbers.set(~parts["unit"].fill_null("").is_in([*known, ""]), None)
     return numbers, ", ".join([style] * bool(style) + known) if form is None else form
@@ -74,12 +64,16 @@ def _parts(text: Series) -> DataFrame:
     bare = sign.fill_null("") + col("digits").str.replace_all("[ ']", "")
     unit = "in " + col("before").fill_null(col("after")).str.replace(r"^(.{2,})s$", "$1")
     factor = col("power").replace_strict({"K": 1e3, "k": 1e3, "M": 1e6, "B": 1e9}, default=1.0)
+    marks = {
+        forms.GAPS: col("digits").str.contains("[ ']").fill_null(False),
+        forms.MINUS: text.str.contains("\u2212").fill_null(False),
+        forms.PARENTHESES: open,
+        forms.POWERS: power,
+        PLUS: col("plus").is_not_null(),
+    }
     return frame.select(
-        polars.when(open == close).then(bare).alias("bare"), unit.alias("unit"),
-        factor.alias("factor"), col("digits").str.contains("[ ']").fill_null(False).alias(GAPS),
-        text.str.contains("\u2212").fill_null(False).alias(MINUS), open.alias(PARENTHESES),
-        power.alias(POWERS), col("plus").is_not_null().alias(PLUS),
-    )  # fmt: skip
+        bare=polars.when(open == close).then(bare), unit=unit, factor=factor, **marks
+    )
 
 
 def _numbers(text: Series, style: str) -> Series:

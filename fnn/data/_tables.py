@@ -10,17 +10,16 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import polars
 
-from fnn.data import _dialect as dialect, _formats, _kinds, _quotes, _readers as readers
+from fnn.data import _dialect, _formats, _kinds, _quotes, _readers as readers
 from fnn.data._dialect import Dialect
 from fnn.data._reading import GUESS, Reading
-from fnn.data.errors import DataError, explained
+from fnn.data.errors import DataError, explained, first_line
 
 LINE_LIMIT = 1 << 24
 """The most characters of one line."""
@@ -88,7 +87,7 @@ def parts(
     pipe.
 
     Each format is recognised by its first bytes; anything else is text. Either may be compressed.
-    `reading` and `known` decide what is guessed otherwise: see `dialect.guess`. A line may have at
+    `reading` and `known` decide what is guessed otherwise: see `_dialect.guess`. A line may have at
     most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT` bytes of memory.
 
     Raises, where it comes to the fault, DataError with the line, and for a Parquet or Arrow file
@@ -96,14 +95,18 @@ def parts(
     ModuleNotFoundError where Polars, or the package for a format, is not installed.
     """
     if not isinstance(source, str | Path):
-        yield _of_frame("the table", _frame(source))
+        with explained("the table"):
+            frame = _frame(source)
+        yield _of_frame("the table", frame)
         return
     path = Path(source)
     with readers.opened(path) as file, explained(path):
         start = file.read(PIECE)
         if start.startswith((b"PAR1", b"ARROW1")):
-            with _without_panic(path):
+            try:
                 yield from _stored(path, file, start, size)
+            except polars.exceptions.PanicException as error:  # of Rust code: it is no Exception
+                raise DataError(f"{path}: can't be read, damaged: {first_line(error)}") from None
             return
         if read := _formats.reader(start):
             found = read(path, b"".join(_pieces(path, file, start)), reading.table)
@@ -120,10 +123,8 @@ def parts(
             file = io.BytesIO(content.removeprefix("\ufeff").encode())
             start = file.read(PIECE)
         _kinds.refuse(path, start)
-        options = reading.separator, reading.header, known, reading.skip
-        guess = lambda head: dialect.guess(head, *options)
         lasting = None if note.startswith("text in UTF-16") else encoding
-        for table in _of_text(path, file, start, guess, size):
+        for table in _of_text(path, file, start, reading, known, size):
             yield table._replace(notes=(*filter(None, [note]), *table.notes), encoding=lasting)
 
 
@@ -138,18 +139,14 @@ def _of_frame(name: str, frame: polars.DataFrame, before: int = 0) -> Table:
 
 def _frame(source: Any) -> polars.DataFrame:
     """Any data frame as Polars'."""
+    if isinstance(source, polars.LazyFrame):
+        return source.collect()
+    if isinstance(source, np.ndarray):
+        source = {name: source[name] for name in source.dtype.names}
     try:
-        if isinstance(source, polars.LazyFrame):
-            return source.collect()
-        if isinstance(source, np.ndarray):
-            source = {name: source[name] for name in source.dtype.names}
         return polars.DataFrame(source, strict=False)
     except ImportError:  # pandas without pyarrow
-        columns = {str(name): source[name].tolist() for name in source}
-        return polars.DataFrame(columns, strict=False)
-    except Exception as error:  # whatever the frame's own library raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"the table can't be read: {reason}") from error
+        return polars.DataFrame({str(n): source[n].tolist() for n in source}, strict=False)
 
 
 def _stored(path: Path, file: IO[bytes], start: bytes, size: int) -> Iterator[Table]:
@@ -171,15 +168,6 @@ def _stored(path: Path, file: IO[bytes], start: bytes, size: int) -> Iterator[Ta
         yield _of_frame(str(path), frame, at)
 
 
-@contextmanager
-def _without_panic(path: Path) -> Iterator[None]:
-    """A panic of Polars' Rust code, which is no Exception, becomes a DataError."""
-    try:
-        yield
-    except polars.exceptions.PanicException as error:
-        raise DataError(f"{path}: can't be read, damaged: {str(error).splitlines()[0]}") from None
-
-
 def _version(path: Path) -> tuple[int, ...]:
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
@@ -189,7 +177,8 @@ def _of_text(
     path: Path,
     file: IO[bytes],
     start: bytes,
-    guess: Callable[[bytes], Dialect],
+    reading: Reading,
+    known: Collection[str],
     size: int,
 ) -> Iterator[Table]:
     """The parts of a text file that begins with these bytes."""
@@ -199,7 +188,7 @@ def _of_text(
     if len(whole) > LINE_LIMIT and b"\n" not in start and b"\r" not in start:
         raise _too_long(path, 1)
     try:
-        found = guess(whole)
+        found = _dialect.guess(whole, reading, known)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     _quotes.check_header(path, found)
@@ -252,25 +241,15 @@ def _in_rows(
             raise _too_large(path, lines)
         if len(content) < enough:
             continue
-        if cut := _row_end(content, end):
+        ends, within = _quotes.line_ends(content, found.end)
+        if not within.all():
+            cut = int(ends[~within][-1]) + 1
             yield bytes(content[:cut])
             del content[:cut]
             before, enough = lines, size
         else:
             enough = 2 * len(content)
     yield bytes(content)
-
-
-def _row_end(content: bytearray, end: bytes) -> int:
-    """Where the last row ends that is whole; 0 where none is. A line end in quotes ends no row."""
-    at = content.rfind(end)
-    within = at >= 0 and content.count(b'"', 0, at) % 2
-    while at >= 0 and within:
-        quote = content.rfind(b'"', 0, at)
-        earlier = content.rfind(end, 0, quote)
-        within = (within + content.count(b'"', max(earlier, 0), at)) % 2
-        at = earlier
-    return at + 1
 
 
 def _pieces(path: Path, file: IO[bytes], start: bytes) -> Iterator[bytes]:
