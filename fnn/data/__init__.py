@@ -2,11 +2,7 @@
 
 from fnn.data._dialect import SEPARATORS as SEPARATORS
 from fnn.data._reading import Reading as Reading
-from fnn.data.bundled import (
-    BUNDLED as BUNDLED,
-    CLASSIFICATION as CLASSIFICATION,
-    REGRESSION as REGRESSION,
-)
+from fnn.data.bundled import BUNDLED as BUNDLED
 from fnn.data.dataset import (
     TASKS as TASKS,
     Column as Column,

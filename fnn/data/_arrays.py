@@ -27,7 +27,8 @@ def from_arrays(name: str, x: np.ndarray, y: np.ndarray, task: str | None = None
         return Dataset(name, x, y.reshape(len(y), -1), ())
     if not single:
         raise DataError(f"{name}: expected one label per example, y of shape (n,), got {y.shape}")
-    values, labels = np.unique(_decoded(name, y).reshape(-1), return_inverse=True)
+    y = y.reshape(-1)
+    values, labels = np.unique(_decoded(name, y) if y.dtype.kind == "S" else y, return_inverse=True)
     classes = tuple(str(value.item()) for value in values)
     for label in classes:
         if any("\ud800" <= character <= "\udfff" for character in label):
@@ -104,16 +105,11 @@ def _check_targets(name: str, y: np.ndarray, n: int) -> None:
 
 
 def _decoded(name: str, y: np.ndarray) -> np.ndarray:
-    """Labels in bytes as text; two labels that differ stay different."""
-    if y.dtype.kind != "S":
-        return y
+    """Labels (n,) in bytes as text; two labels that differ stay different."""
     texts = []
-    for index, label in np.ndenumerate(y):
+    for i, label in enumerate(y.tolist()):
         try:
             texts.append(label.decode())
         except UnicodeDecodeError as error:
-            place = ", ".join(map(str, index))
-            raise DataError(
-                f"{name}: y[{place}] is {bytes(label)!r}, expected text in UTF-8"
-            ) from error
-    return np.array(texts).reshape(y.shape)
+            raise DataError(f"{name}: y[{i}] is {label!r}, expected text in UTF-8") from error
+    return np.array(texts)

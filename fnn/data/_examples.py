@@ -15,7 +15,7 @@ from fnn.data import (
 )
 from fnn.data._reading import Reading
 from fnn.data._tables import Table
-from fnn.data.dataset import CATEGORY, NUMBER, Column, Dataset, Part
+from fnn.data.dataset import CATEGORY, NUMBER, Column, Dataset, Part, places
 from fnn.data.encoding import Encoding
 from fnn.data.errors import DataError, nearest
 
@@ -85,9 +85,9 @@ def inputs(
     wanted = tuple(feature.name for feature in encoding.used) or features
     like: list[Column | None] = []
     for table in _tables(source, reading, encoding, wanted, size):
-        places = _places(table, wanted, len(encoding.features) or encoding.d_in)
-        like = like or _like(table, places, encoding)
-        x, found, _ = _parsed(table, places, reading, like)
+        at = _places(table, wanted, len(encoding.features) or encoding.d_in)
+        like = like or _like(table, at, encoding)
+        x, found, _ = _parsed(table, at, reading, like)
         like = [_decided(old, new) for old, new in zip(like, found, strict=True)]
         ids = {name: table.frame[:, i] for name in reading.id for i in _indices(table, [name])}
         lost = tuple(note for note in table.notes if "left out" in note)
@@ -96,18 +96,14 @@ def inputs(
             part = Dataset(table.name, x, np.empty(0), (), names, columns=found)
             x = encoding.aligned(part).x
         else:
-            _check_numbers(table, places, found, x)
+            _check_numbers(table, at, found, x)
         yield Part(x, ids, lost)
 
 
 def _places(table: Table, wanted: tuple[str, ...], every: int) -> list[int]:
     """The columns of the wanted names, or all where the table or the run has no names."""
     if table.names and any(wanted):
-        for name in sorted(set(wanted) - set(table.names)):
-            hint = nearest(name, table.names)
-            raise DataError(f"{table.name}: the column {name!r} is missing; {hint}")
-        where = {name: i for i, name in enumerate(table.names)}
-        return [where[name] for name in wanted]
+        return places(table.name, table.names, wanted, "column")
     if table.frame.width != every:
         got = table.frame.width
         raise DataError(f"{table.name}: expected {every} columns, the features, got {got}")

@@ -54,19 +54,11 @@ class Feature:
     def fitted(
         cls, name: str, column: Column, cells: np.ndarray, n: int, at: int, kept: bool
     ) -> Self:
-        """The feature of column `at`, of whose n cells in the training part `cells` are not blank.
+        """The feature of column `at`, of whose n cells in the training part `cells`, at least one,
+        are not blank.
 
         Where `kept`, the column is used whatever it looks like.
         """
-        if not len(cells):
-            return cls(name, "no values", form=column.form)
-        return cls.of_cells(name, column, cells, n, at, kept)
-
-    @classmethod
-    def of_cells(
-        cls, name: str, column: Column, cells: np.ndarray, n: int, at: int, kept: bool
-    ) -> Self:
-        """`fitted` for a column with values."""
         if not kept and cls.kind == NUMBER and _counts_rows(name, cells, n, at):
             return cls(name, "row numbers", form=column.form)
         cycles = (c for c in cls.known_cycles if np.ptp(_place(cells, c, np)) > 1e-9)
@@ -144,7 +136,7 @@ class Category(Feature):
     kind = CATEGORY
 
     @classmethod
-    def of_cells(
+    def fitted(
         cls, name: str, column: Column, cells: np.ndarray, n: int, at: int, kept: bool
     ) -> Self:
         """As in `Feature`; the most frequent values where there are more than `MOST`."""
@@ -196,6 +188,8 @@ class Category(Feature):
         return found
 
 
+TYPES: dict[str, type] = {"cycles": tuple, "values": tuple, "flag": bool, "rest": bool}
+"""What JSON does not keep apart."""
 KINDS = {kind.kind: kind for kind in (Feature, Date, Time, Category)}
 
 
@@ -215,10 +209,7 @@ def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
         known = {field.name for field in fields(Feature)} | {"kind"}
         if not {"name", "kind"} <= set(entry) <= known:
             raise ValueError(f"a feature with {', '.join(sorted(entry))}")
-        held: dict[str, Any] = {
-            k: tuple(v) if k in ("cycles", "values") else v for k, v in entry.items()
-        }
-        held |= {k: bool(v) for k, v in held.items() if k in ("flag", "rest")}
+        held = {k: TYPES[k](v) if k in TYPES else v for k, v in entry.items()}
         if (kind := held.pop("kind")) not in KINDS:
             raise ValueError(f"unknown kind {kind!r} of {held['name']!r}")
         every.append(KINDS[kind](**held))

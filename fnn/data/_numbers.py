@@ -64,7 +64,7 @@ def _parts(text: Series) -> DataFrame:
     bare = sign.fill_null("") + col("digits").str.replace_all("[ ']", "")
     unit = "in " + col("before").fill_null(col("after")).str.replace(r"^(.{2,})s$", "$1")
     factor = col("power").replace_strict({"K": 1e3, "k": 1e3, "M": 1e6, "B": 1e9}, default=1.0)
-    marks = {
+    marks: dict[str, polars.Expr | Series] = {
         forms.GAPS: col("digits").str.contains("[ ']").fill_null(False),
         forms.MINUS: text.str.contains("\u2212").fill_null(False),
         forms.PARENTHESES: open,

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import polars
 
-from fnn.data import _dialect, _formats, _kinds, _quotes, _readers as readers
+from fnn.data import _dialect, _formats, _quotes, _readers as readers
 from fnn.data._dialect import Dialect
 from fnn.data._reading import GUESS, Reading
 from fnn.data.errors import DataError, explained, first_line
@@ -122,7 +122,7 @@ def parts(
             content = b"".join(_pieces(path, file, start)).decode(encoding)
             file = io.BytesIO(content.removeprefix("\ufeff").encode())
             start = file.read(PIECE)
-        _kinds.refuse(path, start)
+        _formats.refuse(path, start)
         lasting = None if note.startswith("text in UTF-16") else encoding
         for table in _of_text(path, file, start, reading, known, size):
             yield table._replace(notes=(*filter(None, [note]), *table.notes), encoding=lasting)

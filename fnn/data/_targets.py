@@ -92,7 +92,7 @@ def targets(
         raise DataError(f"{table.where(at, row)}: expected a finite number, got {cells[row]}")
     task = task or TASKS[not (few and (numbers % 1 == 0).all())]
     if task == TASKS[1]:
-        _check_apart(table, at, cells, numbers, cells.str.contains(WHOLE))
+        _check_apart(table, at, cells, numbers)
         return numbers.to_numpy()[:, None].copy(), (), note
     pairs = polars.DataFrame({"text": cells, "number": numbers}).unique("text")
     exact = [_exact(word, number) for word, number in pairs.rows()]
@@ -134,14 +134,12 @@ def _exact(word: str, number: float) -> int | float:
     return int(number) if number == int(number) else number
 
 
-def _check_apart(table: Table, at: int, cells: Series, numbers: Series, whole: Series) -> None:
+def _check_apart(table: Table, at: int, cells: Series, numbers: Series) -> None:
     """Raise DataError where two whole numbers are one float64."""
-    large = whole & (numbers.abs() >= 2.0**53)
-    first: dict[float, int] = {}
-    for row in large.arg_true() if large.any() else ():
-        value = int(cells[row])
-        if first.setdefault(numbers[row], value) != value:
-            same = f"{first[numbers[row]]} and {cells[row]}"
-            raise DataError(
-                f"{table.where(at, row)}: {same} are two whole numbers, but one float64"
-            )
+    large = cells.str.contains(WHOLE) & (numbers.abs() >= 2.0**53)
+    first: dict[float, str] = {}
+    for row in large.arg_true():
+        one = first.setdefault(numbers[row], cells[row])
+        if int(one) != int(cells[row]):
+            what = f"{one} and {cells[row]} are two whole numbers, but one float64"
+            raise DataError(f"{table.where(at, row)}: {what}")

@@ -124,9 +124,16 @@ def reordered(data: Dataset, features: tuple[str, ...]) -> Dataset:
     """
     if not features or not data.features or data.features == features:
         return data
-    for name in features:
-        if name not in data.features:
-            hint = nearest(name, data.features)
-            raise DataError(f"{data.name}: the feature {name!r} is missing; {hint}")
-    columns = [data.features.index(name) for name in features]
+    columns = places(data.name, data.features, features)
     return data._replace(x=data.x[:, columns], features=features)
+
+
+def places(
+    source: str, known: Sequence[str], wanted: Sequence[str], what: str = "feature"
+) -> list[int]:
+    """The index in `known` of each name that is wanted. Raises DataError for a missing one."""
+    where = {name: i for i, name in enumerate(known)}
+    for name in wanted:
+        if name not in where:
+            raise DataError(f"{source}: the {what} {name!r} is missing; {nearest(name, known)}")
+    return [where[name] for name in wanted]

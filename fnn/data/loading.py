@@ -237,8 +237,8 @@ def _is_frame(source: object) -> bool:
 
 def _examples(source: Source) -> ModuleType:
     """The module that reads tables, of which this is one. It needs Polars."""
-    if not _is_frame(source) and not _path(source).exists():
-        raise _unknown(source)
+    if not _is_frame(source):
+        _existing(source)
     with extras.needs("data"):
         from fnn.data import _examples
     return _examples
@@ -255,9 +255,7 @@ def _of_arrays(source: Source, task: str | None) -> Dataset:
         if task not in (None, TASKS[not data.classes]):
             raise DataError(f"{source}: its task is {TASKS[not data.classes]}, not {task}")
         return data
-    if not path.exists():
-        raise _unknown(source)
-    if path.is_dir():
+    if _existing(source).is_dir():
         return arrays.idx_folder(path, task)
     if path.suffix == ".npz":
         x, y = readers.read_npz(path, "x", "y")
@@ -273,6 +271,9 @@ def _path(source: str | Path) -> Path:
     return Path(source)
 
 
-def _unknown(source: str | Path) -> DataError:
-    hint = nearest(str(source), BUNDLED)
-    return DataError(f"{source}: no such file, and no bundled set of that name; {hint}")
+def _existing(source: str | Path) -> Path:
+    """The path of a file or a folder that is there."""
+    if not (path := _path(source)).exists():
+        what = "no such file, and no bundled set of that name"
+        raise DataError(f"{source}: {what}; {nearest(str(source), BUNDLED)}")
+    return path
