@@ -78,7 +78,7 @@ class Feature:
     @property
     def binary(self) -> list[bool]:
         """Whether each input is 0 or 1, or a wave, and is not standardised."""
-        return [i > 0 for i in range(self.width)]
+        return [self.kind == CATEGORY or i > 0 for i in range(self.width)]
 
     def describe(self) -> str:
         """What becomes of the column, in words."""
@@ -159,11 +159,6 @@ class Category(Feature):
     def width(self) -> int:
         """The number of inputs."""
         return 0 if self.left_out else len(self.values) + self.rest + self.flag
-
-    @property
-    def binary(self) -> list[bool]:
-        """All inputs are 0 or 1."""
-        return [True] * self.width
 
     def _use(self) -> str:
         shown = f"one-hot: {len(self.values)} value{'s' * (len(self.values) != 1)}"

@@ -75,11 +75,7 @@ class Table(NamedTuple):
 
 
 def parts(
-    source: Any,
-    *,
-    reading: Reading = GUESS,
-    size: int,
-    known: Collection[str] = (),
+    source: Any, *, reading: Reading = GUESS, size: int, known: Collection[str] = ()
 ) -> Iterator[Table]:
     """The table of a file, or of a data frame, in parts of consecutive rows, each of about `size`
     bytes of text, or of numbers. Only a part is in memory; all of a file in another format or
@@ -109,17 +105,17 @@ def parts(
                 raise DataError(f"{path}: can't be read, damaged: {first_line(error)}") from None
             return
         if read := _formats.reader(start):
-            found = read(path, b"".join(_pieces(path, file, start)), reading.table)
+            found = read(path, _whole(path, file, start), reading.table)
             if not isinstance(found, bytes):
                 yield _of_frame(str(path), found)
                 return
             file = io.BytesIO(found)
             start, reading = file.read(PIECE), reading._replace(separator=",")
         if reading.encoding:  # holds where the text is not UTF-8, maybe only at its end
-            start = b"".join(_pieces(path, file, start))
+            start = _whole(path, file, start)
         encoding, note = _formats.encoding(start, reading.encoding)
         if encoding:
-            content = b"".join(_pieces(path, file, start)).decode(encoding)
+            content = _whole(path, file, start).decode(encoding)
             file = io.BytesIO(content.removeprefix("\ufeff").encode())
             start = file.read(PIECE)
         _formats.refuse(path, start)
@@ -153,7 +149,7 @@ def _stored(path: Path, file: IO[bytes], start: bytes, size: int) -> Iterator[Ta
     """The parts of a Parquet or Arrow file, whose number of rows is read before its content."""
     plain = path.is_file() and isinstance(file, io.BufferedReader)
     before = _version(path)
-    content: Any = path if plain else b"".join(_pieces(path, file, start))
+    content: Any = path if plain else _whole(path, file, start)
     lazy = (polars.scan_parquet if start.startswith(b"PAR1") else polars.scan_ipc)(content)
     rows, width = lazy.select(polars.len()).collect().item(), len(lazy.collect_schema())
     many = max(1, size // (8 * max(1, width)))
@@ -174,19 +170,14 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def _of_text(
-    path: Path,
-    file: IO[bytes],
-    start: bytes,
-    reading: Reading,
-    known: Collection[str],
-    size: int,
+    path: Path, file: IO[bytes], start: bytes, reading: Reading, known: Collection[str], size: int
 ) -> Iterator[Table]:
     """The parts of a text file that begins with these bytes."""
     while b"\n" not in start and len(start) <= LINE_LIMIT and (piece := file.read(PIECE)):
         start += piece
     whole = start[: start.rfind(b"\n") + 1 or None]
     if len(whole) > LINE_LIMIT and b"\n" not in start and b"\r" not in start:
-        raise _too_long(path, 1)
+        raise DataError(f"{path}: line 1: longer than {LINE_LIMIT} characters")
     try:
         found = _dialect.guess(whole, reading, known)
     except DataError as error:
@@ -233,12 +224,12 @@ def _in_rows(
     for piece in itertools.chain(pieces, iter(lambda: file.read(step), b"")):
         first, last = piece.find(end), piece.rfind(end)
         if since + (first if first >= 0 else len(piece)) > LINE_LIMIT:
-            raise _too_long(path, lines + 1)
+            raise DataError(f"{path}: line {lines + 1}: longer than {LINE_LIMIT} characters")
         since = len(piece) - last - 1 if first >= 0 else since + len(piece)
         lines += piece.count(end)
         content += piece
         if len(content) + 24 * found.width * (lines - before) > readers.LIMIT:
-            raise _too_large(path, lines)
+            raise _too_large(f"{path}: line {lines}")
         if len(content) < enough:
             continue
         ends, within = _quotes.line_ends(content, found.end)
@@ -252,16 +243,14 @@ def _in_rows(
     yield bytes(content)
 
 
-def _pieces(path: Path, file: IO[bytes], start: bytes) -> Iterator[bytes]:
-    """The bytes of a file of which `start` is read already; at most `readers.LIMIT`."""
-    size = 0
-    piece = start
-    while piece:
-        size += len(piece)
-        if size > readers.LIMIT:
+def _whole(path: Path, file: IO[bytes], start: bytes) -> bytes:
+    """The content of a file of which `start` is read already; at most `readers.LIMIT` bytes."""
+    content = bytearray(start)
+    for piece in iter(lambda: file.read(PIECE), b""):
+        content += piece
+        if len(content) > readers.LIMIT:
             raise _too_large(path)
-        yield piece
-        piece = file.read(PIECE)
+    return bytes(content)
 
 
 def _parsed(
@@ -320,12 +309,5 @@ def _lines(path: Path, content: bytes, found: Dialect) -> Iterator[int]:
             raise DataError(f"{path}: line {line}: {error}") from error
 
 
-def _too_long(path: Path, line: int) -> DataError:
-    return DataError(f"{path}: line {line}: longer than {LINE_LIMIT} characters")
-
-
-def _too_large(path: Path, line: int | None = None) -> DataError:
-    where = "" if line is None else f" line {line}:"
-    return DataError(
-        f"{path}:{where} the table is too large: at most {readers.LIMIT} bytes are read"
-    )
+def _too_large(where: Path | str) -> DataError:
+    return DataError(f"{where}: the table is too large: at most {readers.LIMIT} bytes are read")

@@ -85,7 +85,8 @@ def targets(
     if codes or numbers.is_null().any():
         _check_text(table, at, TASKS[0] if codes else task, cells, numbers.is_null())
         cells, note = columns.one_spelling(cells)
-        return *_labelled(table, at, task, cells, cells.unique().to_list()), note
+        words = {word: word for word in cells.unique()}
+        return *_labelled(table, at, task, cells, words), note
     note = f"{table.called(at)}: numbers, {form}" if form else ""
     if (infinite := ~numbers.is_finite()).any():
         row = int(infinite.arg_max() or 0)
@@ -95,8 +96,8 @@ def targets(
         _check_apart(table, at, cells, numbers)
         return numbers.to_numpy()[:, None].copy(), (), note
     pairs = polars.DataFrame({"text": cells, "number": numbers}).unique("text")
-    exact = [_exact(word, number) for word, number in pairs.rows()]
-    return *_labelled(table, at, task, cells, pairs["text"].to_list(), exact), note
+    exact = {word: _exact(word, number) for word, number in pairs.rows()}
+    return *_labelled(table, at, task, cells, exact), note
 
 
 def _check_text(table: Table, at: int, task: str | None, cells: Series, strays: Series) -> None:
@@ -109,22 +110,17 @@ def _check_text(table: Table, at: int, task: str | None, cells: Series, strays: 
 
 
 def _labelled(
-    table: Table,
-    at: int,
-    task: str | None,
-    cells: Series,
-    words: list[str],
-    values: Sequence[Any] = (),
+    table: Table, at: int, task: str | None, cells: Series, values: dict[str, Any]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels and classes in ascending order of the values that the words stand for."""
-    values = values or words
-    ascending = sorted(set(values))
+    ascending = sorted(set(values.values()))
     if task is None and len(ascending) > max(FEW, len(cells) / 2):
         what = f"{len(ascending)} classes in {len(cells)} examples"
         raise DataError(f"{table.where(at)}: {what}; {target_hint(table.names)}")
     place = {value: i for i, value in enumerate(ascending)}
-    labels = cells.replace_strict(words, [place[v] for v in values], return_dtype=polars.Int32)
-    return labels.to_numpy().copy(), tuple(map(str, ascending))
+    labels = {word: place[value] for word, value in values.items()}
+    y = cells.replace_strict(labels, return_dtype=polars.Int32)
+    return y.to_numpy().copy(), tuple(map(str, ascending))
 
 
 def _exact(word: str, number: float) -> int | float:
