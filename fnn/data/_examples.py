@@ -96,7 +96,10 @@ def inputs(
             part = Dataset(table.name, x, np.empty(0), (), names, columns=found)
             x = encoding.aligned(part).x
         else:
-            _check_numbers(table, at, found, x)
+            for column, place in zip(found, at, strict=True):
+                if column.kind != NUMBER:
+                    raise DataError(f"{table.where(place)}: expected numbers, got a {column.kind}")
+            _refuse_blanks(table, at, x)
         yield Part(x, ids, lost)
 
 
@@ -110,17 +113,8 @@ def _places(table: Table, wanted: tuple[str, ...], every: int) -> list[int]:
     return list(range(every))
 
 
-def _check_numbers(
-    table: Table, places: list[int], found: tuple[Column, ...], x: np.ndarray
-) -> None:
-    """Raise DataError for what a network that was trained on arrays can't take."""
-    for column, place in zip(found, places, strict=True):
-        if column.kind != NUMBER:
-            raise DataError(f"{table.where(place)}: expected numbers, got a {column.kind}")
-    _refuse_blanks(table, places, x, "")
-
-
-def _refuse_blanks(table: Table, places: Sequence[int], x: np.ndarray, hint: str) -> None:
+def _refuse_blanks(table: Table, places: Sequence[int], x: np.ndarray, hint: str = "") -> None:
+    """Raise DataError for the first cell of x that has no value."""
     if (blank := np.isnan(x)).any():
         row, i = np.argwhere(blank)[0]
         raise DataError(f"{table.where(places[i], int(row))}: no value{hint}")

@@ -22,9 +22,7 @@ MAC = re.compile(
 IMAGE = "an image, not a table; give images as a folder of IDX files or as x.npy and y.npy"
 OTHERS = {
     rb"PK\x03\x04|PK\x05\x06": "a zip archive of several files; unpack it and give the table in it",
-    rb"version https://git-lfs\.github\.com/spec/": (
-        "a Git LFS pointer in place of the file itself; `git lfs pull` fetches it"
-    ),
+    rb"version https://git-lfs": "a Git LFS pointer, not the file; `git lfs pull` fetches it",
     rb"(?i:\s*<(!doctype\s+html|html|head|body|\?xml|!--))": (
         "a web page or XML, not a table; download the file itself (on GitHub, by Raw)"
     ),

@@ -185,15 +185,14 @@ def _of_text(
     _quotes.check_header(path, found)
     lines, none = found.lines, True
     empty = rb"\A( *\r?\n)*" if found.end == "\n" else rb"\A( *\r)*"
-    parts = itertools.chain(_in_rows(path, file, start[found.skip :], found, size), [None])
+    parts = itertools.chain(_in_rows(path, file, start[found.skip :], found, size), [b""])
     for content, after in itertools.pairwise(parts):
-        assert content is not None
         # Polars takes the number of columns from the first line.
         body = re.sub(empty, b"", content, count=1)
         lines += content.count(found.end.encode()) - body.count(found.end.encode())
         frame, place = _parsed(path, body, found._replace(lines=lines))
         lines += body.count(found.end.encode())
-        frame, notes = _without_total(frame) if after is None else (frame, ())
+        frame, notes = _without_total(frame) if not after else (frame, ())
         if len(frame):
             none = False
             notes = (*found.notes, *notes)
