@@ -2,15 +2,12 @@
 
 from fnn.data._dialect import SEPARATORS as SEPARATORS
 from fnn.data._reading import Reading as Reading
-from fnn.data.bundled import (
-    BUNDLED as BUNDLED,
-    CLASSIFICATION as CLASSIFICATION,
-    REGRESSION as REGRESSION,
-)
+from fnn.data.bundled import BUNDLED as BUNDLED
 from fnn.data.dataset import (
     TASKS as TASKS,
     Column as Column,
     Dataset as Dataset,
+    Part as Part,
     relabelled as relabelled,
     reordered as reordered,
 )
@@ -18,7 +15,6 @@ from fnn.data.encoding import Encoding as Encoding
 from fnn.data.errors import DataError as DataError, nearest as nearest
 from fnn.data.loading import (
     MISSING as MISSING,
-    Part as Part,
     Source as Source,
     inputs as inputs,
     is_mapped as is_mapped,

@@ -27,7 +27,8 @@ def from_arrays(name: str, x: np.ndarray, y: np.ndarray, task: str | None = None
         return Dataset(name, x, y.reshape(len(y), -1), ())
     if not single:
         raise DataError(f"{name}: expected one label per example, y of shape (n,), got {y.shape}")
-    values, labels = np.unique(_decoded(name, y).reshape(-1), return_inverse=True)
+    y = y.reshape(-1)
+    values, labels = np.unique(_decoded(name, y) if y.dtype.kind == "S" else y, return_inverse=True)
     classes = tuple(str(value.item()) for value in values)
     for label in classes:
         if any("\ud800" <= character <= "\udfff" for character in label):
@@ -55,18 +56,20 @@ def as_inputs(name: str, x: np.ndarray) -> np.ndarray:
 
 def idx_folder(folder: Path, task: str | None) -> Dataset:
     """The examples of a folder of IDX files, with its t10k part as the test part."""
-    images, labels = (_idx(folder, "train", kind) for kind in ("images", "labels"))
-    train = from_arrays(str(folder), images, labels, task)
+    train = _idx_part(str(folder), folder, "train", task)
     there = [kind for kind in ("images", "labels") if idx_file(folder, "t10k", kind)]
     if not there:
         return train
     if len(there) == 1:
         raise DataError(f"{folder}: of the t10k images and labels, only one is there")
-    images, labels = (_idx(folder, "t10k", kind) for kind in ("images", "labels"))
-    test = from_arrays(f"{folder} (t10k)", images, labels, task)
+    test = _idx_part(f"{folder} (t10k)", folder, "t10k", task)
     if test.x.shape[1] != train.x.shape[1]:
         raise DataError(f"{test.name}: expected {train.x.shape[1]} features, got {test.x.shape[1]}")
     return train._replace(test=relabelled(test, train.classes))
+
+
+def _idx_part(name: str, folder: Path, part: str, task: str | None) -> Dataset:
+    return from_arrays(name, _idx(folder, part, "images"), _idx(folder, part, "labels"), task)
 
 
 def idx_images(folder: Path) -> np.ndarray:
@@ -104,16 +107,11 @@ def _check_targets(name: str, y: np.ndarray, n: int) -> None:
 
 
 def _decoded(name: str, y: np.ndarray) -> np.ndarray:
-    """Labels in bytes as text; two labels that differ stay different."""
-    if y.dtype.kind != "S":
-        return y
+    """Labels (n,) in bytes as text; two labels that differ stay different."""
     texts = []
-    for index, label in np.ndenumerate(y):
+    for i, label in enumerate(y.tolist()):
         try:
             texts.append(label.decode())
         except UnicodeDecodeError as error:
-            place = ", ".join(map(str, index))
-            raise DataError(
-                f"{name}: y[{place}] is {bytes(label)!r}, expected text in UTF-8"
-            ) from error
-    return np.array(texts).reshape(y.shape)
+            raise DataError(f"{name}: y[{i}] is {label!r}, expected text in UTF-8") from error
+    return np.array(texts)

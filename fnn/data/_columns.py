@@ -1,27 +1,21 @@
 """What the cells of a column are: numbers, categories, dates or times of day."""
 
-from typing import TYPE_CHECKING
+import re
 
 import numpy as np
+import polars
+from polars import Series
 
 from fnn.data import _numbers
-from fnn.data._dialect import BLANKS
+from fnn.data._forms import DATES, MOMENTS, STYLES, TIMES
 from fnn.data._tables import Table
 from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column
 from fnn.data.errors import DataError
-
-if TYPE_CHECKING:
-    from polars import Series
 
 Found = tuple[Column, np.ndarray, str]
 """A column, its cells, and what was guessed."""
 FEW = 20
 """At most this many different values are taken as classes, or as categories beside numbers."""
-DATES = [
-    "%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%d-%m-%Y", "%d %b %Y",
-    "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%y",
-    "%d-%m-%y", "%d-%b-%y", "%d %b %y", "%Y-%m", "%Y%m%d", "%m%d%Y", "%d%m%Y",
-]  # fmt: skip
 PLAIN = ["%Y-%m-%d", "%Y/%m/%d", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y"]
 """Dates that can be read in one way only: cells of a column in another form may have these."""
 SPELT = {
@@ -31,13 +25,15 @@ SPELT = {
     "%d%m%Y": (r"^(\d?\d)(\d\d)((?:19|20)\d\d)$", "$3-$2-$1"),
 }
 """Dates that are rewritten as year-month-day."""
-TIMES = ["%H:%M:%S%.f", "%H:%M", "%I:%M %p", "%I:%M:%S %p"]
-MOMENTS = [f"{day}{gap}{time}" for day in DATES[:17] for gap in " T" for time in TIMES]
 MINUTE, DAY = 60_000_000, 86_400_000_000
 """Microseconds."""
 OFFSET = r"(?:Z|([+-])(\d\d)(?::?(\d\d))?)$"
 """The offset from UTC after a time of day."""
-FORMS = (*DATES, *MOMENTS, *TIMES)
+BLANKS = [
+    "", "NA", "N/A", "n/a", "na", "#N/A", "NaN", "nan", "NAN", "NULL", "null", "None",
+    "?", "-", ".",
+]  # fmt: skip
+"""What people write where there is no value."""
 NOTHING = (
     r"(?i)^(#[a-z/0]+[!?]?|[<>≤≥]=? ?[\d.,]+|n\.? ?[dav]\.?|k\.? ?a\.?|[*_.-]+|\(blank\)|unknown|"
     r"missing|none|nil|tbd|undefined|varies.*|not .*|no data|0000-00-00.*)$"
@@ -45,11 +41,6 @@ NOTHING = (
 """What people write beside numbers or dates where there is no value."""
 LARGEST = str(2**53)
 """Not all whole numbers above this are float64."""
-
-
-def is_form(kind: str, form: str) -> bool:
-    """Whether a column of this kind may be written in this form."""
-    return not form or (_numbers.is_form(form) if kind == NUMBER else form in FORMS)
 
 
 def parse_column(
@@ -67,17 +58,15 @@ def parse_column(
     cells of a column of numbers or half of those of dates, for cells that are lists or other
     structures, and for text that can't be read as `like` was.
     """
-    import polars
-
     cells = table.frame.to_series(at)
     kind = cells.dtype
     if kind == polars.Boolean and wanted is None:
         column = like if like and like.kind == NUMBER else Column(CATEGORY, ("False", "True"))
-        return column, _floats(cells.cast(polars.Float64)), ""
+        return column, cells.cast(polars.Float64).to_numpy(), ""
     if not _is_text(cells, like, wanted):
         if kind.is_temporal() and kind != polars.Duration:
-            time = kind == polars.Time
-            return Column(TIME if time else DATE), (_fraction if time else _days)(cells), ""
+            column = Column(TIME if kind == polars.Time else DATE)
+            return column, _in_days(cells, column.kind), ""
         days = cells.dt.total_microseconds() / DAY if kind == polars.Duration else cells
         return Column(NUMBER), _finite(table, at, days.cast(polars.Float64)), ""
     if kind.is_nested() or kind in (polars.Binary, polars.Object):
@@ -88,11 +77,9 @@ def parse_column(
     return _read_like(table, at, text, wanted, like)
 
 
-def _is_text(cells: "Series", like: Column | None, wanted: str | None) -> bool:
+def _is_text(cells: Series, like: Column | None, wanted: str | None) -> bool:
     """Whether cells are understood from their text, as whole numbers that may be dates or codes
     are."""
-    import polars
-
     kind = cells.dtype
     if kind.is_integer() and wanted != NUMBER:
         low, high = (int(str(limit or 0)) for limit in (cells.min(), cells.max()))
@@ -103,7 +90,7 @@ def _is_text(cells: "Series", like: Column | None, wanted: str | None) -> bool:
     )
 
 
-def _guessed(table: Table, at: int, text: "Series", wanted: str | None) -> Found:
+def _guessed(table: Table, at: int, text: Series, wanted: str | None) -> Found:
     """`parse_column` of text, its kind and form guessed."""
     clean, words = without_words(text)
     only_words = wanted is None and not clean.count() and text.count()
@@ -121,7 +108,7 @@ def _guessed(table: Table, at: int, text: "Series", wanted: str | None) -> Found
     return column, cells, "; ".join(filter(None, [note, more]))
 
 
-def _measured(table: Table, at: int, text: "Series", wanted: str | None) -> Found | None:
+def _measured(table: Table, at: int, text: Series, wanted: str | None) -> Found | None:
     """Text as numbers, dates or times; None where it is none."""
     n = text.count()
     compact = text.str.contains(r"^\d{7,8}$").all() and text.n_unique() > 3
@@ -144,7 +131,7 @@ def _measured(table: Table, at: int, text: "Series", wanted: str | None) -> Foun
     return None
 
 
-def _as_number(table: Table, at: int, text: "Series", wanted: str | None) -> Found | None:
+def _as_number(table: Table, at: int, text: Series, wanted: str | None) -> Found | None:
     """Text as numbers; None where more than a twentieth, or much of few values, is none."""
     numbers, form = _numbers.as_numbers(text, table.separator)
     n, strays = text.count(), text.count() - numbers.count()
@@ -153,11 +140,11 @@ def _as_number(table: Table, at: int, text: "Series", wanted: str | None) -> Fou
         if rare and text.n_unique() > min(FEW, n // 2):
             raise _stray(table, at, text, numbers, NUMBER)
         return None
-    note = form if form in _numbers.STYLES else f"{table.called(at)}: numbers, {form}"
+    note = form if form in STYLES else f"{table.called(at)}: numbers, {form}"
     return Column(NUMBER, (), form), _finite(table, at, numbers), note
 
 
-def without_words(text: "Series") -> tuple["Series", str]:
+def without_words(text: Series) -> tuple[Series, str]:
     """Text with null for what people write where there is no number, and these words."""
     words = text.str.contains(NOTHING).fill_null(False)
     if not words.any():
@@ -166,7 +153,7 @@ def without_words(text: "Series") -> tuple["Series", str]:
     return text.set(words, None), ", ".join(map(repr, some[:3])) + ", ..." * (len(some) > 3)
 
 
-def are_codes(text: "Series") -> bool:
+def are_codes(text: Series) -> bool:
     """Whether these are whole numbers of which one begins with 0, or is not exact as float64."""
     long = text.str.len_bytes() >= len(LARGEST)
     large = long & ((text.str.len_bytes() > len(LARGEST)) | (text > LARGEST))
@@ -174,7 +161,7 @@ def are_codes(text: "Series") -> bool:
     return bool(codes) and bool(text.str.contains(r"^\d+$").all())
 
 
-def _hint(table: Table, at: int, text: "Series") -> str:
+def _hint(table: Table, at: int, text: Series) -> str:
     """What is said of categories that are numbers for the most part, or ""."""
     found, _ = _numbers.as_numbers(text, table.separator)
     there, n = found.count(), text.count()
@@ -185,7 +172,7 @@ def _hint(table: Table, at: int, text: "Series") -> str:
     return f"{table.called(at)}: {there} of {n} cells are numbers, but {word!r}; categories; {way}"
 
 
-def _stray(table: Table, at: int, text: "Series", read: "Series", kind: str) -> DataError:
+def _stray(table: Table, at: int, text: Series, read: Series, kind: str) -> DataError:
     """The error for the first cell that can't be read as most of its column."""
     row = int((read.is_null() & text.is_not_null()).arg_max() or 0)
     what = f"{text[row]!r} is not a {kind}, as most cells of the column are"
@@ -196,7 +183,7 @@ def _stray(table: Table, at: int, text: "Series", read: "Series", kind: str) -> 
 
 
 def _dated(
-    table: Table, at: int, text: "Series", kind: str, forms: list[str], wanted: str | None
+    table: Table, at: int, text: Series, kind: str, forms: list[str], wanted: str | None
 ) -> Found | None:
     """Text as dates, or times of day, in one of these forms; None where most is none.
 
@@ -206,38 +193,32 @@ def _dated(
     there = text.count()
     head = text.drop_nulls().head(20)
     likely = [f for f in forms if 2 * _in_form(head, kind, f).count() >= len(head)]
-    best: tuple[int, str] | None = None
-    for form in likely:
-        read = _in_form(text, kind, form).count()
-        if best is None or read > best[0]:
-            best = read, form
-        if read == there:
-            break
-    if best is None or there - best[0] > there // 2:
+    read = {form: _in_form(text, kind, form).count() for form in likely}
+    best = max(likely, key=read.__getitem__, default="")
+    if not best or there - read[best] > there // 2:
         return None
-    found = _in_forms(text, kind, best[1])
+    found = _in_forms(text, kind, best)
     wrong = there - found.count()
     if wrong and not wanted:
         raise _stray(table, at, text, found, kind)
-    cells = _days(found) if kind == DATE else _fraction(found)
-    return Column(kind, (), best[1]), cells, _note(best[1], best[0] < there - wrong)
+    note = _note(best, read[best] < there - wrong)
+    return Column(kind, (), best), _in_days(found, kind), note
 
 
 def _note(form: str, mixed: bool) -> str:
     """What was guessed of dates, in words, or ""."""
-    day = form[:8]
     names = {"%m": "month", "%d": "day", "%Y": "year", "%y": "year", "%b": "month"}
-    order = "/".join(names.get(form[i : i + 2], "") for i in range(0, 8, 3))
-    said = []
-    if day in ("%m/%d/%Y", "%d/%m/%Y") or "%y" in form:
-        said.append(f"dates as {order}")
-    if form in DATES[-3:]:
-        said.append("dates as " + "".join(names[form[i : i + 2]] for i in range(0, 6, 2)))
-    said += ["two-digit years from 1970 to 2069"] if "%y" in form else []
-    return ", ".join([*said, "dates in several forms"] if mixed else said)
+    gap = "" if form in DATES[-3:] else "/"
+    order = gap.join(names[mark] for mark in re.findall("%[mdYyb]", form))
+    notes = {
+        f"dates as {order}": not gap or "%y" in form or form[:8] in ("%m/%d/%Y", "%d/%m/%Y"),
+        "two-digit years from 1970 to 2069": "%y" in form,
+        "dates in several forms": mixed,
+    }
+    return ", ".join(note for note, said in notes.items() if said)
 
 
-def _in_forms(text: "Series", kind: str, form: str) -> "Series":
+def _in_forms(text: Series, kind: str, form: str) -> Series:
     """Text in this form, and dates in another that can be read in one way only."""
     found = _in_form(text, kind, form)
     if kind == DATE:
@@ -248,16 +229,14 @@ def _in_forms(text: "Series", kind: str, form: str) -> "Series":
     return found
 
 
-def stripped(cells: "Series") -> "Series":
+def stripped(cells: Series) -> Series:
     """Text without the spaces around it; null for what stands for no value."""
-    import polars
-
     text = cells.cast(polars.String).str.strip_chars()
     blank = text.is_in(list(BLANKS))
     return text.set(blank.fill_null(True), None) if blank.any() else text
 
 
-def _read_like(table: Table, at: int, text: "Series", wanted: str | None, like: Column) -> Found:
+def _read_like(table: Table, at: int, text: Series, wanted: str | None, like: Column) -> Found:
     """The column, its text read as that of `like`, and its cells."""
     if like.kind == CATEGORY:
         return _categories(table, at, text)
@@ -266,7 +245,7 @@ def _read_like(table: Table, at: int, text: "Series", wanted: str | None, like: 
         column, read, _ = _guessed(table, at, text, wanted)
         if column.kind == like.kind:
             return column, read, ""
-        cells = text.clear(len(text))
+        cells = text.clear(len(text)).cast(polars.Int64)
     elif like.kind == NUMBER:
         cells, _ = _numbers.as_numbers(_as_bits(text), table.separator, like.form)
     else:
@@ -274,42 +253,33 @@ def _read_like(table: Table, at: int, text: "Series", wanted: str | None, like: 
     wrong = cells.is_null() & text.is_not_null()
     if wrong.any() and not wanted:
         row = int(wrong.arg_max() or 0)
-        how = " written with " if like.kind == NUMBER else " written as "
-        how = how + like.form if like.form else ""
+        how = like.form and f" written {'with' if like.kind == NUMBER else 'as'} {like.form}"
         what = f"{text[row]!r} is not a {like.kind}{how}, as in training"
         raise DataError(f"{table.where(at, row)}: {what}")
     if like.kind == NUMBER:
         return like, _finite(table, at, cells), ""
-    if not like.form:
-        return like, np.full(len(text), np.nan), ""
-    return like, _days(cells) if like.kind == DATE else _fraction(cells), ""
+    return like, _in_days(cells, like.kind), ""
 
 
-def _as_bits(text: "Series") -> "Series":
+def _as_bits(text: Series) -> Series:
     """Text that is all true or false as 1 and 0."""
-    import polars
-
     lower = text.str.to_lowercase()
     if not lower.is_in(["true", "false"]).all():
         return text
     return (lower == "true").cast(polars.Int8).cast(polars.String)
 
 
-def _categories(table: Table, at: int, text: "Series") -> Found:
+def _categories(table: Table, at: int, text: Series) -> Found:
     """Text as categories."""
-    import polars
-
     text, same = one_spelling(text)
     values = tuple(text.drop_nulls().unique().sort())
     codes = text.cast(polars.Enum(values)).to_physical().cast(polars.Float64)
-    return Column(CATEGORY, values), _floats(codes), same and f"{table.called(at)}: {same}"
+    return Column(CATEGORY, values), codes.to_numpy(), same and f"{table.called(at)}: {same}"
 
 
-def one_spelling(text: "Series") -> tuple["Series", str]:
+def one_spelling(text: Series) -> tuple[Series, str]:
     """Words that differ only in their capitals in the most frequent spelling, and which they are;
     single letters stay as they are."""
-    import polars
-
     counts = text.drop_nulls().value_counts(name="n").rename({text.name: "word"})
     words = counts.sort(["n", "word"], descending=[True, False])["word"].to_list()
     alike = [word.lower() if len(word) > 1 else word for word in words]
@@ -323,24 +293,17 @@ def one_spelling(text: "Series") -> tuple["Series", str]:
     return text, same + ", ..." * (len(others) > 3)
 
 
-def _finite(table: Table, at: int, numbers: "Series") -> np.ndarray:
+def _finite(table: Table, at: int, numbers: Series) -> np.ndarray:
     """The numbers, NaN for a blank. Raises DataError for an infinite one."""
-    found = _floats(numbers)
+    found = numbers.to_numpy()
     if (infinite := np.isinf(found)).any():
         row = int(infinite.argmax())
         raise DataError(f"{table.where(at, row)}: expected a finite number, got {found[row]}")
     return found
 
 
-def _floats(cells: "Series") -> np.ndarray:
-    """Float64 cells as an array, NaN for a null."""
-    return cells.to_numpy()
-
-
-def _in_form(text: "Series", kind: str, form: str) -> "Series":
+def _in_form(text: Series, kind: str, form: str) -> Series:
     """Text in this form as points in time in UTC, or as times of day; null where it is another."""
-    import polars
-
     if kind == TIME:
         return text.str.to_time(form, strict=False)
     if form in SPELT:
@@ -359,16 +322,7 @@ def _in_form(text: "Series", kind: str, form: str) -> "Series":
     return (found.cast(polars.Int64) - east * MINUTE).cast(polars.Datetime("us"))
 
 
-def _days(moments: "Series") -> np.ndarray:
-    """Days since 1970-01-01."""
-    import polars
-
-    since = moments.cast(polars.Datetime("us")).cast(polars.Int64)
-    return _floats(since.cast(polars.Float64) / DAY)
-
-
-def _fraction(times: "Series") -> np.ndarray:
-    """Fractions of a day."""
-    import polars
-
-    return _floats(times.cast(polars.Int64).cast(polars.Float64) / (1000 * DAY))
+def _in_days(cells: Series, kind: str) -> np.ndarray:
+    """Points in time as days since 1970-01-01, or times as fractions of a day."""
+    since = cells if kind == TIME else cells.cast(polars.Datetime("us"))
+    return (since.cast(polars.Int64) / (1000 * DAY if kind == TIME else DAY)).to_numpy()

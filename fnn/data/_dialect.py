@@ -7,19 +7,11 @@ import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from fnn.data._reading import GUESS, Reading
 from fnn.data.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
-BLANKS = [
-    "", "NA", "N/A", "n/a", "na", "#N/A", "NaN", "nan", "NAN", "NULL", "null", "None",
-    "?", "-", ".",
-]  # fmt: skip
-"""What people write where there is no value."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|infinity|nan)", re.I | re.A)
-CODE = re.compile(rb"[,;\t|\n\r\"](?:0\d|\d{16})")
-"""The start of a cell such as 0870, or of a number with more digits than float64 has."""
-CODES, COMPACT = re.compile(r"0\d+|\d{16,}"), re.compile(r"\d{7,8}")
-"""Cells that are a code, not a number, and that may be a date without separators."""
 UNIT = re.compile(
     r"(?!(?i:n\W?[adv]\.?|nan|null?|unknown|missing|none|tbd|inf|yes|no|true|false)$)"
     r"[(\[]?([^\W\d]|[%$€£°#])[^\s\d]{0,11}[23²³]?[)\]]?"
@@ -56,24 +48,14 @@ class Dialect(NamedTuple):
         """The number of columns."""
         return len(self.names or self.sample[0])
 
-    def columns(self) -> list[tuple[str, ...]]:
-        """The cells of each column in the sample."""
-        return list(zip(*(row for row in self.sample if len(row) == self.width), strict=True))
-
     def numbers(self) -> list[int]:
         """The columns that are numbers in the sample, those of one line at least."""
-        lines = [[c for c in cells if "\n" not in c and c] for cells in self.columns()]
-        found = [bool(cells) and _are_numbers(cells) for cells in lines]
-        return [i for i, is_one in enumerate(found) if is_one]
+        columns = zip(*(row for row in self.sample if len(row) == self.width), strict=True)
+        lines = [[cell for cell in cells if "\n" not in cell and cell] for cells in columns]
+        return [i for i, cells in enumerate(lines) if cells and _are_numbers(cells)]
 
 
-def guess(
-    content: bytes,
-    separator: str | None = None,
-    header: bool | None = None,
-    known: Collection[str] = (),
-    skip: int | None = None,
-) -> Dialect:
+def guess(content: bytes, reading: Reading = GUESS, known: Collection[str] = ()) -> Dialect:
     """The dialect of a file that starts with these bytes, text in UTF-8.
 
     The separator is the one of `SEPARATORS` that cuts the first lines into the most columns, the
@@ -82,19 +64,20 @@ def guess(
     the first line's cells come again below it; or if its cells count the columns, 0, 1, 2, as
     pandas names columns without names. A header may lack the first column's name, as R writes
     it. A line that has one of the names `known` is a header. Lines of one cell above a header of
-    three or more are titles, and a row of units may stand below it. separator, header and skip, the
-    number of lines above, are not guessed where they are given. A first line `sep=;`, as Excel
-    writes it, decides the separator.
+    three or more are titles, and a row of units may stand below it. The separator, the header and
+    the number of lines above are not guessed where `reading` gives them. A first line `sep=;`, as
+    Excel writes it, decides the separator.
 
     Raises DataError where there is no line, UnicodeDecodeError for other text than UTF-8.
     """
+    header, skip = reading.header, reading.skip
     mark = 3 if content.startswith(b"\xef\xbb\xbf") else 0
     text = content[mark:].decode()
     lines = list(io.StringIO(text, newline=""))
     above = _remarks(lines) if skip is None else skip
     told = EXCEL.fullmatch("".join(lines[:above]))
-    guessed = separator is None and not told
-    separator = separator or (told[1] if told else _separator(lines[above:]))
+    guessed = reading.separator is None and not told
+    separator = reading.separator or (told[1] if told else _separator(lines[above:]))
     titles = _titles(lines[above:], separator, header) if skip is None else 0
     above += titles
     rows, ends = _rows(lines[above:], separator)
@@ -102,9 +85,8 @@ def guess(
         raise DataError("empty")
     names, taken, trailing = _header(rows, header, known)
     start = above + [0, *ends][taken]
-    start += sum(
-        1 for _ in itertools.takewhile(lambda line: not line.strip("\r\n "), lines[start:])
-    )
+    while start < len(lines) and not lines[start].strip("\r\n "):
+        start += 1
     notes = {
         f"separated by {SEPARATORS[separator]}": guessed and separator != ",",
         f"lines above the header left out: {titles}": titles,
@@ -164,14 +146,6 @@ def _are_units(rows: Sequence[Sequence[str]]) -> bool:
 def is_number(cell: str) -> bool:
     """Whether a cell is a number, with a decimal point."""
     return NUMBER.fullmatch(cell.strip()) is not None
-
-
-def are_plain(cells: Sequence[str]) -> bool:
-    """Whether the cells of a column are numbers, or blank, and nothing else that digits mean."""
-    there = [cell for cell in cells if cell not in BLANKS]
-    if any(map(CODES.fullmatch, there)) or (there and all(map(COMPACT.fullmatch, there))):
-        return False
-    return all(map(is_number, there))
 
 
 def _rows(lines: Sequence[str], separator: str) -> tuple[list[tuple[str, ...]], list[int]]:

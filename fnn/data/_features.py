@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from fnn.data._columns import is_form
+from fnn.data._forms import is_form
 from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column, matched
 
 MOST = 50
@@ -54,19 +54,11 @@ class Feature:
     def fitted(
         cls, name: str, column: Column, cells: np.ndarray, n: int, at: int, kept: bool
     ) -> Self:
-        """The feature of column `at`, of whose n cells in the training part `cells` are not blank.
+        """The feature of column `at`, of whose n cells in the training part `cells`, at least one,
+        are not blank.
 
         Where `kept`, the column is used whatever it looks like.
         """
-        if not len(cells):
-            return cls(name, "no values", form=column.form)
-        return cls.of_cells(name, column, cells, n, at, kept)
-
-    @classmethod
-    def of_cells(
-        cls, name: str, column: Column, cells: np.ndarray, n: int, at: int, kept: bool
-    ) -> Self:
-        """`fitted` for a column with values."""
         if not kept and cls.kind == NUMBER and _counts_rows(name, cells, n, at):
             return cls(name, "row numbers", form=column.form)
         cycles = (c for c in cls.known_cycles if np.ptp(_place(cells, c, np)) > 1e-9)
@@ -86,7 +78,7 @@ class Feature:
     @property
     def binary(self) -> list[bool]:
         """Whether each input is 0 or 1, or a wave, and is not standardised."""
-        return [i > 0 for i in range(self.width)]
+        return [self.kind == CATEGORY or i > 0 for i in range(self.width)]
 
     def describe(self) -> str:
         """What becomes of the column, in words."""
@@ -144,7 +136,7 @@ class Category(Feature):
     kind = CATEGORY
 
     @classmethod
-    def of_cells(
+    def fitted(
         cls, name: str, column: Column, cells: np.ndarray, n: int, at: int, kept: bool
     ) -> Self:
         """As in `Feature`; the most frequent values where there are more than `MOST`."""
@@ -167,11 +159,6 @@ class Category(Feature):
     def width(self) -> int:
         """The number of inputs."""
         return 0 if self.left_out else len(self.values) + self.rest + self.flag
-
-    @property
-    def binary(self) -> list[bool]:
-        """All inputs are 0 or 1."""
-        return [True] * self.width
 
     def _use(self) -> str:
         shown = f"one-hot: {len(self.values)} value{'s' * (len(self.values) != 1)}"
@@ -196,6 +183,8 @@ class Category(Feature):
         return found
 
 
+TYPES: dict[str, type] = {"cycles": tuple, "values": tuple, "flag": bool, "rest": bool}
+"""What JSON does not keep apart."""
 KINDS = {kind.kind: kind for kind in (Feature, Date, Time, Category)}
 
 
@@ -215,10 +204,7 @@ def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
         known = {field.name for field in fields(Feature)} | {"kind"}
         if not {"name", "kind"} <= set(entry) <= known:
             raise ValueError(f"a feature with {', '.join(sorted(entry))}")
-        held: dict[str, Any] = {
-            k: tuple(v) if k in ("cycles", "values") else v for k, v in entry.items()
-        }
-        held |= {k: bool(v) for k, v in held.items() if k in ("flag", "rest")}
+        held = {k: TYPES[k](v) if k in TYPES else v for k, v in entry.items()}
         if (kind := held.pop("kind")) not in KINDS:
             raise ValueError(f"unknown kind {kind!r} of {held['name']!r}")
         every.append(KINDS[kind](**held))

@@ -1,4 +1,4 @@
-"""Tables in other files than text in UTF-8: workbooks, databases, JSON, and other encodings."""
+"""Files that are not text in UTF-8: workbooks, databases, JSON, other encodings, and no tables."""
 
 import json
 import re
@@ -6,13 +6,12 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import polars
 
 from fnn import extras
 from fnn.data.errors import DataError
-
-if TYPE_CHECKING:
-    import polars
 
 WIDE = re.compile(rb"(\xff\xfe|\xfe\xff)|((?:[\t\n\r -~]\0){8})|((?:\0[\t\n\r -~]){8})")
 """Text in UTF-16: with its mark, or without by the order of its bytes."""
@@ -20,6 +19,23 @@ MAC = re.compile(
     rb"[\x81\x8d\x8f\x90\x9d]|[a-z][\x83\x86-\x8a\x8c\x8e\x98\x9f]|[a-z][\x91\x93-\x97][a-z]"
 )
 """Letters of Mac Roman, which in Windows-1252 are nothing, or signs that stand elsewhere."""
+IMAGE = "an image, not a table; give images as a folder of IDX files or as x.npy and y.npy"
+OTHERS = {
+    rb"PK\x03\x04|PK\x05\x06": "a zip archive of several files; unpack it and give the table in it",
+    rb"version https://git-lfs": "a Git LFS pointer, not the file; `git lfs pull` fetches it",
+    rb"(?i:\s*<(!doctype\s+html|html|head|body|\?xml|!--))": (
+        "a web page or XML, not a table; download the file itself (on GitHub, by Raw)"
+    ),
+    rb"\x80[\x02-\x05][c\x95}\]q(]": "a pickle, which is never loaded; save the table as CSV",
+    rb"%PDF-": "a PDF document; save its table as CSV",
+    rb"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it, or compress it by gzip",
+    rb"7z\xbc\xaf\x27\x1c": "compressed by 7-Zip; unpack it, or compress it by gzip",
+    rb"\x89PNG|\xff\xd8\xff|GIF8": IMAGE,
+    rb"\x89HDF\r\n\x1a\n": "an HDF5 file; save its arrays as x.npy and y.npy, or a table as CSV",
+    rb"\x93NUMPY": "an array of NumPy without the ending .npy; rename it",
+    rb"(?:\xef\xbb\xbf)?\s*\[\s*\[": "JSON without names; give an object per row, or CSV",
+}
+"""What is no table, by its first bytes, and what to do."""
 
 
 def reader(start: bytes) -> Callable[[Path, bytes, str | None], Any] | None:
@@ -39,9 +55,7 @@ def _workbook(path: Path, content: bytes, table: str | None) -> bytes:
     return frame.write_csv(include_header=False).encode()
 
 
-def _database(path: Path, content: bytes, table: str | None) -> "polars.DataFrame":
-    import polars
-
+def _database(path: Path, content: bytes, table: str | None) -> polars.DataFrame:
     with sqlite3.connect(":memory:") as connection:
         connection.deserialize(content)
         known = "select name from sqlite_master where type in ('table', 'view')"
@@ -51,10 +65,8 @@ def _database(path: Path, content: bytes, table: str | None) -> "polars.DataFram
         return polars.read_database(query, connection, infer_schema_length=None)
 
 
-def _json(path: Path, content: bytes, table: str | None) -> "polars.DataFrame":
+def _json(path: Path, content: bytes, table: str | None) -> polars.DataFrame:
     """One object per line, a list of objects, or an object of columns."""
-    import polars
-
     several = re.sub(r"\}\s*\n\s*\{", "}, {", content.decode("utf-8-sig"))
     first, *others = json.loads(f"[{several}]")
     return polars.DataFrame([first, *others] if others else first, infer_schema_length=None)
@@ -101,3 +113,10 @@ def _guessed(content: bytes) -> str:
         from charset_normalizer import from_bytes
     best = from_bytes(content, cp_isolation=["cp1251", "cp932", "gb18030", "cp949"]).best()
     return best.encoding if best else "cp1252"
+
+
+def refuse(path: Path, start: bytes) -> None:
+    """Raise DataError for a file whose first bytes are another format's."""
+    for pattern, what in OTHERS.items():
+        if re.match(pattern, start[:4096]):
+            raise DataError(f"{path}: this is {what}")

@@ -1,20 +1,13 @@
 """Numbers as people write them: with decimal commas, separated thousands, currencies and units."""
 
-import re
-from typing import TYPE_CHECKING
+import polars
+from polars import DataFrame, Series, col
 
-if TYPE_CHECKING:
-    from polars import DataFrame, Series
+from fnn.data import _forms as forms
+from fnn.data._forms import DECIMAL, GROUPED, MARKS, PLUS, POINTS, STYLES
 
-POINTS, DECIMAL, GROUPED = STYLES = "", "decimal commas", "commas between thousands"
-"""How numbers are written: 1.5, 1,5 or 1,000.5."""
 COMMAS = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][+-]?\d+)?$"
 THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$"
-GAPS, MINUS, PARENTHESES, POWERS, PLUS = MARKS = (
-    "gaps between thousands", "U+2212 as minus", "parentheses as minus",
-    "K/M/B as powers of 1000", "+ after numbers left out",
-)  # fmt: skip
-"""What else may be written beside digits; the first two can't be misread."""
 CODES = "EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|NZD|SEK|NOK|DKK|PLN|CZK|BRL|MXN|ZAR"
 CURRENCY = rf"(?:[A-Z]{{0,3}}\p{{Sc}}|{CODES})"
 UNIT = r"[%‰°\p{L}][%°\p{L}/.]{0,11}[23²³]?"
@@ -25,9 +18,7 @@ WRITTEN = (
 )
 
 
-def as_numbers(
-    text: "Series", separator: str = ",", form: str | None = None
-) -> tuple["Series", str]:
+def as_numbers(text: Series, separator: str = ",", form: str | None = None) -> tuple[Series, str]:
     """Text as numbers, null where it is none, and their form: how they are written, in words.
 
     Where commas separate the cells, and in $1,234 and 1,234+, 1,234 is a thousand and more; beside
@@ -35,8 +26,6 @@ def as_numbers(
     form if at least half of the numbers have it. Where a form is given, cells written in another
     are null.
     """
-    import polars
-
     plain = text.cast(polars.Float64, strict=False)
     if not form and plain.null_count() == text.null_count():
         return plain, POINTS
@@ -51,19 +40,13 @@ def as_numbers(
         known = form.split(", ")
         style = next((style for style in STYLES[1:] if style in known), POINTS)
     numbers = _numbers(bare, style) * parts["factor"]
-    for mark in (PARENTHESES, POWERS, PLUS):
+    for mark in (forms.PARENTHESES, forms.POWERS, PLUS):
         numbers = numbers if mark in known else numbers.set(parts[mark], None)
     numbers = numbers.set(~parts["unit"].fill_null("").is_in([*known, ""]), None)
     return numbers, ", ".join([style] * bool(style) + known) if form is None else form
 
 
-def is_form(form: str) -> bool:
-    """Whether `as_numbers` may have returned this form."""
-    known = (*STYLES, *MARKS)
-    return all(each in known or re.fullmatch(r"in [^\s,]{1,16}", each) for each in form.split(", "))
-
-
-def _known(parts: "DataFrame") -> list[str]:
+def _known(parts: DataFrame) -> list[str]:
     """What the numbers of a column have in common, besides their style."""
     shares = {mark: parts[mark].sum() / max(1, len(parts)) for mark in MARKS}
     found = [mark for mark, share in shares.items() if share >= (0.5 if mark == PLUS else 1e-9)]
@@ -71,12 +54,9 @@ def _known(parts: "DataFrame") -> list[str]:
     return [*found, units.mode().sort()[0]] if 2 * len(units) >= max(1, len(parts)) else found
 
 
-def _parts(text: "Series") -> "DataFrame":
+def _parts(text: Series) -> DataFrame:
     """Of each cell the digits, with their sign (bare), a factor, a unit and what else is written;
     bare is null for what is no number."""
-    import polars
-    from polars import col
-
     plain = text.str.replace_all("\u2212", "-").str.replace_all("[\u00a0\u202f\u2009]", " ")
     frame = plain.str.replace_all("\u2019", "'").str.extract_groups(WRITTEN).struct.unnest()
     open, close, power = (col(name).is_not_null() for name in ("open", "close", "power"))
@@ -84,18 +64,20 @@ def _parts(text: "Series") -> "DataFrame":
     bare = sign.fill_null("") + col("digits").str.replace_all("[ ']", "")
     unit = "in " + col("before").fill_null(col("after")).str.replace(r"^(.{2,})s$", "$1")
     factor = col("power").replace_strict({"K": 1e3, "k": 1e3, "M": 1e6, "B": 1e9}, default=1.0)
+    marks: dict[str, polars.Expr | Series] = {
+        forms.GAPS: col("digits").str.contains("[ ']").fill_null(False),
+        forms.MINUS: text.str.contains("\u2212").fill_null(False),
+        forms.PARENTHESES: open,
+        forms.POWERS: power,
+        PLUS: col("plus").is_not_null(),
+    }
     return frame.select(
-        polars.when(open == close).then(bare).alias("bare"), unit.alias("unit"),
-        factor.alias("factor"), col("digits").str.contains("[ ']").fill_null(False).alias(GAPS),
-        text.str.contains("\u2212").fill_null(False).alias(MINUS), open.alias(PARENTHESES),
-        power.alias(POWERS), col("plus").is_not_null().alias(PLUS),
-    )  # fmt: skip
+        bare=polars.when(open == close).then(bare), unit=unit, factor=factor, **marks
+    )
 
 
-def _numbers(text: "Series", style: str) -> "Series":
+def _numbers(text: Series, style: str) -> Series:
     """Text as numbers in this style, null where it is none."""
-    import polars
-
     plain = text.cast(polars.Float64, strict=False)
     if style == POINTS:
         return plain

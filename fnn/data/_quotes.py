@@ -1,7 +1,6 @@
 """The rows of a text table by its quotes: their number is known before any parser is asked."""
 
 import re
-from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,12 @@ def checked(path: Path, content: bytes, found: Dialect) -> tuple[bytes, int]:
     it is doubled or follows a backslash. Raises DataError with the line for any other quote, and
     for a quoted cell whose lines look like rows: those are rows between two stray quotes.
     """
-    if b'"' not in content:
-        return content, _number(content, content.count(found.end.encode()))
-    if not _is_strict(content, found):
+    if b'"' in content and not _is_strict(content, found):
         content = _rewritten(path, content, found)
-    return content, _number(content, _ends(path, content, found))
+    ends, within = line_ends(content, found.end)
+    if within.any():
+        _check_lines(path, content, found, ends, within)
+    return content, int((~within).sum()) + (content[-1:] not in (b"\n", b"\r", b""))
 
 
 def check_header(path: Path, found: Dialect) -> None:
@@ -40,10 +40,6 @@ def check_header(path: Path, found: Dialect) -> None:
     first, *below = (line.count(found.separator) for line in head.splitlines())
     if below and first and all(count == first for count in below):
         raise DataError(f"{path}: line {above + 1}: {FAULT}")
-
-
-def _number(content: bytes, ends: int) -> int:
-    return ends + (content[-1:] not in (b"\n", b"\r", b""))
 
 
 def _is_strict(content: bytes, found: Dialect) -> bool:
@@ -62,19 +58,16 @@ def _is_strict(content: bytes, found: Dialect) -> bool:
     return bool(inner and starts[0] and ends[-1])
 
 
-def _positions(content: bytes, byte: int) -> np.ndarray:
+def line_ends(content: bytes | bytearray, end: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where the line ends are, and whether each is in a quoted cell, and so ends no row."""
+    ends = _positions(content, ord(end))
+    return ends, np.searchsorted(_positions(content, QUOTE), ends) % 2 == 1
+
+
+def _positions(content: bytes | bytearray, byte: int) -> np.ndarray:
     held = np.frombuffer(content, np.uint8)
-    starts = range(0, len(content), PIECE)
+    starts = range(0, len(content) + 1, PIECE)
     return np.concatenate([np.flatnonzero(held[i : i + PIECE] == byte) + i for i in starts])
-
-
-def _ends(path: Path, content: bytes, found: Dialect) -> int:
-    """The number of line ends that end rows."""
-    ends = _positions(content, ord(found.end))
-    within = np.searchsorted(_positions(content, QUOTE), ends) % 2 == 1
-    if within.any():
-        _check_lines(path, content, found, ends, within)
-    return int((~within).sum())
 
 
 def _check_lines(
@@ -89,8 +82,10 @@ def _check_lines(
     numbers = found.numbers()
     for start, stop in zip(first[alike], last[alike], strict=True):
         begin = ends[start - 1] + 1 if start else 0
-        lines = content[begin : ends[stop - 1] if stop <= len(ends) else None].decode().splitlines()
-        if stop - start > 1 and _are_rows(lines, found.separator, numbers):
+        row = content[begin : ends[stop - 1] if stop <= len(ends) else None].decode()
+        lines = [line.split(found.separator) for line in row.split(found.end)]
+        cells = (line[i].strip(' "\r') for line in lines for i in numbers)
+        if stop - start > 1 and all(not cell or is_number(cell) for cell in cells):
             raise DataError(
                 f"{path}: line {found.lines + start + 1}: a quote opens a cell that ends on line "
                 f"{found.lines + stop}, and each line of it could be a row; remove the quotes or "
@@ -98,39 +93,26 @@ def _check_lines(
             )
 
 
-def _are_rows(lines: list[str], separator: str, numbers: Collection[int]) -> bool:
-    """Whether each line has numbers where the table's columns have them."""
-    for line in lines:
-        cells = line.split(separator)
-        if not all(cells[i].strip(' "') == "" or is_number(cells[i].strip(' "')) for i in numbers):
-            return False
-    return True
-
-
 def _rewritten(path: Path, content: bytes, found: Dialect) -> bytes:
     """The same cells, quoted so that every parser reads them alike; each on its line as before."""
     mark, end = re.escape(found.separator), found.end
     gap = " *" if found.separator != "\t" else ""
-    stop = rf"(?={mark}|\r?{end}|\r?\Z)"
-    quoted = rf'{gap}"((?:[^"]|"")*+)"{gap}{stop}'
-    escaped = rf'{gap}"((?:[^"\\]|\\[^\r\n]|"")*+)"{gap}{stop}'
-    plain = rf"({gap}(?!\s*\")[^{mark}\r\n]*){stop}"
-    cell = re.compile(f"{quoted}|{escaped}|{plain}")
+    quoted = rf'{gap}"((?:[^"]|"")*+)"{gap}'
+    escaped = rf'{gap}"((?:[^"\\]|\\[^\r\n]|"")*+)"{gap}'
+    plain = rf"({gap}(?!\s*\")[^{mark}\r\n]*)"
+    cell = re.compile(rf"(?:{quoted}|{escaped}|{plain})({mark}|\r?{end}|\r?\Z)")
     text, at, line, pieces = content.decode(), 0, found.lines, []
     while True:
         match = cell.match(text, at)
         if match is None:
             raise DataError(f"{path}: line {line + 1}: {FAULT}")
-        value = match[match.lastindex or 0]
-        if match.lastindex == 2:
-            value = re.sub(r"\\([\"\\])", r"\1", value.replace('""', '"'))
-        if match.lastindex != 1:
-            value = value.replace('"', '""')
-        pieces.append(f'"{value}"' if '"' in value or match.lastindex != 3 else value)
-        line += value.count(end)
-        after = re.compile(rf"{mark}|\r?{end}|\r?\Z").match(text, match.end())
-        pieces.append(after[0] if after else "")
-        at = after.end() if after else len(text)
-        line += end in pieces[-1]
-        if at >= len(text) and not pieces[-1].startswith(found.separator):
+        value, with_escapes, bare, stop = match.groups()
+        if with_escapes is not None:
+            bare = re.sub(r"\\([\"\\])", r"\1", with_escapes.replace('""', '"'))
+        if value is None:
+            value = bare.replace('"', '""')
+        pieces += [f'"{value}"' if '"' in value or match[3] is None else value, stop]
+        line += match[0].count(end)
+        at = match.end()
+        if at == len(text) and stop != found.separator:
             return "".join(pieces).encode()

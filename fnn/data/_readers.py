@@ -61,12 +61,11 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
             raise DataError(f"{path}: not a .npz file, or damaged")
         with zipfile.ZipFile(file) as archive:
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            arrays = []
             for name in names:
                 if name not in members:
                     has = ", ".join(members) or "nothing"
                     raise DataError(f"{path}: expected an array {name!r}, the file has {has}")
-            arrays = []
-            for name in names:
                 with archive.open(members[name]) as member:
                     arrays.append(_array(f"{path}: {name}", member))
             return arrays

@@ -5,31 +5,26 @@ a second, slower look by Python's csv module finds it.
 """
 
 import csv
+import functools
 import io
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+import polars
 
-from fnn import extras
-from fnn.data import _dialect as dialect, _formats, _kinds, _quotes, _readers as readers
-from fnn.data._dialect import BLANKS, Dialect
+from fnn.data import _dialect, _formats, _quotes, _readers as readers
+from fnn.data._dialect import Dialect
 from fnn.data._reading import GUESS, Reading
-from fnn.data.errors import DataError, explained
-
-if TYPE_CHECKING:
-    import polars
+from fnn.data.errors import DataError, explained, first_line
 
 LINE_LIMIT = 1 << 24
 """The most characters of one line."""
 PIECE = 1 << 22
 """Bytes that are read at a time."""
-PART = 1 << 24
-"""Bytes of a part of a table, about: of its text, or of its numbers."""
 TOTAL = r"(?i)((grand|sub)[ -]?)?totals?:?|sum:?|summe:?|gesamt(summe)?:?|somme:?|totaal:?"
 """The first text of a row that sums up those above it."""
 
@@ -45,13 +40,13 @@ class Table(NamedTuple):
 
     name: str
     names: tuple[str, ...]
-    frame: "polars.DataFrame"
+    frame: polars.DataFrame
     place: Callable[[int], str]
     notes: tuple[str, ...]
     separator: str = ","
     encoding: str | None = None
 
-    def only(self, rows: "polars.Series") -> "Table":
+    def only(self, rows: polars.Series) -> "Table":
         """The table of these rows, given as booleans."""
         kept = rows.arg_true()
         return self._replace(frame=self.frame.filter(rows), place=lambda i: self.place(kept[i]))
@@ -79,21 +74,8 @@ class Table(NamedTuple):
         return self.names[column] if self.names else self.frame.columns[column]
 
 
-def is_frame(source: object) -> bool:
-    """Whether this is a data frame: Polars', pandas', another that Arrow can read, a dict of
-    columns or a record array of NumPy."""
-    if isinstance(source, dict | np.ndarray):
-        return bool(source if isinstance(source, dict) else source.dtype.names)
-    return any(hasattr(source, name) for name in ("__arrow_c_stream__", "collect_schema"))
-
-
 def parts(
-    source: Any,
-    *,
-    reading: Reading = GUESS,
-    text: Collection[str] = (),
-    size: int = PART,
-    known: Collection[str] = (),
+    source: Any, *, reading: Reading = GUESS, size: int, known: Collection[str] = ()
 ) -> Iterator[Table]:
     """The table of a file, or of a data frame, in parts of consecutive rows, each of about `size`
     bytes of text, or of numbers. Only a part is in memory; all of a file in another format or
@@ -101,49 +83,48 @@ def parts(
     pipe.
 
     Each format is recognised by its first bytes; anything else is text. Either may be compressed.
-    `reading` and `known` decide what is guessed otherwise: see `dialect.guess`. A line may have at
-    most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT` bytes of memory. The
-    columns of the names or indices `text` stay text.
+    `reading` and `known` decide what is guessed otherwise: see `_dialect.guess`. A line may have at
+    most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT` bytes of memory.
 
     Raises, where it comes to the fault, DataError with the line, and for a Parquet or Arrow file
     that another process has changed meanwhile; OSError where the file can't be opened;
     ModuleNotFoundError where Polars, or the package for a format, is not installed.
     """
-    with extras.needs("data"):
-        pass
-    if is_frame(source):
-        yield _of_frame("the table", _frame(source))
+    if not isinstance(source, str | Path):
+        with explained("the table"):
+            frame = _frame(source)
+        yield _of_frame("the table", frame)
         return
     path = Path(source)
     with readers.opened(path) as file, explained(path):
         start = file.read(PIECE)
         if start.startswith((b"PAR1", b"ARROW1")):
-            with _without_panic(path):
+            try:
                 yield from _stored(path, file, start, size)
+            except polars.exceptions.PanicException as error:  # of Rust code: it is no Exception
+                raise DataError(f"{path}: can't be read, damaged: {first_line(error)}") from None
             return
         if read := _formats.reader(start):
-            found = read(path, b"".join(_pieces(path, file, start)), reading.table)
+            found = read(path, _whole(path, file, start), reading.table)
             if not isinstance(found, bytes):
                 yield _of_frame(str(path), found)
                 return
             file = io.BytesIO(found)
             start, reading = file.read(PIECE), reading._replace(separator=",")
         if reading.encoding:  # holds where the text is not UTF-8, maybe only at its end
-            start = b"".join(_pieces(path, file, start))
+            start = _whole(path, file, start)
         encoding, note = _formats.encoding(start, reading.encoding)
         if encoding:
-            content = b"".join(_pieces(path, file, start)).decode(encoding)
+            content = _whole(path, file, start).decode(encoding)
             file = io.BytesIO(content.removeprefix("\ufeff").encode())
             start = file.read(PIECE)
-        _kinds.refuse(path, start)
-        options = reading.separator, reading.header, known, reading.skip
-        guess = lambda head: dialect.guess(head, *options)
+        _formats.refuse(path, start)
         lasting = None if note.startswith("text in UTF-16") else encoding
-        for table in _of_text(path, file, start, guess, text, size):
+        for table in _of_text(path, file, start, reading, known, size):
             yield table._replace(notes=(*filter(None, [note]), *table.notes), encoding=lasting)
 
 
-def _of_frame(name: str, frame: "polars.DataFrame", before: int = 0) -> Table:
+def _of_frame(name: str, frame: polars.DataFrame, before: int = 0) -> Table:
     """The table of a frame that `before` rows come before."""
     names = tuple(frame.columns)
     if not names or not len(frame):
@@ -152,31 +133,23 @@ def _of_frame(name: str, frame: "polars.DataFrame", before: int = 0) -> Table:
     return Table(name, names, frame, lambda row: f"row {before + row + 1}", ())
 
 
-def _frame(source: Any) -> "polars.DataFrame":
+def _frame(source: Any) -> polars.DataFrame:
     """Any data frame as Polars'."""
-    import polars
-
+    if isinstance(source, polars.LazyFrame):
+        return source.collect()
+    if isinstance(source, np.ndarray):
+        source = {name: source[name] for name in source.dtype.names}
     try:
-        if isinstance(source, polars.LazyFrame):
-            return source.collect()
-        if isinstance(source, np.ndarray):
-            source = {name: source[name] for name in source.dtype.names}
         return polars.DataFrame(source, strict=False)
     except ImportError:  # pandas without pyarrow
-        columns = {str(name): source[name].tolist() for name in source}
-        return polars.DataFrame(columns, strict=False)
-    except Exception as error:  # whatever the frame's own library raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"the table can't be read: {reason}") from error
+        return polars.DataFrame({str(n): source[n].tolist() for n in source}, strict=False)
 
 
 def _stored(path: Path, file: IO[bytes], start: bytes, size: int) -> Iterator[Table]:
     """The parts of a Parquet or Arrow file, whose number of rows is read before its content."""
-    import polars
-
     plain = path.is_file() and isinstance(file, io.BufferedReader)
     before = _version(path)
-    content: Any = path if plain else b"".join(_pieces(path, file, start))
+    content: Any = path if plain else _whole(path, file, start)
     lazy = (polars.scan_parquet if start.startswith(b"PAR1") else polars.scan_ipc)(content)
     rows, width = lazy.select(polars.len()).collect().item(), len(lazy.collect_schema())
     many = max(1, size // (8 * max(1, width)))
@@ -191,52 +164,35 @@ def _stored(path: Path, file: IO[bytes], start: bytes, size: int) -> Iterator[Ta
         yield _of_frame(str(path), frame, at)
 
 
-@contextmanager
-def _without_panic(path: Path) -> Iterator[None]:
-    """A panic of Polars' Rust code, which is no Exception, becomes a DataError."""
-    import polars
-
-    try:
-        yield
-    except polars.exceptions.PanicException as error:
-        raise DataError(f"{path}: can't be read, damaged: {str(error).splitlines()[0]}") from None
-
-
 def _version(path: Path) -> tuple[int, ...]:
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _of_text(
-    path: Path,
-    file: IO[bytes],
-    start: bytes,
-    guess: Callable[[bytes], Dialect],
-    text: Collection[str],
-    size: int,
+    path: Path, file: IO[bytes], start: bytes, reading: Reading, known: Collection[str], size: int
 ) -> Iterator[Table]:
     """The parts of a text file that begins with these bytes."""
     while b"\n" not in start and len(start) <= LINE_LIMIT and (piece := file.read(PIECE)):
         start += piece
     whole = start[: start.rfind(b"\n") + 1 or None]
     if len(whole) > LINE_LIMIT and b"\n" not in start and b"\r" not in start:
-        raise _too_long(path, 1)
+        raise DataError(f"{path}: line 1: longer than {LINE_LIMIT} characters")
     try:
-        found = guess(whole)
+        found = _dialect.guess(whole, reading, known)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     _quotes.check_header(path, found)
     lines, none = found.lines, True
     empty = rb"\A( *\r?\n)*" if found.end == "\n" else rb"\A( *\r)*"
-    parts = itertools.chain(_in_rows(path, file, start[found.skip :], found, size), [None])
+    parts = itertools.chain(_in_rows(path, file, start[found.skip :], found, size), [b""])
     for content, after in itertools.pairwise(parts):
-        assert content is not None
         # Polars takes the number of columns from the first line.
         body = re.sub(empty, b"", content, count=1)
         lines += content.count(found.end.encode()) - body.count(found.end.encode())
-        frame, place = _parsed(path, body, found._replace(lines=lines), text)
+        frame, place = _parsed(path, body, found._replace(lines=lines))
         lines += body.count(found.end.encode())
-        frame, notes = _without_total(frame) if after is None else (frame, ())
+        frame, notes = _without_total(frame) if not after else (frame, ())
         if len(frame):
             none = False
             notes = (*found.notes, *notes)
@@ -245,10 +201,8 @@ def _of_text(
         raise DataError(f"{path}: a header, but no examples")
 
 
-def _without_total(frame: "polars.DataFrame") -> tuple["polars.DataFrame", tuple[str, ...]]:
+def _without_total(frame: polars.DataFrame) -> tuple[polars.DataFrame, tuple[str, ...]]:
     """The frame without a last row of totals, and a note of it."""
-    import polars
-
     for cells in frame.get_columns() if len(frame) > 1 else ():
         if cells.dtype == polars.String and (word := cells[-1]):
             if re.fullmatch(TOTAL, word.strip()) and (cells == word).sum() == 1:
@@ -269,15 +223,17 @@ def _in_rows(
     for piece in itertools.chain(pieces, iter(lambda: file.read(step), b"")):
         first, last = piece.find(end), piece.rfind(end)
         if since + (first if first >= 0 else len(piece)) > LINE_LIMIT:
-            raise _too_long(path, lines + 1)
+            raise DataError(f"{path}: line {lines + 1}: longer than {LINE_LIMIT} characters")
         since = len(piece) - last - 1 if first >= 0 else since + len(piece)
         lines += piece.count(end)
         content += piece
         if len(content) + 24 * found.width * (lines - before) > readers.LIMIT:
-            raise _too_large(path, lines)
+            raise _too_large(f"{path}: line {lines}")
         if len(content) < enough:
             continue
-        if cut := _row_end(content, end):
+        ends, within = _quotes.line_ends(content, found.end)
+        if not within.all():
+            cut = int(ends[~within][-1]) + 1
             yield bytes(content[:cut])
             del content[:cut]
             before, enough = lines, size
@@ -286,95 +242,50 @@ def _in_rows(
     yield bytes(content)
 
 
-def _row_end(content: bytearray, end: bytes) -> int:
-    """Where the last row ends that is whole; 0 where none is. A line end in quotes ends no row."""
-    at = content.rfind(end)
-    within = at >= 0 and content.count(b'"', 0, at) % 2
-    while at >= 0 and within:
-        quote = content.rfind(b'"', 0, at)
-        earlier = content.rfind(end, 0, quote)
-        within = (within + content.count(b'"', max(earlier, 0), at)) % 2
-        at = earlier
-    return at + 1
-
-
-def _pieces(path: Path, file: IO[bytes], start: bytes) -> Iterator[bytes]:
-    """The bytes of a file of which `start` is read already; at most `readers.LIMIT`."""
-    size = 0
-    piece = start
-    while piece:
-        size += len(piece)
-        if size > readers.LIMIT:
+def _whole(path: Path, file: IO[bytes], start: bytes) -> bytes:
+    """The content of a file of which `start` is read already; at most `readers.LIMIT` bytes."""
+    content = bytearray(start)
+    for piece in iter(lambda: file.read(PIECE), b""):
+        content += piece
+        if len(content) > readers.LIMIT:
             raise _too_large(path)
-        yield piece
-        piece = file.read(PIECE)
+    return bytes(content)
 
 
 def _parsed(
-    path: Path, content: bytes, found: Dialect, text: Collection[str]
-) -> tuple["polars.DataFrame", Callable[[int], str]]:
+    path: Path, content: bytes, found: Dialect
+) -> tuple[polars.DataFrame, Callable[[int], str]]:
     """The frame of the lines after the header, and the place of each of its rows."""
-    import polars
-
     if b"\0" in content or any("\0" in name for name in found.names):
         list(_lines(path, content, found))
         raise DataError(f"{path}: line {found.lines}: binary, not text")
     content, n = _quotes.checked(path, content, found)
-    looked: list[int] = []
-
-    def look() -> list[int]:
-        if not looked:
-            looked.extend(_lines(path, content, found))
-        return looked
-
+    lines: Callable[[], polars.Series] = functools.cache(
+        lambda: polars.Series(_lines(path, content, found), dtype=polars.Int64)
+    )
     try:
-        frame = _csv(content, found, text)
+        frame = polars.read_csv(
+            content,
+            has_header=False,
+            separator=found.separator,
+            eol_char=found.end,
+            schema={str(i): polars.String for i in range(found.width)},
+            raise_if_empty=False,
+        )
     except Exception:
-        look()
+        lines()
         raise
-    if len(frame) and frame[:, -1].null_count():  # a short or a blank line, or just a blank cell
-        rows = look()
-        if 0 in rows and len(rows) == len(frame):
-            n -= len(frame)
-            frame = frame.filter(polars.Series(rows) > 0)
-            looked[:] = [line for line in rows if line]
-            n += len(frame)
     if len(frame) != n:
         raise DataError(f"{path}: {n} rows, of which Polars reads {len(frame)}")
-    if found.trailing and not (last := frame[:, -1].cast(polars.String).fill_null("") == "").all():
-        line = look()[int(last.arg_min() or 0)]
-        width = found.width - 1
+    if frame[:, -1].null_count():  # a short or a blank line, or just a blank cell
+        every = lines()
+        if len(every) == n and (every == 0).any():
+            frame = frame.filter(every > 0)
+            lines = lambda: every.filter(every > 0)
+    if found.trailing and not (last := frame[:, -1].fill_null("") == "").all():
+        line, width = lines()[int(last.arg_min() or 0)], found.width - 1
         raise DataError(f"{path}: line {line}: expected {width} columns, got {width + 1}")
-    return frame, lambda row: f"line {look()[row]}"
-
-
-def _csv(content: bytes, found: Dialect, text: Collection[str]) -> "polars.DataFrame":
-    """What Polars reads: numbers in the columns where the sample has only numbers, else text."""
-    import polars
-
-    columns = found.columns()
-    blanks = sorted({cell for cells in columns for cell in cells}.intersection(BLANKS))
-    names = {_index(name, found) for name in text}
-    numbers = {i for i, cells in enumerate(columns) if i not in names and dialect.are_plain(cells)}
-    codes = dialect.CODE.search(b"\n" + content[:20]) or dialect.CODE.search(content)
-    for floats in (set(),) if codes else (numbers, set()):
-        try:
-            return polars.read_csv(
-                content,
-                has_header=False,
-                separator=found.separator,
-                eol_char=found.end,
-                null_values=blanks if floats else None,
-                schema={
-                    str(i): polars.Float64 if i in floats else polars.String
-                    for i in range(found.width)
-                },
-                raise_if_empty=False,
-            )
-        except polars.exceptions.ComputeError:  # not all numbers further on
-            if not floats:
-                raise
-    raise AssertionError("unreachable")
+    return frame, lambda row: f"line {lines()[row]}"
 
 
 def _lines(path: Path, content: bytes, found: Dialect) -> Iterator[int]:
@@ -397,20 +308,5 @@ def _lines(path: Path, content: bytes, found: Dialect) -> Iterator[int]:
             raise DataError(f"{path}: line {line}: {error}") from error
 
 
-def _index(text: str, found: Dialect) -> int:
-    """The index of the column called, or numbered, `text`; -1 if there is none."""
-    if text in found.names:
-        return found.names.index(text)
-    digits = text.lstrip("-").isdecimal()
-    return int(text) % found.width if digits and -found.width <= int(text) < found.width else -1
-
-
-def _too_long(path: Path, line: int) -> DataError:
-    return DataError(f"{path}: line {line}: longer than {LINE_LIMIT} characters")
-
-
-def _too_large(path: Path, line: int | None = None) -> DataError:
-    where = "" if line is None else f" line {line}:"
-    return DataError(
-        f"{path}:{where} the table is too large: at most {readers.LIMIT} bytes are read"
-    )
+def _too_large(where: Path | str) -> DataError:
+    return DataError(f"{where}: the table is too large: at most {readers.LIMIT} bytes are read")

@@ -1,9 +1,11 @@
 """The column of a table that is learned: classes, or values to predict."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars
+from polars import Series
 
 from fnn.data import _columns as columns
 from fnn.data._columns import FEW
@@ -11,9 +13,6 @@ from fnn.data._numbers import as_numbers
 from fnn.data._tables import Table
 from fnn.data.dataset import NUMBER, TASKS
 from fnn.data.errors import DataError, nearest
-
-if TYPE_CHECKING:
-    from polars import Series
 
 WHOLE = r"^[+-]?\d+$"
 
@@ -46,14 +45,12 @@ def index(table: Table, target: str | int | None, target_name: str | None = None
     return at % width
 
 
-def text(table: Table, at: int, wanted: str | None = None) -> "Series":
+def text(table: Table, at: int, wanted: str | None = None) -> Series:
     """The cells of the column at an index as text, null where there is none.
 
     Beside numbers, what people write for nothing is null, and where numbers are wanted all else.
     Raises DataError for cells that are lists or other structures.
     """
-    import polars
-
     cells = table.frame.to_series(at)
     if cells.dtype == polars.Boolean:
         cells = cells.cast(polars.Int8).replace_strict([0, 1], ["False", "True"])
@@ -80,8 +77,6 @@ def targets(
     otherwise values. Numbers that are equal are one class, however they are written, but codes such
     as 0870 are text. The note says what was guessed.
     """
-    import polars
-
     cells = text(table, at, wanted)
     task = task or (wanted and TASKS[wanted == NUMBER])
     numbers, form = as_numbers(cells, table.separator)
@@ -90,21 +85,22 @@ def targets(
     if codes or numbers.is_null().any():
         _check_text(table, at, TASKS[0] if codes else task, cells, numbers.is_null())
         cells, note = columns.one_spelling(cells)
-        return *_labelled(table, at, task, cells, cells.unique().to_list()), note
+        words = {word: word for word in cells.unique()}
+        return *_labelled(table, at, task, cells, words), note
     note = f"{table.called(at)}: numbers, {form}" if form else ""
     if (infinite := ~numbers.is_finite()).any():
         row = int(infinite.arg_max() or 0)
         raise DataError(f"{table.where(at, row)}: expected a finite number, got {cells[row]}")
     task = task or TASKS[not (few and (numbers % 1 == 0).all())]
     if task == TASKS[1]:
-        _check_apart(table, at, cells, numbers, cells.str.contains(WHOLE))
+        _check_apart(table, at, cells, numbers)
         return numbers.to_numpy()[:, None].copy(), (), note
     pairs = polars.DataFrame({"text": cells, "number": numbers}).unique("text")
-    exact = [_exact(word, number) for word, number in pairs.rows()]
-    return *_labelled(table, at, task, cells, pairs["text"].to_list(), exact), note
+    exact = {word: _exact(word, number) for word, number in pairs.rows()}
+    return *_labelled(table, at, task, cells, exact), note
 
 
-def _check_text(table: Table, at: int, task: str | None, cells: "Series", strays: "Series") -> None:
+def _check_text(table: Table, at: int, task: str | None, cells: Series, strays: Series) -> None:
     """Raise DataError where cells that are no numbers can't be classes."""
     if task == "regression" or (task is None and not strays.all()):
         row = int(strays.arg_max() or 0)
@@ -114,24 +110,17 @@ def _check_text(table: Table, at: int, task: str | None, cells: "Series", strays
 
 
 def _labelled(
-    table: Table,
-    at: int,
-    task: str | None,
-    cells: "Series",
-    words: list[str],
-    values: Sequence[Any] = (),
+    table: Table, at: int, task: str | None, cells: Series, values: dict[str, Any]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels and classes in ascending order of the values that the words stand for."""
-    import polars
-
-    values = values or words
-    ascending = sorted(set(values))
+    ascending = sorted(set(values.values()))
     if task is None and len(ascending) > max(FEW, len(cells) / 2):
         what = f"{len(ascending)} classes in {len(cells)} examples"
         raise DataError(f"{table.where(at)}: {what}; {target_hint(table.names)}")
     place = {value: i for i, value in enumerate(ascending)}
-    labels = cells.replace_strict(words, [place[v] for v in values], return_dtype=polars.Int32)
-    return labels.to_numpy().copy(), tuple(map(str, ascending))
+    labels = {word: place[value] for word, value in values.items()}
+    y = cells.replace_strict(labels, return_dtype=polars.Int32)
+    return y.to_numpy().copy(), tuple(map(str, ascending))
 
 
 def _exact(word: str, number: float) -> int | float:
@@ -141,16 +130,12 @@ def _exact(word: str, number: float) -> int | float:
     return int(number) if number == int(number) else number
 
 
-def _check_apart(
-    table: Table, at: int, cells: "Series", numbers: "Series", whole: "Series"
-) -> None:
+def _check_apart(table: Table, at: int, cells: Series, numbers: Series) -> None:
     """Raise DataError where two whole numbers are one float64."""
-    large = whole & (numbers.abs() >= 2.0**53)
-    first: dict[float, int] = {}
-    for row in large.arg_true() if large.any() else ():
-        value = int(cells[row])
-        if first.setdefault(numbers[row], value) != value:
-            same = f"{first[numbers[row]]} and {cells[row]}"
-            raise DataError(
-                f"{table.where(at, row)}: {same} are two whole numbers, but one float64"
-            )
+    large = cells.str.contains(WHOLE) & (numbers.abs() >= 2.0**53)
+    first: dict[float, str] = {}
+    for row in large.arg_true():
+        one = first.setdefault(numbers[row], cells[row])
+        if int(one) != int(cells[row]):
+            what = f"{one} and {cells[row]} are two whole numbers, but one float64"
+            raise DataError(f"{table.where(at, row)}: {what}")

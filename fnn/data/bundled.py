@@ -5,9 +5,7 @@ import numpy as np
 from fnn import extras
 from fnn.data.dataset import Dataset
 
-CLASSIFICATION = ("digits", "iris", "wine", "breast_cancer")
-REGRESSION = ("diabetes",)
-BUNDLED = CLASSIFICATION + REGRESSION
+BUNDLED = ("digits", "iris", "wine", "breast_cancer", "diabetes")
 
 
 def bundled(name: str) -> Dataset:
@@ -21,7 +19,7 @@ def bundled(name: str) -> Dataset:
     bunch = getattr(datasets, f"load_{name}")()
     x = np.asarray(bunch.data, np.float32)
     features = tuple(str(feature) for feature in bunch.feature_names)
-    if name in REGRESSION:
+    if name == "diabetes":
         return Dataset(name, x, np.asarray(bunch.target, np.float32)[:, None], (), features)
     classes = tuple(str(label) for label in bunch.target_names)
     return Dataset(name, x, np.asarray(bunch.target, np.int32), classes, features)

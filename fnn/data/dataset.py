@@ -1,7 +1,7 @@
 """Examples with their targets, as arrays of one fixed form."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,6 +63,19 @@ class Dataset(NamedTuple):
     encoding: str | None = None
 
 
+class Part(NamedTuple):
+    """Consecutive rows of a source without targets: x (n, d_in) as `Encoding.apply` takes it, the
+    cells (n,) of the columns that name the rows, and notes of what is left out.
+
+    >>> Part(np.ones((2, 1)), {}, ()).x.shape
+    (2, 1)
+    """
+
+    x: np.ndarray
+    ids: dict[str, Any]
+    left_out: tuple[str, ...]
+
+
 def relabelled(data: Dataset, classes: tuple[str, ...]) -> Dataset:
     """The same examples, their labels as indices into `classes`.
 
@@ -111,9 +124,16 @@ def reordered(data: Dataset, features: tuple[str, ...]) -> Dataset:
     """
     if not features or not data.features or data.features == features:
         return data
-    for name in features:
-        if name not in data.features:
-            hint = nearest(name, data.features)
-            raise DataError(f"{data.name}: the feature {name!r} is missing; {hint}")
-    columns = [data.features.index(name) for name in features]
+    columns = places(data.name, data.features, features)
     return data._replace(x=data.x[:, columns], features=features)
+
+
+def places(
+    source: str, known: Sequence[str], wanted: Sequence[str], what: str = "feature"
+) -> list[int]:
+    """The index in `known` of each name that is wanted. Raises DataError for a missing one."""
+    where = {name: i for i, name in enumerate(known)}
+    for name in wanted:
+        if name not in where:
+            raise DataError(f"{source}: the {what} {name!r} is missing; {nearest(name, known)}")
+    return [where[name] for name in wanted]

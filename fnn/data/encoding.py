@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fnn.data._features import KINDS, Feature, features_of as features_of, metadata_of
-from fnn.data.dataset import CATEGORY, NUMBER, Column, Dataset
+from fnn.data.dataset import CATEGORY, NUMBER, Column, Dataset, places
 from fnn.data.errors import DataError, nearest
 from fnn.data.scaling import Scaling
 
@@ -18,37 +18,31 @@ exactly this far. Most such numbers are data-entry errors, and a network extrapo
 
 
 class _Unseen(NamedTuple):
-    """What n examples hold that training never saw, for each of the features that are used: the
-    number of categories that are none of those learned, of blanks where there were none, and of
-    numbers more than `FAR` standard deviations off.
+    """What n examples hold that training never saw: counts (3, d) has, for each of the d features
+    that are used, the number of categories that are none of those learned, of blanks where there
+    were none, and of numbers more than `FAR` standard deviations off.
     """
 
     features: tuple[Feature, ...]
     n: int
-    new: np.ndarray
-    blank: np.ndarray
-    far: np.ndarray
+    counts: np.ndarray
 
     def lines(self) -> list[str]:
-        """One line per column that holds any."""
+        """One line per column and kind that holds any."""
         lines = []
-        for i, (feature, new, blank, far) in enumerate(
-            zip(self.features, self.new, self.blank, self.far, strict=True)
-        ):
+        for i, feature in enumerate(self.features):
             column = f"column {feature.name!r}" if feature.name else f"input column {i + 1}"
-            if new:
-                was = "was" if new == 1 else "were"
-                lines.append(f"{column}: {new} of {self.n} values {was} never seen in training")
-            if blank:
-                filled = "" if feature.kind == CATEGORY else f", filled with {feature.fill:.4g}"
-                blanks = "blank" if blank == 1 else "blanks"
-                lines.append(f"{column}: {blank} {blanks}, where training saw none{filled}")
-            if far:
-                values = "value" if far == 1 else "values"
-                lines.append(
-                    f"{column}: {far} {values} more than {FAR} standard deviations off, taken as "
-                    f"{FAR}"
-                )
+            filled = "" if feature.kind == CATEGORY else f", filled with {feature.fill:.4g}"
+            new, blank, far = self.counts[:, i]
+            was, blanks = "was" if new == 1 else "were", "blank" if blank == 1 else "blanks"
+            values = "value" if far == 1 else "values"
+            off = f"more than {FAR} standard deviations off, taken as {FAR}"
+            said = {
+                f"{new} of {self.n} values {was} never seen in training": new,
+                f"{blank} {blanks}, where training saw none{filled}": blank,
+                f"{far} {values} {off}": far,
+            }
+            lines += [f"{column}: {words}" for words, count in said.items() if count]
         return lines
 
 
@@ -151,10 +145,10 @@ class Encoding(NamedTuple):
         if not self.features:
             return part
         names = tuple(feature.name for feature in self.used)
-        places = self._places(part)
+        at = self._places(part)
         columns = part.columns or (Column(NUMBER),) * part.x.shape[1]
-        x = part.x[:, places]
-        for i, (feature, place) in enumerate(zip(self.used, places, strict=True)):
+        x = part.x[:, at]
+        for i, (feature, place) in enumerate(zip(self.used, at, strict=True)):
             if (feature.kind, columns[place].kind) != (NUMBER, NUMBER):
                 cells = feature.recoded(columns[place], part.x[:, place])
                 if cells is None:
@@ -200,25 +194,16 @@ class Encoding(NamedTuple):
         >>> encoding.count_unseen(np.array([[np.nan]]), counted).lines()
         ["column 'size': 2 blanks, where training saw none, filled with 0"]
         """
-        coded = np.array([f.kind == CATEGORY and not f.rest for f in self.used], bool)
-        full = np.array([not f.flag for f in self.used], bool)
-        new = np.where(coded, (x == -1).sum(0), 0) if self.used else np.empty(0, int)
-        blank = np.where(full, np.isnan(x).sum(0), 0) if self.used else np.empty(0, int)
-        far = self._far(x)
-        if counted is None:
-            return _Unseen(self.used, len(x), new, blank, far)
-        before = counted.new, counted.blank, counted.far
-        sums = (a + b for a, b in zip(before, (new, blank, far), strict=True))
-        return _Unseen(self.used, counted.n + len(x), *sums)
-
-    def _far(self, x: np.ndarray) -> np.ndarray:
-        """How many numbers of x are more than `FAR` standard deviations off, for each column."""
-        if not self.used:
-            return np.empty(0, int)
-        first = np.cumsum([0, *(f.width for f in self.used)])[:-1]
+        used = self.used
+        x = x[:, : len(used)]  # arrays have no features to count for
+        kinds = [(f.kind == CATEGORY and not f.rest, not f.flag, f.kind != CATEGORY) for f in used]
+        first = np.cumsum([0, *(f.width for f in used)])[:-1]
         low, high = (limit[first] for limit in self._limits())
-        numbers = np.array([f.kind != CATEGORY for f in self.used], bool)
-        return np.where(numbers, ((x < low) | (x > high)).sum(0), 0)
+        found = (x == -1).sum(0), np.isnan(x).sum(0), ((x < low) | (x > high)).sum(0)
+        counts = np.where(np.array(kinds, bool).reshape(-1, 3).T, found, 0)
+        if counted is None:
+            return _Unseen(used, len(x), counts)
+        return _Unseen(used, counted.n + len(x), counted.counts + counts)
 
     def _limits(self) -> tuple[np.ndarray, np.ndarray]:
         """The inputs before standardisation that are `FAR` below and above the mean: (width,)."""
@@ -249,12 +234,7 @@ class Encoding(NamedTuple):
     def _places(self, part: Dataset) -> list[int]:
         """The columns of the part that hold the features that are used."""
         if part.features and any(feature.name for feature in self.features):
-            where = {name: i for i, name in enumerate(part.features)}
-            for feature in self.used:
-                if feature.name not in where:
-                    hint = nearest(feature.name, part.features)
-                    raise DataError(f"{part.name}: the feature {feature.name!r} is missing; {hint}")
-            return [where[feature.name] for feature in self.used]
+            return places(part.name, part.features, [feature.name for feature in self.used])
         if part.x.shape[1] != len(self.features):
             raise DataError(
                 f"{part.name}: expected {len(self.features)} features, got {part.x.shape[1]}"
@@ -293,5 +273,8 @@ def _features(train: Dataset, kept: Collection[int]) -> list[Feature]:
     for i, (name, column) in enumerate(zip(names, train.columns, strict=True)):
         cells = train.x[:, i] if full[i] else train.x[there[:, i], i]
         kind = KINDS[column.kind]
-        features.append(kind.fitted(name, column, cells, len(train.x), i, i in kept))
+        if len(cells):
+            features.append(kind.fitted(name, column, cells, len(train.x), i, i in kept))
+        else:
+            features.append(kind(name, "no values", form=column.form))
     return features

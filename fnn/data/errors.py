@@ -23,7 +23,7 @@ class DataError(Error, ValueError):
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path | str) -> Iterator[None]:
     """Any error inside the block becomes a DataError that names the file.
 
     An OSError that names a file itself passes unchanged: the file can't be opened. NumPy's
@@ -45,15 +45,16 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is not None:
             raise
-        raise DataError(f"{path}: can't be read: {_first_line(error)}") from error
+        raise DataError(f"{path}: can't be read: {first_line(error)}") from error
     except Exception as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         if "pickle" in reason:
             reason = "it holds Python objects, which are not loaded"
         raise DataError(f"{path}: can't be read: {reason}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its kind where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

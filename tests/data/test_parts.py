@@ -183,3 +183,13 @@ def test_a_part_may_begin_with_a_blank_line(tmp_path):
         list(data.parts(path, encoding, size=1))
     path.write_text("a,b\n" + "1.5,2.5\n\n  \n" * 20)
     assert [len(part) for part in data.parts(path, encoding, size=1)] == [1] * 20
+
+
+@pytest.mark.parametrize("size", [43, 50, 1 << 20])
+def test_a_total_in_the_last_of_several_parts_is_left_out(size, tmp_path):
+    """Also where a part ends with the file (43)."""
+    path = tmp_path / "a.csv"
+    path.write_text("pet,a,y\n" + "".join(f"{'uv'[i % 2]},{i}.5,{i / 3}\n" for i in range(20)))
+    encoding = Encoding.of(data.load(path))
+    path.write_text("pet,a\n" + "u,1.5\nv,2.5\n" * 10 + "Total,40\n")
+    assert sum(map(len, data.parts(path, encoding, size=size))) == 20

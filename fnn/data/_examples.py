@@ -1,0 +1,202 @@
+"""The examples of a table: its rows as numbers, with their targets or without."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fnn.data import (
+    _columns as columns,
+    _readers as readers,
+    _suspects,
+    _tables as tables,
+    _targets as targets,
+)
+from fnn.data._reading import Reading
+from fnn.data._tables import Table
+from fnn.data.dataset import CATEGORY, NUMBER, Column, Dataset, Part, places
+from fnn.data.encoding import Encoding
+from fnn.data.errors import DataError, nearest
+
+
+def of_table(
+    source: Any,
+    target: str | int | None,
+    task: str | None,
+    target_name: str | None,
+    reading: Reading,
+    like: Encoding | None,
+) -> Dataset:
+    """The examples of a table; the arguments are those of `load`."""
+    (table,) = _tables(source, reading, like)
+    if table.frame.width < 2:
+        what = "expected at least one feature and the target, got one column"
+        raise DataError(f"{table.name}: {what}")
+    at = targets.index(table, target, target_name)
+    notes, kind = list(table.notes), reading.kind_of(table.option(at))
+    blank = targets.text(table, at, kind).is_null()
+    if blank.any():
+        if reading.missing == "error" or blank.all():
+            raise DataError(f"{table.where(at, int(blank.arg_max() or 0))}: no value")
+        table = table.only(~blank)
+        notes.append(f"{blank.sum()} rows without a target left out")
+    y, classes, note = targets.targets(table, at, task, kind)
+    groups, times = _apart(table, reading)
+    beside = {at, *_indices(table, (*reading.id, *reading.group))}
+    learned = [i for i in range(table.frame.width) if i not in beside]
+    x, found, more = _parsed(table, learned, reading, _like(table, learned, like))
+    names = tuple(table.names[i] for i in learned if table.names)
+    hints = () if like else _suspects.suspects([table.called(i) for i in learned], x, found, y)
+    notes += [*filter(None, [note]), *more, *hints]
+    return Dataset(
+        table.name, x, y, classes, names, table.names[at : at + 1], None, found,
+        tuple(notes), tuple(blank.arg_true()), groups, times, table.encoding,
+    )  # fmt: skip
+
+
+def _indices(table: Table, names: Collection[str]) -> list[int]:
+    """The columns of these names, as far as they are there."""
+    return [table.names.index(name) for name in names if name in table.names]
+
+
+def _apart(table: Table, reading: Reading) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What a split goes by: the group (n,) of each row, and its time (n,)."""
+    groups = times = None
+    if places := _indices(table, reading.group):
+        codes = [columns.parse_column(table, i, None, CATEGORY)[1] for i in places]
+        rows = np.stack(codes, 1)
+        blank = np.isnan(rows).any(1)
+        rows[blank] = -1 - np.arange(blank.sum())[:, None]  # each a group of its own
+        groups = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
+    for place in _indices(table, [reading.time or ""]):
+        kind = reading.kind_of(table.option(place))
+        column, times, _ = columns.parse_column(table, place, None, kind)
+        if column.kind == CATEGORY:
+            raise DataError(f"{table.where(place)}: expected dates or numbers to split by")
+        _refuse_blanks(table, [place], times[:, None], " to split by")
+    return groups, times
+
+
+def inputs(
+    source: Any, encoding: Encoding, features: tuple[str, ...], reading: Reading, size: int
+) -> Iterator[Part]:
+    """The columns of a table that an encoding uses, or that have the names of features."""
+    wanted = tuple(feature.name for feature in encoding.used) or features
+    like: list[Column | None] = []
+    for table in _tables(source, reading, encoding, wanted, size):
+        at = _places(table, wanted, len(encoding.features) or encoding.d_in)
+        like = like or _like(table, at, encoding)
+        x, found, _ = _parsed(table, at, reading, like)
+        like = [_decided(old, new) for old, new in zip(like, found, strict=True)]
+        ids = {name: table.frame[:, i] for name in reading.id for i in _indices(table, [name])}
+        lost = tuple(note for note in table.notes if "left out" in note)
+        if encoding.features:
+            names = wanted if table.names and any(wanted) else ()
+            part = Dataset(table.name, x, np.empty(0), (), names, columns=found)
+            x = encoding.aligned(part).x
+        else:
+            for column, place in zip(found, at, strict=True):
+                if column.kind != NUMBER:
+                    raise DataError(f"{table.where(place)}: expected numbers, got a {column.kind}")
+            _refuse_blanks(table, at, x)
+        yield Part(x, ids, lost)
+
+
+def _places(table: Table, wanted: tuple[str, ...], every: int) -> list[int]:
+    """The columns of the wanted names, or all where the table or the run has no names."""
+    if table.names and any(wanted):
+        return places(table.name, table.names, wanted, "column")
+    if table.frame.width != every:
+        got = table.frame.width
+        raise DataError(f"{table.name}: expected {every} columns, the features, got {got}")
+    return list(range(every))
+
+
+def _refuse_blanks(table: Table, places: Sequence[int], x: np.ndarray, hint: str = "") -> None:
+    """Raise DataError for the first cell of x that has no value."""
+    if (blank := np.isnan(x)).any():
+        row, i = np.argwhere(blank)[0]
+        raise DataError(f"{table.where(places[i], int(row))}: no value{hint}")
+
+
+def _decided(like: Column | None, found: Column) -> Column | None:
+    """How the next part of a table is read: what training does not say, the first part does."""
+    if like is None:
+        return found
+    return found if found.kind == like.kind and not like.form else like
+
+
+def _like(table: Table, places: Sequence[int], encoding: Encoding | None) -> list[Column | None]:
+    """What the columns at these places were when the encoding was fitted; None for those that it
+    does not use."""
+    features = encoding.features if encoding else ()
+    known = [None if feature.left_out else feature.column for feature in features]
+    if table.names and any(feature.name for feature in features):
+        named = {feature.name: column for feature, column in zip(features, known, strict=True)}
+        return [named.get(table.names[place]) for place in places]
+    return known if len(known) == len(places) else [None] * len(places)
+
+
+def _tables(
+    source: Any,
+    reading: Reading,
+    like: Encoding | None = None,
+    only: Collection[str] = (),
+    size: int | None = None,
+) -> Iterator[Table]:
+    """The table in parts; in one without a size. It has a header if that of `like` had one."""
+    names = [feature.name for feature in like.features] if like and like.features else None
+    for table in tables.parts(
+        source,
+        reading=reading if names is None or any(names) else reading._replace(header=False),
+        size=size or readers.LIMIT + 1,
+        known=tuple(filter(None, names or ())),
+    ):
+        if like is None:
+            _check_names(table, reading)
+        yield _named(table, reading, only)
+
+
+def _check_names(table: Table, reading: Reading) -> None:
+    """Raise DataError where an option names a column that is not there."""
+    named = {*reading.drop, *reading.id, *reading.group, reading.time}
+    known = table.names or [at for at in table.frame.columns if at not in named]
+    for name in sorted(reading.columns() - set(known)):
+        hint = nearest(name, table.names) if table.names else "it has no header"
+        raise DataError(f"{table.name}: no column is called {name!r}; {hint}")
+
+
+def _named(table: Table, reading: Reading, only: Collection[str]) -> Table:
+    """The table without the columns that are dropped, and without empty ones that lack a name.
+
+    Others that lack a name get one as pandas gives it: "Unnamed: 0" for the first column.
+    """
+    gone = {i for i, name in enumerate(table.names) if name in reading.drop}
+    if not any(only):  # else columns are found by their names, in each part alike
+        nameless = (i for i, name in enumerate(table.names) if not name)
+        gone |= {i for i in nameless if not columns.stripped(table.frame[:, i]).count()}
+    table = table.without(gone)
+    named = zip(table.frame.columns, table.names, strict=False)
+    names = tuple(name or f"Unnamed: {i}" for i, name in named)
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise DataError(f"{table.name}: two columns are called {twice!r}")
+    return table._replace(names=names)
+
+
+def _parsed(
+    table: Table, places: Sequence[int], reading: Reading, like: Sequence[Column | None]
+) -> tuple[np.ndarray, tuple[Column, ...], tuple[str, ...]]:
+    """x (n, d) of the columns at these places, what they hold, and what was guessed."""
+    x = np.empty((len(table.frame), len(places)))
+    found: list[Column] = []
+    notes: list[str] = []
+    for i, place in enumerate(places):
+        kind = reading.kind_of(table.option(place))
+        column, x[:, i], note = columns.parse_column(table, place, like[i], kind)
+        found.append(column)
+        notes.append(note)
+    if reading.missing == "error":
+        _refuse_blanks(table, places, x, "; --missing fill fills it in")
+    return x, tuple(found), tuple(dict.fromkeys(filter(None, notes)))
