@@ -15,13 +15,7 @@ def pytest_addoption(parser: Any) -> None:
     group = parser.getgroup("fnn", "checks of derivative rules")
     group.addoption("--fnn-rules", metavar="PACKAGE", help="check the rules of this package")
     group.addoption("--fnn-rules-json", metavar="FILE", help="write what was found as JSON")
-    group.addoption(
-        "--fnn-rules-seconds",
-        type=float,
-        default=60.0,
-        metavar="N",
-        help="for all checks together (60)",
-    )
+    group.addoption("--fnn-rules-seconds", type=float, default=60, metavar="N", help="in all (60)")
 
 
 def pytest_configure(config: Any) -> None:
@@ -58,8 +52,7 @@ class _Rules:
             Path(path).write_text(self.found.to_json())
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        package = self.config.getoption("fnn_rules")
-        terminalreporter.section(f"derivative rules of {package}")
+        terminalreporter.section(f"derivative rules of {self.config.getoption('fnn_rules')}")
         rows = self.found.rows if self.found else ()
         terminalreporter.line(str(self.found) if rows else "no rule was called")
         for row in rows:

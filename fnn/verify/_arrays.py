@@ -3,8 +3,9 @@
 Computing in float64, whatever JAX's configuration is, and leaving the configuration alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array
+
+Function = Callable[..., Any]
 
 
 def differentiable(leaf: Any) -> bool:
@@ -59,16 +62,23 @@ def unit_roundoff(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps) / 2
 
 
+def coarsest_dtype(arrays: Iterable[Any]) -> Any:
+    """The floating-point dtype of the arrays that rounds most; float64 for none."""
+    return max((a.dtype for a in arrays), key=unit_roundoff, default=jnp.dtype(float))
+
+
+def map_floats(f: Function, tree: Any, *others: Any) -> Any:
+    """`jax.tree.map` of f over the floating-point arrays of the tree; all else as it is."""
+    return jax.tree.map(lambda a, *b: f(a, *b) if differentiable(a) else a, tree, *others)
+
+
 def widened(tree: Any) -> Any:
     """The tree with its floating-point arrays in float64; everything else as it is."""
-    return jax.tree.map(lambda a: a.astype(jnp.float64) if differentiable(a) else a, tree)
+    return map_floats(lambda a: a.astype(jnp.float64), tree)
 
 
-@contextmanager
-def at_highest_precision() -> Iterator[None]:
-    """Matrix products in the full precision of their dtype."""
-    with jax.default_matmul_precision("highest"):
-        yield
+at_highest_precision = partial(jax.default_matmul_precision, "highest")
+"""A context: matrix products in the full precision of their dtype."""
 
 
 @contextmanager

@@ -5,9 +5,10 @@ inputs, whatever trees the user's function takes.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array
-from fnn.verify._arrays import as_arrays, differentiable, in_float64, unit_roundoff
+from fnn.verify._arrays import Function, as_arrays, differentiable, in_float64, unit_roundoff
 
 
 class Inputs(NamedTuple):
@@ -34,14 +35,14 @@ class Call(NamedTuple):
     compilation; `rules` are the function's derivative rules, which may be defined anew.
     """
 
-    rule: Callable[..., Any]
+    rule: Function
     function: Any
     form: Any
     kinds: tuple[str, ...]
     fixed: tuple[Any, ...]
     rules: tuple[Any, ...]
 
-    def of(self, rule: Callable[..., Any], function: Any) -> "Call":
+    def of(self, rule: Function, function: Any) -> "Call":
         """The same call of another rule and function."""
         return self._replace(rule=rule, function=function, rules=_rules_of(function))
 
@@ -57,9 +58,7 @@ class Call(NamedTuple):
         return self.rule(self.function, theta, *rest)
 
 
-def split(
-    rule: Callable[..., Any], function: Any, theta: Any, rest: tuple[Any, ...]
-) -> tuple[Call, Inputs]:
+def split(rule: Function, function: Any, theta: Any, rest: tuple[Any, ...]) -> tuple[Call, Inputs]:
     """The call rule(function, theta, *rest) and its inputs.
 
     Raises TypeError for complex numbers in theta.
@@ -78,9 +77,8 @@ def split(
             kind = "others" if isinstance(leaf, jax.Array | np.ndarray) else "fixed"
         kinds.append(kind)
         lists[kind].append(leaf)
-    fixed = tuple(lists["fixed"])
-    call = Call(rule, function, form, tuple(kinds), fixed, _rules_of(function))
-    return call, Inputs(lists["theta"], lists["floats"], lists["others"])
+    fixed = tuple(lists.pop("fixed"))
+    return Call(rule, function, form, tuple(kinds), fixed, _rules_of(function)), Inputs(**lists)
 
 
 def _rules_of(function: Any) -> tuple[Any, ...]:
@@ -123,7 +121,7 @@ def evaluate_moved(call: Call, inputs: Inputs, directions: list[Any], steps: Any
     return jax.lax.map(one, steps) if isinstance(steps, jax.core.Tracer) else [*map(one, steps)]
 
 
-def attempt(f: Callable[..., Any], *args: Any, otherwise: Any = None) -> Any:
+def attempt(f: Function, *args: Any, otherwise: Any = None) -> Any:
     """f(*args), or `otherwise` where f raises: another library's functions may raise anything at
     a tracer, in float64, or on a single example. A TimeoutError is a user's alarm, and passes.
     """
@@ -136,13 +134,13 @@ def attempt(f: Callable[..., Any], *args: Any, otherwise: Any = None) -> Any:
 
 
 @lru_cache
-def _compiled(program: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled(program: Function) -> Function:
     """The program, jitted with little optimization: each runs a few times only."""
     fast: Any = {"xla_backend_optimization_level": 0}
     return jax.jit(program, static_argnums=0, compiler_options=fast)
 
 
-def run(program: Callable[..., Any], call: Any, *arrays: Any) -> Any:
+def run(program: Function, call: Any, *arrays: Any) -> Any:
     """program(call, *arrays), compiled; or as it is, where the user's function can't be traced,
     for it branches on values or is NumPy's.
     """
@@ -208,26 +206,23 @@ def traced(function: Any, *inputs: Any) -> Any:
     leaves, form = jax.tree.flatten(inputs)
 
     def trace() -> Any:
-        if not all(hasattr(leaf, "dtype") for leaf in leaves):
-            return jax.make_jaxpr(function)(*inputs)
-        shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
         try:
+            shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
             return _traced(function, form, shapes, bool(jax.enable_x64.value))
-        except TypeError:  # a function that has no hash
+        except (AttributeError, TypeError):  # a leaf that is no array, a function without a hash
             return jax.make_jaxpr(function)(*inputs)
 
     return attempt(trace)
 
 
 @lru_cache(maxsize=256)
-def _traced(function: Callable[..., Any], form: Any, shapes: tuple[Any, ...], x64: bool) -> Any:
+def _traced(function: Function, form: Any, shapes: tuple[Any, ...], x64: bool) -> Any:
     flat = lambda *leaves: function(*jax.tree.unflatten(form, leaves))
     return jax.make_jaxpr(flat)(*shapes)
 
 
 def _has_numpy_constant(program: Any) -> bool:
-    programs = _programs(program) if program else ()
-    constants = [c for inner in programs for c in getattr(inner, "consts", ())]
+    constants = (c for inner in _programs(program) for c in getattr(inner, "consts", ()))
     return any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
 
 
@@ -286,24 +281,22 @@ def custom_rules(call: Call, inputs: Inputs) -> list[str]:
     """The names of the functions in the call that have a derivative rule of their own, JAX's
     apart.
     """
-    program = traced(call, inputs)
-    found = []
-    for inner in _programs(program) if program else ():
-        for equation in _equations(inner):
-            if equation.primitive.name.startswith("custom_") and "call_jaxpr" in equation.params:
-                body = getattr(equation.params["call_jaxpr"], "jaxpr", None)
-                source = str(getattr(getattr(body, "debug_info", None), "func_src_info", ""))
-                name, _, file = source.partition(" at ")
-                if not file.startswith(JAX):
-                    found.append(name or "a function")
-    return list(dict.fromkeys(found))
+    found = {}
+    for equation in chain.from_iterable(map(_equations, _programs(traced(call, inputs)))):
+        if equation.primitive.name.startswith("custom_") and "call_jaxpr" in equation.params:
+            body = getattr(equation.params["call_jaxpr"], "jaxpr", None)
+            source = str(getattr(getattr(body, "debug_info", None), "func_src_info", ""))
+            name, _, file = source.partition(" at ")
+            if not file.startswith(JAX):
+                found[name or "a function"] = True
+    return [*found]
 
 
 def _programs(program: Any) -> Iterator[Any]:
-    """A jaxpr and all that are inside it."""
-    yield program
-    for equation in _equations(program):
-        for part in _inner(equation):
+    """A jaxpr and all that are inside it; none for None."""
+    if program:
+        yield program
+        for part in chain.from_iterable(map(_inner, _equations(program))):
             yield from _programs(part)
 
 
@@ -312,12 +305,9 @@ def _equations(program: Any) -> Sequence[Any]:
 
 
 def _inner(equation: Any) -> list[Any]:
-    params = list(equation.params.values())
-    return [p for p in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(p)]
-
-
-def _is_jaxpr(x: Any) -> bool:
-    return hasattr(x, "eqns") or hasattr(x, "jaxpr")
+    is_jaxpr = lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+    params = jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr)
+    return [p for p in params if is_jaxpr(p)]
 
 
 def axis_lengths(inputs: Inputs) -> Sequence[int]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from fnn.verify._leaf import FLOOR, TOLERANCE, Leaf, measure, plainly
+from fnn.verify._arrays import unit_roundoff
+from fnn.verify._leaf import FLOOR, TOLERANCE, Leaf, joined, plainly
 
 UNKNOWN = "cause unknown"
 
@@ -16,17 +17,15 @@ def likely_cause(
     expected: np.ndarray,
     theta: np.ndarray,
     lengths: Sequence[int],
-    integers: Sequence[np.ndarray] = (),
+    integers: Sequence[Any] = (),
 ) -> str:
     """The pattern in a wrong leaf, in words; `UNKNOWN` where none is seen.
 
-    theta is the parameter; lengths are those of the axes that a wrong factor may come from;
+    theta is the parameter; lengths, above 1, are of the axes that a wrong factor may come from;
     integers are the arrays that may choose its rows.
     """
     return (
-        _not_finite(got)
-        or _no_gradient(got)
-        or _constant(expected)
+        _degenerate(got, expected)
         or _factor(got, expected, lengths)
         or _transposed(got, expected)
         or _penalty(got, expected, theta)
@@ -42,45 +41,40 @@ def misshapen_cause(got: np.ndarray, expected: np.ndarray, others: Mapping[str, 
     """Why a gradient may have another shape than its parameter; "" where no reason is seen.
     `others` are the references of the other leaves by name.
     """
-    for name, other in others.items():
-        if got.shape == other.shape and _close(got, other):
-            return f"it is the reference of {name}: swapped"
+    if found := _other_reference(got, others):
+        return found
     extra = got.ndim - expected.ndim
     if extra > 0 and got.shape[extra:] == expected.shape:
         summed = got.sum(tuple(range(extra)))
         if _close(summed, expected):
             return "its sum over the batch matches: the sum is missing"
-    if got.shape == expected.shape[::-1] and _close(got.T, expected):
-        return "its transpose matches"
-    return ""
+    return _transposed(got, expected)
 
 
 def swapped(leaf: Leaf, leaves: Sequence[Leaf]) -> Leaf:
     """The leaf; where it is wrong and matches another wrong leaf's reference, its note says so."""
-    for other in leaves:
-        if leaf.verdict == "fail" and other.name != leaf.name and other.verdict == "fail":
-            same = leaf.got.shape == other.expected.shape
-            if same and measure(leaf.got, other.expected, 1)[0] <= 1e-6:
-                found = f"it is the reference of {other.name}: swapped"
-                return replace(leaf, note="; ".join(filter(None, (leaf.note, found))))
-    return leaf
+    wrong = {other.name: other.expected for other in leaves if other.verdict == "fail"}
+    if wrong.pop(leaf.name, None) is None:
+        return leaf
+    return replace(leaf, note=joined(leaf.note, _other_reference(leaf.got, wrong)))
 
 
-def _close(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-6) -> bool:
-    return bool(np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b))
+def _other_reference(got: np.ndarray, others: Mapping[str, np.ndarray]) -> str:
+    same = (name for name, a in others.items() if got.shape == a.shape and _close(got, a))
+    return next((f"it is the reference of {name}: swapped" for name in same), "")
 
 
-def _not_finite(got: np.ndarray) -> str:
+def _close(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(b))
+
+
+def _degenerate(got: np.ndarray, expected: np.ndarray) -> str:
+    """A gradient that is not finite or zero, or one whose reference is zero."""
     bad = ~np.isfinite(got)
-    return f"{bad.sum()} of {got.size} entries are NaN or infinite" if bad.any() else ""
-
-
-def _no_gradient(got: np.ndarray) -> str:
-    return "" if got.any() else "every entry is zero: no gradient arrives here"
-
-
-def _constant(expected: np.ndarray) -> str:
-    """Of a straight-through estimator, say."""
+    if bad.any():
+        return f"{bad.sum()} of {got.size} entries are NaN or infinite"
+    if not got.any():
+        return "every entry is zero: no gradient arrives here"
     piecewise = "the forward pass is piecewise constant in it, or does not use it"
     return "" if expected.any() else piecewise
 
@@ -97,7 +91,7 @@ def _factor(got: np.ndarray, expected: np.ndarray, lengths: Sequence[int]) -> st
         known.setdefault(1 / n, f"an axis has length {n}: one factor 1/{n} too many")
         known.setdefault(1.0 * n * n, f"an axis has length {n}: 1/{n} is missing twice")
         known.setdefault(1 / (n * n), f"an axis has length {n}: two factors 1/{n} too many")
-        known.setdefault(n / (n - 1) if n > 1 else 1.0, f"1/({n} - 1) in place of 1/{n}")
+        known.setdefault(n / (n - 1), f"1/({n} - 1) in place of 1/{n}")
     near = min(known, key=lambda k: abs(k - factor))
     why = f": {known[near]}" if abs(near - factor) <= 1e-6 * abs(near) else ""
     if got.size == 1 and not why:
@@ -106,8 +100,8 @@ def _factor(got: np.ndarray, expected: np.ndarray, lengths: Sequence[int]) -> st
 
 
 def _transposed(got: np.ndarray, expected: np.ndarray) -> str:
-    square = got.ndim == 2 and got.shape[0] == got.shape[1]
-    return "its transpose matches" if square and _close(got.T, expected) else ""
+    fits = got.ndim > 1 and got.shape == expected.shape[::-1]
+    return "its transpose matches" if fits and _close(got.T, expected) else ""
 
 
 def _penalty(got: np.ndarray, expected: np.ndarray, theta: np.ndarray) -> str:
@@ -122,14 +116,12 @@ def _penalty(got: np.ndarray, expected: np.ndarray, theta: np.ndarray) -> str:
 
 def _rounded(got: np.ndarray, expected: np.ndarray) -> str:
     """Every difference within a roundoff, and of its size: the rule itself is right."""
-    if not expected.any():
-        return ""
     size = np.abs(expected)
     large = size > 0.1 * size.max()  # smaller entries have the error of what they cancel
     error = (np.abs(got - expected)[large] / size[large]).max()
     everywhere = got.size > 3 and (got != expected).mean() > 0.5
     for name in ("float32", "float16", "bfloat16"):
-        roundoff = float(jnp.finfo(name).eps) / 2
+        roundoff = unit_roundoff(name)
         if everywhere and roundoff / 64 < error <= 2 * roundoff:
             return f"the differences are of {name}'s roundoff: a low-precision cast?"
     return ""
@@ -139,7 +131,7 @@ def _wrong(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.abs(got - expected) > TOLERANCE * (np.abs(expected) + FLOOR * np.abs(expected).max())
 
 
-def _repeated_rows(got: np.ndarray, expected: np.ndarray, integers: Sequence[np.ndarray]) -> str:
+def _repeated_rows(got: np.ndarray, expected: np.ndarray, integers: Sequence[Any]) -> str:
     wrong = _wrong(got, expected)
     rows = set(np.flatnonzero(wrong.any(tuple(range(1, wrong.ndim))))) if wrong.ndim else set()
     for array in integers:
@@ -185,11 +177,9 @@ def _few_entries(got: np.ndarray, expected: np.ndarray) -> str:
     wrong = _wrong(got, expected)
     if wrong.all() or got.ndim == 0:
         return ""
-    if got.ndim == 1 or wrong.sum() > 1:
-        for axis in range(got.ndim):
-            if where := _run_along(axis, got, wrong):
-                return where
-    return f"{wrong.sum()} of {got.size} entries differ"
+    axes = range(got.ndim) if got.ndim == 1 or wrong.sum() > 1 else ()
+    runs = (_run_along(axis, got, wrong) for axis in axes)
+    return next(filter(None, runs), f"{wrong.sum()} of {got.size} entries differ")
 
 
 def _run_along(axis: int, got: np.ndarray, wrong: np.ndarray) -> str:

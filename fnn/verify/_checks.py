@@ -36,7 +36,7 @@ import numpy as np
 
 from fnn.verify._arrays import ROUNDOFF
 from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, compared, measure, plainly, side_by_side
-from fnn.verify._reference import Reference, Slope
+from fnn.verify._reference import Reference, Slope, along_entry
 
 ENTRY = "entry"
 """The reason of a native check that failed at an entry by its own conditioning."""
@@ -96,7 +96,7 @@ def float64_check(tested: Tested, reference: Reference) -> Check:
     if tested.wide is None:
         return Check("skipped", reason=tested.reason)
     if not expected.any():
-        return _zero_check(tested, tested.wide, reference)
+        return _zero_check(tested, reference)
     spread = Spread(tested.wide, expected)
     for at, near, far in reference.moved_stacks(tested.position):
         tells = reference.roundoff > 4 * reference.unit or reference.unit == ROUNDOFF
@@ -164,10 +164,9 @@ class Spread:
         return Check("pass", float(self.error.max()), float(bound.max()))
 
 
-def _zero_check(tested: Tested, wide: np.ndarray, reference: Reference) -> Check:
+def _zero_check(tested: Tested, reference: Reference) -> Check:
     """The float64 check where the reference is zero throughout."""
-    expected = reference.stacks[tested.position][0]
-    error, _ = measure(wide, expected, FLOOR)
+    error, _ = measure(tested.best, reference.stacks[tested.position][0], FLOOR)
     moves = reference.moves(tested.position, 1, FLOOR)
     found = _within(error, (64 * (m + ROUNDOFF * reference.size) for m in moves))
     zero = found.verdict == "pass" and 0 < tested.position <= len(reference.inputs.theta)
@@ -197,8 +196,7 @@ def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> 
         return Check("skipped", reason="as float64")
     if reference.open[tested.position].all():
         return Check("skipped", reason="not finite")
-    native = beyond_range(tested.native, expected, autodiff, reference.roundoff)
-    autodiff = beyond_range(autodiff, expected, autodiff, reference.roundoff)
+    native, autodiff = _in_range(tested, reference, autodiff)
     error, _ = measure(native, expected, 1)
     own, _ = measure(autodiff, expected, 1)
     unit = reference.roundoff * (1 if expected.any() else reference.size)
@@ -224,15 +222,17 @@ def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> 
     return compared(error, float(bound[needed].max()))
 
 
-def beyond_range(
-    native: np.ndarray, expected: np.ndarray, autodiff: np.ndarray, roundoff: float
-) -> np.ndarray:
-    """The leaf, with the expected value in place of an infinite or NaN one where a dtype of this
-    roundoff can't hold it, or autodiff in that dtype has none either.
+def _in_range(
+    tested: Tested, reference: Reference, autodiff: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The native leaf and autodiff's, with the expected value in place of an infinite or NaN one
+    where the user's dtype can't hold it, or autodiff in that dtype has none either.
     """
-    largest = float(np.finfo(np.float16 if roundoff == 2.0**-11 else np.float32).max)
-    excused = (np.abs(expected) > largest) | ~np.isfinite(autodiff)
-    return np.where(excused & ~np.isfinite(native), expected, native)
+    expected = reference.stacks[tested.position][0]
+    largest = np.finfo(np.float16 if reference.roundoff == 2.0**-11 else np.float32).max
+    excused = (np.abs(expected) > float(largest)) | ~np.isfinite(autodiff)
+    put = lambda a: np.where(excused & ~np.isfinite(a), expected, a)
+    return put(tested.native), put(autodiff)
 
 
 def _within(error: float, bounds: Iterator[float]) -> Check:
@@ -252,8 +252,7 @@ def entry_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> C
     stack = reference.stacks[tested.position]
     if reference.roundoff <= ROUNDOFF or not stack[0].any():
         return NONE
-    native = beyond_range(tested.native, stack[0], autodiff, reference.roundoff)
-    autodiff = beyond_range(autodiff, stack[0], autodiff, reference.roundoff)
+    native, autodiff = _in_range(tested, reference, autodiff)
     size = np.abs(stack[0]) + FLOOR * np.abs(stack[0]).max()
     own = np.abs(autodiff - stack[0])
     error = np.abs(native - stack[0])
@@ -345,8 +344,7 @@ def entry_slope(
     tested: Tested, reference: Reference, index: tuple[int, ...], first: float | None = None
 ) -> Slope:
     """The slope of f along one entry of the leaf alone."""
-    directions = [np.zeros(p.shape) for p in reference.inputs.theta]
-    directions[tested.position - 1][index] = 1.0
+    directions = along_entry(reference.inputs.theta, tested.position - 1, index)
     first = steps(reference.unit)[0] if first is None else first
     return reference.slope(directions, first * reference.norms[tested.position - 1])
 
@@ -375,9 +373,8 @@ def decide(
                 verdict, note = "fail", f"{note}; finite differences contradict it"
             if verdict == "fail":
                 return verdict, _values(tested.best, expected, at) + note, at
-            doubts.append((at, note))
-        at, note = doubts[0]
-        return "inconclusive", _values(tested.best, expected, at) + note, at
+            doubts.append((_values(tested.best, expected, at) + note, at))
+        return "inconclusive", *doubts[0]
     if native.verdict == "fail":
         index = native.entries[0] if native.entries else measure(tested.native, expected, 1)[1]
         note = f"in the dtype that runs: {_values(tested.native, expected, index)}"

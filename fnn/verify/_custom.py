@@ -2,7 +2,7 @@
 Pallas kernels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array
-from fnn.verify._arrays import as_arrays, differentiable, random_cotangent, widened
+from fnn.verify._arrays import Function, as_arrays, differentiable, random_cotangent, widened
 from fnn.verify._call import attempt, coarsest_roundoff, custom_rules, float64_section, split
 from fnn.verify._gradients import at_both_cotangents, product, shapes_of
 from fnn.verify._leaf import measure, plainly, unfit
@@ -23,9 +23,9 @@ f computes in a narrow dtype."""
 
 
 def check_custom(
-    f: Callable[..., Any],
+    f: Function,
     *args: Any,
-    reference: Callable[..., Any] | None = None,
+    reference: Function | None = None,
     expected: Mapping[int | str, str | float] | None = None,
     key: Array | None = None,
 ) -> Report:
@@ -102,11 +102,11 @@ def _plain(args: Any) -> Any:
     return [a.value if isinstance(a, Static) else a for a in args]
 
 
-def _product_of_args(reference: Callable[..., Any], theta: Any, dy: Any) -> Any:
+def _product_of_args(reference: Function, theta: Any, dy: Any) -> Any:
     return product(reference(*_plain(theta["args"])), dy)
 
 
-def _of_floats(f: Callable[..., Any], args: Any) -> tuple[Callable[..., Any], list[Any]]:
+def _of_floats(f: Function, args: Any) -> tuple[Function, list[Any]]:
     """f as a function of the floating-point leaves of args, and these leaves."""
     leaves, form = jax.tree.flatten(args)
     floats = [leaf for leaf in leaves if differentiable(leaf)]
@@ -119,7 +119,7 @@ def _of_floats(f: Callable[..., Any], args: Any) -> tuple[Callable[..., Any], li
     return of_floats, floats
 
 
-def _by_own_rule(f: Callable[..., Any], theta: Any, dy: Any) -> Any:
+def _by_own_rule(f: Function, theta: Any, dy: Any) -> Any:
     of_floats, floats = _of_floats(f, theta["args"])
     y, pull = jax.vjp(of_floats, *floats)
     pulled = iter(pull(_like(dy, y)))
@@ -133,16 +133,15 @@ def _like(dy: Any, y: Any) -> Any:
     return jax.tree.map(cast, dy, y)
 
 
-def _broken_law(f: Callable[..., Any], args: Any, dy: Any, within: float) -> str:
+def _broken_law(f: Function, args: Any, dy: Any, within: float) -> str:
     """What JAX expects of any rule and does not hold here, in words; or ""."""
     of_floats, floats = _of_floats(f, args)
     flat = lambda tree: [a for a in jax.tree.leaves(tree) if differentiable(a)]
     forward = isinstance(f, jax.custom_jvp)
     if forward:
         u, v = (random_cotangent(jax.random.key(seed), floats) for seed in (1, 2))
-        du, dv, both = (
-            flat(jax.jvp(of_floats, floats, t)[1]) for t in (u, v, [*map(jnp.add, u, v)])
-        )
+        tangents = (u, v, [*map(jnp.add, u, v)])
+        du, dv, both = (flat(jax.jvp(of_floats, floats, t)[1]) for t in tangents)
         if not all(_same(a + b, c, within) for a, b, c in zip(du, dv, both, strict=True)):
             return "the tangents are not linear: f'(u + v) is not f'(u) + f'(v)"
     y, pull = jax.vjp(of_floats, *floats)
@@ -172,19 +171,19 @@ def _as_declared(report: Report, expected: Mapping[Any, Any], number: int) -> Re
     """The report with the leaves of declared arguments by what is declared."""
     leaves = list(report.leaves)
     for which, declared in expected.items():
-        name = which if which == "y" else f"args.{which}"
         if which not in {"y", *range(number)}:
             raise ValueError(f"check_custom: expected= names argument {which!r} of {number}")
-        if not (declared == "no gradient" or isinstance(declared, float)):
+        none = declared == "no gradient"
+        if not (none or isinstance(declared, float)):
             raise ValueError(
                 f"check_custom: expected= takes 'no gradient' or a relative error, got {declared!r}"
             )
+        name = which if which == "y" else f"args.{which}"
+        what = "no gradient" if none else f"within {declared}"
         for i, leaf in enumerate(leaves):
-            if leaf.got.size and (leaf.name == name or leaf.name.startswith(f"{name}.")):
-                none = declared == "no gradient"
+            if leaf.got.size and f"{leaf.name}.".startswith(f"{name}."):
                 error = 0.0 + leaf.got.any() if none else measure(leaf.got, leaf.expected, 1)[0]
                 right = error <= (0.0 if none else declared)
-                what = "no gradient" if none else f"within {declared}"
                 note = f"{what}, as declared" if right else f"expected {what}; {leaf.note}"
                 leaves[i] = replace(leaf, verdict="pass" if right else "fail", note=note)
     return replace(report, leaves=tuple(leaves))

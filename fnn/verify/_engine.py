@@ -2,29 +2,30 @@
 autodiff of the reference.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fnn.verify import _arrays as arrays, _call as calls, _checks as checking
+from fnn.verify._arrays import Function
 from fnn.verify._call import Call, Inputs, attempt
 from fnn.verify._causes import likely_cause, misshapen_cause, swapped
 from fnn.verify._checks import Tested
-from fnn.verify._leaf import FLOOR, Check, Checks, Leaf, measure, unfit
+from fnn.verify._leaf import FLOOR, Check, Checks, Leaf, joined, measure, unfit
 from fnn.verify._open import judge
 from fnn.verify._reference import Reference
 from fnn.verify._report import Report, blind_spots
 from fnn.verify._rounding import Rounding
 
-Function = tuple[Callable[..., Any], Any]
+Task = tuple[Function, Any]
 """A rule of `Call`, and the user's function that it is given."""
 
 
-def compare(name: str, objective: Function, gradient: Function, theta: Any, *args: Any) -> Report:
+def compare(name: str, objective: Task, gradient: Task, theta: Any, *args: Any) -> Report:
     """The tree that `gradient` gives, checked leaf by leaf against autodiff of `objective`.
 
     Where a check fails and one of the two computes in less than float64, whatever it is given,
@@ -32,8 +33,7 @@ def compare(name: str, objective: Function, gradient: Function, theta: Any, *arg
     """
     call, inputs = calls.split(*objective, theta, args)
     tested_call = call.of(*gradient)
-    floats = (*inputs.theta, *inputs.floats)
-    dtype = max((a.dtype for a in floats), key=arrays.unit_roundoff, default=np.dtype(float))
+    dtype = arrays.coarsest_dtype((*inputs.theta, *inputs.floats))
     with arrays.at_highest_precision():
         native = calls.run_gradient(tested_call, inputs)
         autodiff = _by_autodiff(call, inputs)
@@ -108,7 +108,6 @@ class Comparison:
         """The leaf, decided."""
         expected = self.reference.stacks[tested.position][0]
         inside = 0 < tested.position <= len(self.inputs.theta)
-        failed = checks.float64.verdict == "fail"
         entries = checks.float64.entries or (measure(tested.best, expected, FLOOR)[1],)
         slopes = (
             (at, checking.entry_slope(tested, self.reference, at) if inside else None)
@@ -116,16 +115,12 @@ class Comparison:
         )
         verdict, note, index = checking.decide(tested, expected, checks, slopes, custom)
         if verdict == "fail":
+            got = tested.best if checks.float64.verdict == "fail" else tested.native
             theta = self.inputs.theta[tested.position - 1] if inside else 0.0
+            theta, lengths = np.asarray(theta, np.float64), calls.axis_lengths(self.inputs)
             integers = [a for a in self.inputs.others if jnp.issubdtype(a.dtype, jnp.integer)]
-            cause = likely_cause(
-                tested.best if failed else tested.native,
-                expected,
-                np.asarray(theta, np.float64),
-                calls.axis_lengths(self.inputs),
-                [*map(np.asarray, integers)],
-            )
-            note = "; ".join(filter(None, (note, cause)))
+            cause = likely_cause(got, expected, theta, lengths, integers)
+            note = joined(note, cause)
         if tested.opened:
             open = self.reference.open[tested.position]
             verdict, note, index = tested.opened.beside(verdict, note, index, open)
@@ -172,54 +167,36 @@ def _with_float64(
 ) -> list[Tested]:
     """The leaves under test, each with itself computed in float64, where that is possible."""
     got: dict[str, Any] = {}
-    try:
-        if reference.unit > arrays.ROUNDOFF:
-            refusal = "the reference raises"
-        else:
+    refusal = "the reference raises"
+    if reference.unit <= arrays.ROUNDOFF:
+        try:
             got, refusal = arrays.named_leaves(calls.run_gradient(call, reference.inputs)), "absent"
-    except TimeoutError:
-        raise
-    except Exception as error:  # a kernel for float32 may raise anything
-        refusal = f"raises {type(error).__name__}"
-
-    def tested(name: str, position: int, native: np.ndarray) -> Tested:
-        if name not in got:
-            return Tested(name, position, native, None, refusal)
-        leaf = np.asarray(got[name])
-        if arrays.unit_roundoff(leaf.dtype) > arrays.ROUNDOFF or leaf.shape != native.shape:
-            return Tested(name, position, native, None, f"gives {leaf.dtype}")
-        return Tested(name, position, native, leaf, "")
-
-    return [tested(name, *found) for name, found in fitting.items()]
-
-
-class Place(NamedTuple):
-    """Where the reference has a leaf: the position in its stacks, and the shape and dtype that
-    the leaf under test must have."""
-
-    position: int
-    shape: tuple[int, ...]
-    dtype: Any
+        except TimeoutError:
+            raise
+        except Exception as error:  # a kernel for float32 may raise anything
+            refusal = f"raises {type(error).__name__}"
+    leaves = []
+    for name, (position, native) in fitting.items():
+        wide, reason = None, refusal
+        if name in got:
+            leaf = np.asarray(got[name])
+            other = arrays.unit_roundoff(leaf.dtype) > arrays.ROUNDOFF or leaf.shape != native.shape
+            wide, reason = (None, f"gives {leaf.dtype}") if other else (leaf, "")
+        leaves.append(Tested(name, position, native, wide, reason))
+    return leaves
 
 
-def _places(
+def _positions(
     got: Mapping[str, Any], theta: Any, kinds: tuple[str, ...], reference: Reference
-) -> dict[str, Place]:
-    """The place of each leaf that should be there, by its name: what is returned, then theta."""
-    given = arrays.named_leaves(theta)
+) -> dict[str, int]:
+    """The position in the reference's stacks of each leaf that should be there, by its name: what
+    is returned, then theta."""
     outputs = [name for name in got if _is_output(name) and arrays.differentiable(got[name])]
     behind = range(len(reference.inputs.theta) + 1, len(reference.stacks))
-    any_dtype = lambda name: getattr(got[name], "dtype", None)
-    places = {
-        name: Place(i, reference.stacks[i][0].shape, any_dtype(name))
-        for name, i in zip(outputs, behind, strict=False)
-    }
-    if "value" in got:
-        places["value"] = Place(0, (), any_dtype("value"))
-    inside = [name for name, kind in zip(given, kinds, strict=False) if kind == "theta"]
-    for i, name in enumerate(inside, 1):
-        places[name] = Place(i, given[name].shape, given[name].dtype)
-    return places
+    positions = dict(zip(outputs, behind, strict=False)) | ({"value": 0} if "value" in got else {})
+    given = zip(arrays.named_leaves(theta), kinds, strict=False)
+    inside = [name for name, kind in given if kind == "theta"]
+    return positions | {name: i for i, name in enumerate(inside, 1)}
 
 
 def _is_output(name: str) -> bool:
@@ -231,29 +208,30 @@ def _fitting(
 ) -> tuple[dict[str, tuple[int, np.ndarray]], list[Leaf]]:
     """The leaves of the gradient `tree` that have their parameter's path, shape and dtype, as
     (position in the reference's stacks, array) by name; and failed leaves for the others."""
-    got = arrays.named_leaves(tree)
-    places = _places(got, theta, kinds, reference)
+    got, given = arrays.named_leaves(tree), arrays.named_leaves(theta)
+    positions = _positions(got, theta, kinds, reference)
     fitting, misfits = {}, []
     expected = len(reference.stacks) - 1 - len(reference.inputs.theta)
     outputs = sum(_is_output(name) and arrays.differentiable(got[name]) for name in got)
     if "y" in tree and outputs != expected:
         misfits.append(unfit("y", f"expected {expected} arrays, got {outputs}"))
-    for name, place in places.items():
+    for name, position in positions.items():
         if name not in got:
             misfits.append(unfit(name, "only the reference has it"))
             continue
         leaf = np.asarray(got[name])
         array = np.asarray(leaf, np.float64)
-        if (leaf.shape, leaf.dtype) != (place.shape, place.dtype or leaf.dtype):
-            note = f"expected {place.dtype}{place.shape}, got {leaf.dtype}{leaf.shape}"
-            right = {n: reference.stacks[p.position][0] for n, p in places.items()}
+        shape = reference.stacks[position][0].shape
+        dtype = given[name].dtype if name in given else leaf.dtype
+        if (leaf.shape, leaf.dtype) != (shape, dtype):
+            note = f"expected {dtype}{shape}, got {leaf.dtype}{leaf.shape}"
+            right = {n: reference.stacks[i][0] for n, i in positions.items()}
             cause = misshapen_cause(array, right.pop(name), right)
-            misfits.append(unfit(name, "; ".join(filter(None, (note, cause)))))
+            misfits.append(unfit(name, joined(note, cause)))
         elif leaf.size:
-            fitting[name] = place.position, array
-    known = {*arrays.named_leaves(theta), *places}
+            fitting[name] = position, array
     for name in got:
-        if name not in known and not _is_output(name):
+        if name not in {**given, **positions} and not _is_output(name):
             misfits.append(unfit(name, "only the gradient under test has it"))
     return fitting, misfits or [*_other_trees(tree, theta)]
 

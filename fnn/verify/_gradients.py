@@ -13,7 +13,6 @@ A law that needs no reference: a vector-Jacobian product is linear in its cotang
 """
 
 import inspect
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Layer, Loss, Params, check_loss as expect_loss
-from fnn.verify._arrays import as_arrays, differentiable, named_leaves, random_cotangent, widened
+from fnn.verify import _arrays as arrays
+from fnn.verify._arrays import Function, as_arrays, differentiable, widened
 from fnn.verify._call import attempt, float64_section
 from fnn.verify._causes import UNKNOWN
-from fnn.verify._engine import Function, compare
+from fnn.verify._engine import Task, compare
 from fnn.verify._layers import first_wrong_layer, first_wrong_part, per_example_leaf
 from fnn.verify._leaf import FLOOR, measure, unfit
 from fnn.verify._report import Report
@@ -37,7 +37,7 @@ def check_layer(
     params: Params,
     x: Any,
     *,
-    reference: Callable[..., Any] | None = None,
+    reference: Function | None = None,
     key: Array | None = None,
 ) -> Report:
     """A layer's backward against autodiff of its forward: dparams and dx.
@@ -74,41 +74,32 @@ def check_layer(
 
     def both(params: Params, x: Any) -> Any:
         y, residuals = layer.forward(params, x)
-        return layer.backward(params, residuals, random_cotangent(key, y))
+        return layer.backward(params, residuals, arrays.random_cotangent(key, y))
 
     if reference is not None:
-        dy = random_cotangent(key, shapes_of(reference, *inputs))
+        dy = arrays.random_cotangent(key, shapes_of(reference, *inputs))
         gradient = (_by_backward, (layer.forward, layer.backward))
         theta = {"dparams": params, "dx": x}
-        objective = (_derivative_of, reference)
+        objective = (_product_of_params, reference)
         return at_both_cotangents("check_layer", objective, gradient, theta, dy)
-    report = replace(
-        check_vjp(layer.forward, layer.backward, params, x, key=key), name="check_layer"
-    )
-    if report.verdict == "fail":
-        with float64_section([both], *inputs):
-            params, x = widened(inputs)
-            y, _ = layer.forward(params, x)
-            place = first_wrong_layer(layer, params, x, random_cotangent(key, y))
-        return replace(report, place=place)
-    of_params = [leaf for leaf in report.leaves if leaf.name.startswith("dparams")]
-    if of_params and all(leaf.verdict == "pass" for leaf in of_params):
-        ran = [f.native if f.float64.verdict == "skipped" else f.float64 for f in of_params]
-        bound = max(check.bound for check in ran)
-        with float64_section([both], *inputs):
-            params, x = widened(inputs)
-            leaf = per_example_leaf(layer, params, x, key, bound)
-        report = replace(report, leaves=(*report.leaves, *([leaf] if leaf else [])))
-    return report
+    report = check_vjp(layer.forward, layer.backward, params, x, key=key)
+    report = replace(report, name="check_layer")
+    with float64_section([both], *inputs):
+        params, x = widened(inputs)
+        if report.verdict == "fail":
+            dy = arrays.random_cotangent(key, layer.forward(params, x)[0])
+            return replace(report, place=first_wrong_layer(layer, params, x, dy))
+        leaf = per_example_leaf(layer, params, x, key, report.leaves)
+    return replace(report, leaves=(*report.leaves, leaf)) if leaf else report
 
 
 def check_vjp(
-    forward: Callable[..., Any],
-    backward: Callable[..., Any],
+    forward: Function,
+    backward: Function,
     params: Params,
     x: Any,
     *,
-    reference: Callable[..., Any] | None = None,
+    reference: Function | None = None,
     key: Array | None = None,
 ) -> Report:
     """forward(params, x) -> (y, residuals) and backward(params, residuals, dy) -> (dparams, dx)
@@ -138,14 +129,14 @@ def check_vjp(
             raise TypeError(f"check_vjp: expected forward to return (y, residuals), got {got}")
         return result[0]
 
-    dy = random_cotangent(key, shapes_of(reference or y_of, *inputs))
+    dy = arrays.random_cotangent(key, shapes_of(reference or y_of, *inputs))
     functions = (forward, backward)
     theta = {"dparams": params, "dx": x}
-    objective: Function
+    objective: Task
     if reference is None:
-        objective, gradient = (_product, forward), (_by_backward, functions)
+        objective, gradient = (_forward_product, forward), (_by_backward, functions)
     else:
-        objective, gradient = (_reference_product, reference), (_y_and_by_backward, functions)
+        objective, gradient = (_product_of_params, reference), (_y_and_by_backward, functions)
     report = at_both_cotangents("check_vjp", objective, gradient, theta, dy)
     if report.verdict != "fail":
         return report
@@ -165,23 +156,17 @@ def check_vjp(
     return replace(report, leaves=tuple(leaves))
 
 
-def at_both_cotangents(
-    name: str, objective: Function, gradient: Function, theta: Any, dy: Any
-) -> Report:
+def at_both_cotangents(name: str, objective: Task, gradient: Task, theta: Any, dy: Any) -> Report:
     """`compare` with the cotangent dy; in half precision also with |dy|, for a sum that overflows,
     or stops growing, shows only where its terms are of one sign."""
     report = compare(name, objective, gradient, theta, dy)
     if report.verdict == "fail" or report.dtype not in ("float16", "bfloat16"):
         return report
-    again = compare(name, objective, gradient, theta, jax.tree.map(_magnitude, dy))
+    again = compare(name, objective, gradient, theta, arrays.map_floats(abs, dy))
     return again if again.verdict == "fail" else report
 
 
-def _magnitude(leaf: Any) -> Any:
-    return abs(leaf) if differentiable(leaf) else leaf
-
-
-def shapes_of(f: Callable[..., Any], *inputs: Any) -> Any:
+def shapes_of(f: Function, *inputs: Any) -> Any:
     """What f returns: its shapes and dtypes, or the arrays where f can't be traced."""
     found = attempt(jax.eval_shape, f, *inputs, otherwise=f)
     return as_arrays(f(*inputs)) if found is f else found
@@ -218,10 +203,7 @@ def check_loss(
 
 
 def check_gradients(
-    value_and_grad_fn: Callable[..., Any],
-    objective_fn: Callable[..., Any],
-    params: Params,
-    *args: Any,
+    value_and_grad_fn: Function, objective_fn: Function, params: Params, *args: Any
 ) -> Report:
     """value_and_grad_fn(params, *args) -> (value, grads) against autodiff of
     objective_fn(params, *args) -> value. The value is checked too.
@@ -255,76 +237,63 @@ def check_gradients(
 # and beside it the tree under test.
 
 
-def _value(objective_fn: Callable[..., Any], theta: Any, *args: Any) -> tuple[Any, list[Any]]:
+def _value(objective_fn: Function, theta: Any, *args: Any) -> tuple[Any, list[Any]]:
     return objective_fn(theta["grads"], *args), []
 
 
-def _value_and_grads(value_and_grad_fn: Callable[..., Any], theta: Any, *args: Any) -> Any:
+def _value_and_grads(value_and_grad_fn: Function, theta: Any, *args: Any) -> Any:
     value, grads = value_and_grad_fn(theta["grads"], *args)
     return {"value": value, "grads": grads}
 
 
-def _sum_of_losses(value: Callable[..., Any], theta: Any, target: Any) -> tuple[Any, list[Any]]:
+def _sum_of_losses(value: Function, theta: Any, target: Any) -> tuple[Any, list[Any]]:
     return value(theta["gradient"], target).sum(), []
 
 
-def _by_rule(gradient: Callable[..., Any], theta: Any, target: Any) -> Any:
+def _by_rule(gradient: Function, theta: Any, target: Any) -> Any:
     return {"gradient": gradient(theta["gradient"], target)}
 
 
-def _product(forward: Callable[..., Any], theta: Any, dy: Any) -> tuple[Any, list[Any]]:
-    """<dy, y>: its gradient is the vector-Jacobian product with dy."""
-    y, _ = forward(theta["dparams"], theta["dx"])
-    return _dot(y, dy), []
+def _forward_product(forward: Function, theta: Any, dy: Any) -> Any:
+    return product(forward(theta["dparams"], theta["dx"])[0], dy)
 
 
-def _reference_product(reference: Callable[..., Any], theta: Any, dy: Any) -> Any:
+def _product_of_params(reference: Function, theta: Any, dy: Any) -> Any:
     return product(reference(theta["dparams"], theta["dx"]), dy)
 
 
-def _derivative_of(reference: Callable[..., Any], theta: Any, dy: Any) -> Any:
-    """<dy, y> where y itself is not compared."""
-    return _reference_product(reference, theta, dy)[0], []
-
-
 def product(y: Any, dy: Any) -> tuple[Any, list[Any]]:
-    """<dy, y>, and the arrays of y."""
-    return _dot(y, dy), [a for a in jax.tree.leaves(y) if differentiable(a)]
+    """<dy, y>, whose gradient is the vector-Jacobian product with dy; and the arrays of y."""
+    leaves = zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True)
+    pairs = [(a, b) for a, b in leaves if differentiable(a)]
+    return sum(jnp.sum(a * b) for a, b in pairs), [a for a, _ in pairs]
 
 
-def _dot(y: Any, dy: Any) -> Any:
-    pairs = zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True)
-    return sum(jnp.sum(a * b) for a, b in pairs if differentiable(a))
-
-
-def _by_backward(functions: tuple[Callable[..., Any], ...], theta: Any, dy: Any) -> Any:
+def _by_backward(functions: tuple[Function, ...], theta: Any, dy: Any) -> Any:
     tree = _y_and_by_backward(functions, theta, dy)
     return {"dparams": tree["dparams"], "dx": tree["dx"]}
 
 
-def _y_and_by_backward(functions: tuple[Callable[..., Any], ...], theta: Any, dy: Any) -> Any:
+def _y_and_by_backward(functions: tuple[Function, ...], theta: Any, dy: Any) -> Any:
     forward, backward = functions
     y, residuals = forward(theta["dparams"], theta["dx"])
     dparams, dx = backward(theta["dparams"], residuals, dy)
     return {"y": y, "dparams": dparams, "dx": dx}
 
 
-def _mixes(value: Callable[..., Any], prediction: Any, target: Any, axes: int) -> bool:
+def _mixes(value: Function, prediction: Any, target: Any, axes: int) -> bool:
     """Whether an example's loss is a different one when the example is alone."""
     with float64_section([value], prediction, target):
         batch = widened((prediction, target))
         alone = lambda p, t: value(*jax.tree.map(lambda a: a[None], (p, t)))[0]
         for _ in range(axes):
             alone = jax.vmap(alone)
-        try:
-            found, expected = map(np.asarray, (alone(*batch), value(*batch)))
-        except TimeoutError:
-            raise
-        except Exception:  # what can't be computed of one example may raise anything
+        pair = lambda: (np.asarray(alone(*batch)), np.asarray(value(*batch)))
+        if not (found_and_expected := attempt(pair)):
             return False
-    return found.shape != expected.shape or not np.allclose(
-        found, expected, rtol=1e-4, atol=1e-6, equal_nan=True
-    )
+    found, expected = found_and_expected
+    same = found.shape == expected.shape
+    return not (same and np.allclose(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True))
 
 
 def _not_one_per_example(prediction: Any, shape: tuple[int, ...], axes: int | None) -> str:
@@ -345,18 +314,18 @@ LINEAR = 1e-6
 
 
 def nonlinear_leaves(
-    forward: Callable[..., Any], backward: Callable[..., Any], params: Params, x: Any, dy: Any
+    forward: Function, backward: Function, params: Params, x: Any, dy: Any
 ) -> set[str]:
     """The leaves of (dparams, dx) where backward(u + v) is not backward(u) + backward(v), for
     u = dy and another cotangent v. Empty where they can't be compared.
     """
-    other = random_cotangent(jax.random.key(1), dy)
-    both = jax.tree.map(lambda u, v: u + v if differentiable(u) else u, dy, other)
+    other = arrays.random_cotangent(jax.random.key(1), dy)
+    both = arrays.map_floats(jnp.add, dy, other)
 
     def pulled() -> list[dict[str, Any]]:
         _, residuals = forward(params, x)
         trees = (backward(params, residuals, d) for d in (dy, other, both))
-        return [named_leaves(dict(zip(("dparams", "dx"), t, strict=True))) for t in trees]
+        return [arrays.named_leaves(dict(zip(("dparams", "dx"), t, strict=True))) for t in trees]
 
     once, again, together = attempt(pulled, otherwise=({}, {}, {}))
     return {

@@ -5,13 +5,14 @@ output: one wrong layer is not taken for many. The layers of a network are its `
 
 Whether a layer keeps `Layer`'s contract with `reduce`, which per-example statistics need.
 
-A backward that changes what `reduce` returned, or doesn't call it, can be right as a sum over
-the batch: `total` is linear, so that plain backpropagation shows no difference. Two other
-reductions do: `rows`, one gradient per example, is compared with autodiff of the layer on each
-example alone; `squared_norm`, which is not linear, with the norms of the rows.
+A backward that hands `reduce` other factors than the examples' own can be right as a sum over the
+batch: `total` is linear, so that plain backpropagation shows no difference. Another reduction does:
+`rows`, one gradient per example, is compared with autodiff of the layer on each example alone. A
+backward that changes what `reduce` returned is refused by `per_example_backward`.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,44 +66,29 @@ def first_wrong_layer(layer: Layer, params: Params, x: Any, dy: Any, path: str =
 def _wrong_leaves(got: Any, expected: Any) -> list[str]:
     """The names of the leaves that differ."""
     found, right = named_leaves(got), named_leaves(expected)
-    return [name for name, leaf in right.items() if not _agree(found.get(name), leaf)]
-
-
-def _agree(got: Any, expected: Any) -> bool:
-    if not differentiable(expected) or expected.size == 0:
-        return True
-    same = got is not None and jnp.shape(got) == expected.shape
-    return same and measure(np.asarray(got), np.asarray(expected), FLOOR)[0] <= 100 * TOLERANCE
-
-
-class Reduced(NamedTuple):
-    """What `reduce` returns here for a parameter: each example's gradient, and its squared norm."""
-
-    gradients: Direct
-    squared_norms: Array
-
-
-def reduce_both(factor: Factor, examples: int) -> Reduced:
-    """The two reductions at once."""
-    return Reduced(factor.rows(examples), factor.squared_norm(examples))
+    differs = lambda name: not _error(found.get(name, ()), right[name], FLOOR) <= 100 * TOLERANCE
+    return [name for name, leaf in right.items() if differentiable(leaf) and differs(name)]
 
 
 def per_example_leaf(
-    layer: Layer, params: Params, x: Any, key: Array | None, bound: float
+    layer: Layer, params: Params, x: Any, key: Array | None, leaves: Sequence[Leaf]
 ) -> Leaf | None:
-    """The leaf "per-example" for a layer whose dparams is right; None where it does not apply:
+    """The leaf "per-example" for a layer with these leaves; None where it does not apply:
 
+    - a dparams that is not known to be right;
     - no parameters, or parameters that are not floating-point; a backward without `reduce`;
     - x without an axis of at least two examples in front (floating-point features need another
       axis behind it);
     - a layer that mixes the examples, or does not run on a single one;
     - a gradient that exists for the whole batch only (`fnn.reductions.Whole`).
 
-    The cotangent is drawn from `key`. An entry may differ by `bound` of its parameter's largest
-    per-example gradient, or by 1e-7 of it.
+    The cotangent is drawn from `key`. An entry may differ by the bound of dparams, of its
+    parameter's largest per-example gradient, or by 1e-7 of it.
     """
-    if not (_has_parameters(params) and _has_examples(x)):
+    found = [leaf for leaf in leaves if leaf.name.startswith("dparams")]
+    if not (_are_right(found, params) and _has_examples(x)):
         return None
+    ran = [f.native if f.float64.verdict == "skipped" else f.float64 for f in found]
 
     def both_ways() -> Any:
         try:
@@ -113,11 +99,11 @@ def per_example_leaf(
     if not (ways := attempt(both_ways)):
         return None
     y, y_alone, expected, reduced, refusal = ways
-    bound = max(100 * TOLERANCE, bound)
+    bound = max(100 * TOLERANCE, *(check.bound for check in ran))
     if not all(_error(a, b) <= bound for a, b in zip(y, y_alone, strict=True)):
         return None
     if not refusal:
-        worst, refusal = _compare(params, expected, reduced, bound)
+        worst, refusal = _compare(expected, reduced, bound)
     if refusal:
         return unfit(
             "per-example", f"right as a sum, but no per-example statistic can use it: {refusal}"
@@ -129,9 +115,10 @@ class _RefusedError(Exception):
     """`per_example_backward` does not take the layer's backward."""
 
 
-def _has_parameters(params: Params) -> bool:
-    leaves = jax.tree.leaves(params)
-    return bool(leaves) and all(map(differentiable, leaves))
+def _are_right(found: Sequence[Leaf], params: Params) -> bool:
+    """Whether there are gradients, each right and of a floating-point parameter."""
+    floats = all(map(differentiable, jax.tree.leaves(params)))
+    return bool(found) and floats and all(leaf.verdict == "pass" for leaf in found)
 
 
 def _has_examples(x: Any) -> bool:
@@ -164,12 +151,13 @@ def _alone(layer: Layer, params: Params, x: Any, key: Array | None) -> tuple[Any
 def _both_ways(
     layer: Layer, params: Params, x: Any, key: Array | None
 ) -> tuple[Any, Any, Any, Any]:
-    """What `_alone` gives, and what the layer's backward makes of `reduce_both`."""
+    """What `_alone` gives, and what the layer's backward makes of `rows`."""
     y, residuals = layer.forward(params, x)
     dy = random_cotangent(key, y)
     examples = jax.tree.leaves(x)[0].shape[:1]
     try:
-        reduced = per_example_backward(layer, params, residuals, dy, reduce_both, examples)
+        rows = lambda factor, n: factor.rows(n)
+        reduced = per_example_backward(layer, params, residuals, dy, rows, examples)
     except jax.errors.JAXTypeError:  # it can't be traced
         raise
     except (TypeError, ValueError) as error:
@@ -191,43 +179,36 @@ def _has_whole(layer: Layer, params: Params, residuals: Residuals, dy: Any) -> b
     return any(isinstance(part, Whole) for part in found)
 
 
-def _compare(params: Params, expected: Any, reduced: Any, bound: float) -> tuple[float, str]:
+def _compare(expected: Any, rows: Any, bound: float) -> tuple[float, str]:
     """The largest error of a gradient, and what is wrong in the first wrong parameter."""
-    each = jax.tree.leaves(reduced, is_leaf=lambda part: isinstance(part, Reduced))
+    each = jax.tree.leaves(rows, is_leaf=lambda part: isinstance(part, Direct))
     worst = 0.0
-    for (name, right), (direct, norms) in zip(named_leaves(expected).items(), each, strict=True):
+    for (name, right), direct in zip(named_leaves(expected).items(), each, strict=True):
         # `repeat` stacks the copies' results in front of the examples.
-        copies = right.ndim - 1 - direct.ndim
-        got = np.moveaxis(np.asarray(direct.value), copies, 0)
-        named = f"params.{name}" if name else "params"
+        got = np.moveaxis(np.asarray(direct.value), right.ndim - 1 - direct.ndim, 0)
         error = _error(got, right)
         if not error <= bound:
+            named = f"params.{name}" if name else "params"
             at = ""
             if got.shape == right.shape:
                 _, index = measure(got, np.asarray(right), 1)
                 values = f"expected {plainly(right[index])}, got {plainly(got[index])}"
                 at = f" (example {index[0]}, entry {list(index[1:])}: {values})"
             return error, (
-                f"the gradient of {named} is not each example's own{at}; hand it to `reduce` as a "
-                "factor whose batch axes are the examples', such as fnn.Outer(dy, x), and return "
-                "the result untouched"
+                f"the gradient of {named} is not each example's own{at}; "
+                "hand it to `reduce` as a factor whose batch axes are the examples', such as "
+                "fnn.Outer(dy, x), and return the result untouched"
             )
         worst = max(worst, error)
-        own = np.square(got).sum(tuple(range(1, got.ndim)))
-        if not _error(np.asarray(norms).sum(tuple(range(copies))), own) <= bound:
-            return error, (
-                f"the squared norms of {named} are not those of its gradients: what `reduce` "
-                "returned must stay untouched. Change the factor instead: "
-                "reduce(fnn.Masked(factor, array)) or reduce(fnn.Sum(a, b))"
-            )
     return worst, ""
 
 
-def _error(got: Any, expected: Any) -> float:
-    """The largest difference, relative to the largest entry; infinite for another shape."""
+def _error(got: Any, expected: Any, floor: float = 1) -> float:
+    """The largest difference, by default relative to the largest entry; infinite for another
+    shape."""
     if jnp.shape(got) != jnp.shape(expected):
         return np.inf
-    return measure(np.asarray(got), np.asarray(expected), 1)[0] if expected.size else 0.0
+    return measure(np.asarray(got), np.asarray(expected), floor)[0] if expected.size else 0.0
 
 
 def _floats(tree: Any) -> list[Any]:

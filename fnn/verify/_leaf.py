@@ -90,6 +90,11 @@ class Leaf:
     expected: np.ndarray = field(default_factory=_EMPTY, repr=False, compare=False)
 
     @property
+    def checks(self) -> Checks:
+        """The three together."""
+        return Checks(self.float64, self.native, self.differences)
+
+    @property
     def relative(self) -> float:
         """The float64 check's error: the largest relative difference of an entry."""
         return self.float64.error
@@ -116,6 +121,11 @@ def side_by_side(expected: Any, got: Any) -> str:
     """Two different numbers as a note shows them: with as many digits as tell them apart."""
     digits = next((n for n in (6, 12) if f"{expected:.{n}g}" != f"{got:.{n}g}"), 17)
     return f"expected {expected:.{digits}g}, got {got:.{digits}g}"
+
+
+def joined(*notes: str) -> str:
+    """Those of the notes that say something, as one."""
+    return "; ".join(filter(None, notes))
 
 
 def plainly(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fnn.verify._checks import Tested, entry_slope, steps
-from fnn.verify._leaf import TOLERANCE, plainly
+from fnn.verify._leaf import TOLERANCE, joined, plainly
 from fnn.verify._reference import Reference
 
 MOST = 64
@@ -31,12 +31,12 @@ class Opened(NamedTuple):
     def beside(self, verdict: str, note: str, index: tuple[int, ...], open: np.ndarray) -> Any:
         """The verdict of the other entries, its note and index, with these."""
         if self.wrong:
-            return "fail", "; ".join(filter(None, (self.wrong, note))), self.at
+            return "fail", joined(self.wrong, note), self.at
         left = f"{self.unknown} of {open.size} entries are not judged: the reference and its "
         left = f"{left}differences are not finite there" if self.unknown else ""
         if open.all() and (self.nonzero or self.unknown):
             return "inconclusive" if self.unknown == open.size else "pass", left, index
-        return verdict, "; ".join(filter(None, (note, left))), index
+        return verdict, joined(note, left), index
 
 
 def judge(leaf: Tested, reference: Reference) -> Tested:

@@ -12,21 +12,11 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from fnn.verify import _call as calls
 from fnn.verify._arrays import ROUNDOFF
-from fnn.verify._call import (
-    Call,
-    Inputs,
-    attempt,
-    differentiate,
-    evaluate,
-    evaluate_moved,
-    run,
-    traced,
-)
+from fnn.verify._call import Call, Inputs
 from fnn.verify._leaf import measure
 
 MOVES = 8
@@ -130,9 +120,10 @@ class Reference:
     def slope(self, directions: list[np.ndarray], first: float) -> Slope:
         """The slope of f along the directions, one per array of theta, from a step of `first`."""
         h = first * 0.5 ** np.arange(LEVELS)
-        f = run(evaluate_moved, self.call, self.inputs, directions, np.concatenate([h, -h]))
-        plus, minus = np.array(f, np.float64).reshape(2, LEVELS)
-        return _slope(float(self.centre[0]), plus, minus, h, 8 * self.noise / h[-1])
+        moved_by = partial(calls.run, calls.evaluate_moved, self.call, self.inputs)
+        plus, minus = _on_both_sides(moved_by, directions, h)
+        noise = self.noise + self.unit * np.abs(plus - minus).max()
+        return _slope(float(self.centre[0]), plus, minus, h, 8 * noise / h[-1])
 
 
 def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
@@ -156,30 +147,36 @@ def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
 def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], list[Any]]:
     """What `differentiate` gives; by differences where autodiff can't take the call: NumPy's
     functions, callbacks, a loop of unknown length."""
-    if found := attempt(run, differentiate, call, inputs):
+    if found := calls.attempt(calls.run, calls.differentiate, call, inputs):
         return found
-    at = partial(run, evaluate) if traced(call, inputs) else evaluate
-    value, outputs = at(call, inputs)
-    f = lambda theta: float(at(call, inputs._replace(theta=theta))[0])
-    return value, [_entry_slopes(f, inputs.theta, j) for j in range(len(inputs.theta))], outputs
+    at = calls.run if calls.traced(call, inputs) else lambda program, *args: program(*args)
+    value, outputs = at(calls.evaluate, call, inputs)
+    moved_by = partial(at, calls.evaluate_moved, call, inputs)
+    slopes = [_entry_slopes(moved_by, inputs.theta, j) for j in range(len(inputs.theta))]
+    return value, slopes, outputs
 
 
-def _entry_slopes(f: Callable[[list[Any]], float], given: list[Any], j: int) -> np.ndarray:
+def _entry_slopes(moved_by: Callable[..., Any], theta: list[Any], j: int) -> np.ndarray:
     """The slopes of f along every entry of its array j."""
-    theta = np.asarray(given[j])
-    slopes = np.zeros(theta.shape)
-    typical = norm(theta) / max(theta.size, 1) ** 0.5 or 1.0
-    for index in np.ndindex(theta.shape):
-        h = 2.0**-7 * max(abs(float(theta[index])), typical) * 0.5 ** np.arange(LEVELS)
-        values = []
-        for step in (*h, *-h):
-            moved = theta.copy()
-            moved[index] += step
-            array = jnp.asarray(moved) if isinstance(given[j], jax.Array) else moved
-            values.append(f([*given[:j], array, *given[j + 1 :]]))
-        plus, minus = np.array(values).reshape(2, LEVELS)
+    slopes = np.zeros(theta[j].shape)
+    typical = norm(theta[j]) / max(slopes.size, 1) ** 0.5 or 1.0
+    for index in np.ndindex(slopes.shape):
+        h = 2.0**-7 * max(abs(float(theta[j][index])), typical) * 0.5 ** np.arange(LEVELS)
+        plus, minus = _on_both_sides(moved_by, along_entry(theta, j, index), h)
         slopes[index], _ = _extrapolate((plus - minus) / (2 * h), 2)
     return slopes
+
+
+def _on_both_sides(moved_by: Callable[..., Any], directions: list[Any], h: np.ndarray) -> Any:
+    """f at the steps h along the directions, and at -h."""
+    return np.array(moved_by(directions, np.concatenate([h, -h])), np.float64).reshape(2, LEVELS)
+
+
+def along_entry(theta: list[Any], j: int, index: tuple[int, ...]) -> list[np.ndarray]:
+    """The direction along one entry of the array j of theta."""
+    directions = [np.zeros(p.shape) for p in theta]
+    directions[j][index] = 1.0
+    return directions
 
 
 def together_where_tied(direction: np.ndarray, theta: np.ndarray) -> np.ndarray:

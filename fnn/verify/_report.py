@@ -7,9 +7,9 @@ What the inputs of a check can't show, in words.
 
 import json
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 from fnn import _html
 from fnn.verify._arrays import named_leaves
 from fnn.verify._call import Inputs
-from fnn.verify._leaf import FLOOR, Check, Checks, Leaf, measure
+from fnn.verify._leaf import FLOOR, Check, Leaf, measure
 
 
 class Planted(NamedTuple):
@@ -40,15 +40,11 @@ class Power:
     smallest: dict[str, float]
 
     def __str__(self) -> str:
-        """A line per kind of bug and per leaf."""
-        seen = sum(p.seen for p in self.planted)
+        """The bugs that are missed, and a line per leaf."""
+        missed = [f"{p.bug} in {p.leaf}" for p in self.planted if not p.seen]
+        seen = len(self.planted) - len(missed)
         lines = [f"power: {seen} of {len(self.planted)} planted bugs seen"]
-        for bug in dict.fromkeys(p.bug for p in self.planted):
-            tried = [p for p in self.planted if p.bug == bug]
-            missed = [p.leaf for p in tried if not p.seen]
-            what = f"missed in {', '.join(missed)}" if missed else "seen"
-            text = f"{bug:32} {len(tried):3} leaves  {what}"
-            lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        lines += _wrap(f"  missed: {', '.join(missed)}") if missed else []
         lines.append("smallest relative error seen")
         lines += [f"  {name:32} {error:.1e}" for name, error in self.smallest.items()]
         return "\n".join(lines)
@@ -83,6 +79,7 @@ def power_of(leaves: Sequence[Leaf]) -> Power:
     """The power of the float64 check of these leaves: bugs are planted into each finite leaf.
     Where that check was skipped, nothing is seen.
     """
+    random = np.random.default_rng(0)
     tried = [leaf for leaf in leaves if leaf.got.size]
     planted, smallest = [], {}
     for leaf in tried:
@@ -90,36 +87,21 @@ def power_of(leaves: Sequence[Leaf]) -> Power:
         if not (np.isfinite(got).all() and np.isfinite(expected).all()):
             smallest[leaf.name] = np.inf
             continue
-
-        def seen(g: np.ndarray, leaf: Leaf = leaf, expected: np.ndarray = expected) -> bool:
-            ran = leaf.float64.verdict != "skipped"
-            return ran and not measure(g, expected, FLOOR)[0] <= leaf.float64.bound
-
-        for bug, g in planted_bugs(got):
+        bound = np.inf if leaf.float64.verdict == "skipped" else leaf.float64.bound
+        swaps = ((f"swapped with {o.name}", o.got) for o in tried if o.got.shape == got.shape)
+        for bug, g in (*planted_bugs(got), *swaps):
             if not np.array_equal(g, got):
-                planted.append(Planted(bug, leaf.name, seen(g)))
-        for other in tried:
-            if other is not leaf and other.got.shape == got.shape:
-                planted.append(Planted(f"swapped with {other.name}", leaf.name, seen(other.got)))
-        smallest[leaf.name] = _smallest(seen, expected)
+                seen = not measure(g, expected, FLOOR)[0] <= bound
+                planted.append(Planted(bug, leaf.name, seen))
+        noise = random.uniform(-1, 1, expected.shape)
+        error, _ = measure(expected * (1 + noise / np.abs(noise).max()), expected, FLOOR)
+        smallest[leaf.name] = bound / error if error > bound else np.inf
     return Power(tuple(planted), smallest)
-
-
-def _smallest(seen: Callable[[np.ndarray], bool], expected: np.ndarray) -> float:
-    """The least relative error refused, by bisection of its exponent between 1e-16 and 1."""
-    noise = np.random.default_rng(0).uniform(-1, 1, expected.shape)
-    noise = expected * noise / np.abs(noise).max()
-    low, high = -16.0, 0.0
-    if not seen(expected + noise):
-        return np.inf
-    while high - low > 0.05:
-        middle = (low + high) / 2
-        low, high = (low, middle) if seen(expected + 10**middle * noise) else (middle, high)
-    return float(10**high)
 
 
 WIDTH = 100
 """Columns of the table, at most."""
+_wrap = partial(textwrap.wrap, width=WIDTH, subsequent_indent="    ")
 
 
 @dataclass(frozen=True)
@@ -179,11 +161,9 @@ class Report:
         >>> [e < 1e-5 for e in verify.check_layer(fnn.tanh, (), jnp.array([[0.5, 1.0]])).errors]
         [True, True, True]
         """
-        if not self.leaves:
-            return (None, None, None)
-        columns = zip(*((f.float64, f.native, f.differences) for f in self.leaves), strict=True)
-        ran = [[check.error for check in c if check.verdict != "skipped"] for c in columns]
-        return tuple(max(errors, default=None) for errors in ran)
+        ran = lambda i: (leaf.checks[i] for leaf in self.leaves)
+        errors = ([c.error for c in ran(i) if c.verdict != "skipped"] for i in range(3))
+        return tuple(max(found, default=None) for found in errors)
 
     @cached_property
     def power(self) -> Power:
@@ -217,18 +197,15 @@ class Report:
         leaves = []
         for leaf in self.leaves:
             of_leaf = {name: getattr(leaf, name) for name in ("name", "verdict", "note", "index")}
-            checks = {name: _as_dict(getattr(leaf, name)) for name in Checks._fields}
-            leaves.append(of_leaf | checks)
+            checks = leaf.checks._asdict()
+            leaves.append(of_leaf | {name: _as_dict(check) for name, check in checks.items()})
         own = ("name", "verdict", "dtype", "place", "blind")
         return json.dumps({name: getattr(self, name) for name in own} | {"leaves": leaves})
 
     def _repr_html_(self) -> str:
         """The table in a notebook."""
         heads = ("leaf", "float64", self.dtype, "differences", "verdict", "")
-        rows = [
-            (leaf.name, leaf.float64, leaf.native, leaf.differences, leaf.verdict, leaf.note)
-            for leaf in self.leaves
-        ]
+        rows = [(leaf.name, *leaf.checks, leaf.verdict, leaf.note) for leaf in self.leaves]
         blind = f"these inputs can't show {', '.join(self.blind)}" if self.blind else ""
         more = blind if self.verdict == "pass" else self.place
         title = ": ".join(filter(None, (self.name, self.verdict, more)))
@@ -237,19 +214,13 @@ class Report:
     def __str__(self) -> str:
         """The table."""
         width = min(max([len(leaf.name) for leaf in self.leaves] + [4]), 28)
+        row = lambda *cells: "  {:{w}}  {:17}  {:17}  {:17}  {}".format(*map(str, cells), w=width)
         lines = [f"{self.name}: {self.verdict}"]
-        if self.place:
-            lines += textwrap.wrap(f"  {self.place}", WIDTH, subsequent_indent="    ")
-        heads = ("float64", self.dtype, "differences")
-        lines.append(f"  {'leaf':{width}}  {heads[0]:17}  {heads[1]:17}  {heads[2]:17}  verdict")
+        lines += _wrap(f"  {self.place}") if self.place else []
+        lines.append(row("leaf", "float64", self.dtype, "differences", "verdict"))
         for leaf in self.leaves:
             name = leaf.name if len(leaf.name) <= width else ".." + leaf.name[2 - width :]
-            checks = (leaf.float64, leaf.native, leaf.differences)
-            cells = "  ".join(f"{check!s:17}" for check in checks)
-            lines.append(f"  {name:{width}}  {cells}  {leaf.verdict}")
-            lines += textwrap.wrap(
-                leaf.note, WIDTH, initial_indent="    ", subsequent_indent="    "
-            )
+            lines += [row(name, *leaf.checks, leaf.verdict), *_wrap(f"    {leaf.note}")]
         if self.inputs is not None:
             lines.append("  inputs")
             pair = dict(zip(("params", "x"), self.inputs, strict=False))
@@ -257,19 +228,15 @@ class Report:
             for name, leaf in named_leaves(named).items():
                 lines.append(f"    {name} = {_pasted(leaf)}")
         if self.blind and self.verdict == "pass":
-            text = f"these inputs can't show: {', '.join(self.blind)}"
-            lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
+            lines += _wrap(f"  these inputs can't show: {', '.join(self.blind)}")
         return "\n".join(lines)
 
 
 def _as_dict(check: Check) -> dict[str, Any]:
     if check.verdict == "skipped":
         return {"verdict": "skipped", "reason": check.reason}
-    numbers = {"error": check.error, "bound": check.bound}
-    return {
-        "verdict": check.verdict,
-        **{k: float(v) if np.isfinite(v) else None for k, v in numbers.items()},
-    }
+    finite = lambda number: float(number) if np.isfinite(number) else None
+    return {"verdict": check.verdict, "error": finite(check.error), "bound": finite(check.bound)}
 
 
 def _pasted(leaf: Any) -> str:

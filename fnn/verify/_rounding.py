@@ -55,7 +55,7 @@ class Rounding:
             return checks
         float64, native, differences = checks
         if float64.verdict == "fail" and (native.verdict == "pass" or self._in_doubt(leaf)):
-            float64 = self._float64(leaf, leaf.wide, float64)
+            float64 = self._float64(leaf, float64)
         if float64.verdict != "fail" and native.verdict == "fail":
             native = self._native(leaf, native, float64)
         return Checks(float64, native, differences)
@@ -67,11 +67,11 @@ class Rounding:
             return not expected.any()
         return not measure(self.autodiff[leaf.position], expected, 1)[0] < 0.01
 
-    def _float64(self, leaf: Tested, wide: np.ndarray, check: Check) -> Check:
+    def _float64(self, leaf: Tested, check: Check) -> Check:
         expected = self.reference.stacks[leaf.position][0]
         away = np.zeros(expected.shape) + self.of_rule.get(leaf.name, 0.0)
         away += self.of_autodiff[leaf.position] if self.of_autodiff else 0.0
-        error, bound = (relative(d, expected) for d in (wide - expected, 64 * away))
+        error, bound = (relative(d, expected) for d in (leaf.best - expected, 64 * away))
         least = TOLERANCE if expected.any() else 0.0
         if not ((error <= np.maximum(least, bound)) & np.isfinite(error)).all():
             return check

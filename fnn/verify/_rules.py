@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from fnn.verify._call import attempt
+from fnn.verify._leaf import joined
 from fnn.verify._report import Report
 from fnn.verify._search import search_custom
 
@@ -107,8 +108,7 @@ def _row(name: str, calls: Iterable[Recorded], end: float) -> Row:
             rows.append(Row(name, "skipped", f"{type(error).__name__}: {error}".split("\n")[0]))
             continue
         notes = [leaf.note for leaf in report.leaves if leaf.verdict == report.verdict]
-        note = "; ".join(filter(None, (report.place, *notes[:1])))
-        rows.append(Row(name, report.verdict, note, report))
+        rows.append(Row(name, report.verdict, joined(report.place, *notes[:1]), report))
     order = ("fail", "inconclusive", "pass", "skipped")
     return min(rows[1:] or rows, key=lambda row: order.index(row.verdict))
 

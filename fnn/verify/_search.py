@@ -10,17 +10,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import cycle
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Params
-from fnn.verify._arrays import as_arrays, differentiable
+from fnn.verify._arrays import Function, as_arrays, differentiable, map_floats
 from fnn.verify._call import attempt
 from fnn.verify._custom import check_custom
 from fnn.verify._gradients import check_vjp
+from fnn.verify._leaf import joined
 from fnn.verify._report import Report
 
 PLAIN = 1e-6
@@ -31,20 +33,17 @@ SIZES = (1, 3, 7, 33, 130)
 """Sizes to try: one, small ones, and such as no block divides."""
 
 
-class Probe(NamedTuple):
-    """Inputs, and what is special about them."""
-
-    name: str
-    inputs: tuple[Any, ...]
+Probe = tuple[str, tuple[Any, ...]]
+"""What is special about inputs, and these."""
 
 
 def search(
-    forward: Callable[..., Any],
-    backward: Callable[..., Any],
+    forward: Function,
+    backward: Function,
     params: Params,
     x: Any,
     *,
-    reference: Callable[..., Any] | None = None,
+    reference: Function | None = None,
     make_inputs: Callable[..., tuple[Params, Any]] | None = None,
     domain: Callable[[Params, Any], Any] | None = None,
     seconds: float = math.inf,
@@ -72,18 +71,18 @@ def search(
     """
     key = jax.random.key(0) if key is None else key
     params, x = as_arrays((params, x))
-    usual = jax.tree.map(lambda p: _off(p, key), params)
+    usual = map_floats(lambda p: p + jax.random.normal(key, p.shape, p.dtype) / 2, params)
     value = reference or (lambda params, x: forward(params, x)[0])
     check = partial(check_vjp, forward, backward, reference=reference)
     tried = (*probes((params, x), (usual, x)), *_sized(make_inputs, key))
-    return _first_wrong("search", check, value, domain, seconds, tried)
+    return replace(_first_wrong(check, value, domain, seconds, tried), name="search")
 
 
 def search_custom(
-    f: Callable[..., Any],
+    f: Function,
     *args: Any,
-    reference: Callable[..., Any] | None = None,
-    domain: Callable[..., Any] | None = None,
+    reference: Function | None = None,
+    domain: Function | None = None,
     seconds: float = math.inf,
 ) -> Report:
     """Look for arguments at which `check_custom` of f fails: `args` themselves, and variants of
@@ -99,44 +98,57 @@ def search_custom(
     """
     args = as_arrays(args)
     check = partial(check_custom, f, reference=reference)
-    return _first_wrong("search_custom", check, reference or f, domain, seconds, probes(args, args))
+    found = _first_wrong(check, reference or f, domain, seconds, probes(args, args))
+    return replace(found, name="search_custom")
 
 
 def _first_wrong(
-    name: str,
-    check: Callable[..., Report],
-    value: Callable[..., Any],
-    domain: Callable[..., Any] | None,
-    seconds: float,
-    tried: Iterable[Probe],
+    check: Function, value: Function, domain: Function | None, seconds: float, probes: Iterable[Any]
 ) -> Report:
     """The report of the first probe at which the check fails, shrunk; or else of the first."""
     end = time.monotonic() + seconds
 
     def at(*inputs: Any) -> Report | None:
-        if (domain and not domain(*inputs)) or _has_nan(value(*inputs)):
-            return None
-        return check(*inputs)
+        outside = (domain and not domain(*inputs)) or _has_nan(value(*inputs))
+        return None if outside else check(*inputs)
 
     def within_time(*inputs: Any) -> Report | None:
         return attempt(at, *inputs) if time.monotonic() <= end else None
 
-    count, first, tried = 0, None, [*tried]
-    for probe in tried:
-        report = within_time(*probe.inputs)
+    count, first, tried = 0, None, [*probes]
+    for what, inputs in tried:
+        report = within_time(*inputs)
         first = first or report
         count += report is not None
         if report is not None and _plainly_wrong(report):
-            return replace(_shrunk(within_time, probe, report), name=name)
-    first = first or check(*tried[0].inputs)  # it says why, or raises
-    return replace(first, name=name, place=f"no wrong gradient at {count} inputs tried")
+            return _shrunk(within_time, what, inputs, report)
+    first = first or check(*tried[0][1])  # it says why, or raises
+    return replace(first, place=f"no wrong gradient at {count} inputs tried")
 
 
 def probes(inputs: tuple[Any, ...], usual: tuple[Any, ...]) -> Iterator[Probe]:
     """The inputs themselves, and variants of the same shapes: one of them changed, the others as
     in `usual`."""
-    yield Probe("as given", inputs)
-    changes: dict[str, Callable[[Array], Array]] = {
+    yield "as given", inputs
+    for i, part in reversed([*enumerate(inputs)]):
+        for name, changed in _variants(jnp.floating, part):
+            yield f"{name}, argument {i}", (*usual[:i], changed, *usual[i + 1 :])
+    yield "parameters off their initial values", usual
+    for kind in (jnp.integer, jnp.bool_):
+        for name, changed in _variants(kind, inputs):
+            yield name, changed
+
+
+def _variants(kind: Any, tree: Any) -> Iterator[tuple[str, Any]]:
+    """The tree with its arrays of one kind changed, in each of the ways of `CHANGES`."""
+    changes = lambda leaf: hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, kind) and leaf.size
+    if any(map(changes, jax.tree.leaves(tree))):
+        for name, change in CHANGES[kind].items():
+            yield name, jax.tree.map(lambda a, f=change: f(a) if changes(a) else a, tree)
+
+
+CHANGES: dict[Any, dict[str, Callable[[Array], Array]]] = {
+    jnp.floating: {
         "zeros": jnp.zeros_like,
         "ones": jnp.ones_like,
         "a zero row": lambda a: a.at[:1].set(0) if a.ndim else a,
@@ -149,47 +161,39 @@ def probes(inputs: tuple[Any, ...], usual: tuple[Any, ...]) -> Iterator[Probe]:
         "tiny": lambda a: a * jnp.asarray(1e-4, a.dtype),
         "large": lambda a: a * jnp.asarray(30, a.dtype),
         "saturated": lambda a: a * jnp.asarray(300, a.dtype),
-    }
-    for i, part in reversed([*enumerate(inputs)]):
-        if any(map(differentiable, jax.tree.leaves(part))):
-            for name, change in changes.items():
-                changed = _floats(change, part)
-                yield Probe(f"{name}, argument {i}", (*usual[:i], changed, *usual[i + 1 :]))
-    yield Probe("parameters off their initial values", usual)
-    codes: dict[str, Callable[[Array], Array]] = {
+    },
+    jnp.integer: {
         "repeated integers": lambda a: jnp.full_like(a, a.ravel()[-1]),
         "reversed integers": lambda a: a[::-1] if a.ndim else a,
         "unsorted, repeated integers": lambda a: (
             jnp.roll(jnp.repeat(a, 2, 0)[: len(a)], 1, 0) if a.ndim else a
         ),
         "integers of 0": jnp.zeros_like,
-    }
-    masks: dict[str, Callable[[Array], Array]] = {
+    },
+    jnp.bool_: {
         "empty masks": jnp.zeros_like,
         "full masks": jnp.ones_like,
         "every other entry of the masks": lambda a: (jnp.arange(a.size) % 2 == 0).reshape(a.shape),
         "an empty row of the masks": lambda a: a.at[:1].set(False) if a.ndim else a,
-    }
-    for kind, variants in ((jnp.integer, codes), (jnp.bool_, masks)):
-        if any(_is(kind, leaf) and leaf.size for leaf in jax.tree.leaves(inputs)):
-            for name, change in variants.items():
-                yield Probe(name, _where(kind, change, inputs))
+    },
+}
+"""How arrays of a kind are changed, by the name of the change."""
 
 
-def _sized(make_inputs: Callable[..., Any] | None, key: Array) -> Iterator[Probe]:
+def _sized(make_inputs: Function | None, key: Array) -> Iterator[Probe]:
     """Inputs with other sizes: with one size changed, and with all sizes different."""
     if make_inputs is None:
         return
     sizes = _sizes_of(make_inputs)
     wanted = [{**sizes, name: n} for name in sizes for n in SIZES]
-    wanted += [{name: SIZES[i % 3] for i, name in enumerate(sizes)}]
-    wanted += [{name: SIZES[2 - i % 3] for i, name in enumerate(sizes)}]
+    for three in (SIZES[:3], SIZES[2::-1]):
+        wanted.append(dict(zip(sizes, cycle(three), strict=False)))
     for chosen in (sizes, *wanted):
         if made := attempt(make_inputs, key, *chosen.values()):  # else they do not go together
-            yield Probe(f"sizes {chosen}", as_arrays(tuple(made)))
+            yield f"sizes {chosen}", as_arrays(tuple(made))
 
 
-def _sizes_of(make_inputs: Callable[..., Any]) -> dict[str, int]:
+def _sizes_of(make_inputs: Function) -> dict[str, int]:
     """The arguments behind the key, and their defaults.
 
     Raises ValueError where there are none, or where they are no integers or not positional.
@@ -216,20 +220,16 @@ def _plainly_wrong(report: Report) -> bool:
     )
 
 
-def _shrunk(check: Callable[..., Report | None], probe: Probe, report: Report) -> Report:
+def _shrunk(check: Function, what: str, inputs: tuple[Any, ...], report: Report) -> Report:
     """The report at the simplest inputs that still fail."""
-    inputs, tries, found = probe.inputs, 0, True
-    while found and tries < TRIES:
-        found = False
-        for simpler in _simpler(inputs):
-            tries += 1
-            got = check(*simpler)
-            if got is not None and _plainly_wrong(got):
-                inputs, report, found = simpler, got, True
-                break
-            if tries >= TRIES:
-                break
-    place = "; ".join(filter(None, (f"found at inputs: {probe.name}", report.place)))
+    candidates = _simpler(inputs)
+    for _ in range(TRIES):
+        if (simpler := next(candidates, None)) is None:
+            break
+        got = check(*simpler)
+        if got is not None and _plainly_wrong(got):
+            inputs, report, candidates = simpler, got, _simpler(simpler)
+    place = joined(f"found at inputs: {what}", report.place)
     return replace(report, place=place, inputs=inputs)
 
 
@@ -266,20 +266,3 @@ def _parts(leaves: list[Any]) -> list[slice]:
 def _cost(a: Array) -> int:
     """How many characters the entries take, zeros none."""
     return sum(len(f"{v:g}") for v in np.ravel(np.asarray(a, np.float64)) if v)
-
-
-def _off(p: Any, key: Array) -> Any:
-    """A parameter off ones and zeros."""
-    return p + jax.random.normal(key, p.shape, p.dtype) / 2 if differentiable(p) else p
-
-
-def _is(kind: Any, leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, kind)
-
-
-def _where(kind: Any, change: Callable[[Array], Array], tree: Any) -> Any:
-    return jax.tree.map(lambda a: change(a) if _is(kind, a) and a.size else a, tree)
-
-
-def _floats(change: Callable[[Array], Array], tree: Any) -> Any:
-    return _where(jnp.floating, change, tree)

@@ -13,6 +13,8 @@ Inputs are those at which a derivative can be seen: nothing symmetric, nothing s
 is the update written a second time, in numpy and from its source: see `fnn.verify.optimizers`.
 """
 
+# mypy: allow-untyped-defs
+
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -122,10 +124,6 @@ UNCHECKED = ("frozen", "lora", "stop_gradient")
 """Names without a case: a gradient of theirs is zero by definition, which no check can tell from
 one that is missing."""
 
-A = Any
-Updated = tuple[Any, tuple[Any, ...]]
-"""What a rule returns: theta and its slots."""
-
 
 class Rule(NamedTuple):
     """An update rule: `make(learning_rate, **settings)`, and the same rule in numpy, which takes
@@ -135,93 +133,67 @@ class Rule(NamedTuple):
     """
 
     make: Callable[..., Optimizer]
-    rule: Callable[..., Updated]
+    rule: Callable[..., tuple[Any, tuple[Any, ...]]]
     per_array: bool = False
 
-    def others(self) -> dict[str, Any]:
-        """A value for each setting that has a default, different from it."""
-        return {
+    def changed(self) -> "Rule | None":
+        """The rule with another value for each setting that has a default, so that a setting which
+        is not used, or not as the source says, is seen; None where there are no settings."""
+        others = {
             name: not value if isinstance(value, bool) else 0.6 * value + 0.05
             for name, parameter in inspect.signature(self.make).parameters.items()
             if isinstance(value := parameter.default, bool | float)
         }
-
-    def changed(self) -> "Rule | None":
-        """The rule with these values, so that a setting which is not used, or not as the source
-        says, is seen; None where there are no settings."""
-        if not self.others():
-            return None
-        make: Any = partial(self.make, **self.others())
-        rule: Any = partial(self.rule, **self.others())
-        return Rule(make, rule, self.per_array)
+        make: Any = partial(self.make, **others)
+        rule: Any = partial(self.rule, **others)
+        return Rule(make, rule, self.per_array) if others else None
 
 
-def _sgd(rate: A, t: A, theta: A, g: A, slots: A) -> Updated:
+def _sgd(rate, t, theta, g, slots):
     return theta - rate * g, ()
 
 
-def _momentum(
-    rate: A, t: A, theta: A, g: A, slots: A, decay: A = 0.9, nesterov: bool = False
-) -> Updated:
+def _momentum(rate, t, theta, g, slots, decay=0.9, nesterov=False):
     v = decay * slots[0] + rate * g
     return theta - (decay * v + rate * g if nesterov else v), (v,)
 
 
-def _rmsprop(rate: A, t: A, theta: A, g: A, slots: A, decay: A = 0.9, eps: A = 1e-8) -> Updated:
+def _rmsprop(rate, t, theta, g, slots, decay=0.9, eps=1e-8):
     e = decay * slots[0] + (1 - decay) * g**2
     return theta - rate * g / np.sqrt(e + eps), (e,)
 
 
-def _adagrad(rate: A, t: A, theta: A, g: A, slots: A, eps: A = 1e-8) -> Updated:
+def _adagrad(rate, t, theta, g, slots, eps=1e-8):
     s = slots[0] + g**2
     return theta - rate * g / (np.sqrt(s) + eps), (s,)
 
 
-def _moments(g: A, slots: A, b1: A, b2: A) -> Updated:
+def _moments(g, slots, b1, b2):
     return b1 * slots[0] + (1 - b1) * g, b2 * slots[1] + (1 - b2) * g**2
 
 
-def _adam(
-    rate: A, t: A, theta: A, g: A, slots: A, b1: A = 0.9, b2: A = 0.999, eps: A = 1e-8
-) -> Updated:
+def _adam(rate, t, theta, g, slots, b1=0.9, b2=0.999, eps=1e-8):
     m, v = _moments(g, slots, b1, b2)
     return theta - rate * m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps), (m, v)
 
 
-def _adamw(
-    rate: A, t: A, theta: A, g: A, slots: A,
-    b1: A = 0.9, b2: A = 0.999, eps: A = 1e-8, weight_decay: A = 0.01
-) -> Updated:  # fmt: skip
+def _adamw(rate, t, theta, g, slots, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01):
     moved, slots = _adam(rate, t, theta, g, slots, b1, b2, eps)
     return moved - rate * weight_decay * theta, slots
 
 
-def _nadam(
-    rate: A, t: A, theta: A, g: A, slots: A, b1: A = 0.9, b2: A = 0.999, eps: A = 1e-8
-) -> Updated:
+def _nadam(rate, t, theta, g, slots, b1=0.9, b2=0.999, eps=1e-8):
     m, v = _moments(g, slots, b1, b2)
     ahead = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
     return theta - rate * ahead / (np.sqrt(v / (1 - b2**t)) + eps), (m, v)
 
 
-def _lion(
-    rate: A, t: A, theta: A, g: A, slots: A, b1: A = 0.9, b2: A = 0.99, weight_decay: A = 0.0
-) -> Updated:
+def _lion(rate, t, theta, g, slots, b1=0.9, b2=0.99, weight_decay=0.0):
     direction = np.sign(b1 * slots[0] + (1 - b1) * g) + weight_decay * theta
     return theta - rate * direction, (b2 * slots[0] + (1 - b2) * g,)
 
 
-def _muon(
-    rate: A,
-    t: A,
-    theta: A,
-    g: A,
-    slots: A,
-    decay: float = 0.95,
-    nesterov: bool = True,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-) -> Updated:
+def _muon(rate, t, theta, g, slots, decay=0.95, nesterov=True, eps=1e-8, weight_decay=0.0):
     v = decay * slots[0] + g
     x = np.atleast_2d(g + decay * v if nesterov else v)
     scale = np.sqrt(max(1, x.shape[0] / x.shape[1]))
@@ -231,11 +203,11 @@ def _muon(
     return theta - rate * (scale * x.reshape(theta.shape) + weight_decay * theta), (v,)
 
 
-def _clipped_sgd(rate: A, t: A, theta: A, g: A, slots: A) -> Updated:
+def _clipped_sgd(rate, t, theta, g, slots):
     return theta - rate * g * np.minimum(1, 0.5 / np.linalg.norm(g)), ()
 
 
-def _adam_with_l2(rate: A, t: A, theta: A, g: A, slots: A) -> Updated:
+def _adam_with_l2(rate, t, theta, g, slots):
     return _adam(rate, t, theta, g + 0.3 * theta, slots)
 
 
@@ -252,14 +224,10 @@ OPTIMIZERS: dict[str, Rule] = {
 }
 
 WRAPPERS: dict[str, Rule] = {
-    "accumulate": Rule(lambda rate: fnn.accumulate(fnn.adam(rate), 1), _adam),
-    "add_l2": Rule(lambda rate: fnn.add_l2(fnn.adam(rate), 0.3), _adam_with_l2),
-    "average": Rule(lambda rate: fnn.average(fnn.adam(rate), 0.9), _adam),
-    "clip_by_global_norm": Rule(
-        lambda rate: fnn.clip_by_global_norm(fnn.sgd(rate), 0.5), _clipped_sgd
-    ),
-    "partition": Rule(
-        lambda rate: fnn.partition(lambda params: "all", {"all": fnn.adam(rate)}), _adam
-    ),
-    "scale_loss": Rule(lambda rate: fnn.scale_loss(fnn.adam(rate), 1.0), _adam),
+    "accumulate": Rule(lambda lr: fnn.accumulate(fnn.adam(lr), 1), _adam),
+    "add_l2": Rule(lambda lr: fnn.add_l2(fnn.adam(lr), 0.3), _adam_with_l2),
+    "average": Rule(lambda lr: fnn.average(fnn.adam(lr), 0.9), _adam),
+    "clip_by_global_norm": Rule(lambda lr: fnn.clip_by_global_norm(fnn.sgd(lr), 0.5), _clipped_sgd),
+    "partition": Rule(lambda lr: fnn.partition(lambda p: "all", {"all": fnn.adam(lr)}), _adam),
+    "scale_loss": Rule(lambda lr: fnn.scale_loss(fnn.adam(lr), 1.0), _adam),
 }

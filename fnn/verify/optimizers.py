@@ -14,6 +14,7 @@ hide a small step.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,9 +23,9 @@ import numpy as np
 
 from fnn.adapters.optax import from_optax
 from fnn.base import Array, Optimizer, Params, at_least_float32
-from fnn.verify._arrays import ROUNDOFF, named_leaves, unit_roundoff, widened
+from fnn.verify._arrays import ROUNDOFF, coarsest_dtype, named_leaves, unit_roundoff, widened
 from fnn.verify._causes import likely_cause
-from fnn.verify._leaf import NONE, TOLERANCE, Leaf, compared, measure, side_by_side, unfit
+from fnn.verify._leaf import NONE, TOLERANCE, Leaf, compared, joined, measure, side_by_side, unfit
 from fnn.verify._report import Report
 
 Rule = Callable[..., tuple[Any, tuple[Any, ...]]]
@@ -84,7 +85,7 @@ def check_optimizer(
         optimizer = from_optax(optimizer)
     params = jax.tree.map(jnp.asarray, params)
     rule = _each(rule, params) if per_array else rule
-    dtype = _coarsest(params)
+    dtype = coarsest_dtype(jax.tree.leaves(params))
     scales = [scale for scale in SCALES if scale > float(jnp.finfo(dtype).smallest_subnormal)]
     leaves = [
         leaf for scale in scales for leaf in _at_scale(optimizer, schedule, rule, params, scale)
@@ -118,45 +119,28 @@ def _at_scale(
     if misfits:
         return misfits
     theta, gs = _flat(start), np.stack([_flat(g) for g in grads])
-    dtype = _coarsest(params)
-    expected = _by_rule(rule, schedule, theta, gs, np.float64, np.float64)
-    own = _by_rule(rule, schedule, theta, gs, at_least_float32(dtype), dtype)
-
-    def at_moved_inputs(u: float) -> list[np.ndarray]:
-        move = lambda a: a * (1 + u * random.choice((-1.0, 1.0), a.shape))
-        return [
-            _by_rule(rule, schedule, move(theta), move(gs), np.float64, np.float64)
-            for _ in range(MOVES)
-        ]
-
+    dtype = coarsest_dtype(jax.tree.leaves(params))
     unit = unit_roundoff(dtype)
-    steps = [np.diff(path, axis=0) for path in (wide, native, expected, own)]
-    moved = [[np.diff(p, axis=0) for p in at_moved_inputs(u)] for u in (ROUNDOFF, unit)]
+    steps = partial(_by_rule, rule, schedule)
+    move = lambda a, u: a * (1 + u * random.choice((-1.0, 1.0), a.shape))
+    moved = lambda u: steps(move(theta, u), move(gs, u), np.float64, np.float64)
+    paths = [[wide], [native], [moved(0.0)], [steps(theta, gs, at_least_float32(dtype), dtype)]]
+    paths += [[moved(u) for _ in range(MOVES)] for u in (ROUNDOFF, unit)]
     found, begin = [], 0
     for name, leaf in named_leaves(params).items():
         part = slice(begin, begin := begin + leaf.size)
         if leaf.size:
-            found.append(
-                _leaf(
-                    f"{name or 'params'}, g ~ {scale:.0e}",
-                    [s[:, part] for s in steps],
-                    [[m[:, part] for m in moves] for moves in moved],
-                    theta[part],
-                    unit,
-                )
-            )
+            name = f"{name or 'params'}, g ~ {scale:.0e}"
+            moves = [[np.diff(path[:, part], axis=0) for path in same] for same in paths]
+            found.append(_leaf(name, moves, theta[part], unit))
     return found
 
 
-def _leaf(
-    name: str,
-    steps: list[np.ndarray],
-    moved: list[list[np.ndarray]],
-    theta: np.ndarray,
-    unit: float,
-) -> Leaf:
-    wide, native, expected, own = steps
-    sure, near = (max(measure(m, expected, 1)[0] for m in moves) for moves in moved)
+def _leaf(name: str, moves: list[list[np.ndarray]], theta: np.ndarray, unit: float) -> Leaf:
+    """The leaf of the optimizer's moves in float64 and as they are; of the rule's in float64 and
+    in the dtype of the parameters; and of the rule's at inputs moved by the roundoff of each."""
+    (wide,), (native,), (expected,), (own,), *moved = moves
+    sure, near = (max(measure(m, expected, 1)[0] for m in same) for same in moved)
     error, index = measure(wide, expected, 1)
     in_float64 = compared(error, max(TOLERANCE, 64 * sure))
     own_error, _ = measure(own, expected, 1)
@@ -177,7 +161,7 @@ def _leaf(
     # A step is along minus a gradient, which is what a cause is known of.
     theta = theta + expected[:t].sum(0)
     cause = likely_cause(-got[t], -expected[t], theta, ())
-    note = "; ".join(filter(None, (note, cause)))
+    note = joined(note, cause)
     return Leaf(name, "fail", in_float64, as_run, NONE, (t, *i), note, wide, expected)
 
 
@@ -197,11 +181,6 @@ def _followed(optimizer: Any, params: Params, grads: list[Any]) -> tuple[np.ndar
     return np.stack(path), []
 
 
-def _coarsest(params: Params) -> Any:
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
-    return max(dtypes, key=unit_roundoff, default=jnp.dtype(float))
-
-
 def _flat(tree: Any) -> np.ndarray:
     leaves = [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]
     return np.concatenate([np.zeros(0), *leaves])
@@ -212,12 +191,10 @@ def _each(rule: Rule, params: Params) -> Rule:
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
 
-    def parts(flat: np.ndarray) -> list[np.ndarray]:
-        split = np.split(flat, ends)
-        return [a.reshape(shape) for a, shape in zip(split, shapes, strict=True)]
+    parts = lambda a: [p.reshape(s) for p, s in zip(np.split(a, ends), shapes, strict=True)]
 
     def all_of(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Any:
-        arrays = zip(parts(theta), parts(g), *map(parts, slots), strict=True)
+        arrays = zip(*map(parts, (theta, g, *slots)), strict=True)
         updated = [rule(rate, t, one, its, tuple(own)) for one, its, *own in arrays]
         flat = lambda arrays: np.concatenate([np.ravel(a) for a in arrays])
         kept = zip(*(own for _, own in updated), strict=True)

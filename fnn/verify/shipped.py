@@ -29,10 +29,9 @@ def shipped() -> Iterator[tuple[str, Report]]:
     weight_key, bias_key = jax.random.split(noise_key)
     params = {"W": jax.random.normal(weight_key, (6, 4)), "b": jax.random.normal(bias_key, (4,))}
     for name, rule in (OPTIMIZERS | WRAPPERS).items():
-        yield name, check_optimizer(rule.make, rule.rule, params, per_array=rule.per_array)
-        if changed := rule.changed():
-            report = check_optimizer(changed.make, changed.rule, params, per_array=rule.per_array)
-            yield f"{name}, other settings", report
+        for title, one in ((name, rule), (f"{name}, other settings", rule.changed())):
+            if one:
+                yield title, check_optimizer(one.make, one.rule, params, per_array=one.per_array)
 
 
 def named(path: str) -> Report:

@@ -333,3 +333,24 @@ def test_a_report_as_json_and_in_a_notebook():
     assert "&gt;" in shown
     passed = verify.check_layer(fnn.tanh, (), jnp.array([[0.5, 1.0]]))._repr_html_()
     assert "<caption>check_layer: pass: these inputs can&#x27;t show no zeros" in passed
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_rule_that_continues_a_zero_branch_is_in_doubt_not_wrong(seed):
+    """optax's `weighted_logsoftmax` at weights of 0: its rule is right, `where`'s autodiff is 0."""
+
+    @jax.custom_jvp
+    def weighted(x, w):
+        return jnp.where(w != 0, w * jax.nn.log_softmax(x), 0.0)
+
+    @weighted.defjvp
+    def _jvp(primals, tangents):
+        (x, w), (dx, dw) = primals, tangents
+        inner = dx - jnp.sum(jax.nn.softmax(x) * dx, -1, keepdims=True)
+        return weighted(x, w), dw * jax.nn.log_softmax(x) + w * inner
+
+    x = jax.random.normal(jax.random.key(seed), (2, 5))
+    report = verify.check_custom(weighted, x, jnp.zeros((2, 5)))
+    weights = next(leaf for leaf in report.leaves if leaf.name == "args.1")
+    assert weights.verdict == "inconclusive", str(report)
+    assert "finite differences agree with what is under test" in weights.note

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import types
+from importlib import metadata
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,9 @@ def project(tmp_path):
 
 
 def run(project, *options):
-    command = [sys.executable, "-m", "pytest", "-p", "fnn.pytest_plugin", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    if not metadata.entry_points(group="pytest11", name="fnn"):  # as where fnn is not installed
+        command += ["-p", "fnn.pytest_plugin"]
     where = {"cwd": project, "capture_output": True, "text": True, "check": False}
     return subprocess.run([*command, *options], **where)
 
