@@ -61,9 +61,9 @@ def from_torch(
         if link.key in state:
             got = _array(state[link.key])
             _check_shape("from_torch", link, got)
-            found[link.path] = jnp.asarray(link.ours(got), link.dtype)
+            found[link.path] = jnp.asarray(link.ours(got), link.leaf.dtype)
         elif link.key.endswith("bias"):
-            found[link.path] = jnp.zeros(link.shape, link.dtype)
+            found[link.path] = jnp.zeros(link.leaf.shape, link.leaf.dtype)
         else:
             raise ValueError(f"from_torch: {link.key} is missing, for {_shown(link.path)}")
     return jax.tree.map_with_path(lambda path, leaf: found[path], like)
@@ -134,12 +134,12 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 
 class _Link(NamedTuple):
-    """A parameter and the array of a state dict that it is: how each becomes the other."""
+    """A parameter, a leaf of params, and the array of a state dict that it is: how each becomes
+    the other."""
 
     path: tuple[Any, ...]
     key: str
-    shape: tuple[int, ...]
-    dtype: Any
+    leaf: Any
     ours: Change
     theirs: Change
 
@@ -158,7 +158,7 @@ def _links(
             ways = _ways(leaf.shape, channels) if ours == "W" else (_same, _same)
             key = f"{module}.{theirs}" if module else theirs
             place = (*path, jax.tree_util.DictKey(ours))
-            links.append(_Link(place, key, leaf.shape, leaf.dtype, *ways))
+            links.append(_Link(place, key, leaf, *ways))
         if "W" in layer:
             images = (path, layer["W"].shape[0]) if layer["W"].ndim == 4 else None
     if foreign := sorted(set(parameters) - {link.key for link in links}):
@@ -270,11 +270,11 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _check_shape(name: str, link: _Link, got: np.ndarray) -> None:
-    expected = link.theirs(np.broadcast_to(np.zeros(()), link.shape)).shape
+    expected = link.theirs(np.broadcast_to(np.zeros(()), link.leaf.shape)).shape
     if got.shape != expected:
         raise ValueError(
             f"{name}: expected shape {expected} for {link.key}, which is {_shown(link.path)} "
-            f"{tuple(link.shape)}, got {got.shape}"
+            f"{tuple(link.leaf.shape)}, got {got.shape}"
         )
 
 
