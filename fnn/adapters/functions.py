@@ -107,52 +107,45 @@ def from_single(init: Callable[[Array], Params], apply: Apply, ndim: int = 1) ->
         pull, x = residuals
         dparams, dx = pull(params)(dy)
         sums, form = jax.tree.flatten(dparams)
-        own = _Own(apply, x.ndim - ndim)
-        factors = [_Single(g, params, x, dy, own, i, g.ndim) for i, g in enumerate(sums)]
+        function = (apply, x.ndim - ndim)
+        factors = [_Single(g, params, x, dy, *function, i, g.ndim) for i, g in enumerate(sums)]
         return jax.tree.unflatten(form, [reduce(factor) for factor in factors]), _floats(dx)
 
     return Layer(init, forward, backward)
 
 
-@dataclass(frozen=True)
-class _Own:
-    """The function of a single example, and the number of axes of the batch."""
-
-    apply: Apply
-    batch_axes: int
-
-
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["sum", "params", "x", "dy"],
-    meta_fields=["own", "index", "ndim"],
+    meta_fields=["apply", "batch_axes", "index", "ndim"],
 )
 @dataclass(frozen=True)
 class _Single(Factor):
-    """Gradients of the parameter of this index: their sum is known, each by itself is that of the
-    function of one example."""
+    """Gradients of the parameter of this index: their sum is known, each by itself is that of
+    apply, the function of one example."""
 
     sum: Array
     params: Params
     x: Array
     dy: Any
-    own: _Own
+    apply: Apply
+    batch_axes: int
     index: int
     ndim: int
 
     @property
     def batch(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.x.shape[: self.own.batch_axes]
+        return self.x.shape[: self.batch_axes]
 
     def total(self) -> Array:
         return self.sum
 
     def rows(self, examples: int | None = None) -> Direct:
         def gradient(x: Array, dy: Any) -> Array:
-            dparams = jax.vjp(lambda params: self.own.apply(params, x), self.params)[1](dy)[0]
+            dparams = jax.vjp(lambda params: self.apply(params, x), self.params)[1](dy)[0]
             return jax.tree.leaves(dparams)[self.index]
 
-        for _ in range(self.own.batch_axes):
+        for _ in range(self.batch_axes):
             gradient = jax.vmap(gradient)
         return Direct(gradient(self.x, self.dy), self.ndim).rows(examples)
 

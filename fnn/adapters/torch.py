@@ -12,7 +12,7 @@ in the order channel, row, column, and the W that it becomes in the order row, c
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,21 +21,18 @@ import numpy as np
 
 from fnn.base import Params
 
-NAMES = (
-    {"W": "weight", "b": "bias"},
-    {"gain": "weight", "bias": "bias"},
-    {"table": "weight"},
-)
+NAMES = ({"W": "weight", "b": "bias"}, {"gain": "weight", "bias": "bias"}, {"table": "weight"})
 """For each kind of layer, its params' names here and there."""
 MEASURED = ("running_mean", "running_var", "num_batches_tracked")
 """What a BatchNorm keeps beside its parameters."""
 
 
+Modules = Sequence[str] | None
+"""Names of modules, such as "0" or "encoder.1"."""
+
+
 def from_torch(
-    state: Mapping[str, Any],
-    like: Params,
-    names: Sequence[str] | None = None,
-    flattened: Sequence[str] | None = None,
+    state: Mapping[str, Any], like: Params, names: Modules = None, flattened: Modules = None
 ) -> Params:
     """Params of the structure, shapes and dtypes of `like`, with the values of a state dict.
 
@@ -64,19 +61,16 @@ def from_torch(
         if link.key in state:
             got = _array(state[link.key])
             _check_shape("from_torch", link, got)
-            found[link.path] = jnp.asarray(link.ours(got), link.dtype)
+            found[link.path] = jnp.asarray(link.ours(got), link.leaf.dtype)
         elif link.key.endswith("bias"):
-            found[link.path] = jnp.zeros(link.shape, link.dtype)
+            found[link.path] = jnp.zeros(link.leaf.shape, link.leaf.dtype)
         else:
             raise ValueError(f"from_torch: {link.key} is missing, for {_shown(link.path)}")
-    return _filled(like, found)
+    return jax.tree.map_with_path(lambda path, leaf: found[path], like)
 
 
 def to_torch(
-    params: Params,
-    like: Mapping[str, Any],
-    names: Sequence[str] | None = None,
-    flattened: Sequence[str] | None = None,
+    params: Params, like: Mapping[str, Any], names: Modules = None, flattened: Modules = None
 ) -> dict[str, np.ndarray]:
     """The state dict of a model of theirs with the values of params: numpy arrays by name.
 
@@ -105,9 +99,7 @@ def to_torch(
     return state
 
 
-def statistics_from_torch(
-    state: Mapping[str, Any], like: Any, names: Sequence[str] | None = None
-) -> Any:
+def statistics_from_torch(state: Mapping[str, Any], like: Any, names: Modules = None) -> Any:
     """What the BatchNorm modules of a state dict have measured, in the structure of `like`: that
     of `fnn.statistics(network, params, x)`, its values or their shapes.
 
@@ -118,7 +110,7 @@ def statistics_from_torch(
     (Array([3.], dtype=float32), Array([4.], dtype=float32))
     """
     state = _flat(state)
-    measured = {key: value for key, value in state.items() if key.endswith(MEASURED[:2])}
+    measured = [key for key in state if key.endswith(MEASURED[:2])]
     keys = [f"{name}.{kept}" for name in _ordered(measured, names) for kept in MEASURED[:2]]
     keys = [key for key in keys if key in measured]
     leaves, form = jax.tree.flatten(like)
@@ -142,58 +134,56 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 
 class _Link(NamedTuple):
-    """A parameter and the array of a state dict that it is: how each becomes the other."""
+    """A parameter, a leaf of params, and the array of a state dict that it is: how each becomes
+    the other."""
 
     path: tuple[Any, ...]
     key: str
-    shape: tuple[int, ...]
-    dtype: Any
+    leaf: Any
     ours: Change
     theirs: Change
 
 
 def _links(
-    name: str,
-    state: Mapping[str, Any],
-    params: Params,
-    names: Sequence[str] | None,
-    flattened: Sequence[str] | None,
-) -> Iterable[_Link]:
+    name: str, state: Mapping[str, Any], params: Params, names: Modules, flattened: Modules
+) -> list[_Link]:
     """One link per parameter; every array of the state that is a parameter is in one."""
     links: list[_Link] = []
+    parameters = [key for key in state if not key.endswith(MEASURED)]
     images: tuple[Any, int] | None = None
-    for module, path, layer in _matched(name, state, params, names):
+    for module, path, layer in _matched(name, parameters, params, names):
         channels = images and _channels(name, module, path, layer, images, flattened)
-        for ours, theirs in next(kind for kind in NAMES if set(kind) == set(layer)).items():
+        for ours, theirs in _kind(layer).items():
             leaf = layer[ours]
             ways = _ways(leaf.shape, channels) if ours == "W" else (_same, _same)
             key = f"{module}.{theirs}" if module else theirs
             place = (*path, jax.tree_util.DictKey(ours))
-            links.append(_Link(place, key, leaf.shape, leaf.dtype, *ways))
+            links.append(_Link(place, key, leaf, *ways))
         if "W" in layer:
             images = (path, layer["W"].shape[0]) if layer["W"].ndim == 4 else None
-    foreign = sorted(_parameters(state).keys() - {link.key for link in links})
-    if foreign:
+    if foreign := sorted(set(parameters) - {link.key for link in links}):
         raise ValueError(f"{name}: there is no parameter for {foreign[0]}")
     return links
 
 
-def _parameters(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in state.items() if not key.endswith(MEASURED)}
+def _kind(layer: Any) -> dict[str, str]:
+    """The names of the params of a layer that PyTorch has too; none for anything else."""
+    same = (kind for kind in NAMES if isinstance(layer, dict) and set(kind) == set(layer))
+    return next(same, {})
 
 
 def _matched(
-    name: str, state: Mapping[str, Any], params: Params, names: Sequence[str] | None
+    name: str, parameters: list[str], params: Params, names: Modules
 ) -> list[tuple[str, Any, Any]]:
     """Each module with the path and the params of its layer."""
-    layers = jax.tree.leaves_with_path(params, is_leaf=_is_layer)
-    unknown = next((path for path, layer in layers if not _is_layer(layer)), None)
-    if unknown is not None:
-        raise ValueError(
-            f"{name}: expected params of dense, conv2d, layer_norm, batch_norm or embedding, "
-            f"got {_shown(unknown)}"
-        )
-    modules = _ordered(_parameters(state), names)
+    layers = jax.tree.leaves_with_path(params, is_leaf=lambda node: bool(_kind(node)))
+    for path, layer in layers:
+        if not _kind(layer):
+            raise ValueError(
+                f"{name}: expected params of dense, conv2d, layer_norm, batch_norm or embedding, "
+                f"got {_shown(path)}"
+            )
+    modules = _ordered(parameters, names)
     if len(modules) != len(layers):
         places = ", ".join(_shown(path) for path, _ in layers)
         raise ValueError(
@@ -218,12 +208,7 @@ def _ways(shape: tuple[int, ...], channels: int | None) -> tuple[Change, Change]
 
 
 def _channels(
-    name: str,
-    module: str,
-    path: Any,
-    layer: Params,
-    images: tuple[Any, int],
-    flattened: Sequence[str] | None,
+    name: str, module: str, path: Any, layer: Params, images: tuple[Any, int], flattened: Modules
 ) -> int | None:
     """The channels of the images that a module reads flattened, if it does. images: the place of
     the convolution before it, and its channels."""
@@ -250,17 +235,11 @@ def _same(a: np.ndarray) -> np.ndarray:
     return a
 
 
-def _is_layer(node: Any) -> bool:
-    """Whether these are the params of one layer that PyTorch has too."""
-    return isinstance(node, dict) and any(set(kind) == set(node) for kind in NAMES)
-
-
-def _ordered(state: Mapping[str, Any], names: Sequence[str] | None) -> list[str]:
-    """The modules of a state dict in the order of the network."""
-    modules = list(dict.fromkeys(key.rpartition(".")[0] for key in state))
+def _ordered(keys: list[str], names: Modules) -> list[str]:
+    """The modules of these arrays in the order of the network."""
+    modules = list(dict.fromkeys(key.rpartition(".")[0] for key in keys))
     if names is not None:
-        missing = [name for name in modules if name not in names]
-        if missing:
+        if missing := [name for name in modules if name not in names]:
             raise ValueError(f"names: expected all of the state's modules, {missing[0]!r} is not")
         return [name for name in names if name in modules]
     if len({re.sub(r"[\d.]+", "", name) for name in modules}) > 1:
@@ -291,16 +270,12 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _check_shape(name: str, link: _Link, got: np.ndarray) -> None:
-    expected = link.theirs(np.broadcast_to(np.zeros(()), link.shape)).shape
+    expected = link.theirs(np.broadcast_to(np.zeros(()), link.leaf.shape)).shape
     if got.shape != expected:
         raise ValueError(
             f"{name}: expected shape {expected} for {link.key}, which is {_shown(link.path)} "
-            f"{tuple(link.shape)}, got {got.shape}"
+            f"{tuple(link.leaf.shape)}, got {got.shape}"
         )
-
-
-def _filled(like: Params, found: Mapping[tuple[Any, ...], Any]) -> Params:
-    return jax.tree.map_with_path(lambda path, leaf: found[path], like)
 
 
 def _shown(path: tuple[Any, ...]) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 from fnn import data
 from fnn.cli import options
 from fnn.runs.evaluation import HELD_OUT
-from fnn.runs.settings import Settings
 from fnn.runs.text import aligned
 
 
@@ -22,12 +21,8 @@ def describe(source: str, **given: Any) -> None:
     SOURCE and the options are as for train. Values and blanks are counted in all rows; what
     becomes of a column is decided by the part of them that train would learn from.
     """
-    known = Settings()._asdict() | given
-    settings = Settings(*(known[name] for name in Settings._fields))
-    examples = data.load(
-        source, target=settings.target, task=settings.task, reading=settings.reading
-    )
-    examples = data.without_singles(examples)
+    settings = options.settings_of(given)
+    examples = data.without_singles(settings.load(source))
     train, _ = data.split(examples, HELD_OUT, settings.seed)
     features = data.Encoding.of(train, settings.keep).features
     click.echo(f"{examples.name}: {len(examples.x)} examples")

@@ -13,9 +13,7 @@ from fnn.runs.metrics import SHOWN, Classified, Predicted
 @click.command()
 @click.argument("run", type=options.FOLDER)
 @click.argument("source", nargs=-1, required=True)
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object instead, for programs."
-)
+@options.as_json
 @options.device
 def evaluate(run: Path, source: tuple[str, ...], as_json: bool) -> None:
     """Measure the network in folder RUN on SOURCE.

@@ -8,8 +8,6 @@ from fnn.cli import options
 from fnn.runs import evaluation, files, importance, plots
 
 PICTURE = "importance.png"
-SHOWN = 20
-"""The most columns in the picture."""
 
 
 @click.command()
@@ -17,12 +15,7 @@ SHOWN = 20
 @click.argument("source", nargs=-1, required=True)
 @click.option("--repeats", type=options.COUNT, default=5, help="Shuffles per column.")
 @click.option("--seed", type=options.SEED, default=0, help="Decides the shuffles.")
-@click.option(
-    "--out",
-    type=options.FILE,
-    show_default=f"RUN/{PICTURE}",
-    help="PNG file for the picture.",
-)
+@options.out(options.FILE, f"RUN/{PICTURE}", "PNG file for the picture.")
 @options.device
 def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Path | None) -> None:
     """Measure what each column of SOURCE is worth to the network in folder RUN.
@@ -43,6 +36,5 @@ def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Pa
     found = importance.measured(trained, examples, repeats, seed)
     click.echo(f"worse by, when a column is shuffled (mean ± deviation of {repeats} shuffles):")
     click.echo(found.table())
-    drawn = found.columns[:SHOWN], found.mean[:SHOWN, 0], found.deviation[:SHOWN, 0]
-    plots.importances(*drawn, found.measures[0], picture, f"{' '.join(source)}: {which}")
+    plots.importances(found, picture, f"{' '.join(source)}: {which}")
     click.echo(f"drawn     {picture}")

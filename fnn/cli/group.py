@@ -7,7 +7,6 @@ JAX nor scikit-learn.
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -40,17 +39,22 @@ DEBUG = click.Option(
 )
 
 
-class Imported(Mapping[str, click.Command]):
-    """The commands of these names; the lookup of one imports its module."""
+class Group(click.Group):
+    """A group that lists its commands without importing them, and reports each error in a line.
 
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
+    An error of the user's input or of the machine ends the command with exit code 1; anything
+    else is a fault of fnn, which ends it with `FAULT`.
+    """
 
-    def __getitem__(self, name: str) -> click.Command:
-        """The command, JAX being set for it. Raises KeyError for an unknown name, Error where JAX
-        has no device."""
-        if name not in self.names:
-            raise KeyError(name)
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names; nothing is imported."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command, its module imported and JAX set for it; None for an unknown name. Raises
+        Error where JAX has no device."""
+        if name not in COMMANDS:
+            return super().get_command(ctx, name)
         command: click.Command = getattr(import_module(f"fnn.cli.{name}"), name)
         if DEBUG not in command.params:
             command.params.append(DEBUG)
@@ -60,26 +64,6 @@ class Imported(Mapping[str, click.Command]):
             environment.check_device()
         signals.end_by_exception()
         return command
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is a command of this name; nothing is imported."""
-        return name in self.names
-
-    def __iter__(self) -> Iterator[str]:
-        """The names; nothing is imported."""
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        """The number of commands."""
-        return len(self.names)
-
-
-class Group(click.Group):
-    """A group that lists its commands without importing them, and reports each error in a line.
-
-    An error of the user's input or of the machine ends the command with exit code 1; anything
-    else is a fault of fnn, which ends it with `FAULT`.
-    """
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help page's list of commands, from `COMMANDS` only."""
@@ -148,11 +132,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> N
         ctx.exit()
 
 
-@click.group(
-    cls=Group,
-    commands=Imported(list(COMMANDS)),
-    context_settings={"show_default": True, "max_content_width": 100},
-)
+@click.group(cls=Group, context_settings={"show_default": True, "max_content_width": 100})
 @click.option(
     "--version",
     is_flag=True,

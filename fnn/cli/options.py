@@ -1,8 +1,8 @@
-"""Types of the commands' parameters: what a word on the command line may be."""
+"""The commands' options, and types of parameters: what a word on the command line may be."""
 
 import codecs
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import click
 import jax
 
 from fnn import data
+from fnn.runs.settings import Settings
 
 
 class Whole(click.IntRange):
@@ -36,9 +37,6 @@ class Number(click.FloatRange):
 class Place(click.Path):
     """A path; an empty word, such as a shell variable that is not set, is refused."""
 
-    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
-        super().__init__(path_type=Path, file_okay=file_okay, dir_okay=dir_okay)
-
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path."""
         if not str(value):
@@ -50,8 +48,8 @@ COUNT = Whole(min=1)
 SEED = Whole(min=0, max=2**32 - 1)
 RATE = Number(min=0, min_open=True)
 SHARE = Number(min=0)
-FILE = Place(dir_okay=False)
-FOLDER = Place(file_okay=False)
+FILE = Place(dir_okay=False, path_type=Path)
+FOLDER = Place(file_okay=False, path_type=Path)
 
 
 class Name(click.Choice):
@@ -64,121 +62,111 @@ class Name(click.Choice):
         return str(value)
 
 
-class Widths(click.ParamType):
+def widths(value: str) -> tuple[int, ...]:
     """Whole numbers from 1 to 999999999, separated by commas; an empty word for no hidden layer."""
-
-    name = "widths"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """The widths."""
-        parts = [part.strip() for part in value.split(",")] if value.strip() else []
-        digits = all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts)
-        if not digits or not all(map(int, parts)):
-            self.fail(f"{value!r} is not a list of widths such as 64,32", param, ctx)
-        return tuple(int(part) for part in parts)
+    parts = [part.strip() for part in value.split(",")] if value.strip() else []
+    digits = all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts)
+    if not digits or not all(map(int, parts)):
+        raise click.BadParameter(f"{value!r} is not a list of widths such as 64,32")
+    return tuple(int(part) for part in parts)
 
 
-class Names(click.ParamType):
-    """Names of columns, separated by commas."""
-
-    name = "names"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """The names, each once."""
-        parts = value if isinstance(value, tuple) else str(value).split(",")
-        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+def names(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Names of columns, separated by commas, each once."""
+    parts = value if isinstance(value, tuple) else value.split(",")
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
-class Separator(click.ParamType):
+def separator(value: str) -> str:
     """What stands between the cells of a table, as a character or by its name."""
-
-    name = "separator"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The character."""
-        named = {name.removesuffix("s"): mark for mark, name in data.SEPARATORS.items()}
-        mark = named.get(value, value.replace("\\t", "\t"))
-        if mark not in data.SEPARATORS:
-            self.fail(f"{value!r} is none of , ; | {' '.join(named)}", param, ctx)
-        return str(mark)
+    named = {name.removesuffix("s"): mark for mark, name in data.SEPARATORS.items()}
+    mark = named.get(value, value.replace("\\t", "\t"))
+    if mark not in data.SEPARATORS:
+        raise click.BadParameter(f"{value!r} is none of , ; | {' '.join(named)}")
+    return mark
 
 
-class Encoding(click.ParamType):
-    """An encoding of text that Python knows."""
-
-    name = "encoding"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Its name."""
-        try:
-            return codecs.lookup(value).name
-        except LookupError:
-            self.fail(f"{value!r} is no encoding that Python knows, as cp1252 is", param, ctx)
+def encoding(value: str) -> str:
+    """The name of an encoding of text that Python knows."""
+    try:
+        return codecs.lookup(value).name
+    except LookupError:
+        reason = f"{value!r} is no encoding that Python knows, as cp1252 is"
+        raise click.BadParameter(reason) from None
 
 
-OF_TABLE: tuple[tuple[str, Any, Any, str], ...] = (
+def of_settings(rows: Sequence[tuple[str, Any, str | None, str]]) -> Callable[..., Any]:
+    """What gives a command the options of a table: name, type, default in words, help. Their
+    defaults are those of `Settings`."""
+
+    def give(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, kind, shown, words in reversed(rows):
+            default = Settings._field_defaults[name.partition("/")[0].replace("-", "_")]
+            option = {"type": kind, "default": default, "show_default": shown, "help": words}
+            command = click.option(f"--{name}", **option)(command)
+        return command
+
+    return give
+
+
+of_table = of_settings((
     ("target", None, None, "Target column, by name or index from 0.  [default: the last]"),
     ("task", Name(data.TASKS), None, "Learn classes or values.  [default: by the target]"),
-    ("drop", Names(), (), "Columns to leave out: A,B."),
-    ("keep", Names(), (), "Columns to use though they look like row numbers, names or free text."),
-    ("category", Names(), (), "Columns whose values are names, as zip codes are."),
-    ("number", Names(), (), "Columns of numbers; other cells are taken as blank."),
-    ("date", Names(), (), "Columns of dates; other cells are taken as blank."),
-    ("id", Names(), (), "Columns that name the rows: not learned from, repeated by predictions."),
-    ("group", Names(), (), "Columns, as of patients, whose equal values stay in one part."),
+    ("drop", names, None, "Columns to leave out: A,B."),
+    ("keep", names, None, "Columns to use though they look like row numbers, names or free text."),
+    ("category", names, None, "Columns whose values are names, as zip codes are."),
+    ("number", names, None, "Columns of numbers; other cells are taken as blank."),
+    ("date", names, None, "Columns of dates; other cells are taken as blank."),
+    ("id", names, None, "Columns that name the rows: not learned from, repeated by predictions."),
+    ("group", names, None, "Columns, as of patients, whose equal values stay in one part."),
     ("time", None, None, "Column of times: the latest examples are held out."),
-    (
-        "missing", Name(data.MISSING), "fill",
-        "Blank cells, and words such as n.d. beside numbers: fill them in, beside an input that "
-        "says so, or refuse them.",
-    ),
-    ("separator", Separator(), None, "Comma, semicolon, tab or pipe.  [default: guessed]"),
+    ("missing", Name(data.MISSING), None, "Blank cells, and words such as n.d. beside numbers: "
+     "fill them in, beside an input that says so, or refuse them."),
+    ("separator", separator, None, "Comma, semicolon, tab or pipe.  [default: guessed]"),
     ("header/--no-header", None, None, "Whether there are names.  [default: guessed]"),
     ("skip", Whole(min=0), None, "Lines above a table's header.  [default: guessed]"),
-    ("encoding", Encoding(), None, "Of text that is not UTF-8: cp1252.  [default: guessed]"),
+    ("encoding", encoding, None, "Of text that is not UTF-8: cp1252.  [default: guessed]"),
     ("table", None, None, "Sheet of a workbook, or table of a database."),
-)  # fmt: skip
-"""The options for reading a table: name, type, default, help."""
+))  # fmt: skip
+"""The options for reading a table."""
 
 
-def of_table(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options for reading a table."""
-    for name, kind, default, words in reversed(OF_TABLE):
-        command = click.option(f"--{name}", type=kind, default=default, help=words)(command)
-    return command
+def settings_of(given: dict[str, Any]) -> Settings:
+    """The settings that options give. Raises UsageError for those that contradict others."""
+    settings = Settings(**given)
+    rule = settings.optimizer
+    if settings.weight_decay is not None and rule != "adamw":
+        raise click.UsageError(f"--weight-decay applies only to --optimizer adamw, not to {rule}")
+    return settings
 
 
-class Device(click.ParamType):
-    """A device that JAX has, such as cpu, gpu or gpu:1."""
-
-    name = "device"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The device."""
-        if not isinstance(value, str):
-            return value
-        kind, _, number = value.partition(":")
-        try:
-            found = {str(i): device for i, device in enumerate(jax.devices(kind))}
-        except RuntimeError:
-            found = {}
-        if (number or "0") not in found:
-            there = (f"{device.platform}:{i}" for i, device in enumerate(jax.devices()))
-            self.fail(f"{value!r} is no device; there are {', '.join(there)}", param, ctx)
-        return found[number or "0"]
-
-
-def compute_on(ctx: click.Context, param: click.Parameter, chosen: Any) -> None:
-    """Make the device JAX's default; None leaves the choice to JAX."""
-    if chosen is not None:
-        jax.config.update("jax_default_device", chosen)
+def compute_on(ctx: click.Context, param: click.Parameter, chosen: str | None) -> None:
+    """Make a device that JAX has, such as cpu, gpu or gpu:1, its default; None leaves the choice
+    to JAX."""
+    if chosen is None:
+        return
+    kind, _, number = chosen.partition(":")
+    try:
+        found = {str(i): device for i, device in enumerate(jax.devices(kind))}
+    except RuntimeError:
+        found = {}
+    if (number or "0") not in found:
+        there = ", ".join(f"{device.platform}:{i}" for i, device in enumerate(jax.devices()))
+        raise click.BadParameter(f"{chosen!r} is no device; there are {there}", ctx, param)
+    jax.config.update("jax_default_device", found[number or "0"])
 
 
 DEVICE_HELP = "Where to compute: cpu, gpu, gpu:1, ...  [default: JAX's choice]"
 device = click.option(
-    "--device", type=Device(), expose_value=False, callback=compute_on, help=DEVICE_HELP
+    "--device", metavar="DEVICE", expose_value=False, callback=compute_on, help=DEVICE_HELP
+)
+
+
+def out(kind: Place, shown: str, words: str) -> Callable[..., Any]:
+    """The option --out: its type, its default in words, its help."""
+    return click.option("--out", type=kind, show_default=shown, help=words)
+
+
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead, for programs."
 )

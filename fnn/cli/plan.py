@@ -7,7 +7,8 @@ import click
 import jax
 
 from fnn import targets
-from fnn.cli.train import settings_of, train
+from fnn.cli import options
+from fnn.cli.train import train
 from fnn.parallel import ShardedExamples, fully_sharded, shardings
 from fnn.runs import training
 from fnn.runs.run import Run
@@ -26,9 +27,7 @@ HEADINGS = ("", "fits", "MB per device", "examples/s, modelled", "ms per epoch, 
 @click.command(params=[param for param in train.params if param.name in OPTIONS])
 @click.option("--target", "device", required=True, help="H100, H100:8, TPU v5e:4x4, ...")
 @click.option("--target-column", "target", help="As --target of train.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object instead, for programs."
-)
+@options.as_json
 def plan(source: tuple[str, ...], device: str, as_json: bool, **given: Any) -> None:
     """Compile training on SOURCE for a GPU or a TPU that need not be there.
 
@@ -40,7 +39,7 @@ def plan(source: tuple[str, ...], device: str, as_json: bool, **given: Any) -> N
         number = targets.mesh(device).size
     except (ModuleNotFoundError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    run, examples = training.prepare(source, settings_of(given))
+    run, examples = training.prepare(source, options.settings_of(given))
     batch, n = run.settings.batch_size or run.learned, run.learned
     if batch % number and batch != n:
         raise click.UsageError(f"--batch-size {batch}: expected one that {number} devices divide")

@@ -20,18 +20,14 @@ from fnn.runs.run import Run
 
 PIECE = 1 << 22
 """Bytes that are copied at a time."""
+OUT = "File for the predictions: Parquet where its name ends in .parquet, else CSV."
 
 
 @click.command()
 @click.argument("run", type=options.FOLDER)
 @click.argument("source")
 @options.device
-@click.option(
-    "--out",
-    type=options.FILE,
-    show_default="standard output",
-    help="File for the predictions: Parquet where its name ends in .parquet, else CSV.",
-)
+@options.out(options.FILE, "standard output", OUT)
 def predict(run: Path, source: str, out: Path | None) -> None:
     """Predict with the network in folder RUN and write one row per example.
 
@@ -93,10 +89,7 @@ def _csv(frames: Iterator[polars.DataFrame]) -> Iterator[str]:
 def _parquet(frames: Iterator[polars.DataFrame], folder: Path) -> Iterator[IO[bytes]]:
     """The rows as a Parquet file in the folder, which is removed after the block."""
     first = next(frames)
+    every = lambda columns, predicate, n_rows, batch_size: itertools.chain([first], frames)
     with tempfile.NamedTemporaryFile(dir=folder, suffix=atomic.UNFINISHED) as file:
-        every = register_io_source(
-            lambda columns, predicate, n_rows, batch_size: itertools.chain([first], frames),
-            schema=first.schema,
-        )
-        every.sink_parquet(file.name)
+        register_io_source(every, schema=first.schema).sink_parquet(file.name)
         yield file

@@ -19,22 +19,17 @@ import click
 from fnn.cli import options
 
 LEFT = "another process of this run has ended, or can't be reached"
+DEVICES_HELP = "Split each batch over this many devices of this machine: of a CPU, virtual ones."
+COORDINATOR_HELP = (
+    "Where process 0 listens for the others. Under SLURM, Open MPI, Kubernetes and on TPU pods "
+    "this and the next two are found out."
+)
+PROCESSES_HELP = "The number of processes, on all hosts."
 OPTIONS = [
     click.Option(["--device"], help=options.DEVICE_HELP),
-    click.Option(
-        ["--devices"],
-        type=options.COUNT,
-        help="Split each batch over this many devices of this machine: of a CPU, virtual ones.",
-    ),
-    click.Option(
-        ["--coordinator"],
-        metavar="HOST:PORT",
-        help="Where process 0 listens for the others. Under SLURM, Open MPI, Kubernetes and on TPU "
-        "pods this and the next two are found out.",
-    ),
-    click.Option(
-        ["--processes"], type=options.COUNT, help="The number of processes, on all hosts."
-    ),
+    click.Option(["--devices"], type=options.COUNT, help=DEVICES_HELP),
+    click.Option(["--coordinator"], metavar="HOST:PORT", help=COORDINATOR_HELP),
+    click.Option(["--processes"], type=options.COUNT, help=PROCESSES_HELP),
     click.Option(["--process"], type=options.Whole(min=0), help="Which of them this is, from 0."),
 ]
 
@@ -63,7 +58,7 @@ class Spread(click.Command):
         if device is not None:  # only now, because looking at the devices starts JAX
             if jax.process_count() > 1:
                 raise click.UsageError("--device is for one process: several use all their devices")
-            options.compute_on(ctx, OPTIONS[0], options.Device().convert(device, OPTIONS[0], ctx))
+            options.compute_on(ctx, OPTIONS[0], device)
         if devices is not None and devices > len(jax.devices()):
             raise click.UsageError(f"--devices {devices}: there are {len(jax.devices())}")
         if jax.process_count() == 1:
@@ -125,15 +120,11 @@ def _one_of_several(is_first: bool) -> Iterator[None]:
     _KEPT.append(given_up)
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         failed = True
         atexit.register(_leave, getattr(error, "exit_code", 1))
         if "Gloo" in str(error) or "coordination" in str(error):
             raise click.ClickException(LEFT) from error
-        raise
-    except KeyboardInterrupt:
-        failed = True
-        atexit.register(_leave, 1)
         raise
 
 

@@ -22,11 +22,13 @@ from fnn.runs import files, report, training
 from fnn.runs.evaluation import evaluate
 from fnn.runs.run import Run
 from fnn.runs.settings import NETWORKS, Settings
-from fnn.runs.training import DEFAULTS, Examples
+from fnn.runs.training import Examples
 from fnn.training.fitting import DivergedError, epochs_since_best
 
 LINES, FIRST = 25, 5
 """The most epochs that are printed, of which the first ones without a gap."""
+SAVE_EVERY = "Seconds between saves while training; 0 saves after each epoch."
+WAYS = "--overwrite replaces it, --out chooses another folder"
 
 # The defaults of --hidden to --weight-decay did best over 23 public tables of 178 to 10,000 rows,
 # five seeds each (see benchmarks/README.md); what was tried beside them is worse on one of these:
@@ -36,85 +38,37 @@ LINES, FIRST = 25, 5
 #   no patience      a validation part takes too many examples from tables of 200 rows
 
 
+of_training = options.of_settings((
+    ("network", options.Name(list(NETWORKS)), None,
+     "A multi-layer perceptron, or a convolutional network for square images."),
+    ("hidden", options.widths, "256; 16,32 of cnn",
+     "Widths of the hidden layers; of cnn the channels of its convolutions."),
+    ("activation", options.Name(list(ACTIVATIONS)), None, "Activation of the hidden layers."),
+    ("optimizer", options.Name(list(OPTIMIZERS)), None, "Update rule."),
+    ("learning-rate", options.RATE, None, "Step size of the update rule."),
+    ("batch-size", options.COUNT, "32, or all where there are fewer",
+     "Examples per step: 1 is stochastic, all is full-batch gradient descent."),
+    ("epochs", options.COUNT, None, "Passes over the training part."),
+    ("weight-decay", options.SHARE, "0.01",
+     "Share of itself that each parameter loses per epoch; only with adamw."),
+    ("seed", options.SEED, None,
+     "Decides the split, the initial parameters and the order of the examples."),
+    ("patience", options.COUNT, None,
+     "Use a fifth of the training part for validation, stop after this many epochs in a row "
+     "that did not lower its loss, and keep the network of the best epoch."),
+))  # fmt: skip
+
+
 @click.command(cls=Spread)
 @click.argument("source", nargs=-1, required=True)
-@click.option(
-    "--network",
-    type=options.Name(list(NETWORKS)),
-    default=DEFAULTS.network,
-    help="A multi-layer perceptron, or a convolutional network for square images.",
-)
-@click.option(
-    "--hidden",
-    type=options.Widths(),
-    show_default="256; 16,32 of cnn",
-    help="Widths of the hidden layers; of cnn the channels of its convolutions.",
-)
-@click.option(
-    "--activation",
-    type=options.Name(list(ACTIVATIONS)),
-    default=DEFAULTS.activation,
-    help="Activation of the hidden layers.",
-)
-@click.option(
-    "--optimizer",
-    type=options.Name(list(OPTIMIZERS)),
-    default=DEFAULTS.optimizer,
-    help="Update rule.",
-)
-@click.option(
-    "--learning-rate",
-    type=options.RATE,
-    default=DEFAULTS.learning_rate,
-    help="Step size of the update rule.",
-)
-@click.option(
-    "--batch-size",
-    type=options.COUNT,
-    show_default="32, or all where there are fewer",
-    help="Examples per step: 1 is stochastic, all is full-batch gradient descent.",
-)
-@click.option(
-    "--epochs",
-    type=options.COUNT,
-    default=DEFAULTS.epochs,
-    help="Passes over the training part.",
-)
-@click.option(
-    "--weight-decay",
-    type=options.SHARE,
-    show_default="0.01",
-    help="Share of itself that each parameter loses per epoch; only with adamw.",
-)
-@click.option(
-    "--seed",
-    type=options.SEED,
-    default=DEFAULTS.seed,
-    help="Decides the split, the initial parameters and the order of the examples.",
-)
-@click.option(
-    "--patience",
-    type=options.COUNT,
-    help="Use a fifth of the training part for validation, stop after this many epochs in a row "
-    "that did not lower its loss, and keep the network of the best epoch.",
-)
+@of_training
 @options.of_table
-@click.option(
-    "--out",
-    type=options.FOLDER,
-    show_default="runs/SOURCE",
-    help="Folder for the run, the history and the picture.",
-)
+@options.out(options.FOLDER, "runs/SOURCE", "Folder for the run, the history and the picture.")
 @click.option("--resume", is_flag=True, help="Continue the run in the folder, if there is one.")
 @click.option(
     "--overwrite", is_flag=True, help="Replace a run of other data or settings in the folder."
 )
-@click.option(
-    "--save-every",
-    type=options.SHARE,
-    default=1.0,
-    help="Seconds between saves while training; 0 saves after each epoch.",
-)
+@click.option("--save-every", type=options.SHARE, default=1.0, help=SAVE_EVERY)
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -141,7 +95,7 @@ def train(
     """
     if resume and overwrite:
         raise click.UsageError("--resume continues the run in the folder, --overwrite replaces it")
-    settings = settings_of(given)
+    settings = options.settings_of(given)
     out = out or files.default_folder(source[0])
     version = _version(out, source, overwrite)
     earlier = None if version is None or overwrite else _earlier(out)
@@ -172,16 +126,6 @@ def train(
         raise SystemExit(128 + stopped)
 
 
-def settings_of(options: dict[str, Any]) -> Settings:
-    """The settings that the options give. Raises UsageError for those that contradict others."""
-    settings = Settings(*(options[name] for name in Settings._fields))
-    if settings.weight_decay is not None and settings.optimizer != "adamw":
-        raise click.UsageError(
-            f"--weight-decay applies only to --optimizer adamw, not to {settings.optimizer}"
-        )
-    return settings
-
-
 def _is_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
 
@@ -193,10 +137,7 @@ def _version(out: Path, source: tuple[str, ...], overwrite: bool) -> tuple[int, 
     for name in (files.FILE, report.HISTORY, report.PICTURE):
         files.check_apart(out / name, *source)
         if version is None and not overwrite and (out / name).is_file():
-            raise click.ClickException(
-                f"{out / name} does not belong to a run; --overwrite replaces it, "
-                "--out chooses another folder"
-            )
+            raise click.ClickException(f"{out / name} does not belong to a run; {WAYS}")
     return version
 
 
@@ -210,18 +151,20 @@ def _earlier(out: Path) -> Run:
 
 def _check_same(earlier: Run, run: Run, source: str, out: Path, resume: bool) -> None:
     """Raise ClickException where the folder's run is not this one, which would replace it."""
-    ways = "" if resume else "; --overwrite replaces it, --out chooses another folder"
     if earlier.digest != run.digest:
-        raise click.ClickException(
-            f"the run in {out} was trained on other data than {source}{ways}"
-        )
+        trained = f"the run in {out} was trained on other data than {source}"
+        raise click.ClickException(trained if resume else f"{trained}; {WAYS}")
     for name, was, now in zip(Settings._fields, earlier.settings, run.settings, strict=True):
         if was != now and not resume:
             shown = "none" if was is None else _shown(was)
             raise click.ClickException(
-                f"the run in {out} has other settings: --{name.replace('_', '-')} was {shown}; "
+                f"the run in {out} has other settings: {_option(name)} was {shown}; "
                 "--resume continues it, --overwrite replaces it"
             )
+
+
+def _option(setting: str) -> str:
+    return f"--{setting.replace('_', '-')}"
 
 
 def _shown(setting: Any) -> Any:
@@ -233,34 +176,26 @@ def _continued(ctx: click.Context, given: Settings, earlier: Settings, out: Path
 
     Raises UsageError for any other option that is given and differs from the earlier run's.
     """
-
     for name, was, now in zip(Settings._fields, earlier, given, strict=True):
         if _is_given(ctx, name) and name != "epochs" and now != was:
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} {_shown(now)}: the run in {out} was trained with "
-                f"{_shown(was)}"
-            )
+            words = f"{_option(name)} {_shown(now)}"
+            raise click.UsageError(f"{words}: the run in {out} was trained with {_shown(was)}")
     return earlier._replace(epochs=given.epochs) if _is_given(ctx, "epochs") else earlier
 
 
 def _show_plan(source: str, run: Run, examples: Examples) -> None:
     """Print what is about to be trained, and on what."""
     settings = run.settings
-    parts = {
-        "for training": examples.train,
-        "for validation": examples.validation,
-        "held out": examples.test,
-    }
-    counts = {name: len(part.x) for name, part in parts.items() if part is not None}
+    parts = zip(("for training", "for validation", "held out"), examples, strict=True)
+    counts = {name: len(part.x) for name, part in parts if part is not None}
+    n = sum(counts.values())
     outputs = _counted(run.sizes[-1], "class" if run.classes else "value")
     features = _counted(run.inputs.d_in, "feature")
     if run.sizes[0] != run.inputs.d_in:
         features += f" as {run.sizes[0]} inputs"
     far = run.inputs.unseen(run.inputs.aligned(examples.train).x)
-    click.echo(
-        f"data      {source}: {sum(counts.values())} examples, {features}, {outputs}; "
-        + ", ".join(f"{count} {name}" for name, count in counts.items())
-    )
+    counted = ", ".join(f"{count} {name}" for name, count in counts.items())
+    click.echo(f"data      {source}: {n} examples, {features}, {outputs}; {counted}")
     for note in (*examples.train.notes, *run.inputs.left_out(), *far):
         click.echo(f"          {note}")
     decay = settings.weight_decay
@@ -298,10 +233,8 @@ def _check_gradient(run: Run, examples: Examples) -> None:
     gradient = jax.jit(value_and_grad(run.network, run.loss))
     value = jax.jit(objective(run.network, run.loss))
     found = verify.check_gradients(gradient, value, run.progress.state.params, x, y)
-    click.echo(
-        f"gradient  {found.verdict}: worst relative difference from autodiff in float64 "
-        f"{found.worst:.1e}"
-    )
+    worst = f"worst relative difference from autodiff in float64 {found.worst:.1e}"
+    click.echo(f"gradient  {found.verdict}: {worst}")
     if found.verdict == "fail":
         raise click.ClickException(str(found))
 

@@ -37,12 +37,11 @@ def _verify(path: str | None) -> None:
         click.echo(f"{path}\n{report}")
         raise SystemExit(report.verdict != "pass")
     verdicts = []
-    click.echo(f"{'':28}  {'verdict':12}  {'float64':>8}  {'native':>8}  {'differences':>11}")
+    row = "{:28}  {:12}  {:>8}  {:>8}  {:>11}".format
+    click.echo(row("", "verdict", "float64", "native", "differences"))
     for name, report in shipped.shipped():
         errors = ["-" if error is None else f"{error:.1e}" for error in report.errors]
-        click.echo(
-            f"{name:28}  {report.verdict:12}  {errors[0]:>8}  {errors[1]:>8}  {errors[2]:>11}"
-        )
+        click.echo(row(name, report.verdict, *errors))
         if report.verdict != "pass":
             click.echo(report)
         verdicts.append(report.verdict)

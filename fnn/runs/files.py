@@ -36,18 +36,10 @@ def default_folder(source: str | Path) -> Path:
 def save(folder: Path, run: Run) -> None:
     """Write the run's file: see `Run.save`."""
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {
-        "settings": run.settings._asdict(),
-        "digest": run.digest,
-        "learned": run.learned,
-        "features": run.features,
-        "classes": run.classes,
-        "targets": run.targets,
-        "sizes": run.sizes,
-        "seen": len(run.seen),
-        "columns": run.inputs.as_metadata(),
-        "history": run.progress.history,
-    }
+    plain = ("digest", "learned", "features", "classes", "targets", "sizes")
+    metadata = {name: getattr(run, name) for name in plain}
+    metadata |= {"settings": run.settings._asdict(), "seen": len(run.seen)}
+    metadata |= {"columns": run.inputs.as_metadata(), "history": run.progress.history}
     checkpoint.save(folder / FILE, _tree(run), metadata)
 
 
@@ -100,9 +92,8 @@ def load(folder: str | Path) -> Run:
         state = jax.eval_shape(lambda: initial_state(run))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         problem = f"{error} not found" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(
-            f"{path}: not a run that this version of fnn can read: {problem}"
-        ) from error
+        reason = f"{path}: not a run that this version of fnn can read: {problem}"
+        raise CheckpointError(reason) from error
     run = run._replace(progress=Progress(state, held["history"], state))
     tree = checkpoint.load(path, _tree(run))
     for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -121,7 +112,7 @@ def _described(held: dict[str, Any]) -> Run:
     """The run that a file's metadata describes, with arrays that only have their shapes."""
     _check_types(held)
     settings = Settings.of(held["settings"])
-    features, classes, targets = (tuple(held[n]) for n in ("features", "classes", "targets"))
+    names = {kind: tuple(held[kind]) for kind in ("features", "classes", "targets")}
     d_in, *_, k = held["sizes"]
     inputs, outputs = (Scaling(_empty(d), _empty(d)) for d in (d_in, k))
     encoding = Encoding(features_of(held.get("columns", [])), inputs)
@@ -132,16 +123,14 @@ def _described(held: dict[str, Any]) -> Run:
         digest=held["digest"],
         seen=_empty(held.get("seen", 0), np.uint64),
         learned=held.get("learned", 0),
-        features=features,
-        classes=classes,
-        targets=targets,
+        **names,
         inputs=encoding,
-        outputs=None if classes else outputs,
+        outputs=None if names["classes"] else outputs,
         progress=Progress(None, held["history"], None),
     )
     if settings.weight_decay is not None:
         numbers.count("run", learned=run.learned)
-    if len(set(classes)) < len(classes) or run.sizes != tuple(held["sizes"]):
+    if len(set(run.classes)) < len(run.classes) or run.sizes != tuple(held["sizes"]):
         raise ValueError("its sizes are not those of its classes and layers")
     return run
 
@@ -165,12 +154,10 @@ def _check_types(held: dict[str, Any]) -> None:
 
 def _tree(run: Run) -> dict[str, Any]:
     """The run's arrays. Without patience, the best state is the newest and is not repeated."""
-    best = {} if run.settings.patience is None else {"best": run.progress.best}
-    seen = {"seen": run.seen} if len(run.seen) else {}
-    return {
-        "state": run.progress.state,
-        "inputs": run.inputs.scaling,
-        "outputs": run.outputs,
-        **best,
-        **seen,
-    }
+    progress, scaling = run.progress, run.inputs.scaling
+    tree = {"state": progress.state, "inputs": scaling, "outputs": run.outputs}
+    if run.settings.patience is not None:
+        tree["best"] = progress.best
+    if len(run.seen):
+        tree["seen"] = run.seen
+    return tree

@@ -6,7 +6,7 @@ import numpy as np
 
 from fnn.data import Dataset
 from fnn.runs.evaluation import evaluate
-from fnn.runs.metrics import Classified, Predicted
+from fnn.runs.metrics import Classified
 from fnn.runs.run import Run
 from fnn.runs.text import aligned
 from fnn.training.evaluation import CHUNK
@@ -57,7 +57,13 @@ def measured(run: Run, examples: Dataset, repeats: int, seed: int) -> Importance
         examples = examples._replace(x=examples.x[rows], y=examples.y[rows])
 
     def cost(x: np.ndarray) -> dict[str, float]:
-        return _cost(evaluate(run, examples._replace(x=x)))
+        """What a better prediction has less of."""
+        found = evaluate(run, examples._replace(x=x))
+        if isinstance(found, Classified):
+            return {"log loss": found.log_loss, "accuracy": -found.accuracy}
+        if len(found.names) == 1:
+            return {"RMSE": float(found.rmse[0]), "R2": -float(found.r2[0])}
+        return {"R2": -float(found.r2.mean())}
 
     def shuffled(column: int) -> np.ndarray:
         x = examples.x.copy()
@@ -72,12 +78,3 @@ def measured(run: Run, examples: Dataset, repeats: int, seed: int) -> Importance
     order = np.argsort(-mean[:, 0], kind="stable")
     names = examples.features or tuple(f"column {i + 1}" for i in columns)
     return Importance(tuple(names[i] for i in order), tuple(before), mean[order], deviation[order])
-
-
-def _cost(found: Classified | Predicted) -> dict[str, float]:
-    """What a better prediction has less of."""
-    if isinstance(found, Classified):
-        return {"log loss": found.log_loss, "accuracy": -found.accuracy}
-    if len(found.names) == 1:
-        return {"RMSE": float(found.rmse[0]), "R2": -float(found.r2[0])}
-    return {"R2": -float(found.r2.mean())}

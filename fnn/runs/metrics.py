@@ -84,12 +84,8 @@ class Classified(NamedTuple):
             "log_loss": _finite(self.log_loss),
             **({"roc_auc": _finite(self.roc_auc)} if len(self.classes) == 2 else {}),
             "classes": {
-                name: {
-                    "examples": int(n),
-                    "precision": _finite(precision),
-                    "recall": _finite(recall),
-                }
-                for name, n, precision, recall in each
+                name: {"examples": int(n), "precision": _finite(p), "recall": _finite(r)}
+                for name, n, p, r in each
             },
             "confusion": self.confusion.tolist(),
         }
@@ -178,9 +174,8 @@ class Predicted(NamedTuple):
         r2 = np.full(len(names), math.nan)
         varies = y.min(0) < y.max(0)
         if varies.any():
-            r2[varies] = metrics.r2_score(
-                y[:, varies], prediction[:, varies], multioutput="raw_values"
-            )
+            both = y[:, varies], prediction[:, varies]
+            r2[varies] = metrics.r2_score(*both, multioutput="raw_values")
         return cls(names, rmse, rmse_of_mean, mae, mae_of_mean, r2, len(y))
 
     def numbers(self) -> dict[str, Any]:
@@ -197,14 +192,12 @@ class Predicted(NamedTuple):
     def lines(self) -> list[str]:
         """The metrics for people, three lines per value."""
         lines = []
+        pairs = (("RMSE", self.rmse, self.rmse_of_mean), ("MAE", self.mae, self.mae_of_mean))
         for i, name in enumerate(self.names):
             of = f" {name}" if len(self.names) > 1 else ""
             lines += [
                 f"{metric}{of} {ours[i]:.4g}, compared with {always[i]:.4g} for predicting the mean"
-                for metric, ours, always in (
-                    ("RMSE", self.rmse, self.rmse_of_mean),
-                    ("MAE", self.mae, self.mae_of_mean),
-                )
+                for metric, ours, always in pairs
             ]
             lines.append(f"R2{of} {self.r2[i]:.4f}")
         return lines

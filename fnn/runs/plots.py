@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fnn import atomic
+from fnn.runs.importance import Importance
 from fnn.runs.text import printable
+
+BESIDE = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+"""Where a text stands from the end of its line."""
+SHOWN = 20
+"""The most columns in a picture."""
 
 
 def make_room(path: Path) -> None:
@@ -38,15 +43,8 @@ def curves(history: list[dict[str, float]], path: Path, title: str) -> None:
     for axes, key, label, colour in [*panels, (right, quality, "held out", "C1")]:
         values = [entry[key] for entry in history]
         axes.plot(epochs, values, color=colour, label=label, linewidth=1.5, marker=".")
-        axes.annotate(
-            f"{values[-1]:.3g}",
-            (len(values), values[-1]),
-            color=colour,
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize="small",
-        )
+        text, end = f"{values[-1]:.3g}", (len(values), values[-1])
+        axes.annotate(text, end, **BESIDE, color=colour, fontsize="small")
     for axes, name in [(left, "loss"), (right, quality.replace("_", " "))]:
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -58,29 +56,23 @@ def curves(history: list[dict[str, float]], path: Path, title: str) -> None:
     _write(figure, path)
 
 
-def importances(
-    names: Sequence[str],
-    mean: np.ndarray,
-    deviation: np.ndarray,
-    measure: str,
-    path: Path,
-    title: str,
-) -> None:
+def importances(found: Importance, path: Path, title: str) -> None:
     """Draw what each column is worth as a PNG: a bar per name, its deviation as a whisker.
 
-    names are n, in their order from the top; mean and deviation (n,) are in units of the measure.
-    Raises OSError where the file can't be written.
+    Of more than `SHOWN` columns, the most important; by the first measure alone. Raises OSError
+    where the file can't be written.
     """
+    names = found.columns[:SHOWN]
+    mean, deviation = found.mean[:SHOWN, 0], found.deviation[:SHOWN, 0]
     figure = _figure(1.2 + 0.28 * len(names), title)
     axes = figure.subplots()
     places = np.arange(len(names))[::-1]
     axes.barh(places, mean, xerr=deviation, color="C0", ecolor="0.4", height=0.7)
     axes.set_yticks(places, [_drawable(name) for name in names], parse_math=False)
-    axes.set_xlabel(f"how much worse the {measure} is when the column is shuffled")
-    axes.set_ylim(-0.6, len(names) - 0.4)
+    label = f"how much worse the {found.measures[0]} is when the column is shuffled"
+    axes.set(xlabel=label, ylim=(-0.6, len(names) - 0.4), axisbelow=True)
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     _write(figure, path)

@@ -61,6 +61,10 @@ class Settings(NamedTuple):
         """How a table is read."""
         return Reading(*(getattr(self, name) for name in Reading._fields))
 
+    def load(self, source: data.Source) -> data.Dataset:
+        """The examples of a source. Raises as `data.load`."""
+        return data.load(source, target=self.target, task=self.task, reading=self.reading)
+
     def completed(self, examples: int) -> "Settings":
         """The settings with the defaults that depend on others, for so many training examples."""
         decay = DECAY if self.weight_decay is None else self.weight_decay

@@ -11,11 +11,8 @@ def aligned(rows: Sequence[Sequence[str]], sides: str) -> str:
     shown = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     sides = sides.ljust(len(widths), sides[-1])
-    lines = (
-        "  ".join(f"{cell:{side}{n}}" for cell, side, n in zip(row, sides, widths, strict=False))
-        for row in shown
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    line = "  ".join(f"{{:{side}{n}}}" for side, n in zip(sides, widths, strict=False))
+    return "\n".join(line.format(*row).rstrip() for row in shown)
 
 
 def printable(text: str) -> str:

@@ -19,6 +19,8 @@ from fnn.training.evaluation import predicted
 from fnn.training.fitting import Progress, epochs_since_best, fit
 
 DEFAULTS = Settings()
+OnEpoch = Callable[[Run], bool | None]
+"""on_epoch(newest) -> whether to stop."""
 
 
 class Examples(NamedTuple):
@@ -30,9 +32,7 @@ class Examples(NamedTuple):
 
 
 def train(
-    source: data.Source,
-    settings: Settings = DEFAULTS,
-    on_epoch: Callable[[Run], bool | None] = lambda newest: None,
+    source: data.Source, settings: Settings = DEFAULTS, on_epoch: OnEpoch = lambda newest: None
 ) -> Run:
     """Train a network on a source, as `fnn train` does, and return it.
 
@@ -60,12 +60,7 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
     """
     settings.checked()
     mapped = data.is_mapped(source) and not processes.is_first()
-    if mapped:
-        everything = data.mapped(source, task=settings.task)
-    else:
-        everything = data.load(
-            source, target=settings.target, task=settings.task, reading=settings.reading
-        )
+    everything = data.mapped(source, task=settings.task) if mapped else settings.load(source)
     if everything.encoding:  # what was guessed holds for later files
         settings = settings._replace(encoding=everything.encoding)
     parts = data.split(data.without_singles(everything), HELD_OUT, settings.seed)
@@ -144,10 +139,7 @@ def initial_state(run: Run) -> Any:
 
 
 def advance(
-    run: Run,
-    examples: Examples,
-    on_epoch: Callable[[Run], bool | None] = lambda newest: None,
-    mesh: Mesh | None = None,
+    run: Run, examples: Examples, on_epoch: OnEpoch = lambda newest: None, mesh: Mesh | None = None
 ) -> Run:
     """Train from where the run stands to its number of epochs, or until its patience ends, on the
     devices of the mesh if there is one.
@@ -157,15 +149,12 @@ def advance(
     end. Raises as `fnn.fit` does.
     """
     measure = _measure(run)
-    is_first = processes.is_first()
     test = None
-    if is_first and examples.test is not None:
+    if processes.is_first() and examples.test is not None:
         test = jax.tree.map(jnp.asarray, run.standardised(examples.test))
     quality = "test_accuracy" if run.outputs is None else "test_RMSE"
-    history = list(run.progress.history)
-    best = run.progress.best
-
     start = run.progress
+    history, best = list(start.history), start.best
     if mesh is not None:
         everywhere = processes.everywhere((start.state, start.best), mesh)
         start = Progress(everywhere[0], start.history, everywhere[1])

@@ -6,6 +6,7 @@ the environment before the compiler is loaded, and only where no TPU is found. A
 would need f as serialised StableHLO, and JAX's internals to compile that for a topology.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import topologies
+from jax.experimental.topologies import get_topology_desc
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from fnn import extras
@@ -54,7 +55,7 @@ def mesh(
     """
     devices = np.array(_devices(Target.parse(target)))
     shape = (devices.size,) if shape is None else shape
-    if int(np.prod(shape)) != devices.size:
+    if math.prod(shape) != devices.size:
         raise ValueError(f"mesh: expected a shape for {devices.size} devices, got {shape}")
     return Mesh(devices.reshape(shape), axes)
 
@@ -78,10 +79,8 @@ def compile_for(target: str, f: Callable, *args: Any) -> Report:
     placed = jax.tree.map(lambda a: _placed(a, devices), args)
     jitted: Any = f if hasattr(f, "trace") else jax.jit(f)
     traced = jitted.trace(*placed)
-    arguments = sum(
-        int(np.prod(a.sharding.shard_shape(a.shape), dtype=int)) * a.dtype.itemsize
-        for a in jax.tree.leaves(placed)
-    )
+    held = lambda a: math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
+    arguments = sum(map(held, jax.tree.leaves(placed)))
     flops = products(traced.jaxpr, len(devices))
     lowered = traced.lower(lowering_platforms=(chosen.device.platform,))
     try:
@@ -96,27 +95,14 @@ def compile_for(target: str, f: Callable, *args: Any) -> Report:
 def _report(target: Target, number: int, flops: float, compiled: Any) -> Report:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     program = Program(text, target.device)
-    sizes = (
-        memory.argument_size_in_bytes,
-        memory.temp_size_in_bytes,
-        memory.output_size_in_bytes,
-    )
+    sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes)
+    fits = sum(sizes) - memory.alias_size_in_bytes <= target.device.memory
+    asked = (target.name, number, fits, *sizes, target.device.memory, flops)
+    kernels, loops = program.kernels(program.entry), tuple(program.loops)
     seconds = program.seconds(program.entry)
-    return Report(
-        target.name,
-        number,
-        sum(sizes) - memory.alias_size_in_bytes <= target.device.memory,
-        *sizes,
-        target.device.memory,
-        flops,
-        program.kernels(program.entry),
-        tuple(program.loops),
-        program.collectives,
-        program.overlapped,
-        seconds,
-        flops / seconds / target.device.peak if seconds else None,
-        text,
-    )
+    share = flops / seconds / target.device.peak if seconds else None
+    communication = program.collectives, program.overlapped
+    return Report(*asked, kernels, loops, *communication, seconds, share, text)
 
 
 def _too_large(target: Target, number: int, arguments: int, flops: float, error: str) -> Report:
@@ -152,17 +138,12 @@ def _devices(target: Target) -> list[Any]:
 def _topology(target: Target) -> list[Any]:
     if target.device.platform == "cuda":
         _register_cuda()
-        description = topologies.get_topology_desc(
-            platform="cuda",
-            topology_name="",
-            target_config=target.device.description,
-            topology=f"1x1x{target.topology or 1}",
-        )
-        return list(description.devices)
+        config, topology = target.device.description, f"1x1x{target.topology or 1}"
+        return list(get_topology_desc("", "cuda", target_config=config, topology=topology).devices)
     extras.quiet_tpu()
     name = f"{target.kind.removeprefix('TPU ')}:{target.topology or target.device.smallest}"
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        return list(get_topology_desc(name, "tpu").devices)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"target: {target.name!r}: {error}") from None
 
@@ -171,7 +152,7 @@ def _register_cuda() -> None:
     """Register the CUDA plugin where JAX left it out because it found no GPU."""
     jax.devices()
     try:
-        topologies.get_topology_desc(platform="cuda", topology_name="", topology="1x1x1")
+        get_topology_desc("", "cuda", topology="1x1x1")
     except NotImplementedError:
         package = next(name for name in _PACKAGES["cuda"] if util.find_spec(name))
         plugin = import_module(f"jax_plugins.xla_{package.split('_')[1]}")

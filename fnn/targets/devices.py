@@ -32,50 +32,35 @@ class Device(NamedTuple):
 
 def _tpu(memory: float, peak: float, bandwidth: float, per_cycle: float, smallest: str) -> Device:
     """In GiB, TFLOP/s, GB/s, and multiples of 128 x 128 x 2 x 4 flops per cycle."""
-    cycle = per_cycle * 128 * 128 * 2 * 4
-    return Device(
-        "tpu", memory * 2**30, peak * 1e12, bandwidth * 1e9, peak * 1e12 / cycle, smallest
-    )
+    clock = peak * 1e12 / (per_cycle * 128 * 128 * 2 * 4)
+    return Device("tpu", memory * 2**30, peak * 1e12, bandwidth * 1e9, clock, smallest)
 
 
-def _gpu(name: str, peak: float, major: int, figures: dict[str, float]) -> Device:
-    """figures: those of XLA's description in which these GPUs differ."""
-    common = {
-        "threads_per_block_limit": 1024,
-        "threads_per_warp": 32,
-        "shared_memory_per_block": 49152,
-        "threads_per_core_limit": 2048,
-        "block_dim_limit_x": 2147483647,
-        "block_dim_limit_y": 65535,
-        "block_dim_limit_z": 65535,
-        "registers_per_core_limit": 65536,
-        "registers_per_block_limit": 65536,
-    }
-    info = " ".join(f"{key}: {value}" for key, value in (common | figures).items())
+_LIMITS = (
+    "threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 "
+    "threads_per_core_limit: 2048 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 "
+    "block_dim_limit_z: 65535 registers_per_core_limit: 65536 registers_per_block_limit: 65536"
+)
+"""What XLA's descriptions say of each of these GPUs."""
+
+
+def _gpu(name: str, peak: float, major: int, *figures: float) -> Device:
+    """In TFLOP/s. major is of the compute capability; figures are those in which XLA's descriptions
+    differ: cores, units per core, GB/s, cache in MiB, GHz, memory in bytes, and the KiB of memory
+    that a block can share."""
+    cores, fpus, bandwidth, cache, ghz, memory, shared = figures
     description = (
-        f"gpu_device_info {{ {info} cuda_compute_capability {{ major: {major} }} }}\n"
+        f"gpu_device_info {{ {_LIMITS} core_count: {cores} fpus_per_core: {fpus} "
+        f"memory_bandwidth: {round(bandwidth * 1e9)} l2_cache_size: {round(cache * 2**20)} "
+        f"clock_rate_ghz: {ghz} device_memory_size: {memory} "
+        f"shared_memory_per_block_optin: {shared * 1024} "
+        f"shared_memory_per_core: {(shared + 1) * 1024} "
+        f"cuda_compute_capability {{ major: {major} }} }}\n"
         f'platform_name: "CUDA"\ndnn_version_info {{ major: 9 minor: 8 }}\n'
         f"runtime_version {{ major: 12 minor: 9 patch: 0 }}\n"
         f'device_description_str: "{name}"\n'
     )
-    memory, bandwidth = figures["device_memory_size"], figures["memory_bandwidth"]
-    clock = figures["clock_rate_ghz"] * 1e9
-    return Device("cuda", memory, peak * 1e12, bandwidth, clock, "", description)
-
-
-def _figures(
-    cores: int, fpus: int, bandwidth: int, cache: int, ghz: float, memory: int, shared: int
-) -> dict[str, float]:
-    return {
-        "core_count": cores,
-        "fpus_per_core": fpus,
-        "memory_bandwidth": bandwidth,
-        "l2_cache_size": cache,
-        "clock_rate_ghz": ghz,
-        "device_memory_size": memory,
-        "shared_memory_per_block_optin": shared,
-        "shared_memory_per_core": shared + 1024,
-    }
+    return Device("cuda", memory, peak * 1e12, bandwidth * 1e9, ghz * 1e9, "", description)
 
 
 DEVICES = {
@@ -84,30 +69,10 @@ DEVICES = {
     "TPU v5p": _tpu(95, 459, 2765, 2, "2x2x1"),
     "TPU v6e": _tpu(32, 918, 1640, 4, "2x2"),
     "TPU7x": _tpu(96, 1153.5, 3690, 4, "2x2x1"),
-    "A100": _gpu(
-        "NVIDIA A100-SXM4-80GB",
-        312,
-        8,
-        _figures(108, 64, 2039040000000, 41943040, 1.41, 85100068864, 166912),
-    ),
-    "H100": _gpu(
-        "NVIDIA H100 80GB HBM3",
-        989,
-        9,
-        _figures(132, 128, 3352320000000, 52428800, 1.98, 84942979072, 232448),
-    ),
-    "H200": _gpu(
-        "NVIDIA H200 141GB HBM3e",
-        989,
-        9,
-        _figures(132, 128, 4800000000000, 52428800, 1.98, 151397597184, 232448),
-    ),
-    "B200": _gpu(
-        "NVIDIA B200",
-        2250,
-        10,
-        _figures(148, 128, 7672320000000, 132644864, 1.965, 191514411008, 232448),
-    ),
+    "A100": _gpu("NVIDIA A100-SXM4-80GB", 312, 8, 108, 64, 2039.04, 40, 1.41, 85100068864, 163),
+    "H100": _gpu("NVIDIA H100 80GB HBM3", 989, 9, 132, 128, 3352.32, 50, 1.98, 84942979072, 227),
+    "H200": _gpu("NVIDIA H200 141GB HBM3e", 989, 9, 132, 128, 4800, 50, 1.98, 151397597184, 227),
+    "B200": _gpu("NVIDIA B200", 2250, 10, 148, 128, 7672.32, 126.5, 1.965, 191514411008, 227),
 }
 """By name. A TPU v4 or TPU7x is a core, half a chip: the compiler calls that a device."""
 

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 from fnn.targets.devices import Device
@@ -51,6 +52,13 @@ class _Instruction(NamedTuple):
         return match and match[1]
 
     @property
+    def computations(self) -> list[str]:
+        """Those that a call applies, or between which a conditional chooses."""
+        match = re.search(r"branch_computations=\{(.*?)\}", self.line)
+        named = r"(?:to_apply|true_computation|false_computation)=%?([\w.\-]+)"
+        return re.findall(r"[\w.\-]+", match[1]) if match else re.findall(named, self.line)
+
+    @property
     def is_kernel(self) -> bool:
         """Whether the device starts something for it. Scalars are the control unit's."""
         if self.opcode in _FREE or self.opcode.endswith(("-done", "-update")):
@@ -67,12 +75,8 @@ class _Instruction(NamedTuple):
         """
         if cycles := re.search(r'"estimated_cycles":"(\d+)"', self.line):
             return int(cycles[1]) / device.clock
-        models = {
-            name: float(time) / 1e6
-            for time, name in re.findall(
-                r'"exec_time_us":([\d.e+\-]+),[^{}]*?"name":"([^"]*)"', self.line
-            )
-        }
+        times = re.findall(r'"exec_time_us":([\d.e+\-]+),[^{}]*?"name":"([^"]*)"', self.line)
+        models = {name: float(time) / 1e6 for time, name in times}
         product = "experimental-gemm-cost-model" in models or self.opcode == "custom-call"
         return models.get("sol" if product else "")
 
@@ -98,17 +102,9 @@ class Program:
         """Its instructions and those of what it calls, without the bodies of loops."""
         for instruction in self.computations.get(computation, {}).values():
             yield instruction
-            if instruction.opcode == "call":
-                yield from self._inside(instruction.attribute("to_apply") or "")
-            for branch in self._branches(instruction):
-                yield from self._inside(branch)
-
-    def _branches(self, instruction: _Instruction) -> list[str]:
-        if instruction.opcode != "conditional":
-            return []
-        match = re.search(r"branch_computations=\{(.*?)\}", instruction.line)
-        named = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", instruction.line)
-        return re.findall(r"[\w.\-]+", match[1]) if match else named
+            if instruction.opcode in ("call", "conditional"):
+                for called in instruction.computations:
+                    yield from self._inside(called)
 
     def kernels(self, computation: str) -> dict[str, int]:
         """By kind, of one turn, without those of loops inside."""
@@ -195,14 +191,12 @@ class Program:
     def _fused(self, body: str) -> Iterator[tuple[str, list[_Instruction]]]:
         """The collectives inside of fusions: (kind, the parts of one chain, or of one channel)."""
         chains: dict[tuple[str, str], list[_Instruction]] = {}
-        for fusion in self._inside(body):
-            if fusion.opcode == "fusion":
-                for part in self._called(fusion, "calls").values():
-                    if kind := _kind(part.opcode):
-                        chain = re.search(r'chain_id="?(\d+)', part.line)
-                        chain = chain or re.search(r"channel_id=(\d+)", part.line)
-                        key = kind, chain[0] if chain else part.name
-                        chains.setdefault(key, []).append(part)
+        fusions = (called for called in self._inside(body) if called.opcode == "fusion")
+        for part in chain.from_iterable(self._called(f, "calls").values() for f in fusions):
+            if kind := _kind(part.opcode):
+                found = re.search(r'chain_id="?(\d+)', part.line)
+                found = found or re.search(r"channel_id=(\d+)", part.line)
+                chains.setdefault((kind, found[0] if found else part.name), []).append(part)
         yield from ((kind, parts) for (kind, _), parts in chains.items())
 
     def _start(self, body: str, done: _Instruction) -> str:
@@ -291,9 +285,8 @@ def _sent(kind: str, instruction: _Instruction, line: str) -> float:
         width = _BYTES.get(dtype, int(bits[0]) / 8 if bits else 1)
         size += width * math.prod(map(int, filter(None, shape.split(","))))
     g = _group_size(line)
-    if kind == "collective-permute":
-        return size
-    return size * {"all-reduce": 2 * (g - 1) / g, "reduce-scatter": g - 1}.get(kind, (g - 1) / g)
+    shares = {"all-reduce": 2 * (g - 1) / g, "reduce-scatter": g - 1, "collective-permute": 1}
+    return size * shares.get(kind, (g - 1) / g)
 
 
 def _group_size(line: str) -> int:

@@ -80,7 +80,7 @@ def test_a_target_column_has_an_option_of_its_own(tmp_path):
 
 
 def test_the_options_are_those_of_train():
-    told = {param.name for param in cli.fnn.commands["plan"].params}
+    told = {param.name for param in cli.fnn.get_command(None, "plan").params}
     assert set(Settings._fields) <= told
 
 

@@ -111,7 +111,7 @@ def test_predict_imports_no_plots(tmp_path):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_table_says_of_a_command_what_the_command_says(name):
-    command = fnn.commands[name]
+    command = fnn.get_command(None, name)
     assert command.name == name
     assert " ".join(command.help.split("\n\n")[0].split()) == COMMANDS[name]
 
