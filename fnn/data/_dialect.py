@@ -85,8 +85,7 @@ def guess(content: bytes, reading: Reading = GUESS, known: Collection[str] = ())
         raise DataError("empty")
     names, taken, trailing = _header(rows, header, known)
     start = above + [0, *ends][taken]
-    while start < len(lines) and not lines[start].strip("\r\n "):
-        start += 1
+    start += len(list(itertools.takewhile(lambda line: not line.strip("\r\n "), lines[start:])))
     notes = {
         f"separated by {SEPARATORS[separator]}": guessed and separator != ",",
         f"lines above the header left out: {titles}": titles,

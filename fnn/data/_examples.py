@@ -96,10 +96,7 @@ def inputs(
             part = Dataset(table.name, x, np.empty(0), (), names, columns=found)
             x = encoding.aligned(part).x
         else:
-            for column, place in zip(found, at, strict=True):
-                if column.kind != NUMBER:
-                    raise DataError(f"{table.where(place)}: expected numbers, got a {column.kind}")
-            _refuse_blanks(table, at, x)
+            _check_numbers(table, at, found, x)
         yield Part(x, ids, lost)
 
 
@@ -111,6 +108,16 @@ def _places(table: Table, wanted: tuple[str, ...], every: int) -> list[int]:
         got = table.frame.width
         raise DataError(f"{table.name}: expected {every} columns, the features, got {got}")
     return list(range(every))
+
+
+def _check_numbers(
+    table: Table, places: list[int], found: tuple[Column, ...], x: np.ndarray
+) -> None:
+    """Raise DataError for what a network that was trained on arrays can't take."""
+    for column, place in zip(found, places, strict=True):
+        if column.kind != NUMBER:
+            raise DataError(f"{table.where(place)}: expected numbers, got a {column.kind}")
+    _refuse_blanks(table, places, x)
 
 
 def _refuse_blanks(table: Table, places: Sequence[int], x: np.ndarray, hint: str = "") -> None:

@@ -85,8 +85,8 @@ def targets(
     if codes or numbers.is_null().any():
         _check_text(table, at, TASKS[0] if codes else task, cells, numbers.is_null())
         cells, note = columns.one_spelling(cells)
-        words = {word: word for word in cells.unique()}
-        return *_labelled(table, at, task, cells, words), note
+        words = cells.unique()
+        return *_labelled(table, at, task, cells, dict(zip(words, words, strict=True))), note
     note = f"{table.called(at)}: numbers, {form}" if form else ""
     if (infinite := ~numbers.is_finite()).any():
         row = int(infinite.arg_max() or 0)
