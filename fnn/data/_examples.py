@@ -100,6 +100,15 @@ def inputs(
         yield Part(x, ids, lost)
 
 
+def unlabelled(source: Any, reading: Reading) -> Dataset:
+    """All columns of a table, as those of examples without targets."""
+    (table,) = _tables(source, reading)
+    every = range(table.frame.width)
+    x, found, notes = _parsed(table, every, reading, [None] * len(every))
+    y = np.empty((len(x), 0))
+    return Dataset(table.name, x, y, (), table.names, columns=found, notes=(*table.notes, *notes))
+
+
 def _places(table: Table, wanted: tuple[str, ...], every: int) -> list[int]:
     """The columns of the wanted names, or all where the table or the run has no names."""
     if table.names and any(wanted):

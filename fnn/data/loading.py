@@ -200,11 +200,7 @@ def unlabelled(source: Source, reading: Reading = GUESS) -> Dataset:
     array([[1., 0.],
            [2., 1.]])
     """
-    (table,) = _tables(source, reading, ())
-    every = range(table.frame.width)
-    x, found, notes = _parsed(table, every, reading, [None] * len(every))
-    y = np.empty((len(x), 0))
-    return Dataset(table.name, x, y, (), table.names, columns=found, notes=(*table.notes, *notes))
+    return _examples(source).unlabelled(source, reading)
 
 
 def _array_inputs(source: Source, encoding: Encoding) -> np.ndarray:

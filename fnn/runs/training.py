@@ -88,8 +88,7 @@ def begin(
     learned = len(train.x)
     if settings.patience is not None:
         train, validation = data.split(train, HELD_OUT, settings.seed)
-    inputs = Encoding.of(train, settings.keep) if measures else Encoding((), _unknown(train.x))
-    outputs = None if train.classes else (Scaling.of if measures else _unknown)(train.y)
+    inputs, outputs = _scaled(train, settings, measures)
     train = inputs.aligned(train)
     validation, test = (part and inputs.aligned(part) for part in (validation, test))
     parts = [train] if validation is None else [train, validation]
@@ -111,6 +110,12 @@ def begin(
         run = _from_first(run)
     state = initial_state(run)
     return run._replace(progress=Progress(state, [], state)), Examples(train, validation, test)
+
+
+def _scaled(train: Dataset, settings: Settings, measures: bool) -> tuple[Encoding, Scaling | None]:
+    """What the training part decides of inputs and outputs; unknown where another measures it."""
+    inputs = Encoding.of(train, settings.keep) if measures else Encoding((), _unknown(train.x))
+    return inputs, None if train.classes else (Scaling.of if measures else _unknown)(train.y)
 
 
 def _unknown(a: Any) -> Scaling:
