@@ -54,8 +54,8 @@ def sam(gradient: Gradient, rho: float | Array = 0.05) -> Gradient:
     what is not a gradient, ValueError for rho not above 0.
 
     >>> square = lambda params, batch, key: (params**2, 2 * params)
-    >>> sam(square, 0.5)(jnp.array(1.0), None, None)[1]
-    Array(3., dtype=float32, weak_type=True)
+    >>> float(sam(square, 0.5)(jnp.array(1.0), None, None)[1])
+    3.0
     """
     check("sam", gradient)
     rho = numbers.positive("sam", rho=rho)
@@ -119,8 +119,8 @@ def clipped(gradient: Gradient, max_norm: float | Array) -> Gradient:
     Raises TypeError for what is not a gradient, ValueError for max_norm not above 0.
 
     >>> square = lambda params, batch, key: (params**2, 2 * params)
-    >>> clipped(square, 0.5)(jnp.array(1.0), None, None)[1]
-    Array(0.5, dtype=float32, weak_type=True)
+    >>> float(clipped(square, 0.5)(jnp.array(1.0), None, None)[1])
+    0.5
     """
     check("clipped", gradient)
     max_norm = numbers.bound("clipped", max_norm=max_norm)
@@ -139,8 +139,8 @@ def noisy(gradient: Gradient, stddev: float | Array) -> Gradient:
     Raises TypeError for what is not a gradient; the gradient ValueError for a negative stddev.
 
     >>> square = lambda params, batch, key: (params**2, 2 * params)
-    >>> noisy(square, 0.0)(jnp.array(1.0), None, jax.random.key(0))[1]
-    Array(2., dtype=float32, weak_type=True)
+    >>> float(noisy(square, 0.0)(jnp.array(1.0), None, jax.random.key(0))[1])
+    2.0
     """
     check("noisy", gradient)
 

@@ -42,8 +42,12 @@ def test_what_scikit_learn_expects_first(kind):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", [Classifier, Regressor])
 def test_all_that_scikit_learn_expects(kind):
-    found = estimator_checks.check_estimator(kind(), on_skip=None)
-    assert {result["status"] for result in found} <= {"passed", "skipped"}
+    found = estimator_checks.check_estimator(
+        kind(),
+        on_skip=None,
+        expected_failed_checks={"check_methods_sample_order_invariance": "float32: 2e-7, not 1e-7"},
+    )
+    assert {result["status"] for result in found} <= {"passed", "skipped", "xfail"}
     assert len(found) > 40
 
 

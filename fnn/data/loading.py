@@ -182,6 +182,7 @@ def named_parts(
 ) -> Iterator[Part]:
     """As `parts`, with the columns that name the rows (`Reading.id`) and what was left out.
 
+    >>> from fnn.data import Scaling
     >>> encoding = Encoding((), Scaling(np.zeros(4), np.ones(4)))
     >>> [part.ids for part in named_parts("iris", encoding)]
     [{}]

@@ -70,7 +70,7 @@ def check_rules(module: Any, inputs: Mapping[str, Any], *, seconds: float = 60) 
 
     >>> import types
     >>> module = types.SimpleNamespace(double=jax.custom_jvp(lambda x: 2 * x))
-    >>> module.double.defjvp(lambda x, t: (2 * x[0], t[0]))
+    >>> rule = module.double.defjvp(lambda x, t: (2 * x[0], t[0]))
     >>> print(check_rules(module, {"double": (np.ones(2, np.float32),)}))  # doctest: +ELLIPSIS
     double  fail ...
     """

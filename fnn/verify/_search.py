@@ -92,7 +92,9 @@ def search_custom(
     >>> @jax.custom_jvp
     ... def cube(x):
     ...     return x**3
-    >>> cube.defjvp(lambda x, t: (x[0]**3, 3 * x[0] * abs(x[0]) * t[0]))
+    >>> @cube.defjvp
+    ... def cube_jvp(x, t):
+    ...     return x[0] ** 3, 3 * x[0] * abs(x[0]) * t[0]
     >>> search_custom(cube, jnp.array([0.5, 2.0])).verdict
     'fail'
     """
