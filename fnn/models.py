@@ -35,14 +35,25 @@ def mlp(
     >>> network.forward(params, jax.numpy.ones((32, 784)))[0].shape
     (32, 10)
     """
+    linear = lambda i, d_in, d_out: dense(d_in, d_out, weight_init=weight_init)
+    return perceptron(sizes, linear, activation, output)
+
+
+def perceptron(
+    sizes: Sequence[int], linear: Callable[..., Layer], activation: Layer, output: Layer
+) -> Layer:
+    """`mlp` of any linear layers: linear(i, d_in, d_out) makes number i, from 0. Raises as `mlp`.
+
+    >>> perceptron((8, 4, 2), lambda i, *widths: dense(*widths), relu, identity)
+    Layer(serial)
+    """
     check_layer("mlp: activation", activation)
     check_layer("mlp: output", output)
     if len(sizes) < 2:
         raise ValueError(f"mlp: expected at least an input and an output size, got {sizes}")
-    steps = list(pairwise(sizes))
-    linear = [dense(*step, weight_init=weight_init) for step in steps]
-    hidden = [part for layer in linear[:-1] for part in (layer, activation)]
-    return serial(*hidden, linear[-1], output)
+    layers = [linear(i, *step) for i, step in enumerate(pairwise(sizes))]
+    hidden = [part for layer in layers[:-1] for part in (layer, activation)]
+    return serial(*hidden, layers[-1], output)
 
 
 def cnn(

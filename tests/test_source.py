@@ -223,7 +223,7 @@ CATALOGUED = {
 }  # fmt: skip
 NO_CONSTRUCTORS = ("layers.shapes", "layers.windows")
 HELPERS = {"by_name", "check_gradients", "check_state", "for_each", "loss_scale", "number_at",
-           "scaled_gradients", "with_params"}  # fmt: skip
+           "perceptron", "scaled_gradients", "with_params"}  # fmt: skip
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if room(name) in CATALOGUED])

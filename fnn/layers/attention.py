@@ -118,8 +118,9 @@ def attention(
 def _check_mask(name: str, x: Array, mask: Array | None) -> None:
     if mask is None:
         return
-    if mask.dtype != bool:
-        raise TypeError(f"{name}: expected a boolean mask, got {mask.dtype}")
+    got = getattr(mask, "dtype", "no array")
+    if got != bool:
+        raise TypeError(f"{name}: expected a boolean mask, got {got}")
     if mask.shape != x.shape[:-1]:
         raise ValueError(f"{name}: expected a mask of shape {x.shape[:-1]}, got {mask.shape}")
 

@@ -6,7 +6,6 @@ Shoeybi et al. 2019, "Megatron-LM".
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import cycle, pairwise
 from typing import Any
 
 import jax
@@ -25,8 +24,8 @@ from fnn.base import (
     check_layer,
     measured,
 )
-from fnn.combinators import serial
 from fnn.layers.dense import dense
+from fnn.models import perceptron
 from fnn.parallel.data import cut_dim
 from fnn.parallel.factors import Shard
 from fnn.reductions import Factor, Reduce, total
@@ -241,14 +240,11 @@ def mlp(
     >>> network.forward(network.init(jax.random.key(0)), jnp.ones((3, 784)))[0].shape
     (3, 10)
     """
-    check_layer("mlp: activation", activation)
-    check_layer("mlp: output", output)
-    if len(sizes) < 2:
-        raise ValueError(f"mlp: expected at least an input and an output size, got {sizes}")
-    steps = list(pairwise(sizes))
-    paired = len(steps) - len(steps) % 2
-    kinds = cycle((column_dense, row_dense))
-    cut = [kind(*step, axis) for kind, step in zip(kinds, steps[:paired], strict=False)]
-    layers = [*cut, *(dense(*step) for step in steps[paired:])]
-    hidden = [part for layer in layers[:-1] for part in (layer, activation)]
-    return serial(*hidden, layers[-1], output)
+    paired = len(sizes) - 1 - (len(sizes) - 1) % 2
+
+    def linear(i: int, d_in: int, d_out: int) -> Layer:
+        if i >= paired:
+            return dense(d_in, d_out)
+        return (row_dense if i % 2 else column_dense)(d_in, d_out, axis)
+
+    return perceptron(sizes, linear, activation, output)

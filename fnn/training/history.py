@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 from fnn import _html
 
 ENDS = 10
@@ -9,8 +11,8 @@ ENDS = 10
 
 
 class History(list[dict[str, Any]]):
-    """A list with one entry per epoch. `print` shows its numbers as a table, and so does a
-    notebook; what `record` noted is only in the entries.
+    """A list with one entry per epoch, and a pytree as lists are. `print` shows its numbers as a
+    table, and so does a notebook; what `record` noted is only in the entries.
 
     >>> print(History([{"loss": 0.5}, {"loss": 0.25}]))
     epoch  loss
@@ -37,3 +39,8 @@ class History(list[dict[str, Any]]):
         rows = self._rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
+
+
+jax.tree_util.register_pytree_node(
+    History, lambda history: (list(history), None), lambda _, entries: History(entries)
+)

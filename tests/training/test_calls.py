@@ -84,8 +84,15 @@ IMAGES = fnn.conv2d(2, 2).forward(fnn.conv2d(2, 2).init(KEY), jnp.ones((1, 3, 3,
 PAIRED = {
     name: (layer, IMAGES if np.ndim(x) == 4 else PAIR)
     for name, (layer, x) in (cases.ACTIVATIONS | cases.LAYERS).items()
-    if hasattr(x, "shape") and name not in ("identity", "dropout")
+    if hasattr(x, "shape") and name.split(",")[0] not in ("identity", "dropout", "attention")
 }
+
+
+@pytest.mark.parametrize("second", [jnp.ones((2, 3)), ()])
+def test_the_pair_of_attention_is_its_input_and_a_boolean_mask(second):
+    layer = fnn.attention(4, 2)
+    with pytest.raises(TypeError, match="expected a boolean mask, got (float32|no array)"):
+        layer.forward(layer.init(KEY), (jnp.ones((2, 3, 4)), second))
 
 
 @pytest.mark.parametrize("name", PAIRED)
