@@ -118,8 +118,8 @@ def attention(
 def _check_mask(name: str, x: Array, mask: Array | None) -> None:
     if mask is None:
         return
-    got = getattr(mask, "dtype", "no array")
-    if got != bool:
+    if not (hasattr(mask, "dtype") and jnp.issubdtype(mask.dtype, jnp.bool_)):
+        got = getattr(mask, "dtype", "no array")
         raise TypeError(f"{name}: expected a boolean mask, got {got}")
     if mask.shape != x.shape[:-1]:
         raise ValueError(f"{name}: expected a mask of shape {x.shape[:-1]}, got {mask.shape}")
