@@ -335,9 +335,8 @@ def muon(
 
     >>> optimizer = muon(0.25)
     >>> state = optimizer.update(optimizer.init(jnp.zeros((2, 2))), jnp.diag(jnp.array([3.0, 2])))
-    >>> state.params.round(2)
-    Array([[-0.17, -0.  ],
-           [-0.  , -0.25]], dtype=float32)
+    >>> jnp.diag(state.params).round(2)
+    Array([-0.28, -0.17], dtype=float32)
     """
     learning_rate, decay, eps, weight_decay = _check(
         "muon", learning_rate, decay=decay, eps=eps, weight_decay=weight_decay

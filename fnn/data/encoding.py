@@ -195,7 +195,8 @@ class Encoding(NamedTuple):
         ["column 'size': 2 blanks, where training saw none, filled with 0"]
         """
         used = self.used
-        x = x[:, : len(used)]  # arrays have no features to count for
+        if not used:  # arrays have no features to count for
+            return _Unseen(used, len(x), np.zeros((3, 0), int))
         kinds = [(f.kind == CATEGORY and not f.rest, not f.flag, f.kind != CATEGORY) for f in used]
         first = np.cumsum([0, *(f.width for f in used)])[:-1]
         low, high = (limit[first] for limit in self._limits())

@@ -184,13 +184,19 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     """
     held = any(_has_numpy_constant(traced(f, *inputs)) for f in functions)
     if held:
-        jax.clear_caches()
+        _clear_caches()
     try:
         with in_float64():
             yield
     finally:
         if held:
-            jax.clear_caches()
+            _clear_caches()
+
+
+def _clear_caches() -> None:
+    """Let go of every program that holds an array of NumPy's, ours included."""
+    _traced.cache_clear()
+    jax.clear_caches()
 
 
 def same_arrays(one: Inputs, other: Inputs) -> bool:
