@@ -162,7 +162,7 @@ def are_codes(text: Series) -> bool:
 
 
 def _hint(table: Table, at: int, text: Series) -> str:
-    """What is said of categories that are numbers for the most part, or ""."""
+    """The note for categories that are mostly numbers, or ""."""
     found, _ = _numbers.as_numbers(text, table.separator)
     there, n = found.count(), text.count()
     if are_codes(text) or 2 * there < n or found.n_unique() <= min(FEW, n // 2):
