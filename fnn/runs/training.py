@@ -81,13 +81,13 @@ def begin(
     `prepare` does.
     """
     measures = not is_shared or processes.is_first()
-    if settings.batch_size is not None and settings.batch_size > len(train.x):
-        size = f"the batch size {settings.batch_size}"
-        raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")
     validation = None
     learned = len(train.x)
     if settings.patience is not None:
         train, validation = data.split(train, HELD_OUT, settings.seed)
+    if settings.batch_size is not None and settings.batch_size > len(train.x):
+        size = f"the batch size {settings.batch_size}"
+        raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")
     inputs, outputs = _scaled(train, settings, measures)
     train = inputs.aligned(train)
     validation, test = (part and inputs.aligned(part) for part in (validation, test))
