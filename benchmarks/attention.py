@@ -63,11 +63,7 @@ def _jax_forward(params: Any, x: jax.Array) -> jax.Array:
     return h.reshape(x.shape) @ params["O"].T
 
 
-PROGRAMS: dict[str, Callable[..., Any]] = {
-    "ours": _ours,
-    "autodiff": _autodiff,
-    "jax.nn": _jax_nn,
-}
+PROGRAMS: dict[str, Callable[..., Any]] = {"ours": _ours, "autodiff": _autodiff, "jax.nn": _jax_nn}
 
 
 def _deep(name: str) -> Callable[..., Any]:

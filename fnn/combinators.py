@@ -493,9 +493,7 @@ Array([1., 1., 0.], dtype=float32)
 
 
 @partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["x", "others"],
-    meta_fields=["places", "form"],
+    jax.tree_util.register_dataclass, data_fields=["x", "others"], meta_fields=["places", "form"]
 )
 @dataclass(frozen=True)
 class _Kept:

@@ -57,10 +57,7 @@ def perceptron(
 
 
 def cnn(
-    shape: tuple[int, int, int],
-    channels: Sequence[int],
-    outputs: int,
-    activation: Layer = relu,
+    shape: tuple[int, int, int], channels: Sequence[int], outputs: int, activation: Layer = relu
 ) -> Layer:
     """A small convolutional network: for each entry of `channels` a convolution of 3 by 3 with as
     many outputs, the activation, and the maximum of each 2 by 2; then a dense layer.

@@ -409,10 +409,7 @@ def gradient_noise_scale(
 
 
 def _reduced(
-    network: Layer,
-    loss: Loss,
-    reduce: Callable[[Factor, int], Any],
-    example_axes: int | None,
+    network: Layer, loss: Loss, reduce: Callable[[Factor, int], Any], example_axes: int | None
 ) -> Callable[[Params, Any, Any], tuple[Array, Any]]:
     """f(params, x, y) -> (losses (*examples), what reduce makes of each parameter's g_n)."""
     check_layer("network", network)

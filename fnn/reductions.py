@@ -537,11 +537,7 @@ def _outer_total(factor: Outer, dtype: Any) -> Array:
     if split[0].mesh.explicit_axes:
         over = NamedSharding(split[0].mesh, PartitionSpec(*(s.spec[-1] for s in split)))
     return jnp.tensordot(
-        factor.left,
-        factor.right,
-        (batch, batch),
-        preferred_element_type=dtype,
-        out_sharding=over,
+        factor.left, factor.right, (batch, batch), preferred_element_type=dtype, out_sharding=over
     )
 
 

@@ -193,5 +193,5 @@ OPTIMIZERS += [
         lambda r: fnn.adamw(r, weight_decay=0.1),
         lambda *arguments: cases.OPTIMIZERS["adamw"].rule(*arguments, weight_decay=0.1),
         lambda r: optax.adamw(r, weight_decay=0.1),
-    ),
+    )
 ]

@@ -28,8 +28,7 @@ def problem(network, loss, batch=(6,)):
     """params, x, y of a 5 -> 3 network in float64, none of them symmetric."""
     rng = np.random.default_rng(2026)
     params = jax.tree.map(
-        lambda p: jnp.asarray(rng.normal(size=p.shape) / 2),
-        jax.eval_shape(network.init, KEY),
+        lambda p: jnp.asarray(rng.normal(size=p.shape) / 2), jax.eval_shape(network.init, KEY)
     )
     x = jnp.asarray(rng.normal(size=(*batch, 5)))
     if loss is fnn.softmax_cross_entropy:

@@ -123,13 +123,7 @@ def conv1d(
     name = f"conv1d({c_in}, {c_out}, {window})"
     c_in, c_out, window, stride = check_widths(name, c_in, c_out, window, stride)
     inner = conv2d(
-        c_in,
-        c_out,
-        (1, window),
-        (1, stride),
-        padding,
-        weight_init=weight_init,
-        bias_init=bias_init,
+        c_in, c_out, (1, window), (1, stride), padding, weight_init=weight_init, bias_init=bias_init
     )
     shapes = {"W": (c_out, 1, window, c_in), "b": (c_out,)}
 

@@ -47,10 +47,7 @@ def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
 
     def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
         n, r = residuals
-        dparams = {
-            "gain": reduce(Direct(n.astype(dy.dtype) * dy)),
-            "bias": reduce(Direct(dy)),
-        }
+        dparams = {"gain": reduce(Direct(n.astype(dy.dtype) * dy)), "bias": reduce(Direct(dy))}
         dn = (params["gain"] * dy).astype(n.dtype)
         dx = r * (dn - dn.mean(-1, keepdims=True) - n * (n * dn).mean(-1, keepdims=True))
         return dparams, dx.astype(dy.dtype)
@@ -151,10 +148,7 @@ def group_norm(d: int, groups: int, *, eps: float = 1e-5) -> Layer:
 
     def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
         n, r = residuals
-        dparams = {
-            "gain": reduce(Direct(n.astype(dy.dtype) * dy)),
-            "bias": reduce(Direct(dy)),
-        }
+        dparams = {"gain": reduce(Direct(n.astype(dy.dtype) * dy)), "bias": reduce(Direct(dy))}
         dn, n = grouped((params["gain"] * dy).astype(n.dtype)), grouped(n)
         dx = r * (dn - dn.mean(-1, keepdims=True) - n * (n * dn).mean(-1, keepdims=True))
         return dparams, ungrouped(dx, dy.shape).astype(dy.dtype)

@@ -13,17 +13,7 @@ import jax.numpy as jnp
 
 from fnn.activations import identity, relu
 from fnn.axes import cast, check_tracked, is_mapped, varying
-from fnn.base import (
-    Array,
-    Grads,
-    Layer,
-    Params,
-    Residuals,
-    Varying,
-    at,
-    check_layer,
-    measured,
-)
+from fnn.base import Array, Grads, Layer, Params, Residuals, Varying, at, check_layer, measured
 from fnn.layers.dense import dense
 from fnn.models import perceptron
 from fnn.parallel.data import cut_dim

@@ -74,11 +74,7 @@ def imported(*args):
 
 
 @pytest.mark.parametrize(
-    ("word", "code", "printed"),
-    [
-        ("--help", 0, "Usage: "),
-        ("tran", 2, "No such command 'tran'"),
-    ],
+    ("word", "code", "printed"), [("--help", 0, "Usage: "), ("tran", 2, "No such command 'tran'")]
 )
 def test_nothing_heavy_is_imported_to_print_a_page(word, code, printed):
     done, heavy = imported(word)

@@ -59,10 +59,7 @@ def test_a_slope_that_is_known_by_differences_alone():
     x = jnp.zeros((2, 3))
     smooth = lambda x: jnp.sin(x) + 0 * jnp.sqrt(x * x)
     for factor, verdict in ((1.0, "pass"), (1.01, "fail"), (jnp.nan, "fail")):
-        pair = (
-            lambda p, x: (smooth(x), x),
-            lambda p, x, dy, c=factor: ((), c * dy * jnp.cos(x)),
-        )
+        pair = (lambda p, x: (smooth(x), x), lambda p, x, dy, c=factor: ((), c * dy * jnp.cos(x)))
         report = verify.check_vjp(*pair, (), x)
         assert report.verdict == verdict, str(report)
 

@@ -3,14 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from bugs import (
-    GRADIENT_BUGS,
-    RIGHT_UPDATES,
-    SETTINGS,
-    UPDATE_BUGS,
-    Steps,
-    optimizer,
-)
+from bugs import GRADIENT_BUGS, RIGHT_UPDATES, SETTINGS, UPDATE_BUGS, Steps, optimizer
 from cases import OPTIMIZERS
 from wild_bugs import WILD
 

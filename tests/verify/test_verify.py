@@ -370,10 +370,7 @@ def on_w(change):
         (on_w(lambda g, w: 0 * g), "every entry is zero"),
         (on_w(lambda g, w: g.at[:, 2].set(0)), "only at index 2 of axis 1, and zero there"),
         (on_w(lambda g, w: g.at[1, 2].add(1)), "1 of 16 entries differ"),
-        (
-            on_w(lambda g, w: g.at[2:].set(0)),
-            "from index 2 of axis 0 on, the last 2 of 4",
-        ),
+        (on_w(lambda g, w: g.at[2:].set(0)), "from index 2 of axis 0 on, the last 2 of 4"),
         (on_w(lambda g, w: jnp.where(w < 0, 2 * g, g)), "all wrong entries are where x < 0"),
         (on_w(lambda g, w: jnp.where(abs(w) > 0.5, 0, g)), "all wrong entries are where |x| >"),
         (on_w(lambda g, w: g * (1 + 1e-8 * jnp.sign(w))), "the differences are of float32's"),
