@@ -15,8 +15,7 @@ itself, when the backward pass gets there.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,14 +98,8 @@ def _pushed(
         return list(dy)
 
     given = jax.tree.leaves(tangents, is_leaf=_is_none)
-    pushed = _tangent.bind(
-        *known,
-        *map(cast, [given[i] for i in moving], axes),
-        push=push,
-        pull=pull,
-        n=len(known),
-        like=like,
-    )
+    moved = map(cast, [given[i] for i in moving], axes)
+    pushed = _tangent.bind(*known, *moved, rule=_Rule(push, pull, len(known), like))
     dy = list(none)
     for i, tangent in zip(smooth, pushed, strict=True):
         dy[i] = tangent
@@ -142,94 +135,67 @@ def _checked(path: Any, primal: Any, gradient: Any) -> Array:
     return jnp.asarray(gradient)
 
 
+class _Rule(NamedTuple):
+    """push(known, tangents), whose transpose is pull(known, cotangents): operands are the n arrays
+    of known, then the tangents; like holds the results' types."""
+
+    push: Linear
+    pull: Linear
+    n: int
+    like: tuple[Any, ...]
+
+
 _tangent = Primitive("layer_tangent")
-"""push(known, tangents), whose transpose is pull(known, cotangents): operands are the n arrays
-of known, then the tangents; like holds the results' types."""
 _tangent.multiple_results = True
 
 
 @_tangent.def_impl
-def _of(*operands: Any, push: Linear, pull: Linear, n: int, like: tuple[Any, ...]) -> list[Array]:
-    return push(list(operands[:n]), list(operands[n:]))
+def _of(*operands: Any, rule: _Rule) -> list[Array]:
+    return rule.push(list(operands[: rule.n]), list(operands[rule.n :]))
 
 
 @_tangent.def_abstract_eval
-def _types(*operands: Any, push: Linear, pull: Linear, n: int, like: tuple[Any, ...]) -> list[Any]:
-    return list(like)
+def _types(*operands: Any, rule: _Rule) -> list[Any]:
+    return list(rule.like)
 
 
 def _jvp(
-    primals: Sequence[Any],
-    tangents: Sequence[Any],
-    *,
-    push: Linear,
-    pull: Linear,
-    n: int,
-    like: tuple[Any, ...],
+    primals: Sequence[Any], tangents: Sequence[Any], *, rule: _Rule
 ) -> tuple[list[Array], list[Array]]:
     """Linear in the tangents, so its derivative with respect to them is itself; with respect to
     `known`, the derivative is autodiff of push."""
-    same = partial(_tangent.bind, push=push, pull=pull, n=n, like=like)
-    known, arrays = list(primals[:n]), list(primals[n:])
-    out = same(*primals)
-    dout = same(*known, *map(ad.instantiate_zeros, tangents[n:]))
-    moving = [i for i in range(n) if not isinstance(tangents[i], ad.Zero)]
+    known, arrays = list(primals[: rule.n]), list(primals[rule.n :])
+    out = _tangent.bind(*primals, rule=rule)
+    dout = _tangent.bind(*known, *map(ad.instantiate_zeros, tangents[rule.n :]), rule=rule)
+    moving = {i: t for i, t in enumerate(tangents[: rule.n]) if not isinstance(t, ad.Zero)}
     if moving:
-
-        def of_known(changed: list[Any]) -> list[Array]:
-            every = list(known)
-            for i, value in zip(moving, changed, strict=True):
-                every[i] = value
-            return push(every, arrays)
-
-        by_known = jax.jvp(
-            of_known, ([known[i] for i in moving],), ([tangents[i] for i in moving],)
-        )[1]
+        at = lambda moved: rule.push([moved.get(i, a) for i, a in enumerate(known)], arrays)
+        by_known = jax.jvp(at, ({i: known[i] for i in moving},), (moving,))[1]
         dout = [a + b for a, b in zip(dout, by_known, strict=True)]
     return out, dout
 
 
-def _transpose(
-    cotangents: Sequence[Any],
-    *operands: Any,
-    push: Linear,
-    pull: Linear,
-    n: int,
-    like: tuple[Any, ...],
-) -> list[Any]:
+def _transpose(cotangents: Sequence[Any], *operands: Any, rule: _Rule) -> list[Any]:
     """The layer's own backward."""
-    return [None] * n + pull(list(operands[:n]), list(map(ad.instantiate_zeros, cotangents)))
+    dy = list(map(ad.instantiate_zeros, cotangents))
+    return [None] * rule.n + rule.pull(list(operands[: rule.n]), dy)
 
 
 def _batched(
-    operands: Sequence[Any],
-    axes: Sequence[Any],
-    *,
-    push: Linear,
-    pull: Linear,
-    n: int,
-    like: tuple[Any, ...],
+    operands: Sequence[Any], axes: Sequence[Any], *, rule: _Rule
 ) -> tuple[list[Array], list[int]]:
     """The operation with one more axis, in front. Every tangent is broadcast to it, so that the
     transpose of the broadcast sums the cotangents."""
-    (size,) = {a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None}
-    front = [
-        a if axis is None else jnp.moveaxis(a, axis, 0)
-        for a, axis in zip(operands, axes, strict=True)
-    ]
-    tangents = [
-        jnp.broadcast_to(a, (size, *a.shape)) if axis is None else a
-        for a, axis in zip(front[n:], axes[n:], strict=True)
-    ]
-    of_known = [None if axis is None else 0 for axis in axes[:n]]
-    out = _tangent.bind(
-        *front[:n],
-        *tangents,
-        push=jax.vmap(push, (of_known, 0), axis_size=size),
-        pull=jax.vmap(pull, (of_known, 0), axis_size=size),
-        n=n,
-        like=tuple(a.update(shape=(size, *a.shape)) for a in like),
-    )
+    pairs = list(zip(operands, axes, strict=True))
+    (size,) = {a.shape[axis] for a, axis in pairs if axis is not None}
+    front = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in pairs]
+    for i, axis in enumerate(axes[rule.n :], rule.n):
+        if axis is None:
+            front[i] = jnp.broadcast_to(front[i], (size, *front[i].shape))
+    of_known = [None if axis is None else 0 for axis in axes[: rule.n]]
+    over = lambda f: jax.vmap(f, (of_known, 0), axis_size=size)
+    like = tuple(a.update(shape=(size, *a.shape)) for a in rule.like)
+    out = _tangent.bind(*front, rule=_Rule(over(rule.push), over(rule.pull), rule.n, like))
     return out, [0] * len(out)
 
 

@@ -24,7 +24,8 @@ x, y, predictions and targets may be pytrees of arrays that share their leading 
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, NoReturn, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,28 @@ Residuals = Any
 """A pytree of what `forward` saves for `backward`."""
 Grads = tuple[Params, Any]
 """What `backward` returns: (dparams, dx)."""
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def pytree(*static: str) -> Callable[[type[T]], type[T]]:
+    """A decorator: the class as a frozen dataclass and a pytree of its fields. Those named are
+    static, a part of the tree's structure.
+
+    >>> @pytree("name")
+    ... class Named:
+    ...     value: Array
+    ...     name: str
+    >>> jax.tree.leaves(Named(jnp.ones(1), "a"))
+    [Array([1.], dtype=float32)]
+    """
+
+    def registered(cls: type[T]) -> type[T]:
+        made: Any = dataclass(frozen=True)(cls)
+        held = [field.name for field in fields(made) if field.name not in static]
+        return jax.tree_util.register_dataclass(made, held, list(static))
+
+    return registered
 
 
 class Layer(NamedTuple):

@@ -5,7 +5,6 @@ same combinator of its layers at keys of their own (see `Varying`).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial, reduce as fold
 from itertools import accumulate
 from operator import index, itemgetter
@@ -26,11 +25,23 @@ from fnn.base import (
     check_layer,
     is_floating,
     measured,
+    pytree,
     split,
     varying_with,
 )
 from fnn.initializers import lecun_normal
-from fnn.reductions import Direct, Factor, Masked, Outer, Reduce, Rows, Widened, Zero, total
+from fnn.reductions import (
+    Direct,
+    Factor,
+    Masked,
+    Outer,
+    Reduce,
+    Rows,
+    Widened,
+    Zero,
+    for_each_copy,
+    total,
+)
 
 
 def serial(*layers: Layer) -> Layer:
@@ -309,10 +320,7 @@ def masked(layer: Layer, mask: Params) -> Layer:
 
         def one(p: Array, m: Array, factor: Factor) -> Any:
             of = lambda factor, m: reduce(Masked(factor, m.astype(p.dtype)))
-            copies = m.shape[: m.ndim - factor.ndim]
-            for n in reversed(copies):  # of a `repeat` inside
-                of = jax.vmap(of, axis_size=n)
-            return of(factor, m)
+            return for_each_copy(of, m.shape[: m.ndim - factor.ndim])(factor, m)
 
         return jax.tree.map(one, params, jax.tree.map(jnp.asarray, mask), factors), dx
 
@@ -492,10 +500,7 @@ Array([1., 1., 0.], dtype=float32)
 """
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["x", "others"], meta_fields=["places", "form"]
-)
-@dataclass(frozen=True)
+@pytree("places", "form")
 class _Kept:
     """One copy's residuals with each array once: its output is the next copy's input.
 

@@ -59,7 +59,7 @@ from fnn.base import (
     check_loss,
     check_unmixed,
 )
-from fnn.reductions import Direct, Factor, Widened, length
+from fnn.reductions import Direct, Factor, Widened, for_each_copy, length
 
 
 def squared_norms(
@@ -75,13 +75,8 @@ def squared_norms(
     Array([24., 36.], dtype=float32)
     """
     square = lambda factor, examples: factor.squared_norm(examples)
-    reduced = _reduced(network, loss, square, example_axes)
-
-    def f(params: Params, x: Any, y: Any) -> Array:
-        losses, norms = reduced(params, x, y)
-        return _over_parameters(norms, losses.shape, losses.dtype)
-
-    return f
+    added = lambda losses, norms: _over_parameters(norms, losses.shape, losses.dtype)
+    return _statistic(network, loss, square, added, example_axes)
 
 
 def gram(
@@ -99,13 +94,8 @@ def gram(
            [12., 36.]], dtype=float32)
     """
     products = lambda factor, examples: factor.products(examples)
-    reduced = _reduced(network, loss, products, example_axes)
-
-    def f(params: Params, x: Any, y: Any) -> Array:
-        losses, inner = reduced(params, x, y)
-        return _over_parameters(inner, 2 * losses.shape, losses.dtype)
-
-    return f
+    added = lambda losses, inner: _over_parameters(inner, 2 * losses.shape, losses.dtype)
+    return _statistic(network, loss, products, added, example_axes)
 
 
 def cross_gram(
@@ -162,18 +152,12 @@ def cosines(
         inner = factor.products(examples, Direct(total[None], factor.ndim))[..., 0]
         return factor.squared_norm(examples), inner, jnp.square(total)
 
-    reduced = _reduced(network, loss, along, example_axes)
+    def cosine(losses: Array, found: Any) -> Array:
+        over = lambda i, shape: _over_parameters(jax.tree.leaves(found)[i::3], shape, losses.dtype)
+        norms, inner, squares = over(0, losses.shape), over(1, losses.shape), over(2, ())
+        return inner / (jnp.sqrt(norms) * jnp.sqrt(squares))
 
-    def f(params: Params, x: Any, y: Any) -> Array:
-        losses, found = reduced(params, x, y)
-        norms, inner, squares = jax.tree.transpose(
-            jax.tree.structure(params), jax.tree.structure((0, 0, 0)), found
-        )
-        over = lambda tree, shape: _over_parameters(tree, shape, losses.dtype)
-        lengths = jnp.sqrt(over(norms, losses.shape)) * jnp.sqrt(over(squares, ()))
-        return over(inner, losses.shape) / lengths
-
-    return f
+    return _statistic(network, loss, along, cosine, example_axes)
 
 
 def gradients(
@@ -194,16 +178,15 @@ def gradients(
            [-6.]], dtype=float32)
     """
     chunk = None if chunk is None else numbers.count("gradients", chunk=chunk)
-    reduced = _reduced(network, loss, _kept, example_axes)
 
-    def whole(params: Params, x: Any, y: Any) -> Params:
-        losses, kept = reduced(params, x, y)
-
+    def rows(losses: Array, kept: Any) -> Params:
         def each(node: _Normed) -> Array:
             rows = lambda factor: factor.rows(losses.ndim).value
             return _each_copy(rows, node, losses.ndim, losses.ndim)(node.factor)
 
         return jax.tree.map(each, kept, is_leaf=_is_normed)
+
+    whole = _statistic(network, loss, _kept, rows, example_axes)
 
     def f(params: Params, x: Any, y: Any) -> Params:
         if chunk is None:
@@ -231,13 +214,8 @@ def second_moment(
     Array([20.], dtype=float32)
     """
     squares = lambda factor, examples: factor.squared(examples).total()
-    reduced = _reduced(network, loss, squares, example_axes)
-
-    def f(params: Params, x: Any, y: Any) -> Params:
-        losses, sums = reduced(params, x, y)
-        return jax.tree.map(lambda leaf: leaf / losses.size, sums)
-
-    return f
+    mean = lambda losses, sums: jax.tree.map(lambda leaf: leaf / losses.size, sums)
+    return _statistic(network, loss, squares, mean, example_axes)
 
 
 def clipped_value_and_grad(
@@ -327,9 +305,7 @@ def _is_normed(node: Any) -> bool:
 
 def _each_copy(f: Callable[..., Array], node: _Normed, examples: int, out: int = 0) -> Any:
     """f of each copy in a `repeat`, the copies' axes at `out` of what it returns."""
-    for n in reversed(node.norm.shape[: node.norm.ndim - examples]):
-        f = jax.vmap(f, axis_size=n, out_axes=out)
-    return f
+    return for_each_copy(f, node.norm.shape[: node.norm.ndim - examples], out)
 
 
 def add_noise(grads: Params, key: Array, stddev: float | Array) -> Params:
@@ -390,22 +366,30 @@ def gradient_noise_scale(
     Array(18., dtype=float32)
     """
     both_of = lambda factor, examples: (factor.squared_norm(examples), factor.total())
-    reduced = _reduced(network, loss, both_of, example_axes)
 
-    def f(params: Params, x: Any, y: Any) -> NoiseScale:
-        losses, both = reduced(params, x, y)
+    def noise(losses: Array, both: Any) -> NoiseScale:
         m = losses.size
         if m < 2:
             raise ValueError(f"gradient_noise_scale: expected at least 2 examples, got {m}")
-        norms = jax.tree.map(lambda _, leaf: leaf[0], params, both)
-        sums = jax.tree.map(lambda _, leaf: leaf[1], params, both)
+        norms, sums = (jax.tree.leaves(both)[i::2] for i in range(2))
         q = _over_parameters(norms, losses.shape, losses.dtype).mean()
-        squares = jax.tree.map(lambda leaf: jnp.square(leaf.astype(q.dtype) / m), sums)
-        s = _over_parameters(squares, (), q.dtype)
+        s = _over_parameters([jnp.square(g.astype(q.dtype) / m) for g in sums], (), q.dtype)
         trace, norm = m * (q - s) / (m - 1), (m * s - q) / (m - 1)
         return NoiseScale(trace, norm, trace / norm)
 
-    return f
+    return _statistic(network, loss, both_of, noise, example_axes)
+
+
+def _statistic(
+    network: Layer,
+    loss: Loss,
+    reduce: Callable[[Factor, int], Any],
+    of: Callable[[Array, Any], Any],
+    example_axes: int | None,
+) -> Callable[[Params, Any, Any], Any]:
+    """f(params, x, y) -> of(losses, what reduce makes of each parameter's g_n)."""
+    reduced = _reduced(network, loss, reduce, example_axes)
+    return lambda params, x, y: of(*reduced(params, x, y))
 
 
 def _reduced(

@@ -22,16 +22,15 @@ which can call `rows` where it knows nothing better.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fnn.base import Array, at_least_float32, is_floating
+from fnn.base import Array, at_least_float32, is_floating, pytree
 
 
 class Factor:
@@ -96,8 +95,7 @@ Reduce = Callable[[Factor], Any]
 """What `backward` hands each parameter's factor to."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["left", "right"], meta_fields=[])
-@dataclass(frozen=True)
+@pytree()
 class Outer(Factor):
     """Per-example gradients of a matrix (d_left, d_right), each a sum of outer products.
 
@@ -171,8 +169,7 @@ class Outer(Factor):
         return Outer(self.left * beside(weight, self.left), self.right)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["ndim"])
-@dataclass(frozen=True)
+@pytree("ndim")
 class Direct(Factor):
     """Per-example gradients as they are: value (..., *shape of the parameter).
 
@@ -224,8 +221,7 @@ class Direct(Factor):
         return self.rows(examples).value if _has_positions(self, examples) else self.value
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["index", "value"], meta_fields=["size"])
-@dataclass(frozen=True)
+@pytree("size")
 class Rows(Factor):
     """Per-example gradients of a matrix (size, d) that are 0 outside one row per position.
 
@@ -313,8 +309,7 @@ class Wrapped(Factor):
         return replace(self, factor=self.factor.weighted(weight))  # type: ignore[type-var]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["factor", "mask"], meta_fields=[])
-@dataclass(frozen=True)
+@pytree()
 class Masked(Factor):
     """The gradients of a factor, each multiplied by one array of the parameter's shape.
 
@@ -357,8 +352,7 @@ class Masked(Factor):
         return Masked(self.factor.weighted(weight), self.mask)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["a", "b"], meta_fields=[])
-@dataclass(frozen=True)
+@pytree()
 class Sum(Factor):
     """The sum of two factors of one parameter, for a parameter that is used twice.
 
@@ -396,8 +390,7 @@ class Sum(Factor):
         return Sum(self.a.weighted(weight), self.b.weighted(weight))
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["shape", "batch", "dtype"])
-@dataclass(frozen=True)
+@pytree("shape", "batch", "dtype")
 class Zero(Factor):
     """Gradients that are 0 throughout, for a parameter of `shape`."""
 
@@ -430,8 +423,7 @@ class Zero(Factor):
         return self
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["factor"], meta_fields=["dtype"])
-@dataclass(frozen=True)
+@pytree("dtype")
 class Widened(Wrapped):
     """The gradients of a factor that was computed in a narrow dtype: products run in that dtype,
     sums over the batch and the result are in `dtype`."""
@@ -460,8 +452,7 @@ class Widened(Wrapped):
         return _in_dtype(self.factor, self.dtype)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["name"])
-@dataclass(frozen=True)
+@pytree("name")
 class Whole(Factor):
     """A gradient that is already summed because there is none per example: in training, batch
     normalisation mixes the examples. Every reduction but `total` raises TypeError with the name
@@ -597,6 +588,14 @@ def _with_positions(a: Array, examples: int | None, ndim: int) -> Array:
     batch, shape = a.shape[: a.ndim - ndim], a.shape[a.ndim - ndim :]
     count = len(batch) if examples is None else examples
     return a.reshape(*batch[:count], math.prod(batch[count:]), *shape)
+
+
+def for_each_copy(f: Callable[..., Any], copies: Sequence[int], out: int = 0) -> Any:
+    """f mapped over the leading axes of the copies in a `repeat`, if there are any: a factor and a
+    parameter have one per copy. The results have these axes at `out`."""
+    for n in reversed(copies):
+        f = jax.vmap(f, axis_size=n, out_axes=out)
+    return f
 
 
 def beside(weight: Array, a: Array) -> Array:

@@ -213,7 +213,7 @@ FORMULAS = {name: lambda p, x, f=f: f(x) for name, f in ACTIVATIONS.items()} | {
     "mlp/softmax": mlp(lambda x: x * (x > 0), softmax),
 }
 DRAWN = {"dropout, training"}
-"""Tested in `test_varying.py`."""
+"""Tested in `layers/test_dropout.py`."""
 
 
 def distributions(prediction, target):

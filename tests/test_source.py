@@ -258,7 +258,7 @@ def test_public_things_are_documented_and_annotated(module):
 
 
 def test_every_combinator_is_tested_with_random_layers():
-    """What takes a layer and returns one passes keys and statistics on: `test_varying.py`."""
+    """What takes a layer and returns one passes keys and statistics on: `test_combinators.py`."""
     combine = {
         name
         for module in ("combinators", "memory", "precision")

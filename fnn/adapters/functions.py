@@ -7,15 +7,13 @@ function of a whole batch refuses them by name, one of a single example (`from_s
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fnn.base import Array, Grads, Layer, Loss, Params, Residuals, is_floating
+from fnn.base import Array, Grads, Layer, Loss, Params, Residuals, is_floating, pytree
 from fnn.reductions import Direct, Factor, Reduce, Whole, total
 
 Apply = Callable[[Params, Any], Any]
@@ -114,12 +112,7 @@ def from_single(init: Callable[[Array], Params], apply: Apply, ndim: int = 1) ->
     return Layer(init, forward, backward)
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["sum", "params", "x", "dy"],
-    meta_fields=["apply", "batch_axes", "index", "ndim"],
-)
-@dataclass(frozen=True)
+@pytree("apply", "batch_axes", "index", "ndim")
 class _Single(Factor):
     """Gradients of the parameter of this index: their sum is known, each by itself is that of
     apply, the function of one example."""

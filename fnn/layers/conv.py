@@ -1,14 +1,13 @@
 """The convolutional layer, and the factor of its weights' gradient."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 
 from fnn import initializers
-from fnn.base import Array, Grads, Layer, Params, Residuals, split
+from fnn.base import Array, Grads, Layer, Params, Residuals, pytree, split
 from fnn.layers.shapes import check_input, check_widths
 from fnn.layers.windows import Pair, check_fits, check_geometry, windows
 from fnn.reductions import Direct, Factor, Outer, Reduce, beside, total
@@ -139,12 +138,7 @@ def conv1d(
     return Layer(inner.init, forward, backward)
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["x", "dy"],
-    meta_fields=["window", "stride", "zeros"],
-)
-@dataclass(frozen=True)
+@pytree("window", "stride", "zeros")
 class _Conv(Factor):
     """Per-example gradients of a convolution's W (c_out, *window, c_in).
 

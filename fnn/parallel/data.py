@@ -9,7 +9,7 @@ from jax.tree_util import DictKey
 from fnn.axes import check_tracked, is_mapped, varying
 from fnn.base import Array, Grads, Layer, Params, Residuals, check_layer, measured, varying_with
 from fnn.parallel.factors import Scattered, Summed, is_over
-from fnn.reductions import Factor, Reduce, total
+from fnn.reductions import Factor, Reduce, for_each_copy, total
 
 
 def replicated(layer: Layer, axis: str) -> Layer:
@@ -127,14 +127,12 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
             def of(factor: Factor) -> Any:
                 if is_over(factor, axis):
                     return reduce(factor)
-                scattered = dim >= 0
+                cut = dim >= 0
                 return reduce(
-                    Scattered(factor, axis, dim - copies) if scattered else Summed(factor, axis)
+                    Scattered(factor, axis, dim - copies) if cut else Summed(factor, axis)
                 )
 
-            for n in reversed(part.shape[:copies]):
-                of = jax.vmap(of, axis_size=n)
-            return of(factor)
+            return for_each_copy(of, part.shape[:copies])(factor)
 
         return jax.tree.map(one, params, dims, factors), dx
 

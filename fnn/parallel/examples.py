@@ -1,8 +1,6 @@
 """Examples split over the devices of a mesh's axis "data"."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fnn.base import Array
+from fnn.base import Array, pytree
 from fnn.parallel.partition import automatic, untyped
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["n", "devices"])
-@dataclass(frozen=True)
+@pytree("n", "devices")
 class ShardedExamples:
     """n examples, split over the devices: arrays is (x, y), or any tree of arrays whose first
     axis has one part after another for each device, all of the same length `rows`.

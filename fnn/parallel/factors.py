@@ -9,19 +9,17 @@ What is per example stays with the device that has the example. So a reduction t
 examples, such as clipping, sums what it weighed over all devices.
 """
 
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import fields
 
 import jax
 import jax.numpy as jnp
 
 from fnn.axes import varying
-from fnn.base import Array
+from fnn.base import Array, pytree
 from fnn.reductions import Factor, Wrapped
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["factor"], meta_fields=["axis"])
-@dataclass(frozen=True)
+@pytree("axis")
 class Summed(Wrapped):
     """The gradients of a parameter that every device of the axis holds.
 
@@ -36,8 +34,7 @@ class Summed(Wrapped):
         return jax.lax.psum(value, self.axis) if self.axis in varying(value) else value
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["factor"], meta_fields=["axis", "dim"])
-@dataclass(frozen=True)
+@pytree("axis", "dim")
 class Scattered(Wrapped):
     """The gradients of a parameter of which each device of the axis keeps a part along `dim`."""
 
@@ -50,8 +47,7 @@ class Scattered(Wrapped):
         return jax.lax.psum_scatter(value, self.axis, scatter_dimension=self.dim, tiled=True)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["factor"], meta_fields=["axis"])
-@dataclass(frozen=True)
+@pytree("axis")
 class Shard(Wrapped):
     """The gradients of a part of a parameter; the other parts' are on the other devices of the
     axis, for the same examples. Norms and products are those of the whole parameter."""

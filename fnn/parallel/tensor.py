@@ -18,7 +18,7 @@ from fnn.layers.dense import dense
 from fnn.models import perceptron
 from fnn.parallel.data import cut_dim
 from fnn.parallel.factors import Shard
-from fnn.reductions import Factor, Reduce, total
+from fnn.reductions import Factor, Reduce, for_each_copy, total
 
 
 def copy_to(axis: str) -> Layer:
@@ -136,9 +136,7 @@ def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
                     f"have another gradient on each"
                 )
             of = lambda factor: reduce(factor if dim < 0 else Shard(factor, axis))
-            for n in reversed(part.shape[: part.ndim - factor.ndim]):  # copies of a repeat
-                of = jax.vmap(of, axis_size=n)
-            return of(factor)
+            return for_each_copy(of, part.shape[: part.ndim - factor.ndim])(factor)
 
         return jax.tree.map(one, params, dims(layer), factors), dx
 

@@ -1,6 +1,5 @@
 """Layers that vary: at a key and at statistics every layer is three pure functions again."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +7,11 @@ import pytest
 
 import fnn
 from fnn import per_example, verify
-from fnn.verify import cases
 
 KEY = jax.random.key(3)
+
 X = jax.random.normal(KEY, (8, 5))
+
 NOISY = fnn.serial(
     fnn.dense(5, 6),
     fnn.dropout(0.3),
@@ -19,6 +19,7 @@ NOISY = fnn.serial(
     fnn.fork(fnn.dense(6, 2), fnn.dropout(0.2)),
     fnn.concatenate,
 )
+
 PARAMS = NOISY.init(KEY)
 
 
@@ -34,23 +35,6 @@ def test_without_a_key_dropout_is_the_identity():
     same, _ = fnn.at(NOISY).forward(PARAMS, X)
     np.testing.assert_array_equal(y, same)
     np.testing.assert_array_equal(fnn.dropout(0.9).forward((), X)[0], X)
-
-
-def test_dropout_drops_its_rate_and_keeps_the_mean():
-    layer, x = fnn.at(fnn.dropout(0.3), KEY), jnp.ones((400, 500))
-    y, residuals = layer.forward((), x)
-    assert jax.tree.leaves(residuals) == []  # no mask is kept
-    assert abs(float((y == 0).mean()) - 0.3) < 5 * (0.3 * 0.7 / x.size) ** 0.5
-    np.testing.assert_allclose(y[y != 0], 1 / 0.7, rtol=1e-6)
-    # The same entries, whatever the dtype.
-    narrow, _ = layer.forward((), x.astype(jnp.bfloat16))
-    np.testing.assert_array_equal(narrow == 0, y == 0)
-
-
-@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
-def test_a_wrong_rate_is_refused(rate):
-    with pytest.raises(ValueError, match=r"dropout: expected rate in \[0, 1\)"):
-        fnn.dropout(rate)
 
 
 def test_a_key_gives_the_same_function_again_and_another_key_another():
@@ -98,106 +82,6 @@ def test_a_wrong_backward_at_a_key_is_seen():
     network = fnn.repeat(fnn.serial(fnn.dense(5, 5), wrong), 2)
     report = verify.check_layer(fnn.at(network, KEY), network.init(KEY), X)
     assert report.verdict == "fail"
-
-
-# What every combinator of the catalogue owes its layers, and those that it can't list.
-COMBINATORS = {name: of for name, (of, _) in cases.COMBINATORS.items()} | {
-    "frozen": fnn.frozen,
-    "on": lambda f: fnn.serial(fnn.fork(fnn.identity, fnn.identity), fnn.on(1, f), fnn.add),
-}
-every_combinator = pytest.mark.parametrize("of", COMBINATORS.values(), ids=COMBINATORS)
-
-
-def input_of(network):
-    """An input of the width that the combinator takes: 4, or what it doubles or begins with."""
-    for width in (4, 5, 8):
-        x = jax.random.normal(KEY, (6, width))
-        try:
-            network.forward(network.init(KEY), x)
-        except (ValueError, TypeError):
-            continue
-        return x
-    raise AssertionError("no width fits")
-
-
-@every_combinator
-def test_every_combinator_hands_keys_on(of):
-    network = of(fnn.serial(fnn.dense(4, 4), fnn.dropout(0.5)))
-    x, params = input_of(network), network.init(KEY)
-    run = jax.jit(lambda key: fnn.at(network, key).forward(params, x)[0])
-    first, again, other = run(KEY), run(KEY), run(jax.random.key(9))
-    chex.assert_trees_all_equal(first, again)
-    plain = jax.jit(lambda: network.forward(params, x)[0])()
-    for different in (other, plain):
-        pairs = zip(jax.tree.leaves(first), jax.tree.leaves(different), strict=True)
-        assert any(not np.allclose(a, b) for a, b in pairs)
-
-
-ONE_LAYER = {"skip", "masked", "on", "remat", "compute_in", "frozen"}
-"""Combinators that use their layer once; the others of the catalogue use it more than once."""
-
-
-TWINS = {
-    "gated twins": lambda f: fnn.gated(f, f),
-    "reversible twins": lambda f: fnn.reversible(f, f, 2),
-    "fork twins": lambda f: fnn.fork(f, f),
-}
-"""Equal branches: in different ones, keys that are split further differ even if one is shared."""
-
-
-@pytest.mark.parametrize("name", COMBINATORS | TWINS)
-def test_every_use_of_a_random_layer_has_a_key_of_its_own(name):
-    """And backward draws with the keys of forward."""
-    seen = {"forward": [], "backward": []}
-
-    def at(key, statistics):
-        if key is None:
-            return fnn.identity
-
-        def note(when):
-            seen[when].append(tuple(np.ravel(jax.random.key_data(key)).tolist()))
-
-        return fnn.identity._replace(
-            forward=lambda params, x: (note("forward") or x, ()),
-            backward=lambda params, residuals, dy, reduce=fnn.total: ((), note("backward") or dy),
-        )
-
-    def noting(params, x, key):
-        return x, ()
-
-    random = fnn.identity._replace(varying=fnn.Varying(at, noting))
-    of = (COMBINATORS | TWINS)[name]
-    network = of(fnn.serial(fnn.dense(4, 4), random))
-    params, x = network.init(KEY), input_of(network)
-    with jax.disable_jit():  # so that keys in a scan have values
-        y, residuals = fnn.at(network, KEY).forward(params, x)
-        forward = seen["forward"][:]
-        seen["forward"].clear()
-        fnn.at(network, KEY).backward(params, residuals, y)
-    assert len(forward) > 1 or name in ONE_LAYER
-    assert len(set(forward)) == len(forward)
-    assert sorted(seen["backward"]) == sorted(forward)
-    assert set(seen["forward"]) <= set(forward)
-
-
-@every_combinator
-def test_every_combinator_hands_statistics_on(of):
-    network = of(fnn.serial(fnn.dense(4, 4), fnn.batch_norm(4)))
-    x, params = 3 + input_of(network), network.init(KEY)
-
-    @jax.jit
-    def run(x):
-        s = fnn.statistics(network, params, x)
-        return s, fnn.at(network, statistics=s).forward(params, x)[0]
-
-    s, y = run(x)
-    assert {leaf.shape[-1] for leaf in jax.tree.leaves(s)} == {4}
-    plain, _ = network.forward(params, x)
-    pairs = zip(jax.tree.leaves(y), jax.tree.leaves(plain), strict=True)
-    assert any(not np.allclose(a, b, atol=1e-3) for a, b in pairs)
-
-
-# Statistics.
 
 
 NORMED = fnn.serial(
