@@ -320,20 +320,30 @@ class Training(NamedTuple):
 
         batch_of(rows) builds a batch; `first` is one batch's rows, `later` a stack of others'.
 
-        The scan body applies the previous update, then computes the next gradient. So all that
-        read the parameters come after the update, which XLA then does in place; with the update
-        last it copies each W that the backward pass may still be reading.
+        On a CPU the scan body applies the previous update, then computes the next gradient. So all
+        that read the parameters come after the update, which XLA then does in place; with the
+        update last it copies each W that the backward pass may still be reading. On a GPU or a TPU
+        the update comes last, and XLA does it where it computes dW, in the same kernel.
         """
-
-        def step(begun: tuple[State, Params], batch: Any) -> tuple[Any, _Noted]:
-            state = self.optimizer.update(*begun)
-            grads, noted = self._begin(state, batch_of(batch), key)
-            return (state, grads), noted
-
-        grads, noted = self._begin(state, batch_of(first), key)
-        begun, others = jax.lax.scan(step, (state, grads), later)
         prepended = lambda first, others: jnp.concatenate([first[None], others])
-        return self.optimizer.update(*begun), jax.tree.map(prepended, noted, others)
+
+        def update_first(state: State, first: Any, later: Any) -> tuple[State, _Noted]:
+            def step(begun: tuple[State, Params], batch: Any) -> tuple[Any, _Noted]:
+                state = self.optimizer.update(*begun)
+                grads, noted = self._begin(state, batch_of(batch), key)
+                return (state, grads), noted
+
+            grads, noted = self._begin(state, batch_of(first), key)
+            begun, others = jax.lax.scan(step, (state, grads), later)
+            return self.optimizer.update(*begun), jax.tree.map(prepended, noted, others)
+
+        def update_last(state: State, first: Any, later: Any) -> tuple[State, _Noted]:
+            step = lambda state, batch: self.step(state, batch_of(batch), key)
+            return jax.lax.scan(step, state, jax.tree.map(prepended, first, later))
+
+        return jax.lax.platform_dependent(
+            state, first, later, cpu=update_first, default=update_last
+        )
 
     def epoch(self, batch_size: int, state: State, data: Data, key: Array) -> tuple[State, _Noted]:
         """Every example once, with the mean loss over all; see `make_epoch`."""
