@@ -1,4 +1,4 @@
-"""Programs that the TPU's own compiler makes: skipped where it is not installed."""
+"""Programs that the compilers of TPUs and GPUs make: skipped where they are not installed."""
 
 import os
 import subprocess
@@ -14,15 +14,21 @@ from fnn import curvature, per_example, targets
 from fnn.base import at
 from fnn.verify import cases
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.optimized,
-    pytest.mark.skipif(
-        not targets.targets()["TPU v5e"], reason="the TPU's compiler: pip install 'fnn[tpu]'"
-    ),
-]
+pytestmark = [pytest.mark.long, pytest.mark.optimized]
 KEY = jax.random.key(0)
-TARGET = "TPU v5e"
+
+
+def installed(target, extra):
+    """A mark for what only this target's compiler can compile."""
+    missing = not targets.targets()[target]
+    return pytest.mark.skipif(missing, reason=f"the compiler: pip install 'fnn[{extra}]'")
+
+
+on_tpu = installed("TPU v5e", "tpu")
+on_each = pytest.mark.parametrize(
+    "target",
+    [pytest.param("TPU v5e", marks=on_tpu), pytest.param("H100", marks=installed("H100", "cuda"))],
+)
 
 
 def shapes(f, *args):
@@ -32,8 +38,9 @@ def shapes(f, *args):
 LAYERS = cases.LAYERS | cases.ACTIVATIONS
 
 
+@on_each
 @pytest.mark.parametrize("name", LAYERS)
-def test_every_layer_compiles_both_ways(name):
+def test_every_layer_compiles_both_ways(name, target):
     """On one chip no layer communicates, and none has a loop of unknown length."""
     layer, x = LAYERS[name]
     layer = at(layer)
@@ -42,7 +49,7 @@ def test_every_layer_compiles_both_ways(name):
         y, residuals = layer.forward(params, x)
         return layer.backward(params, residuals, y)
 
-    report = targets.compile_for(TARGET, both, shapes(layer.init, KEY), x)
+    report = targets.compile_for(target, both, shapes(layer.init, KEY), x)
     assert report.fits
     assert report.temp_bytes < 1e6
     assert not report.collectives
@@ -52,12 +59,13 @@ def test_every_layer_compiles_both_ways(name):
 OPTIMIZERS = cases.OPTIMIZERS | cases.WRAPPERS
 
 
+@on_each
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_compiles(name):
+def test_every_optimizer_compiles(name, target):
     optimizer = OPTIMIZERS[name].make(1e-3)
     params = {"W": jnp.ones((16, 8)), "b": jnp.ones(16)}
     state = shapes(optimizer.init, params)
-    report = targets.compile_for(TARGET, optimizer.update, state, params)
+    report = targets.compile_for(target, optimizer.update, state, params)
     assert report.fits
     assert not report.collectives
     assert not report.loops
@@ -73,46 +81,50 @@ STATISTICS = {
 }
 
 
+@on_each
 @pytest.mark.parametrize("name", STATISTICS)
-def test_statistics_compile(name):
+def test_statistics_compile(name, target):
     """Without the gradients per example, which are 40 times the parameters here."""
     network = fnn.mlp((640, 320, 10))
     statistic = STATISTICS[name](network, fnn.softmax_cross_entropy)
     x, y = jnp.ones((40, 640)), jnp.ones(40, jnp.int32)
     params = shapes(network.init, KEY)
-    report = targets.compile_for(TARGET, statistic, params, x, y)
+    report = targets.compile_for(target, statistic, params, x, y)
     assert report.fits
     assert report.temp_bytes < 5 * 4 * 640 * 320
     assert all(loop.trips for loop in report.loops)
 
 
-def run(sizes=(64, 32, 10), batch=32, n=1437, epochs=2):
+def run(target, sizes=(64, 32, 10), batch=32, n=1437, epochs=2):
     network = fnn.mlp(sizes)
     train = fnn.make_train(network, fnn.softmax_cross_entropy, fnn.adam(1e-3), batch, epochs)
     data = jax.ShapeDtypeStruct((n, sizes[0]), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.int32)
-    return targets.compile_for(TARGET, train, shapes(network.init, KEY), data, KEY)
+    return targets.compile_for(target, train, shapes(network.init, KEY), data, KEY)
 
 
-def test_a_whole_run_does_not_grow():
-    """Two epochs of 44 full batches, of which a scan takes 43, and nothing of unknown length."""
-    report = run()
-    assert [loop.trips for loop in report.loops] == [2, 43]
+@on_each
+def test_a_whole_run_does_not_grow(target):
+    """Two epochs of 44 full batches, and nothing of unknown length."""
+    report = run(target)
+    assert [loop.trips for loop in report.loops] == [2, 44]
     step = report.loops[1]
-    assert sum(step.kernels.values()) <= 18
+    assert sum(step.kernels.values()) <= {"TPU v5e": 16, "H100": 18}[target]
     assert report.temp_bytes < 3e6
     assert 0 < report.seconds < 0.01
     assert not report.collectives
 
 
+@on_tpu
 def test_twice_the_epochs_are_twice_the_time_and_flops():
-    one, two = run(epochs=1), run(epochs=4)
+    one, two = run("TPU v5e", epochs=1), run("TPU v5e", epochs=4)
     assert two.flops == 4 * one.flops
     assert two.seconds == pytest.approx(4 * one.seconds, rel=0.1)
 
 
+@on_tpu
 def test_what_does_not_fit_is_reported():
     big = jax.ShapeDtypeStruct((65536, 65536), jnp.float32)
-    report = targets.compile_for(TARGET, lambda a: jnp.tanh(a @ a) @ a, big)
+    report = targets.compile_for("TPU v5e", lambda a: jnp.tanh(a @ a) @ a, big)
     assert not report.fits
     assert report.argument_bytes == 65536**2 * 4
     assert report.temp_bytes > 16 * 2**30
@@ -139,6 +151,7 @@ def sharded_step(options=None):
     return targets.compile_for("TPU v5e:4x4", jitted, state, (x, x))
 
 
+@on_tpu
 def test_a_fully_sharded_step_on_sixteen_chips():
     """Per copy a gather for forward, for backward and, perhaps as a sum, for b; and a sum."""
     report = sharded_step()
@@ -150,6 +163,7 @@ def test_a_fully_sharded_step_on_sixteen_chips():
     assert report.flops == pytest.approx(6 * BATCH * WIDTH * WIDTH * COPIES / 16, rel=0.01)
 
 
+@on_tpu
 def test_an_option_of_the_compiler_gathers_the_next_copy_beside_this_one():
     """As docs/scale.md says; the loop's first turn has nothing to run beside."""
     plain, pipelined = sharded_step(), sharded_step({"xla_tpu_enable_ici_ag_pipelining": True})
@@ -157,6 +171,7 @@ def test_an_option_of_the_compiler_gathers_the_next_copy_beside_this_one():
     assert pipelined.collectives["all-gather"][1] == plain.collectives["all-gather"][1]
 
 
+@on_tpu
 def test_arguments_on_other_devices_are_refused():
     other = targets.mesh("TPU v5e:4x4")
     x = jax.ShapeDtypeStruct((16,), jnp.float32, sharding=NamedSharding(other, PartitionSpec()))
@@ -168,6 +183,7 @@ def test_arguments_on_other_devices_are_refused():
         targets.mesh("TPU v5e:3x5")
 
 
+@on_tpu
 @pytest.mark.parametrize("platforms", [{"JAX_PLATFORMS": "cpu"}, {}])
 def test_a_compilation_prints_nothing(platforms):
     """In a process of its own; without JAX_PLATFORMS too where nothing used JAX before."""
