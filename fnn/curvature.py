@@ -429,8 +429,8 @@ def _reduced(
         if positions := losses.shape[len(examples) :]:
             # Separate columns for each position's loss: in one column, they would be added.
             each = jnp.eye(math.prod(positions), dtype=columns.dtype)
-            beside = (1,) * (1 + len(examples)), (1,) * (prediction.ndim - losses.ndim)
-            each = each.reshape(-1, *beside[0], *positions, *beside[1])
+            ones = (1,) * (1 + len(examples)), (1,) * (prediction.ndim - losses.ndim)
+            each = each.reshape(-1, *ones[0], *positions, *ones[1])
             columns = (each * columns).reshape(-1, *prediction.shape)
 
         def one(dy: Array) -> Any:

@@ -253,7 +253,7 @@ def clipped_value_and_grad(
     def f(params: Params, x: Any, y: Any, weight: Array | None = None) -> tuple[Array, Params]:
         losses, normed = reduced(params, x, y)
         norms = [node.norm for node in jax.tree.leaves(normed, is_leaf=_is_normed)]
-        norm_of_all = _length(norms, losses.shape, losses.dtype)
+        norm_of_all = _norm_of_all(norms, losses.shape, losses.dtype)
         bound = jnp.asarray(max_norm, norm_of_all.dtype) * (1 - _rounding(params))
         excess = norm_of_all / bound
         excess = jnp.maximum(excess, 1)
@@ -413,7 +413,7 @@ def _reduced(
     return f
 
 
-def _length(norms: list[Array], shape: tuple[int, ...], dtype: Any) -> Array:
+def _norm_of_all(norms: list[Array], shape: tuple[int, ...], dtype: Any) -> Array:
     """The norm over all parameters, from those of each (*copies, *shape)."""
     start = jnp.zeros((1, *shape), at_least_float32(dtype))
     return safe_norm(jnp.concatenate([start, *(_copies(a, shape) for a in norms)]), (0,))

@@ -8,7 +8,7 @@ from jax.tree_util import DictKey
 
 from fnn.axes import check_tracked, is_mapped, varying
 from fnn.base import Array, Grads, Layer, Params, Residuals, check_layer, measured, varying_with
-from fnn.parallel.factors import Scattered, Summed, is_over
+from fnn.parallel.factors import Scattered, Summed, is_summed
 from fnn.reductions import Factor, Reduce, for_each_copy, total
 
 
@@ -41,7 +41,7 @@ def replicated(layer: Layer, axis: str) -> Layer:
         check_tracked("replicated", axis)
 
         def summed(factor: Factor) -> Any:
-            return reduce(factor if is_over(factor, axis) else Summed(factor, axis))
+            return reduce(factor if is_summed(factor, axis) else Summed(factor, axis))
 
         return layer.backward(params, residuals, dy, summed)
 
@@ -118,14 +118,14 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
 
         def one(part: Array, dim: int, factor: Factor) -> Any:
             copies = part.ndim - factor.ndim
-            if 0 <= dim < copies and not is_over(factor, axis):
+            if 0 <= dim < copies and not is_summed(factor, axis):
                 raise ValueError(
                     f"fully_sharded: expected params that are not split along the copies of a "
                     f"repeat, got {part.shape}: write repeat(fully_sharded(layer, axis), n)"
                 )
 
             def of(factor: Factor) -> Any:
-                if is_over(factor, axis):
+                if is_summed(factor, axis):
                     return reduce(factor)
                 cut = dim >= 0
                 return reduce(

@@ -68,9 +68,9 @@ class Shard(Wrapped):
         return jnp.sqrt(self.squared_norm(examples))
 
 
-def is_over(factor: Factor, axis: str) -> bool:
+def is_summed(factor: Factor, axis: str) -> bool:
     """Whether the factor's total is already summed over the axis."""
     if isinstance(factor, Summed | Scattered) and factor.axis == axis:
         return True
     inner = [value for f in fields(factor) if isinstance(value := getattr(factor, f.name), Factor)]  # type: ignore[arg-type]
-    return bool(inner) and all(is_over(one, axis) for one in inner)
+    return bool(inner) and all(is_summed(one, axis) for one in inner)

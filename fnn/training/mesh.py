@@ -79,7 +79,7 @@ class Devices(NamedTuple):
             lambda state, grads: pin(optimizer.update(state, grads)),
         )
 
-    def shares(self, data: Any) -> ShardedExamples:
+    def sharded(self, data: Any) -> ShardedExamples:
         """The examples split over the devices, if they are not yet."""
         return data if isinstance(data, ShardedExamples) else ShardedExamples.of(data, self.mesh)
 
@@ -93,7 +93,7 @@ class Devices(NamedTuple):
         def spread(
             params: Params, batch: Any, keys: Array | None, scale: Any, weights: None
         ) -> tuple[Array, Params]:
-            shares = self.shares(batch)
+            shares = self.sharded(batch)
 
             def on_device(params: Params, batch: Any, keys: Array | None, scale: Any) -> Any:
                 device = jax.lax.axis_index("data")

@@ -174,7 +174,7 @@ def make_train(
 
     def train(params: Params, data: Data, key: Array) -> tuple[State, Any]:
         count(data)  # raises TypeError if data is not (x, y)
-        data = data if training.devices is None else training.devices.shares(data)
+        data = data if training.devices is None else training.devices.sharded(data)
         epoch = lambda state, key: training.epoch(batch_size, state, data, key)
         if hasattr(params, "params") and hasattr(params, "step"):
             raise TypeError("train: expected (params, (x, y), key), got an optimizer's state")
@@ -253,7 +253,7 @@ class Training(NamedTuple):
         check = self.checks(name, evaluated)
         data = jax.tree.map(jnp.asarray if self.devices is None else untyped, check.pair(data))
         check.examples(params, *data)
-        return data if self.devices is None else self.devices.shares(data)
+        return data if self.devices is None else self.devices.sharded(data)
 
     def epoch_keys(self, key: Array) -> tuple[Array, Array | None]:
         """(key of the epoch's order, key of its steps or None if they draw no random numbers)."""
@@ -368,7 +368,7 @@ class Training(NamedTuple):
                 f"make_epoch: expected a batch_size divisible by the number of devices, "
                 f"{devices.number}, or equal to that of examples, {n}, got {batch_size}"
             )
-        shares = devices.shares(data)
+        shares = devices.sharded(data)
         share = lambda rows, size=batch_size: devices.batch(shares, rows, size)
         return *devices.shuffled(key, shares, batch_size), share
 

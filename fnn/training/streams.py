@@ -46,7 +46,7 @@ class Stream:
         _, step_key = self.training.epoch_keys(jax.random.fold_in(key, number))
         logs: list[Any] = []
         counts: list[int] = []
-        with closing(_ahead(_groups(self._pairs()), PREFETCH)) as groups:
+        with closing(_prefetched(_groups(self._pairs()), PREFETCH)) as groups:
             for group in groups:
                 for batch in group:
                     if isinstance(batch[1], np.ndarray):  # a device array would have to be awaited
@@ -57,7 +57,7 @@ class Stream:
                 # device's memory with batches.
                 jax.block_until_ready(logs[-2:-1])
                 if self.training.devices is not None:
-                    group = [self.training.devices.shares(batch) for batch in group]
+                    group = [self.training.devices.sharded(batch) for batch in group]
                 state, latest = self._advance(state, group, step_key)
                 logs.append(latest)
         if not logs:
@@ -125,7 +125,7 @@ def _groups(batches: Iterable[Data]) -> Generator[list[Data]]:
     yield from ([one] for one in group)
 
 
-def _ahead(items: Generator[T], depth: int) -> Generator[T]:
+def _prefetched(items: Generator[T], depth: int) -> Generator[T]:
     """The items of a generator, read on a thread, at most `depth` beyond the one in use.
 
     An exception raised while reading is raised here, unchanged. Closing this generator closes the
