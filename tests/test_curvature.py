@@ -351,7 +351,7 @@ def test_bad_arguments_are_refused():
     product = curvature.gauss_newton_vector_product(heads, fnn.mse)
     with pytest.raises(TypeError, match="expected a network whose prediction is one array"):
         product((params, params), x, (y, y), (params, params))
-    with pytest.raises(TypeError, match="expected Outer gradients"):
+    with pytest.raises(TypeError, match="expected an Outer factor"):
         curvature.kronecker_factors(direct, fnn.mse)(params, x, y)
 
 

@@ -195,7 +195,7 @@ def test_conjugate_layers_and_a_block_made_of_them():
     wrong = fnn.serial(copy_to("model"), gain, fnn.tanh, sum_over("model"))
     specs = parallel.specs(wrong.init, BOTH)
     ours = shard_mapped(backward(wrong), BOTH, (specs, P()), (P(), specs, P()))
-    with pytest.raises(ValueError, match=r"sharded: params \(4,\) are whole on every device"):
+    with pytest.raises(ValueError, match=r"sharded: params \(4,\) are replicated over"):
         ours(wrong.init(KEY), X)
 
 

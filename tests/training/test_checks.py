@@ -66,7 +66,7 @@ REFUSED = {
     "validation": (lambda: fit(validation=(X, Y + 1)), r"fit: validation: expected labels from"),
     "start without validation": (
         lambda: fit(start=fnn.Progress(None, [{"loss": 1.0}], None), patience=2, validation=(X, Y)),
-        "expected a start with validation losses",
+        "expected validation losses in start.history",
     ),
     "wrapped labels": (
         lambda: fit((X, Y.astype(np.int64) + 2**32)),
@@ -104,8 +104,8 @@ REFUSED = {
         ),
         r"fit: expected targets from 0 to 1, y\[0, 0\] is 7",
     ),
-    "lists": (lambda: fit((X.tolist(), Y.tolist())), r"with arrays \(x, y\) only"),
-    "lists in lists": (lambda: fit((nested(1000), Y)), r"with arrays \(x, y\) only"),
+    "lists": (lambda: fit((X.tolist(), Y.tolist())), "batch_size for arrays, none for batches"),
+    "lists in lists": (lambda: fit((nested(1000), Y)), "batch_size for arrays, none for batches"),
 }
 
 
