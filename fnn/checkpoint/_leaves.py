@@ -59,7 +59,7 @@ def describe(name: str, node: Any) -> str:
 
 
 def check_same(got: dict[str, str], expected: dict[str, str]) -> None:
-    """Raise ValueError, naming the first three differences, if two descriptions differ."""
+    """Raise ValueError, naming the first three differences, where two descriptions differ."""
     faults = []
     for name in expected | got:
         if name not in got:

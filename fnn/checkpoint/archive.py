@@ -41,7 +41,7 @@ with extras.needs("data"):
 LOG = logging.getLogger(__name__)
 VERSION = 1
 HEADER_LIMIT = 100_000_000
-"""The maximum size of a header in bytes, by the safetensors format."""
+"""The most bytes of a header: the limit of the safetensors format."""
 _BLANK = b"0" * 64
 
 
@@ -253,12 +253,12 @@ def _digest(before: memoryview, after: memoryview) -> bytes:
 
 
 def _check_metadata(metadata: Any) -> None:
-    """Raise TypeError for keys that are not strings: JSON would make 1 and "1" the same key."""
+    """Refuse keys that are not text: JSON would make 1 and "1" the same key."""
     try:
         if isinstance(metadata, dict):
             for key, value in metadata.items():
                 if not isinstance(key, str):
-                    raise TypeError(f"checkpoint: metadata: expected keys to be str, got {key!r}")
+                    raise TypeError(f"checkpoint: metadata: expected keys of text, got {key!r}")
                 _check_metadata(value)
         elif isinstance(metadata, list | tuple):
             for value in metadata:
