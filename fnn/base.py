@@ -1,8 +1,7 @@
-"""The three protocols that carry the library: `Layer`, `Loss`, `Optimizer`.
+"""The three protocols of the library: `Layer`, `Loss`, `Optimizer`.
 
-A network is a value that knows its own derivative. Each protocol is a `NamedTuple` of
-pure functions, so whatever `jax.jit`, `jax.vmap` and `jax.lax.scan` do to functions they
-do to networks.
+Each is a `NamedTuple` of pure functions. A network is a `Layer`, which has its own derivative,
+`backward`; `jax.jit`, `jax.vmap` and `jax.lax.scan` apply to these functions as to any other.
 
 Shapes, in every docstring of the package:
 
@@ -32,7 +31,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 Params = Any
-"""A pytree of floating-point arrays; `()` where there is nothing to learn."""
+"""A pytree of floating-point arrays; `()` for a layer without parameters."""
 Residuals = Any
 """A pytree of what `forward` saves for `backward`."""
 Grads = tuple[Params, Any]
@@ -150,7 +149,7 @@ class Loss(NamedTuple):
     Hessian H of each example's loss: H = sum_c s_c s_c^T. `fnn.curvature` needs it.
 
     `mixes` is True where an example's loss depends on other examples of the batch, as in
-    contrastive losses. Per-example statistics and curvature refuse such a loss.
+    contrastive losses. Per-example statistics and curvature raise TypeError for it.
 
     >>> import fnn
     >>> fnn.mse.value(jnp.array([[1.0, 3.0]]), jnp.array([[0.0, 0.0]]))

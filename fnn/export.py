@@ -1,6 +1,6 @@
 """Export a network to a file that runs without fnn: StableHLO, by `jax.export`.
 
-One file serves CPU, CUDA, ROCm and TPU, and any number of examples. In another program
+One file runs on CPU, CUDA, ROCm and TPU, for any number of examples. Another program
 
     import jax
     network = jax.export.deserialize(open("network.bin", "rb").read())

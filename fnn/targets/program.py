@@ -161,9 +161,9 @@ class Program:
         total: dict[str, tuple[int, float, int]] = {}
         bodies = [(self.entry, 1), *((body, n) for body, _, _, n in self._loops(self.entry, 1))]
         for body, times in bodies:
-            for kind, sent, beside in self._communication(body):
+            for kind, sent, overlaps in self._communication(body):
                 number, size, overlapped = total.get(kind, (0, 0.0, 0))
-                total[kind] = number + times, size + times * sent, overlapped + times * beside
+                total[kind] = number + times, size + times * sent, overlapped + times * overlaps
         return total
 
     def _communication(self, body: str) -> Iterator[tuple[str, float, bool]]:
@@ -180,8 +180,8 @@ class Program:
                 started[instruction.name] = kernels
             elif kind and (sent := _sent(kind, instruction, self._start(body, instruction))):
                 begun = instruction.operands[0] if instruction.operands else ""
-                beside = instruction.opcode.endswith("-done") and kernels > started.get(begun, 0)
-                yield kind, sent, beside
+                overlaps = instruction.opcode.endswith("-done") and kernels > started.get(begun, 0)
+                yield kind, sent, overlaps
             elif instruction.is_kernel:
                 kernels += 1
         for kind, parts in self._fused(body):
