@@ -1,7 +1,7 @@
 """Feed-forward neural networks in a purely functional style, with their own derivatives.
 
-The public names and where each is defined stand in `__init__.pyi`, which type checkers read;
-here a name's module is imported when the name is first used, so that `import fnn` costs nothing.
+`__init__.pyi`, which type checkers read, lists the public names and the modules that define them. A
+name's module is imported when the name is first used, so that `import fnn` is fast.
 """
 
 import ast

@@ -1,8 +1,8 @@
-"""Activation functions, each with its derivative beside it. Every one is a `Layer`.
+"""Activation functions, each with its derivative. Each is a `Layer`.
 
-A = s(Z), dZ = dA * s'(Z). An elementwise activation states s and s' in one line; s' is a
-function of the input and the output, because s' is often cheapest from the output, and then
-nothing else has to be kept. `softmax` is the one that mixes entries, and has a full Jacobian.
+A = s(Z), dZ = dA * s'(Z). An elementwise activation is defined by s and s'. s' is a function of the
+input and the output, because it is often cheapest to compute from the output, which is then all
+that is kept. Only `softmax` mixes entries: it has a full Jacobian.
 """
 
 import math
@@ -19,8 +19,8 @@ from fnn.reductions import Reduce, total
 def elementwise(f: Callable[[Array], Array], df: Callable[[Array, Array], Array]) -> Layer:
     """The layer y = f(x), entry by entry: dx = dy * f'(x).
 
-    f(x) -> y and df(x, y) -> f'(x), all of one shape. df may return booleans where the
-    derivative is 0 or 1. An argument that df does not read is not kept: XLA removes it.
+    f(x) -> y and df(x, y) -> f'(x), all with the same shape. df may return booleans if the
+    derivative is 0 or 1. Under `jax.jit` an argument that df does not use is not kept.
 
     >>> square = elementwise(lambda x: x * x, lambda x, y: 2 * x)
     >>> y, residuals = square.forward((), jnp.array([3.0]))
@@ -47,7 +47,7 @@ identity = Layer(
     forward=lambda params, x: (x, ()),
     backward=lambda params, residuals, dy, reduce=total: ((), dy),
 )
-"""y = x; for outputs that are not squashed: regression, and logits.
+"""y = x; for the outputs of regression, and for logits.
 
 >>> identity.forward((), jnp.array([-1.0, 2.0]))[0]
 Array([-1.,  2.], dtype=float32)
@@ -67,8 +67,8 @@ tanh = elementwise(jnp.tanh, lambda x, y: (1 - y) * (1 + y))
 Array([0.], dtype=float32)
 """
 
-# Comparing with <= lets NaN through, where x > 0 would turn a diverged network's NaN into
-# a plausible 0; jnp.maximum would give autodiff a derivative of 1/2 at 0.
+# With x <= 0, NaN stays NaN; with x > 0 it would become 0. By jnp.maximum, autodiff's derivative
+# at 0 would be 1/2.
 relu = elementwise(lambda x: jnp.where(x <= 0, jnp.zeros_like(x), x), lambda x, y: y > 0)
 """y = max(0, x); y' = 1 where x > 0, else 0: at x = 0 it is 0.
 
@@ -102,7 +102,7 @@ def elu(alpha: float = 1.0) -> Layer:
 
 
 def _scaled_elu(scale: float, alpha: float) -> Layer:
-    # min(x, 0): the branch not taken must stay finite, or its derivative is inf * 0.
+    # min(x, 0): the branch that is not selected must be finite, or its derivative is inf * 0.
     return elementwise(
         lambda x: scale * jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0))),
         lambda x, y: jnp.where(y > 0, scale, y + scale * alpha),
@@ -110,7 +110,7 @@ def _scaled_elu(scale: float, alpha: float) -> Layer:
 
 
 selu = _scaled_elu(1.0507009873554805, 1.6732632423543772)
-"""y = scale elu(x, alpha) with the fixed point mean 0, variance 1. Klambauer et al. 2017.
+"""y = scale elu(x, alpha), which keeps mean 0 and variance 1. Klambauer et al. 2017.
 
 >>> selu.forward((), jnp.array([0.0]))[0]
 Array([0.], dtype=float32)
@@ -149,7 +149,7 @@ Array([100.], dtype=float32)
 
 
 def _normal_cdf(x: Array) -> Array:
-    # erfc keeps its relative accuracy where 1 + erf cancels, far left of 0.
+    # erfc is accurate far left of 0, where 1 + erf cancels.
     return jax.lax.erfc(-x / math.sqrt(2)) / 2
 
 
@@ -164,9 +164,9 @@ def _softmax_backward(params: Params, y: Residuals, dy: Array, reduce: Reduce = 
 
 
 softmax = Layer(lambda key: (), _softmax_forward, _softmax_backward)
-"""y_j = e^x_j / sum_k e^x_k over the last axis; dy_i/dx_j = y_i (delta_ij - y_j), whole:
-dx = y * (dy - sum_j y_j dy_j). After `cross_entropy` this gives A - Y. For training,
-leave it out and use `softmax_cross_entropy` on the logits: one rule, and never log 0.
+"""y_j = e^x_j / sum_k e^x_k over the last axis; dy_i/dx_j = y_i (delta_ij - y_j), so
+dx = y * (dy - sum_j y_j dy_j). With the gradient of `cross_entropy` as dy this is A - Y. For
+training, leave the softmax out and use `softmax_cross_entropy` on the logits, which avoids log 0.
 
 >>> softmax.forward((), jnp.array([1.0, 1.0]))[0]
 Array([0.5, 0.5], dtype=float32)

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, whatever interrupts the writing."""
+"""Atomic writes: files are written completely or not at all, whatever interrupts the writing."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ UNFINISHED = ".fnn-tmp"
 
 
 def write(path: str | Path, *pieces: bytes | memoryview) -> None:
-    """Make `path` a file of these bytes, one piece after another, as `stream` does.
+    """Write these bytes to the file `path`, as `stream` does.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -25,20 +25,18 @@ def write(path: str | Path, *pieces: bytes | memoryview) -> None:
 
 
 def stream(path: str | Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Make `path` a file of these bytes, one piece after another as they come.
+    """Write these bytes to the file `path`, one piece after another.
 
-    The bytes go to a new file in the same folder, which is flushed to the disk and then
-    renamed to `path`; last, the folder is flushed. So a reader finds the old file or the new
-    one, never a part, and so does everybody after a crash. Of concurrent writers the last one
-    to rename wins.
+    The bytes are written to a new file in the same folder, which is flushed to the disk and then
+    renamed to `path`; last, the folder is flushed. So readers find the old file or the new one,
+    never a part, even after a crash. Of concurrent writers the last one to rename wins.
 
-    The new file has the old one's mode and, where the system permits it, its owner. A
-    symbolic link is followed. A pipe or a device is written to directly. Another hard link to
-    the old file keeps the old content.
+    The new file has the old one's mode and, if the system permits it, its owner. Symbolic links are
+    followed. A pipe or a device is written to directly. Other hard links to the old file keep the
+    old content.
 
-    Raises OSError, naming `path`, where the folder can't be written or the disk is full, and
-    PermissionError for a read-only file. Where that happens, or where `pieces` raises, the old
-    file is unchanged.
+    Raises OSError, naming `path`, if the folder can't be written or the disk is full, and
+    PermissionError for a read-only file. Then, and if `pieces` raises, the old file is unchanged.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -64,9 +62,9 @@ def stream(path: str | Path, pieces: Iterable[bytes | memoryview]) -> None:
 def owned(folder: Path) -> Iterator[None]:
     """Lock the folder inside the block: no other process can lock it at the same time.
 
-    The folder is made if it is missing, and unfinished files of a killed owner are removed.
-    The lock is advisory (`flock`) and ends with the block or the process. Raises
-    BlockingIOError where another process holds it.
+    The folder is created if it is missing, and unfinished files of a killed process are removed.
+    The lock is advisory (`flock`) and ends with the block or the process. Raises BlockingIOError if
+    another process holds it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent, owned(Path(parent, "run")):
@@ -92,8 +90,8 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, old: os.stat_result | None, pieces: Iterable[bytes | memoryview]) -> None:
-    """Write these bytes to a new file and rename it to `path`, which is no link and had the status
-    `old`."""
+    """Write these bytes to a new file and rename it to `path`, which is not a link and whose status
+    was `old`."""
     if old is not None and not (old.st_mode & 0o222 and os.access(path, os.W_OK)):
         raise PermissionError(errno.EACCES, "the file is read-only")
     unfinished = path.parent / f".{secrets.token_hex(16)}{UNFINISHED}"
@@ -112,7 +110,8 @@ def _replace(path: Path, old: os.stat_result | None, pieces: Iterable[bytes | me
 
 
 def _take_over(new: Path, old: os.stat_result) -> None:
-    """Give a file the old one's owner and mode; the owner first, since setting it resets bits."""
+    """Give a file the old one's owner and mode; the owner first, because setting it resets mode
+    bits."""
     status = os.stat(new)
     if (status.st_uid, status.st_gid) != (old.st_uid, old.st_gid):
         with suppress(PermissionError):

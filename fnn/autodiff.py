@@ -1,17 +1,16 @@
-"""A layer inside what JAX differentiates: `differentiable`.
+"""`differentiable`: a layer as a function that JAX differentiates by the layer's own backward.
 
 With J the layer's Jacobian at (params, x), the two modes of autodiff need
 
     forward mode   dy = J (dparams, dx)
     reverse mode   (dparams, dx) = J^T dy
 
-and the layer states the second. It is linear in dy, so the first is its transpose, which
-`jax.linear_transpose` reads off the same hand-written backward: there is no second rule.
+and the layer defines the second. It is linear in dy, so the first is its transpose, which
+`jax.linear_transpose` derives from the same hand-written backward: no second rule is needed.
 
-`jax.custom_vjp` would refuse forward mode, and `jax.custom_jvp` alone would transpose the
-transpose of backward where it can simply run it. So the rule's tangent is one operation of its
-own, `_tangent`, linear in the tangents, that knows its transpose: reverse mode runs `backward`
-itself, when the backward pass gets there.
+`jax.custom_vjp` does not support forward mode, and `jax.custom_jvp` would transpose the transpose
+of backward in reverse mode. So the JVP rule binds a primitive, `_tangent`, which is linear in the
+tangents and whose transpose rule is the layer's backward: reverse mode runs `backward` itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,12 +30,12 @@ Linear = Callable[[list[Any], list[Any]], list[Array]]
 
 
 def differentiable(layer: Layer) -> Callable[[Params, Any], Any]:
-    """apply(params, x) -> y, a function that JAX can differentiate, for models of Equinox or Flax
-    for example: `jax.grad` and `jax.vjp` run the layer's own backward, and `jax.jvp` its
+    """apply(params, x) -> y, a function that JAX can differentiate, for example inside models of
+    Equinox or Flax: `jax.grad` and `jax.vjp` run the layer's own backward, and `jax.jvp` its
     transpose.
 
-    Raises TypeError for what is not a layer; the derivative raises ValueError for gradients whose
-    shapes differ from the parameters' and the input's.
+    Raises TypeError if layer is not a layer; the derivative raises ValueError for gradients whose
+    shapes differ from those of the parameters and the input.
 
     >>> import fnn
     >>> apply = differentiable(fnn.relu)
@@ -65,7 +64,7 @@ def _pushed(
 ) -> Any:
     """J (dparams, dx): a tangent of y. Integers, such as codes, have no tangent."""
     known, form = jax.tree.flatten((primals[0], residuals))
-    # None stands for what is no parameter, here and in the gradients and the tangents.
+    # None leaves are not parameters; gradients and tangents have None there too.
     inputs = jax.tree.leaves_with_path(primals, is_leaf=_is_none)
     moving = [i for i, (_, a) in enumerate(inputs) if a is not None and _is_floating(a)]
     outputs, form_of_y = jax.tree.flatten(y)
@@ -83,8 +82,8 @@ def _pushed(
         found = jax.tree.leaves(grads, is_leaf=_is_none)
         return [_checked(*inputs[i], found[i]) for i in moving]
 
-    # A gradient that is one device's is summed over the devices by autodiff, which transposes the
-    # cast of its tangent. One that backward has summed itself is not: its tangent stays as it is.
+    # Autodiff sums a gradient that varies along a mesh axis over the devices, by transposing the
+    # cast of its tangent. A gradient that backward has already summed does not vary: no cast.
     axes = [varying(inputs[i][1]) for i in moving]
     if jax.sharding.get_abstract_mesh().manual_axes:
         of_gradients = _axes_of(gradients, known, like)
@@ -127,7 +126,7 @@ def _is_none(a: Any) -> bool:
 
 
 def _checked(path: Any, primal: Any, gradient: Any) -> Array:
-    """The gradient, after a check that it has its parameter's, or the input's, shape and dtype."""
+    """The gradient. Raises ValueError if its shape or dtype differ from those of the primal."""
     expected, got = (None if a is None else f"{a.dtype}{list(a.shape)}" for a in (primal, gradient))
     if expected != got:
         name = ("params", "x")[path[0].idx] + jax.tree_util.keystr(path[1:])
@@ -136,8 +135,8 @@ def _checked(path: Any, primal: Any, gradient: Any) -> Array:
 
 
 class _Rule(NamedTuple):
-    """push(known, tangents), whose transpose is pull(known, cotangents): operands are the n arrays
-    of known, then the tangents; like holds the results' types."""
+    """push(known, tangents) and its transpose pull(known, cotangents). The operands are the n
+    arrays of known, then the tangents; like: the types of the results."""
 
     push: Linear
     pull: Linear
@@ -184,7 +183,7 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, rule: _Rule) -> list[A
 def _batched(
     operands: Sequence[Any], axes: Sequence[Any], *, rule: _Rule
 ) -> tuple[list[Array], list[int]]:
-    """The operation with one more axis, in front. Every tangent is broadcast to it, so that the
+    """The primitive with a leading batch axis. Tangents without one are broadcast, so that the
     transpose of the broadcast sums the cotangents."""
     pairs = list(zip(operands, axes, strict=True))
     (size,) = {a.shape[axis] for a, axis in pairs if axis is not None}

@@ -1,4 +1,4 @@
-"""The axes of a mesh over which a program runs as one copy per device: inside `jax.shard_map`."""
+"""The mapped axes of a mesh: inside `jax.shard_map`, a program runs once per device along them."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,8 @@ from fnn.base import Array
 
 
 def is_mapped(name: str, axis: str) -> bool:
-    """Whether the program runs once per device of the axis. Outside of `jax.shard_map`, where
-    every array is whole, it does not.
+    """Whether the program runs once per device of the axis; False outside `jax.shard_map`, where
+    arrays are whole.
 
     Raises ValueError inside a `jax.shard_map` without this axis, naming the layer and the axis.
 
@@ -42,8 +42,8 @@ def cast(a: Array, axes: frozenset[str]) -> Array:
 
 
 def check_tracked(name: str, axis: str) -> None:
-    """Raise ValueError, naming the layer, inside a `jax.shard_map` with `check_vma=False`: without
-    it nothing says whether a gradient is one device's or already the sum of all devices'.
+    """Raise ValueError, naming the layer, inside a `jax.shard_map` with `check_vma=False`: JAX then
+    does not track whether a gradient is one device's or already the sum over all devices.
 
     >>> check = lambda: check_tracked("replicated", "data")
     >>> jax.shard_map(check, mesh=jax.make_mesh((1,), ("data",)), in_specs=(), out_specs=None)()
@@ -56,9 +56,8 @@ def check_tracked(name: str, axis: str) -> None:
 
 
 def over_devices(collective: Callable[..., Array], a: Array) -> Array:
-    """What `jax.lax.psum`, or another collective, makes of the array over the axes along which
-    it varies: of a sum over a part of the params, the sum over all of them. The array itself
-    where no axis is mapped, or it is the same everywhere.
+    """The collective, such as `jax.lax.psum`, of the array over the axes along which it varies. The
+    array itself if no axis is mapped or it is equal on all devices.
 
     >>> over_devices(jax.lax.psum, jax.numpy.ones(2))
     Array([1., 1.], dtype=float32)

@@ -1,4 +1,4 @@
-"""Backpropagation: the loss of a network, and its gradient by the layers' own rules.
+"""Backpropagation: the loss of a network, and its gradient by the layers' backward passes.
 
     A(L), residuals = forward(params, X)
     dA(L)           = gradient(A(L), Y) / m
@@ -17,18 +17,18 @@ import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 
 from fnn.base import Array, Layer, Loss, Params, Residuals, check_layer, check_loss
-from fnn.reductions import Factor, Reduce, beside, total
+from fnn.reductions import Factor, Reduce, expand_like, total
 
 
 def objective(network: Layer, loss: Loss) -> Callable[..., Array]:
     """f(params, x, y, weight=None) -> the mean loss over the batch, a scalar.
 
     With weight (...), one number per example, it is (1/m) sum_n weight_n loss_n. The sum is
-    divided by the number of examples, not by that of the weights: for examples drawn with
-    probabilities q_n in place of p_n, weight_n = p_n / q_n keeps the mean unbiased.
+    divided by the number of examples, not by the sum of the weights: for examples drawn with
+    probabilities q_n instead of p_n, weight_n = p_n / q_n keeps the mean unbiased.
 
-    Raises TypeError for what is not a layer or a loss; f raises ValueError for weights
-    whose shape is not that of the losses, (...).
+    Raises TypeError if network is not a layer or loss not a loss; f raises ValueError for weights
+    whose shape differs from that of the losses, (...).
 
     >>> import fnn
     >>> objective(fnn.identity, fnn.mse)((), jnp.array([[1.0], [2.0]]), jnp.zeros((2, 1)))
@@ -48,12 +48,12 @@ def objective(network: Layer, loss: Loss) -> Callable[..., Array]:
 def value_and_grad(
     network: Layer, loss: Loss, reduce: Reduce = total
 ) -> Callable[..., tuple[Array, Params]]:
-    """f(params, x, y, weight=None) -> (mean loss, gradient with respect to params), by
-    hand-written rules.
+    """f(params, x, y, weight=None) -> (mean loss, gradient with respect to params), by the
+    hand-written backward passes.
 
-    The drop-in twin of `jax.value_and_grad(objective(network, loss))`, weight included. With
-    another `reduce` than `total`, what it makes of each parameter's per-example gradients
-    takes the gradient's place; those are of the mean loss, with its 1/m.
+    A drop-in replacement for `jax.value_and_grad(objective(network, loss))`, weight included.
+    `reduce` is called with the factor of each parameter's per-example gradients, which include
+    the 1/m of the mean loss; a tree of what it returns takes the place of the gradient.
 
     Raises as `objective` does.
 
@@ -66,7 +66,7 @@ def value_and_grad(
     """
     check_layer("value_and_grad", network)
     check_loss("value_and_grad", loss)
-    # A partial, not a closure: the gradient checker reads network and loss off it to name the
+    # A partial, not a closure: the gradient checker reads network and loss from it to name the
     # first wrong layer.
     return partial(_value_and_grad, network, loss, reduce)
 
@@ -91,14 +91,13 @@ def _value_and_grad(
 
 
 def _losses(loss: Loss, prediction: Any, y: Any) -> Array:
-    """One loss per example. Raises ValueError for a mean over a batch: its gradient would be that
-    of the sum."""
+    """One loss per example. Raises ValueError for a single loss of a whole batch: m would be 1."""
     losses = loss.value(prediction, y)
     if losses.shape == () and any(a.ndim > 1 for a in jax.tree.leaves(prediction)):
         shapes = jax.tree.map(jnp.shape, prediction)
         raise ValueError(
             f"loss: expected one loss per example from value(prediction, target) for predictions "
-            f"of shape {shapes}, got a single number; fnn takes the mean over the batch itself"
+            f"of shape {shapes}, got a single number; fnn computes the mean over the batch"
         )
     return losses
 
@@ -119,16 +118,16 @@ def weight_of(losses: Array, weight: Array) -> Array:
 
 def _weighted(dy: Any, weight: Array) -> Any:
     """Each example's cotangent times its weight."""
-    return jax.tree.map(lambda g: g * beside(weight, g), dy)
+    return jax.tree.map(lambda g: g * expand_like(weight, g), dy)
 
 
 @jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
 class _Reduced:
-    """Marks what `reduce` returned, so that nothing else can stand in its place.
+    """Wraps what `reduce` returned, to detect a layer that returns something else.
 
-    like is an empty array (*shape of the parameter, 0): it takes no memory, and `repeat` puts
-    the copies' axes in front of it as it does for the parameter.
+    like is an empty array (*shape of the parameter, 0): it takes no memory, and `repeat` adds a
+    leading axis to it as it does to the parameter.
     """
 
     value: Any
@@ -146,7 +145,7 @@ class _Reduced:
 
     def _refuse(self, *others: Any) -> NoReturn:
         raise TypeError(
-            "backward: what `reduce` returned must stay untouched. Change the factor instead: "
+            "backward: what `reduce` returned must be returned unchanged. Change the factor: "
             "reduce(fnn.Masked(factor, array)) multiplies a parameter's gradient by a constant "
             "array, and reduce(fnn.Sum(a, b)) adds the gradients of a parameter used twice"
         )
@@ -157,8 +156,9 @@ class _Reduced:
 
 
 class _Seal:
-    """The arrays of a mark and where they were made. Other arrays of the same shape in the same
-    trace are `jax.tree.map`'s; those of a `scan` are longer, and those of a `jit` outside of it."""
+    """The arrays of a `_Reduced`, and the shape and trace in which they were made. Different arrays
+    with the same shape in the same trace mean that a layer changed them; `scan` and `jit` also
+    replace the arrays, but with another shape or in another trace."""
 
     def __init__(self, mark: _Reduced) -> None:
         self.arrays = list(map(id, jax.tree.leaves((mark.value, mark.like))))
@@ -182,16 +182,16 @@ def per_example_backward(
     reduce: Callable[[Factor, int], Any],
     examples: tuple[int, ...],
 ) -> Any:
-    """What `reduce` makes of each parameter's per-example gradients, in one backward pass.
+    """Reduce each parameter's per-example gradients, in one backward pass.
 
-    dy holds each example's own cotangent, and `examples` the lengths of the axes of the
-    examples, with which every array of dy begins. reduce is called with a factor and the number
-    of these axes. Returns a tree like params, with reduce's results for leaves. Under `repeat`
-    the copies' axes stand in front of everything that reduce returns.
+    dy holds each example's own cotangent; `examples` is the shape of the example axes, with which
+    the shape of every array of dy begins. reduce is called with a factor and the number of example
+    axes. Returns a tree like params, whose leaves are what reduce returned. `repeat` adds a leading
+    axis to every array of these.
 
-    Raises TypeError for a layer that hands `reduce` something else than a factor, that changes
-    what `reduce` returned, or whose gradient exists for the whole batch only; ValueError for a
-    factor whose examples are not dy's or whose shape is not its parameter's, and for a
+    Raises TypeError for a layer that calls `reduce` with anything but a factor, that changes what
+    `reduce` returned, or whose gradient exists for the whole batch only; ValueError for a factor
+    whose example axes differ from dy's or whose shape differs from its parameter's, and for a
     parameter whose gradient is not what `reduce` returned.
     """
 
@@ -200,7 +200,7 @@ def per_example_backward(
         shape = jax.eval_shape(lambda: total(factor)).shape  # TypeError for what is not a factor
         if batch[: len(examples)] != examples:
             raise ValueError(
-                f"reduce: expected factors whose batch axes begin with the examples', "
+                f"reduce: expected factors whose batch axes begin with the example axes "
                 f"{examples}, got {jax.tree.map(jnp.shape, factor)}"
             )
         return _Reduced(reduce(factor, len(examples)), jnp.zeros((*shape, 0)))
@@ -214,22 +214,21 @@ def per_example_backward(
         if not isinstance(leaf, _Reduced):
             raise ValueError(
                 f"backward: the gradient of params{jax.tree_util.keystr(path)} is not what "
-                f"`reduce` returned: hand each parameter's per-example gradients to reduce, as "
-                f"a factor such as Outer or Direct, and return the result untouched"
+                f"`reduce` returned: call reduce on a factor, such as Outer or Direct, of the "
+                f"parameter's per-example gradients, and return the result unchanged"
             )
         if leaf.like.shape[:-1] != param.shape:
             raise ValueError(
-                f"backward: expected a factor for params{jax.tree_util.keystr(path)} whose "
-                f"gradients have its shape {param.shape}, got {leaf.like.shape[:-1]}"
+                f"backward: expected a factor for params{jax.tree_util.keystr(path)} of "
+                f"gradients with its shape {param.shape}, got {leaf.like.shape[:-1]}"
             )
     return jax.tree.unflatten(form, [leaf.value for leaf in reduced])
 
 
 def example_shape(losses: Array, example_axes: int | None) -> tuple[int, ...]:
-    """The lengths of the axes of the examples: the first `example_axes` of the losses', by
-    default all.
+    """The shape of the example axes: the first `example_axes` axes of the losses, by default all.
 
-    Raises ValueError for more axes than the losses have, and for fewer than 0.
+    Raises ValueError if example_axes is below 0 or above the number of axes of the losses.
 
     >>> example_shape(jnp.ones((8, 5)), 1)
     (8,)

@@ -1,8 +1,7 @@
-"""The three protocols that carry the library: `Layer`, `Loss`, `Optimizer`.
+"""The three protocols of the library: `Layer`, `Loss`, `Optimizer`.
 
-A network is a value that knows its own derivative. Each protocol is a `NamedTuple` of
-pure functions, so whatever `jax.jit`, `jax.vmap` and `jax.lax.scan` do to functions they
-do to networks.
+Each is a `NamedTuple` of pure functions. A network is a `Layer`, which has its own derivative,
+`backward`; `jax.jit`, `jax.vmap` and `jax.lax.scan` apply to these functions as to any other.
 
 Shapes, in every docstring of the package:
 
@@ -32,7 +31,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 Params = Any
-"""A pytree of floating-point arrays; `()` where there is nothing to learn."""
+"""A pytree of floating-point arrays; `()` for a layer without parameters."""
 Residuals = Any
 """A pytree of what `forward` saves for `backward`."""
 Grads = tuple[Params, Any]
@@ -42,8 +41,8 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def pytree(*static: str) -> Callable[[type[T]], type[T]]:
-    """A decorator: the class as a frozen dataclass and a pytree of its fields. Those named are
-    static, a part of the tree's structure.
+    """A decorator that makes a class a frozen dataclass and a pytree of its fields. Those named in
+    `static` are part of the tree structure.
 
     >>> @pytree("name")
     ... class Named:
@@ -62,7 +61,7 @@ def pytree(*static: str) -> Callable[[type[T]], type[T]]:
 
 
 class Layer(NamedTuple):
-    """A differentiable function with parameters, and its derivative beside it.
+    """A differentiable function with parameters, and its derivative.
 
     `init(key) -> params`
 
@@ -70,21 +69,20 @@ class Layer(NamedTuple):
     and the caller does not already hold.
 
     `backward(params, residuals, dy, reduce=total) -> (dparams, dx)` is the vector-Jacobian
-    product. A layer with parameters states the per-example gradients of each parameter as a
-    factor (`Outer`, `Direct`) and returns what `reduce` makes of it, untouched; with the
-    default, `total`, that is the gradient summed over the batch: plain backpropagation. What
-    has to be done to a parameter's gradient is done to the factor: a product with a constant
-    array is `reduce(Masked(factor, array))`, and a parameter that is used twice has the
-    gradient `reduce(Sum(factor, other))`. A layer without parameters ignores `reduce`; a layer
-    made of layers passes it on.
+    product. A layer with parameters describes the per-example gradients of each parameter by a
+    factor (`Outer`, `Direct`), calls `reduce` on it, and returns the result unchanged. The
+    default, `total`, sums over the batch: plain backpropagation. To change a parameter's
+    gradient, change the factor: `reduce(Masked(factor, array))` multiplies it by a constant
+    array, and `reduce(Sum(factor, other))` is the gradient of a parameter that is used twice. A
+    layer without parameters ignores `reduce`; a layer made of layers passes it on.
 
-    `varying` is None for a layer that is the same function at every call. Otherwise it says
+    `varying` is None for a layer that is the same function at every call. Otherwise it defines
     how the layer depends on a random key and on statistics: see `Varying` and `at`. The three
     functions above are then the layer without key and statistics.
 
     `parts(params) -> [(layer, params), ...]`, for a layer made of layers that are applied one
-    after another: these layers, from input to output, each with its own params. The gradient
-    checker reads it to name the first wrong layer of a network.
+    after another, returns these layers, from input to output, each with its own params. The
+    gradient checker uses it to name the first wrong layer of a network.
 
     >>> import fnn
     >>> double = Layer(
@@ -109,18 +107,18 @@ class Layer(NamedTuple):
         )
 
     def __repr__(self) -> str:
-        """The name of the function that made it, for messages and signatures."""
+        """Shows the name of the function that made the layer, for messages and signatures."""
         return f"Layer({getattr(self.forward, '__qualname__', '...').split('.')[0]})"
 
 
 class Varying(NamedTuple):
     """How a layer depends on a random key and on statistics of the data.
 
-    `at(key, statistics) -> Layer` gives the layer at that key and these statistics, three pure
-    functions again. A key means training, None evaluation.
+    `at(key, statistics) -> Layer` returns the layer with this key and these statistics fixed, as
+    three pure functions. A key means training, None evaluation.
 
     `measure(params, x, key) -> (y, statistics)` runs the layer forward on the examples x and
-    measures the statistics that it needs for evaluation.
+    measures the statistics that the layer needs for evaluation.
 
     >>> import fnn
     >>> def noisy(stddev):  # adds noise in training
@@ -140,18 +138,18 @@ class Varying(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """What one prediction costs, and the derivative of that cost.
+    """The loss of a prediction, and its derivative.
 
     `value(prediction, target)` is one loss per example: `(..., k) -> (...)`.
 
-    `gradient(prediction, target)` is d value / d prediction, `(..., k)`, for each
-    example by itself: the 1/m of the mean over a batch is not in it.
+    `gradient(prediction, target)` is d value / d prediction, `(..., k)`, of each example's own
+    loss, without the 1/m of the mean over a batch.
 
-    `root(prediction, target)`, where it is known, gives the columns `(c, ..., k)` of a root
-    of the Hessian H of each example's loss: H = sum_c s_c s_c^T. `fnn.curvature` needs it.
+    `root(prediction, target)` is None or returns the columns `(c, ..., k)` of a root of the
+    Hessian H of each example's loss: H = sum_c s_c s_c^T. `fnn.curvature` needs it.
 
     `mixes` is True where an example's loss depends on other examples of the batch, as in
-    contrastive losses. Per-example statistics and curvature refuse such a loss.
+    contrastive losses. Per-example statistics and curvature raise TypeError for it.
 
     >>> import fnn
     >>> fnn.mse.value(jnp.array([[1.0, 3.0]]), jnp.array([[0.0, 0.0]]))
@@ -173,8 +171,8 @@ class Loss(NamedTuple):
 class Optimizer(NamedTuple):
     """A pure update rule.
 
-    `init(params) -> state`: anything with `.params` and `.step` (int32, the number of
-    updates done), the rest being the rule's own.
+    `init(params) -> state`: any pytree with `.params` and `.step` (int32, the number of updates
+    done), and whatever else the rule needs.
 
     `update(state, grads) -> state`
 
@@ -190,11 +188,11 @@ class Optimizer(NamedTuple):
 
 
 def at(layer: Layer, key: Array | None = None, statistics: Any = None) -> Layer:
-    """The layer at a random key and at given statistics: three pure functions.
+    """The layer with a random key and statistics fixed: three pure functions.
 
     A key means training: dropout drops, batch normalisation uses the batch. None means
-    evaluation. `statistics` is what `statistics` measured, or None. A layer that does not vary
-    is returned as it is.
+    evaluation. The argument `statistics` is what the function `statistics` returned, or None. A
+    layer that does not vary is returned unchanged.
 
     >>> import fnn
     >>> fnn.at(fnn.tanh, jax.random.key(0)) is fnn.tanh
@@ -206,8 +204,8 @@ def at(layer: Layer, key: Array | None = None, statistics: Any = None) -> Layer:
 def apply(
     network: Layer, params: Params, x: Any, key: Array | None = None, statistics: Any = None
 ) -> Any:
-    """The prediction for x (..., d_in): what `forward` returns first, of the network `at` this key
-    and these statistics. Raises TypeError for what is not a layer.
+    """The prediction for x (..., d_in): y of `forward`, without the residuals, of the network `at`
+    this key and these statistics. Raises TypeError if network is not a layer.
 
     >>> import fnn
     >>> apply(fnn.relu, (), jnp.array([-1.0, 1.0]))
@@ -220,9 +218,9 @@ def apply(
 def statistics(network: Layer, params: Params, x: Any, key: Array | None = None) -> Any:
     """The statistics of every layer of the network over the examples x (n, ...).
 
-    A tree with each layer's statistics, `()` for a part that keeps none. Measured in one
-    forward pass over all of x, rather than averaged along the training: Wu & Johnson 2021,
-    "Rethinking Batch in BatchNorm". With a key other random layers act as in training.
+    A tree with each layer's statistics, `()` for a layer that has none. They are measured in one
+    forward pass over all of x, not averaged during training: Wu & Johnson 2021, "Rethinking
+    Batch in BatchNorm". With a key, random layers act as in training.
 
     >>> import fnn
     >>> network = fnn.mlp((2, 3, 1))
@@ -250,7 +248,7 @@ def varying_with(
     combine: Callable[[Layer], Layer],
     measure: Callable[[Params, Any, Array | None], tuple[Any, Any]],
 ) -> Varying | None:
-    """The `varying` of combine(layer): combine applied to the layer at the key and statistics.
+    """The `varying` of combine(layer): `at` applies combine to the layer at the key and statistics.
 
     None where the layer does not vary.
 
@@ -266,7 +264,7 @@ def varying_with(
 def split(key: Array, n: int = 2) -> Array:
     """n keys from one, as `jax.random.split`.
 
-    Raises TypeError for what is not a key, such as a seed.
+    Raises TypeError if key is not a key but, for example, a seed.
 
     >>> split(jax.random.key(0), 3).shape
     (3,)
@@ -276,13 +274,13 @@ def split(key: Array, n: int = 2) -> Array:
 
 
 def check_key(key: Any) -> None:
-    """Raise TypeError for what is not a key, such as a seed."""
+    """Raise TypeError if key is not a key but, for example, a seed."""
     if not isinstance(key, jax.Array):
         raise TypeError(f"expected a key such as jax.random.key(0), got {key!r}")
 
 
 def at_least_float32(dtype: Any) -> Any:
-    """The dtype in which sums over many terms are kept: narrower ones lose the small terms.
+    """The dtype to sum many terms in: float32 for a narrower dtype, which would lose small terms.
 
     >>> at_least_float32(jnp.bfloat16) == jnp.float32, at_least_float32(jnp.float64) == jnp.float64
     (True, True)
@@ -291,12 +289,12 @@ def at_least_float32(dtype: Any) -> Any:
 
 
 def is_floating(a: Any) -> bool:
-    """Whether a is an array of floating-point numbers, NumPy's, JAX's or traced."""
+    """Whether a is a floating-point array, of NumPy or JAX, traced or not."""
     return hasattr(a, "dtype") and bool(jnp.issubdtype(a.dtype, jnp.floating))
 
 
 def check_array(name: str, x: Any, expected: str = "x to be an array") -> None:
-    """Raise TypeError, naming the caller, for what is not an array or a number.
+    """Raise TypeError, naming the caller, if x is neither an array nor a number.
 
     >>> check_array("tanh", (1.0, ()))
     Traceback (most recent call last):
@@ -308,8 +306,8 @@ def check_array(name: str, x: Any, expected: str = "x to be an array") -> None:
 
 
 def check_layer(name: str, layer: Any) -> None:
-    """Raise TypeError, naming the caller, for what is not a `Layer`, or is one whose backward
-    takes no `reduce`.
+    """Raise TypeError, naming the caller, if layer is not a `Layer`, or its backward takes no
+    `reduce`.
 
     >>> check_layer("serial: argument 0", jnp.tanh)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -321,13 +319,13 @@ def check_layer(name: str, layer: Any) -> None:
             layer, hint = type(layer), "; pass the layers one by one: serial(*layers)"
         elif callable(layer):
             ours = str(getattr(layer, "__module__", "")).startswith("fnn.")
-            makes = "fnn.elementwise(f, df) makes one of a function and its derivative"
+            makes = "fnn.elementwise(f, df) makes one from a function and its derivative"
             hint = f"; {'call it to make one' if ours else makes}"
         raise TypeError(f"{name}: expected a Layer, got {layer!r}{hint}")
     try:
         inspect.signature(layer.backward).bind("params", "residuals", "dy", "reduce")
     except ValueError:
-        return  # a callable that has no signature to read
+        return  # a callable without a signature
     except TypeError:
         raise TypeError(
             f"{name}: expected a layer with backward(params, residuals, dy, reduce=total), "
@@ -336,7 +334,7 @@ def check_layer(name: str, layer: Any) -> None:
 
 
 def check_loss(name: str, loss: Any) -> None:
-    """Raise TypeError, naming the caller, for what is not a `Loss`.
+    """Raise TypeError, naming the caller, if loss is not a `Loss`.
 
     >>> check_loss("objective", jnp.square)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -344,7 +342,7 @@ def check_loss(name: str, loss: Any) -> None:
     """
     if not isinstance(loss, Loss):
         ours = getattr(loss, "__module__", "") == "fnn.losses"
-        needs = "; a function needs its gradient beside it" if callable(loss) else ""
+        needs = "; fnn.from_loss(value) makes one from a function" if callable(loss) else ""
         hint = "; call it to make one" if ours else needs
         raise TypeError(f"{name}: expected a Loss(value, gradient), got {loss!r}{hint}")
 
@@ -354,13 +352,13 @@ def check_unmixed(name: str, loss: Loss) -> None:
     if loss.mixes:
         made = getattr(loss.value, "__qualname__", "...").split(".")[0].strip("_")
         raise TypeError(
-            f"{name}: the loss {made} mixes the examples of a batch (mixes=True), so that no "
-            f"example has a gradient of its own"
+            f"{name}: the loss {made} mixes the examples of a batch (mixes=True), so it has no "
+            f"per-example gradients"
         )
 
 
 def check_optimizer(name: str, optimizer: Any) -> None:
-    """Raise TypeError, naming the caller, for what is not an `Optimizer`.
+    """Raise TypeError, naming the caller, if optimizer is not an `Optimizer`.
 
     >>> import fnn
     >>> check_optimizer("make_step", fnn.adam)  # doctest: +ELLIPSIS

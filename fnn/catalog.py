@@ -7,9 +7,9 @@
     OPTIMIZERS    name -> a function learning_rate -> optimizer
     WRAPPERS      name -> a function that takes an optimizer and returns one
 
-A name is in the table of the module that defines it, according to `fnn/__init__.pyi`, so that a new
-one needs no line here. Importing this module builds nothing: a name's module is imported when the
-name is looked up. What `fnn verify` and the tests check each name with is in `fnn.verify.cases`.
+A name is in the table of the module that defines it, according to `fnn/__init__.pyi`, so a new name
+needs no line here. A name's module is imported when the name is looked up. The inputs with which
+`fnn verify` and the tests check each name are in `fnn.verify.cases`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ import fnn
 
 
 class _Table(Mapping[str, Any]):
-    """The public names that these modules define, without some and with others."""
+    """The public names that these modules define, except those in `without`, plus `also`."""
 
     def __init__(self, modules: str, *, without: str = "", also: str = ""):
         homes = {f"fnn.{module}" for module in modules.split()}
@@ -43,7 +43,7 @@ class _Table(Mapping[str, Any]):
 
 
 class _Layers(_Table):
-    """Layers: where a function makes one, what it makes by default."""
+    """Layers; a function that makes a layer is called with its defaults."""
 
     def __getitem__(self, name: str) -> Any:
         found = super().__getitem__(name)

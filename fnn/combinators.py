@@ -1,7 +1,7 @@
 """Layers made of layers. `backward` is `forward` read from right to left.
 
-What a combinator's layers do with a key and with statistics it passes on: at a key it is the
-same combinator of its layers at keys of their own (see `Varying`).
+A combinator of layers that vary also varies (see `Varying`): at a key, it is the same combinator
+of its layers, each at a key of its own.
 """
 
 from collections.abc import Callable
@@ -48,10 +48,10 @@ def serial(*layers: Layer) -> Layer:
     """Function composition: A(0) = x, A(l) = layer_l(A(l-1)), y = A(L).
 
     params, residuals and dparams are tuples with one entry per layer. `serial()` is the
-    identity, and serial(f, serial(g, h)) computes what serial(serial(f, g), h) does.
+    identity, and serial(f, serial(g, h)) computes the same as serial(serial(f, g), h).
 
     Raises TypeError for an argument that is not a layer, or whose backward takes no
-    `reduce`; ValueError for params with another number of entries.
+    `reduce`; ValueError for params with a different number of entries.
 
     >>> import fnn
     >>> network = serial(fnn.dense(3, 2), fnn.tanh)
@@ -87,11 +87,11 @@ def fork(*layers: Layer) -> Layer:
     """The same input to each layer: y = (layer_1(x), ..., layer_K(x)), a tuple.
 
     params, residuals and dparams are tuples with one entry per layer; dx is the sum of the
-    layers' own. `add` and `concatenate` merge such a tuple; as a network's output it is one
+    layers' dx. `add` and `concatenate` merge such a tuple; as a network's output it is one
     prediction per head.
 
     Raises TypeError for an argument that is not a layer; ValueError for no layers and for
-    params with another number of entries.
+    params with a different number of entries.
 
     >>> import fnn
     >>> heads = fork(fnn.dense(3, 2), fnn.dense(3, 1))
@@ -125,11 +125,12 @@ def gated(layer: Layer, gate: Layer) -> Layer:
     """y = f(x) * g(x), entry by entry: the gated linear unit of a layer f and a gate g.
     Dauphin et al. 2017.
 
-    dx is the sum of f's, at dy * g(x), and g's, at dy * f(x). params and dparams are pairs (f's,
-    g's). `gated(dense(n, m), serial(dense(n, m), silu))` is SwiGLU's first half. Shazeer 2020.
+    dx is the sum of f's dx for the cotangent dy * g(x) and g's dx for dy * f(x). params and dparams
+    are pairs (f's, g's). `gated(dense(n, m), serial(dense(n, m), silu))` is the first half of
+    SwiGLU (Shazeer 2020).
 
-    Raises TypeError for an argument that is not a layer; ValueError for params with another number
-    of entries, and where f(x) and g(x) differ in shape or dtype.
+    Raises TypeError for an argument that is not a layer; ValueError for params with a different
+    number of entries, and if f(x) and g(x) differ in shape or dtype.
 
     >>> import fnn
     >>> layer = gated(fnn.identity, fnn.relu)
@@ -164,13 +165,13 @@ def gated(layer: Layer, gate: Layer) -> Layer:
 
 
 def skip(layer: Layer) -> Layer:
-    """y = x + f(x), dx = dy + (the layer's own dx). He et al. 2016.
+    """y = x + f(x), dx = dy + (the layer's dx). He et al. 2016.
 
-    Where x is a tree, so is f(x); parts of it that are not floating-point, such as a mask, are
-    f(x)'s. params, residuals and dparams are the layer's.
+    x and f(x) may be trees; of arrays that are not floating-point, such as a mask, y has those of
+    f(x). params, residuals and dparams are the layer's.
 
-    Raises TypeError for an argument that is not a layer; ValueError where f(x) has another shape
-    than x.
+    Raises TypeError for an argument that is not a layer; ValueError if f(x) and x differ in shape
+    or dtype.
 
     >>> import fnn
     >>> skip(fnn.relu).forward((), jnp.array([-1.0, 2.0]))[0]
@@ -192,12 +193,12 @@ def skip(layer: Layer) -> Layer:
 
 
 def on(i: int, layer: Layer) -> Layer:
-    """The layer for part i of a tuple: y_i = f(x_i), and y_j = x_j for the other parts.
+    """The layer applied to part i of a tuple: y_i = f(x_i), and y_j = x_j for the other parts.
 
     params, residuals and dparams are the layer's; dx_i is the layer's dx, and dx_j = dy_j.
 
-    Raises TypeError for an argument that is not a layer and for i that is not a whole number;
-    ValueError for i below 0 and for x that is not a tuple with a part i.
+    Raises TypeError for an argument that is not a layer and an i that is not a whole number;
+    ValueError for i below 0 and for an x that is not a tuple of more than i parts.
 
     >>> import fnn
     >>> on(1, fnn.relu).forward((), (jnp.array([-1.0]), jnp.array([-1.0])))[0]
@@ -223,12 +224,12 @@ def on(i: int, layer: Layer) -> Layer:
 def repeat(layer: Layer, n: int) -> Layer:
     """n copies of one layer after another, each with parameters of its own.
 
-    Computes what serial(layer, ..., layer) does, by one `lax.scan` each way: it compiles
-    in the same time at any depth. params and dparams are the layer's, with an axis of
-    length n put in front of every leaf. In training each copy has a key of its own.
+    Computes the same as serial(layer, ..., layer), by one `lax.scan` in forward and one in
+    backward: the compile time does not depend on n. params and dparams are the layer's, with a
+    leading axis of length n on every leaf. In training each copy has a key of its own.
 
-    Raises TypeError for an argument that is not a layer; ValueError for n below 1, for
-    params of another depth, and where the layer changes its input's shape or dtype.
+    Raises TypeError for an argument that is not a layer; ValueError for n below 1, for params
+    whose leading axis is not n, and if the layer changes its input's shape or dtype.
 
     >>> import fnn
     >>> deep = repeat(fnn.serial(fnn.dense(4, 4), fnn.tanh), 100)
@@ -290,14 +291,14 @@ def repeat(layer: Layer, n: int) -> Layer:
 
 
 def masked(layer: Layer, mask: Params) -> Layer:
-    """The layer with parameters params * mask: where mask is 0 there is no weight.
+    """The layer with parameters params * mask: weights are 0 where mask is 0.
 
     mask is a tree like params of constant arrays, numbers or booleans. dparams is the layer's
-    times mask, so that what is masked learns nothing. params, residuals and dx are the layer's.
-    Pruning: Frankle & Carbin 2019.
+    times mask, so masked entries get a gradient of 0. residuals and dx are the layer's, at
+    params * mask. Pruning: Frankle & Carbin 2019.
 
-    Raises TypeError for an argument that is not a layer; ValueError for a mask of another
-    structure or shape than the params.
+    Raises TypeError for an argument that is not a layer; ValueError if the structure or the
+    shapes of mask differ from those of params.
 
     >>> import fnn
     >>> layer = masked(fnn.dense(2, 1), {"W": jnp.array([[1, 0]]), "b": jnp.array([1])})
@@ -330,11 +331,11 @@ def masked(layer: Layer, mask: Params) -> Layer:
 
 
 def frozen(layer: Layer) -> Layer:
-    """The layer, its parameters constants: dparams = 0, dx is the layer's. So are their second
-    derivatives 0.
+    """The layer with constant parameters: dparams = 0, and dx is the layer's. Second derivatives by
+    the parameters are 0 too.
 
-    The weight gradients are not computed. An optimizer that moves parameters without a gradient,
-    as `adamw` does by its weight decay, needs `partition` to leave them alone.
+    The weight gradients are not computed. An optimizer that changes a parameter whose gradient is
+    0, as `adamw` does by weight decay, needs `partition` to leave it unchanged.
 
     Raises TypeError for an argument that is not a layer.
 
@@ -357,22 +358,22 @@ def frozen(layer: Layer) -> Layer:
 
 
 def lora(layer: Layer, rank: int) -> Layer:
-    """The layer, its parameters frozen, with a learned matrix of low rank added to each that is a
-    matrix: W + B A. Hu et al. 2022.
+    """The layer with frozen parameters, and a learned matrix of low rank added to each parameter
+    that is a matrix: W + B A. Hu et al. 2022.
 
     params {"frozen": the layer's, "learned": (..., {"A": (rank, d_in), "B": (d_out, rank)}, ...)},
-    an entry for each of `jax.tree.leaves` of the layer's, () where it is not a matrix. A has
-    variance 1/d_in and B is 0, so that at first the output is the layer's own. For a trained layer
-    put its params in the place of "frozen". With dW the layer's gradient at W + B A:
+    with an entry of "learned" for each leaf of the layer's params, () if that is not a matrix. A
+    has variance 1/d_in and B is 0, so initially the output is the layer's. To adapt a trained
+    layer, replace "frozen" by its params. With dW the layer's gradient at W + B A:
 
-        dA = B^T dW,    dB = dW A^T,    and 0 for what is frozen
+        dA = B^T dW,    dB = dW A^T,    and 0 for "frozen"
 
-    dW itself is not computed: where it is stated as `Outer` or `Rows`, so are dA and dB. In a
-    `repeat`, write repeat(lora(layer, rank), n).
+    dW is not computed: if its factor is an `Outer` or `Rows`, so are those of dA and dB. To use it
+    in a `repeat`, write repeat(lora(layer, rank), n).
 
     Raises TypeError for an argument that is not a layer, and in backward for a matrix whose
-    gradient is not stated as an `Outer`, a `Rows` or a `Direct` of a matrix; ValueError for a rank
-    below 1, a layer without matrices, and params with another number of entries.
+    gradient's factor is not an `Outer`, a `Rows` or a `Direct`; ValueError for a rank below 1, a
+    layer without matrices, and params with a different number of entries.
 
     >>> import fnn
     >>> params = lora(fnn.dense(64, 32), 2).init(jax.random.key(0))
@@ -428,7 +429,7 @@ def lora(layer: Layer, rank: int) -> Layer:
 
 
 def _low_rank(factor: Factor, A: Array, B: Array) -> dict[str, Factor]:
-    """Of A and B in W + B A, from the factor of W."""
+    """The factors of A and B in W + B A, from the factor of W."""
     match factor:
         case Outer(left, right):
             return {"A": Outer(left @ B, right), "B": Outer(left, right @ A.T)}
@@ -449,7 +450,7 @@ def _stop_backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce
 stop_gradient = Layer(
     lambda key: (), lambda params, x: (jax.lax.stop_gradient(x), ()), _stop_backward
 )
-"""y = x, dx = 0: what stands before it learns nothing through it.
+"""y = x, dx = 0: no gradient reaches the layers before it.
 
 >>> stop_gradient.backward((), (), jnp.ones(2))[1]
 Array([0., 0.], dtype=float32)
@@ -459,7 +460,7 @@ Array([0., 0.], dtype=float32)
 def _add_forward(params: Params, xs: tuple[Array, ...]) -> tuple[Array, Residuals]:
     for x in xs[1:]:
         _check_same("add", xs[0], x)
-    return fold(jnp.add, xs), ((),) * len(xs)  # of the arrays, backward needs their number
+    return fold(jnp.add, xs), ((),) * len(xs)  # backward needs only the number of arrays
 
 
 def _add_backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
@@ -467,7 +468,7 @@ def _add_backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduc
 
 
 add = Layer(lambda key: (), _add_forward, _add_backward)
-"""y = x_1 + ... + x_K, for a tuple x of arrays of one shape; dx_k = dy.
+"""y = x_1 + ... + x_K, for a tuple x of arrays with the same shape and dtype; dx_k = dy.
 
 >>> add.forward((), (jnp.ones(2), jnp.ones(2)))[0]
 Array([2., 2.], dtype=float32)
@@ -478,10 +479,10 @@ def _concatenate_forward(params: Params, xs: tuple[Array, ...]) -> tuple[Array, 
     for x in xs[1:]:
         if (x.shape[:-1], x.dtype) != (xs[0].shape[:-1], xs[0].dtype):
             raise ValueError(
-                f"concatenate: expected arrays that differ in their last axis alone, "
+                f"concatenate: expected arrays that differ only in their last axis, "
                 f"got {[f'{x.dtype}{x.shape}' for x in xs]}"
             )
-    # Empty arrays keep the widths as shapes, which are known while a program is traced.
+    # Empty arrays keep the widths as shapes, which are static.
     return jnp.concatenate(xs, -1), tuple(jnp.zeros((0, x.shape[-1]), x.dtype) for x in xs)
 
 
@@ -502,10 +503,11 @@ Array([1., 1., 0.], dtype=float32)
 
 @pytree("places", "form")
 class _Kept:
-    """One copy's residuals with each array once: its output is the next copy's input.
+    """One copy's residuals without duplicates.
 
-    A residual that is part of the copy's input x or output y, or another residual, is not kept
-    beside it. `places` has for each residual its place in (*x, *y, *others).
+    A residual that is an array of the copy's input x, of its output y (the next copy's input) or
+    another residual is not kept a second time. `places` has the index of each residual in
+    (*x, *y, *others).
     """
 
     x: Any
@@ -520,7 +522,7 @@ class _Kept:
         for leaf in leaves:
             if not any(leaf is array for array in kept):
                 kept = [*kept, leaf]
-        # list.index would compare arrays by value; these are the same objects or not.
+        # By identity; list.index would compare arrays by value.
         places = tuple(next(i for i, a in enumerate(kept) if a is leaf) for leaf in leaves)
         return cls(x, kept[len(known) :], places, form)
 
@@ -529,12 +531,12 @@ class _Kept:
         return jax.tree.unflatten(self.form, [kept[i] for i in self.places])
 
 
-# How a combinator of layers varies. Residuals and statistics are composed alike, so a layer that
-# returns its statistics for residuals has them composed by the combinator's own forward.
+# The `varying` of combinators. Statistics are composed as residuals are, so a layer that returns
+# its statistics as residuals has them composed by the combinator's forward.
 
 
 def _varying(combine: Callable[..., Layer], layers: tuple[Layer, ...]) -> Varying | None:
-    """For a combinator whose residuals are a tuple with one entry per layer."""
+    """The `varying` of a combinator whose residuals are a tuple with one entry per layer."""
     if all(layer.varying is None for layer in layers):
         return None
 
@@ -549,18 +551,18 @@ def _varying(combine: Callable[..., Layer], layers: tuple[Layer, ...]) -> Varyin
 
 
 def _varying_alone(combine: Callable[[Layer], Layer], layer: Layer) -> Varying | None:
-    """For a combinator of one layer whose residuals are that layer's."""
+    """The `varying` of a combinator of one layer whose residuals are that layer's."""
     measure = lambda params, x, key: combine(_measuring(layer, key)).forward(params, x)
     return varying_with(layer, combine, measure)
 
 
 def _measuring(layer: Layer, key: Array | None) -> Layer:
-    """The layer with its statistics for residuals; it has no backward."""
+    """The layer with its statistics as residuals; its backward must not be called."""
     return Layer(layer.init, lambda params, x: measured(layer, params, x, key), layer.backward)
 
 
 def _keys(key: Array | None, layers: tuple[Layer, ...]) -> Any:
-    """A key for each layer; None for each where there is none."""
+    """A key for each layer, or None for each."""
     return (None,) * len(layers) if key is None else split(key, len(layers)) if layers else ()
 
 

@@ -1,13 +1,13 @@
-"""The generalised Gauss-Newton matrix of a network, read off its own backward pass.
+"""The generalised Gauss-Newton matrix of a network, from its backward pass.
 
     G = (1/m) sum_n J_n^T H_n J_n,    H_n = sum_c s_nc s_nc^T
 
-J_n (k, parameters) is the Jacobian of prediction n and H_n (k, k) the Hessian of its loss there.
-G is the Hessian of the mean loss without the network's own second derivatives: never negative,
-equal to the Hessian where the network is linear, and, for `softmax_cross_entropy` on labels, the
-Fisher matrix (Martens 2020). A loss's Hessian root gives the columns s_nc. One backward pass
-from each column, all columns at once by `jax.vmap`, has everything in it: J_n^T s_nc for a dense
-layer is delta_nc [a_n; 1]^T.
+J_n (k, parameters) is the Jacobian of prediction n and H_n (k, k) the Hessian of its loss by the
+prediction. G is the Hessian of the mean loss without the network's second derivatives. It is
+positive semidefinite, equal to the Hessian if the network is linear, and the Fisher matrix for
+`softmax_cross_entropy` on labels (Martens 2020). The columns s_nc are the loss's Hessian root. One
+backward pass per column, all columns at once by `jax.vmap`, gives J_n^T s_nc: for a dense layer
+delta_nc [a_n; 1]^T.
 
     ggn_diagonal                  diag G = (1/m) sum_n sum_c (J_n^T s_nc)^2     Dangel et al. 2020
     kronecker_factors             A = (1/m) sum_n [a_n; 1] [a_n; 1]^T
@@ -16,17 +16,18 @@ layer is delta_nc [a_n; 1]^T.
     gauss_newton_vector_product   G v                                         Schraudolph 2002
 
 A root is root(prediction, target) -> (c, ..., k), columns first, with H = sum_c s_c s_c^T for each
-example. It is known for `mse`, `softmax_cross_entropy` and `sigmoid_binary_cross_entropy`; for
-another loss, give its own as `root=`. With root=lambda p, t: loss.gradient(p, t)[None], G is the
-empirical Fisher matrix; with gradients for targets drawn from the model it is Monte Carlo.
+example. `mse`, `softmax_cross_entropy`, `smoothed_cross_entropy`, `sigmoid_binary_cross_entropy`
+and `poisson_nll` have one; for another loss pass `root=`. With root=lambda p, t:
+loss.gradient(p, t)[None], G is the empirical Fisher matrix; with gradients for targets drawn from
+the model, it is a Monte Carlo estimate of the Fisher matrix.
 
-By default each entry of the loss's value is an example; `example_axes` says otherwise, as in
+By default each entry of the loss's value is an example; `example_axes` changes that, as in
 `fnn.per_example`. All raise ValueError for a loss without a root.
 
-The Hessian itself is the derivative of the hand-written gradient:
+The Hessian itself, by differentiating the hand-written gradient:
 
     hessian_vector_product        H v                                         Pearlmutter 1994
-    lanczos                       eigenvalues of any matrix known by its products with vectors
+    lanczos                       eigenvalues of a matrix given by its products with vectors
 """
 
 import math
@@ -61,8 +62,8 @@ def ggn_diagonal(
 ) -> Callable[[Params, Any, Any], Params]:
     """f(params, x, y) -> the diagonal of G, exactly: a tree like params.
 
-    Equal to the diagonal of the Hessian of the mean loss where every layer is linear around
-    its input: with `relu` and its kin, everywhere but at their kinks.
+    It equals the diagonal of the Hessian of the mean loss if every layer is piecewise linear, such
+    as `dense` and `relu`, except at the kinks.
 
     >>> import fnn
     >>> network, params = fnn.dense(2, 1), {"W": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
@@ -81,8 +82,8 @@ def ggn_diagonal(
 
 
 class Kronecker(NamedTuple):
-    """A dense layer's block of G, as A (x) S: A (d_in + 1, d_in + 1), the last row and column
-    the bias's, and S (d_out, d_out). Under `repeat`, with the copies' axes in front.
+    """A dense layer's block of G, as A (x) S: A (d_in + 1, d_in + 1), whose last row and column
+    belong to the bias, and S (d_out, d_out). `repeat` adds a leading axis for the copies.
 
     >>> Kronecker(A=jnp.eye(3), S=jnp.eye(2)).S.shape
     (2, 2)
@@ -99,10 +100,10 @@ def kronecker_factors(
     the diagonal of G for every other parameter.
 
     A dense layer is one whose params are {"W": (d_out, d_in), "b": (d_out,)} and whose W has
-    `Outer` gradients. A (x) S is its block of G exactly where [a;1] [a;1]^T and the layer's
-    output curvature don't vary together: in a linear network under `mse`, or for one example.
+    `Outer` gradients. A (x) S is its block of G exactly if [a;1] [a;1]^T and the curvature by the
+    layer's output are uncorrelated: in a linear network with `mse`, or for one example.
 
-    Raises TypeError for such a layer whose W is stated otherwise.
+    Raises TypeError for a layer with such params whose W has another factor.
 
     >>> import fnn
     >>> network, params = fnn.dense(2, 1), {"W": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
@@ -119,7 +120,7 @@ def kronecker_factors(
             if not _is_dense(node):
                 return blocks.diagonal / m
             if blocks["W"].kronecker is None:
-                raise TypeError("kronecker_factors: expected Outer gradients of a dense layer's W")
+                raise TypeError("kronecker_factors: expected an Outer factor of a dense layer's W")
             return jax.tree.map(lambda leaf: leaf / m, blocks["W"].kronecker)
 
         return jax.tree.map(one, params, sums, is_leaf=_is_dense)
@@ -130,13 +131,13 @@ def kronecker_factors(
 def gauss_newton_vector_product(
     network: Layer, loss: Loss, *, root: Root | None = None
 ) -> Callable[[Params, Any, Any, Params], Params]:
-    """f(params, x, y, v) -> G v, for v and G v trees like params, at the cost of about two
+    """f(params, x, y, v) -> G v, where v and G v are trees like params, at the cost of about two
     gradients: u_n = H_n J_n v, then (1/m) sum_n J_n^T u_n.
 
-    J_n v is the transpose of backward, which is linear in dy: `jax.linear_transpose` reads the
-    one hand-written rule backwards, so there is no second rule for the forward direction.
+    J_n v is the transpose of backward, which is linear in dy: `jax.linear_transpose` derives it
+    from the hand-written rule, so no second rule for forward mode is needed.
 
-    Raises TypeError for v of another structure, shape or dtype than params.
+    Raises TypeError if v differs from params in structure, shape or dtype.
 
     >>> import fnn
     >>> network, params = fnn.dense(2, 1), {"W": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
@@ -167,10 +168,10 @@ def hessian_vector_product(
     network: Layer, loss: Loss
 ) -> Callable[[Params, Any, Any, Params], Params]:
     """f(params, x, y, v) -> H v, with H the Hessian of the mean loss, and v and H v trees like
-    params: the derivative along v of the hand-written gradient, at the cost of about two.
-    Pearlmutter 1994.
+    params: the derivative along v of the hand-written gradient, at the cost of about two
+    gradients. Pearlmutter 1994.
 
-    Raises TypeError for v of another structure, shape or dtype than params.
+    Raises TypeError if v differs from params in structure, shape or dtype.
 
     >>> import fnn
     >>> network, params = fnn.dense(2, 1), {"W": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
@@ -188,7 +189,7 @@ def hessian_vector_product(
 
 
 class Spectrum(NamedTuple):
-    """`values` (k,), estimates of eigenvalues in rising order, and `weights` (k,), which sum to 1.
+    """`values` (k,), estimates of eigenvalues, ascending, and `weights` (k,), which sum to 1.
 
     >>> Spectrum(values=jnp.ones(1), weights=jnp.ones(1)).weights
     Array([1.], dtype=float32)
@@ -201,13 +202,13 @@ class Spectrum(NamedTuple):
 def lanczos(product: Callable[[Params], Params], start: Params, steps: int) -> Spectrum:
     """The spectrum of a symmetric matrix A, from `steps` products A v. Lanczos 1950.
 
-    product(v) -> A v, for v a tree like params; start is where the iteration begins, such as
-    standard normal noise. The outermost values approach A's outermost eigenvalues. For any f,
-    sum_i weights_i f(values_i) is about s^T f(A) s with s = start / ||start||: for noise, averaged
-    over starts, the spectrum's density (Ghorbani et al. 2019). The basis is kept and made
-    orthogonal again at each step: `steps` times the memory of start.
+    product(v) -> A v, for v a tree like params; start is the first v, such as standard normal
+    noise. The extreme values approach A's extreme eigenvalues. For any f,
+    sum_i weights_i f(values_i) is about s^T f(A) s with s = start / ||start||; averaged over random
+    starts this estimates the spectral density (Ghorbani et al. 2019). Each step orthogonalises
+    against all earlier ones, so the memory is `steps` times that of start.
 
-    Raises ValueError for fewer than one step.
+    Raises ValueError for steps below 1.
 
     >>> product = lambda v: jnp.array([1.0, 2.0, 4.0]) * v
     >>> lanczos(product, jnp.ones(3), 3).values.round(3)
@@ -221,7 +222,7 @@ def lanczos(product: Callable[[Params], Params], start: Params, steps: int) -> S
         basis = basis.at[i].set(q)
         w = ravel_pytree(product(unravel(q)))[0]
         alpha = w @ q
-        for _ in range(2):  # once leaves a part of its own rounding
+        for _ in range(2):  # twice: one pass leaves its own rounding error
             w = w - (basis @ w) @ basis
         beta = jnp.linalg.norm(w)
         return (basis, w / jnp.where(beta > 0, beta, 1)), (alpha, beta)
@@ -235,8 +236,9 @@ def lanczos(product: Callable[[Params], Params], start: Params, steps: int) -> S
 
 
 class KFACState(NamedTuple):
-    """params and step as in every optimizer's state. factors: the running sum of what was
-    observed, `weight` its weight. bases: the eigenvectors and eigenvalues of their mean.
+    """params and step as in every optimizer's state. factors: the weighted sum of the observed
+    `kronecker_factors`; weight: the sum of their weights; bases: eigenvectors and eigenvalues of
+    the weighted mean.
 
     >>> kfac(0.1).init({"W": jnp.zeros((1, 2)), "b": jnp.zeros(1)}).weight
     Array(0., dtype=float32)
@@ -251,9 +253,9 @@ class KFACState(NamedTuple):
 
 class _Basis(NamedTuple):
     a: Array  # eigenvalues of A
-    U: Array  # and its eigenvectors, in columns
-    s: Array
-    V: Array
+    U: Array  # eigenvectors of A, as columns
+    s: Array  # eigenvalues of S
+    V: Array  # eigenvectors of S
 
 
 def kfac(learning_rate: Rate, damping: float | Array = 1e-3) -> Optimizer:
@@ -264,19 +266,19 @@ def kfac(learning_rate: Rate, damping: float | Array = 1e-3) -> Optimizer:
 
         direction = V (V^T g U / (s a^T + damping)) U^T
 
-    so that the damping is of the whole block, not split between its factors. For every other
+    so the damping is added to the whole block, not split between its factors. For every other
     parameter the direction is g / (diagonal of G + damping).
 
-    An `Optimizer` as any other, for `fnn.make_step` and all that is built on it. What it knows
-    of the curvature comes by `observe`, as often as is worth its price, one backward pass for
-    k columns and two eigendecompositions per layer:
+    It is an `Optimizer` like any other, for `fnn.make_step`, `fnn.fit` and so on. `observe` updates
+    its curvature; call it as often as its cost allows, which is one backward pass over k columns
+    and two eigendecompositions per layer:
 
         factors = kronecker_factors(network, loss)
         step = fnn.make_step(network, loss, kfac(0.3, damping=1e-2))
         state = observe(state, factors(state.params, x, y))
         state, value = step(state, (x, y))
 
-    Until the first `observe` A (x) S is the identity.
+    Before the first `observe`, A (x) S is the identity.
 
     Raises ValueError for a learning_rate or a damping that is not above 0.
 
@@ -316,8 +318,8 @@ def kfac(learning_rate: Rate, damping: float | Array = 1e-3) -> Optimizer:
 
 
 def observe(state: KFACState, factors: Any, decay: float | Array = 0.95) -> KFACState:
-    """The state with `kronecker_factors` taken into its running mean, which is
-    sum_t decay^(T-t) factors_t, divided by the same sum of the weights alone.
+    """The state with `kronecker_factors` included in its moving average, which is
+    sum_t decay^(T-t) factors_t / sum_t decay^(T-t).
 
     Raises ValueError for a decay outside [0, 1), TypeError for another optimizer's state.
 
@@ -339,14 +341,14 @@ def _bases(factors: Any) -> Any:
         if not isinstance(node, Kronecker):
             return node
         (a, U), (s, V) = jnp.linalg.eigh(node.A), jnp.linalg.eigh(node.S)
-        # Rounding may put an eigenvalue of 0 below 0.
+        # Rounding may make an eigenvalue of 0 negative.
         return _Basis(jnp.maximum(a, 0), U, jnp.maximum(s, 0), V)
 
     return jax.tree.map(one, factors, is_leaf=lambda node: isinstance(node, Kronecker))
 
 
 def _identity(node: Any) -> Any:
-    """The factors of a G that is the identity, for a dense layer's params or another array."""
+    """Factors with which G is the identity, for a dense layer's params or another array."""
     if not _is_dense(node):
         return jnp.ones(node.shape, at_least_float32(node.dtype))
     *copies, d_out, d_in = node["W"].shape
@@ -366,12 +368,12 @@ def _block(factor: Factor, examples: int) -> _Block:
         return _Block(diagonal, None)
     if len(factor.batch) > examples:
         raise TypeError(
-            f"kronecker_factors: expected a dense layer at one position per example, "
-            f"got positions {factor.batch[examples:]}"
+            f"kronecker_factors: expected dense layers with one position per example, "
+            f"got position axes of shape {factor.batch[examples:]}"
         )
     ones = jnp.ones((*factor.right.shape[:-1], 1), factor.right.dtype)
     a = _moment(jnp.concatenate([factor.right, ones], -1))
-    # Columns as one more batch axis of a single product, not one S for each to sum.
+    # One matrix product with the columns as a batch axis, instead of a sum of one S per column.
     s = _moment(jax.lax.all_gather(factor.left, _AXIS))
     return _Block(diagonal, Kronecker(A=jax.lax.pmean(a, _AXIS), S=s))
 
@@ -386,8 +388,8 @@ _AXIS = "columns of the Hessian root"
 
 
 def _over_columns(factor: Factor) -> Factor:
-    """The factor summed over the columns c. One of left_c and right_c is the same for every c:
-    their product's sum is (sum of left) (x) (mean of right), whichever of them that is."""
+    """The factor summed over the columns c. One of left_c and right_c is the same for every c, so
+    sum_c left_c (x) right_c is (sum of left) (x) (mean of right), whichever of them it is."""
     match factor:
         case Outer(left, right):
             return Outer(jax.lax.psum(left, _AXIS), jax.lax.pmean(right, _AXIS))
@@ -416,7 +418,7 @@ def _reduced(
     reduce: Callable[[Factor, int], Any],
     example_axes: int | None,
 ) -> Callable[[Params, Any, Any], tuple[int, Any]]:
-    """f(params, x, y) -> (m, what reduce makes of the backward passes from all columns)."""
+    """f(params, x, y) -> (m, reduce(factor, example axes) of each parameter, over all columns)."""
     root = _root_of(loss, root)
     check_layer("network", network)
 
@@ -425,10 +427,10 @@ def _reduced(
         columns, losses = _columns(loss, root, prediction, y)
         examples = example_shape(losses, example_axes)
         if positions := losses.shape[len(examples) :]:
-            # Each position's loss has columns of its own, or those of two would be added up.
+            # Separate columns for each position's loss: in one column, they would be added.
             each = jnp.eye(math.prod(positions), dtype=columns.dtype)
-            beside = (1,) * (1 + len(examples)), (1,) * (prediction.ndim - losses.ndim)
-            each = each.reshape(-1, *beside[0], *positions, *beside[1])
+            ones = (1,) * (1 + len(examples)), (1,) * (prediction.ndim - losses.ndim)
+            each = each.reshape(-1, *ones[0], *positions, *ones[1])
             columns = (each * columns).reshape(-1, *prediction.shape)
 
         def one(dy: Array) -> Any:
@@ -445,15 +447,15 @@ def _root_of(loss: Loss, root: Root | None) -> Root:
     root = loss.root if root is None else root
     if root is None:
         raise ValueError(
-            "no Hessian root is known for this loss: give its own as root=, "
-            "root(prediction, target) -> columns (c, ..., k), or as Loss(value, gradient, root)"
+            "curvature: expected a loss with a Hessian root, got one without: pass "
+            "root=root(prediction, target) -> columns (c, ..., k), or Loss(value, gradient, root)"
         )
     return root
 
 
 def _columns(loss: Loss, root: Root, prediction: Array, y: Any) -> tuple[Array, Array]:
     """The root's columns (c, ..., k), and the losses."""
-    check_array("curvature", prediction, "a network with one array as its prediction")
+    check_array("curvature", prediction, "a network whose prediction is one array")
     columns = root(prediction, y)
     if columns.shape[1:] != prediction.shape:
         raise ValueError(

@@ -1,11 +1,11 @@
-"""What the library raises by itself, as opposed to a fault of its own."""
+"""The base class of fnn's own errors."""
 
 
 class Error(Exception):
-    """The base of the errors that fnn means to raise: `fnn.DivergedError`, `fnn.data.DataError`,
-    `fnn.checkpoint.CheckpointError`. Each also has a built-in base, such as ValueError.
+    """The base class of `fnn.DivergedError`, `fnn.data.DataError` and
+    `fnn.checkpoint.CheckpointError`. Each also has a built-in base class, such as ValueError.
 
-    The command prints these in one line, and reports all others as faults of fnn.
+    The command prints these errors in one line, and reports all others as bugs of fnn.
 
     >>> import fnn
     >>> issubclass(fnn.data.DataError, fnn.Error), issubclass(fnn.data.DataError, ValueError)

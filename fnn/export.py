@@ -1,6 +1,6 @@
-"""A trained network as a file that runs without fnn: StableHLO, by `jax.export`.
+"""Export a network to a file that runs without fnn: StableHLO, by `jax.export`.
 
-One file serves CPU, CUDA, ROCm and TPU, and any number of examples. In another program
+One file runs on CPU, CUDA, ROCm and TPU, for any number of examples. Another program
 
     import jax
     network = jax.export.deserialize(open("network.bin", "rb").read())
@@ -27,16 +27,15 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def save(network: Layer, params: Params, example: Any, path: str | Path) -> None:
-    """Write f(x) = the network's output at these params, for any number of examples.
+    """Write the network with these params as a function of x, for any number of examples.
 
-    example is an input of some examples (n, ...), or a tree of them, or their shapes; its dtypes
-    are those that f takes. A network that varies is written as it evaluates: dropout as the
-    identity, and batch normalisation with its statistics, which
-    `fnn.at(network, statistics=fnn.statistics(network, params, x))` gives it.
+    example is an input (n, ...) with any n, or a tree of these, or their shapes; the function takes
+    the same dtypes. The network is exported for evaluation: dropout is the identity; for batch
+    normalisation pass `fnn.at(network, statistics=fnn.statistics(network, params, x))`.
 
-    Raises TypeError for what is not a layer; ValueError for a network that lacks its statistics
-    and for an example without an axis of examples; OSError where the file can't be written;
-    ModuleNotFoundError where flatbuffers, of `fnn[export]`, is not installed.
+    Raises TypeError if network is not a layer; ValueError for a network without its statistics and
+    an example without a batch axis; OSError if the file can't be written; ModuleNotFoundError if
+    flatbuffers, of `fnn[export]`, is not installed.
 
     >>> import tempfile, fnn
     >>> params = {"W": jnp.full((1, 1), 2.0), "b": jnp.ones(1)}
@@ -51,7 +50,7 @@ def save(network: Layer, params: Params, example: Any, path: str | Path) -> None
     measure = lambda params, x: measured(network, params, x, None)[1]
     if jax.tree.leaves(jax.eval_shape(measure, params, example)):
         raise ValueError(
-            "save: the network keeps statistics: expected "
+            "save: expected a network with its statistics, "
             "fnn.at(network, statistics=fnn.statistics(network, params, x))"
         )
     params = jax.tree.map(jnp.asarray, jax.device_get(params))
@@ -60,7 +59,7 @@ def save(network: Layer, params: Params, example: Any, path: str | Path) -> None
 
 def lowered(f: Callable[[Any], Any], example: Any) -> bytes:
     """f(x) as serialized StableHLO for all `PLATFORMS` and any number of examples: the content of
-    a file as `save` writes it. example is as there.
+    the file that `save` writes, with an example as there.
 
     Raises ValueError and ModuleNotFoundError as `save` does.
 
@@ -73,7 +72,7 @@ def lowered(f: Callable[[Any], Any], example: Any) -> bytes:
 
     shapes = jax.tree.map(_shape, example)
     if not all(a.ndim for a in jax.tree.leaves(shapes)):
-        raise ValueError("export: expected an example with an axis of examples, got a scalar")
+        raise ValueError("export: expected an example with a batch axis, got a scalar")
     free = export.symbolic_args_specs(shapes, "n, ...")
     return bytes(export.export(jax.jit(f), platforms=PLATFORMS)(free).serialize())
 

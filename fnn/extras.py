@@ -1,4 +1,4 @@
-"""Packages that only a part of fnn needs: the extras of its installation."""
+"""Optional dependencies, which are installed as extras."""
 
 import glob
 import os
@@ -16,7 +16,7 @@ _NO_TPU = {
 
 
 class _MissingError(Error, ModuleNotFoundError):
-    """A package that is not installed; the message says what installs it."""
+    """A package is not installed; the message has the command that installs it."""
 
 
 @contextmanager
@@ -34,8 +34,8 @@ def needs(extra: str) -> Iterator[None]:
 
 
 def quiet_tpu() -> None:
-    """Keep the package of the extra `tpu`, where this machine has no TPU, from asking the cloud
-    which one it has and from printing that there is none. Works until JAX has looked for devices.
+    """On a machine without a TPU, stop the package of the extra `tpu` from querying the cloud's
+    metadata server and printing warnings. Must be called before JAX looks for devices.
     """
     if not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
         os.environ.update({**_NO_TPU, **os.environ})

@@ -1,15 +1,15 @@
-"""Gradients as training takes them, and functions from a gradient to a gradient.
+"""Gradient functions for training, and functions from a gradient function to another.
 
     gradient(params, batch, key) -> (value, grads)
 
-batch is (x, y), or (x, y, weight) with one weight per example; key is the update's own; value is
-the batch's mean loss, a scalar, and grads a tree like params. `make_step`, `make_epoch`,
-`make_train` and `fit` take one as `gradient=`, in the place of the network's and the loss's own.
+batch is (x, y), or (x, y, weight) with one weight per example; key is different in each update;
+value is the batch's mean loss, a scalar, and grads a tree like params. `make_step`, `make_epoch`,
+`make_train` and `fit` take one as `gradient=`, instead of that of the network and the loss.
 
-    of             the network's and the loss's own
-    sam            at the worst point nearby
-    microbatches   from a few examples at a time, in less memory
-    clipped        with at most this norm
+    of             the gradient of a network and a loss
+    sam            sharpness-aware minimisation
+    microbatches   gradient accumulation: a part of the batch at a time, in less memory
+    clipped        clipped to a maximum norm
     noisy          with normal noise added
 
 For objective(params, batch, key) -> scalar, `jax.value_and_grad(objective)` is a gradient too.
@@ -25,24 +25,24 @@ from fnn import numbers
 from fnn.backprop import value_and_grad
 from fnn.base import Array, Layer, Loss, Params, at, at_least_float32, split
 from fnn.per_example import add_noise
-from fnn.reductions import length
+from fnn.reductions import safe_norm
 
 Gradient = Callable[[Params, Any, Any], tuple[Array, Params]]
 
 
 def of(network: Layer, loss: Loss) -> Gradient:
-    """The gradient of the mean loss by the layers' own rules: what training uses by default.
+    """The gradient of the mean loss by the layers' backward passes: the default in training.
 
-    Random layers act by the key, which may be None for a network without any.
+    Random layers use the key, which may be None for a network without any.
 
-    Raises TypeError for what is not a layer or a loss.
+    Raises TypeError if network is not a layer or loss not a loss.
 
     >>> import fnn
     >>> params, batch = {"W": jnp.ones((1, 1)), "b": jnp.zeros(1)}, (jnp.ones((4, 1)),) * 2
     >>> of(fnn.dense(1, 1), fnn.mse)(params, batch, None)[0]
     Array(0., dtype=float32)
     """
-    value_and_grad(network, loss)  # refuses what is not a layer or a loss
+    value_and_grad(network, loss)  # raises TypeError if one is not a layer or a loss
     return lambda params, batch, key: value_and_grad(at(network, key), loss)(params, *batch)
 
 
@@ -50,8 +50,8 @@ def sam(gradient: Gradient, rho: float | Array = 0.05) -> Gradient:
     """Sharpness-aware minimisation, Foret et al. 2021: the gradient at theta + rho g / ||g||, with
     the value at theta.
 
-    ||g|| is over all parameters together. Both gradients get the same key. Raises TypeError for
-    what is not a gradient, ValueError for rho not above 0.
+    ||g|| is the norm over all parameters together. Both gradients get the same key. Raises
+    TypeError if gradient is not callable, ValueError for rho not above 0.
 
     >>> square = lambda params, batch, key: (params**2, 2 * params)
     >>> float(sam(square, 0.5)(jnp.array(1.0), None, None)[1])
@@ -70,14 +70,14 @@ def sam(gradient: Gradient, rho: float | Array = 0.05) -> Gradient:
 
 
 def microbatches(gradient: Gradient, n: int) -> Gradient:
-    """The same gradient from at most n parts of the batch, one after another: the activations of
-    one part are in memory at a time, and no buffer is kept between updates.
+    """The same gradient computed from at most n parts of the batch, one after another: only one
+    part's activations are in memory at a time, and no buffer is kept between updates.
 
-    Part i has every n-th example, and a key of its own. The mean over the batch is that of the
-    parts, weighted by their numbers of examples, in at least float32; it equals the gradient of
-    the whole batch where no example depends on others.
+    Part i has every n-th example, and a different key. The result is the mean over the parts,
+    weighted by their numbers of examples, in at least float32; it equals the gradient of the whole
+    batch if no example's loss depends on others.
 
-    Raises TypeError for what is not a gradient, ValueError for n below 1.
+    Raises TypeError if gradient is not callable, ValueError for n below 1.
 
     >>> mean = lambda params, batch, key: (batch.mean(), batch.sum(0))
     >>> microbatches(mean, 2)(None, jnp.array([1.0, 2.0, 6.0]), jax.random.key(0))[0]
@@ -97,7 +97,7 @@ def microbatches(gradient: Gradient, n: int) -> Gradient:
             found = gradient(params, part, key)
             return jax.tree.map(lambda s, g: s + share * g.astype(s.dtype), sums, found)
 
-        # Strided, so that on a mesh each device has its share of every part.
+        # Strided, so that on a mesh each device has examples of every part.
         strided = lambda a: a[: parts * size].reshape(size, parts, *a.shape[1:]).swapaxes(0, 1)
         like = jax.eval_shape(gradient, params, jax.tree.map(lambda a: a[:size], batch), key)
         sums = jax.tree.map(lambda g: jnp.zeros(g.shape, at_least_float32(g.dtype)), like)
@@ -113,10 +113,10 @@ def microbatches(gradient: Gradient, n: int) -> Gradient:
 def clipped(gradient: Gradient, max_norm: float | Array) -> Gradient:
     """g min(1, max_norm / ||g||), over all parameters together. Pascanu et al. 2013.
 
-    Before `microbatches` it clips each part's gradient, after it their mean. To clip that of each
-    example in one backward pass, see `fnn.per_example.clipped_value_and_grad`.
+    `microbatches(clipped(...), n)` clips the gradient of each part, `clipped(microbatches(...))`
+    their mean. To clip each example's gradient, see `fnn.per_example.clipped_value_and_grad`.
 
-    Raises TypeError for what is not a gradient, ValueError for max_norm not above 0.
+    Raises TypeError if gradient is not callable, ValueError for max_norm not above 0.
 
     >>> square = lambda params, batch, key: (params**2, 2 * params)
     >>> float(clipped(square, 0.5)(jnp.array(1.0), None, None)[1])
@@ -136,7 +136,8 @@ def clipped(gradient: Gradient, max_norm: float | Array) -> Gradient:
 def noisy(gradient: Gradient, stddev: float | Array) -> Gradient:
     """g + stddev * standard normal noise: see `fnn.per_example.add_noise`.
 
-    Raises TypeError for what is not a gradient; the gradient ValueError for a negative stddev.
+    Raises TypeError if gradient is not callable; calling it raises ValueError for a negative
+    stddev.
 
     >>> square = lambda params, batch, key: (params**2, 2 * params)
     >>> float(noisy(square, 0.0)(jnp.array(1.0), None, jax.random.key(0))[1])
@@ -153,7 +154,7 @@ def noisy(gradient: Gradient, stddev: float | Array) -> Gradient:
 
 
 def check(name: str, gradient: Any) -> None:
-    """Raise TypeError, naming the caller, for what is not a gradient.
+    """Raise TypeError, naming the caller, if gradient is not callable.
 
     >>> check("sam", 0.1)
     Traceback (most recent call last):
@@ -166,5 +167,5 @@ def check(name: str, gradient: Any) -> None:
 
 def _norm(grads: Params) -> Array:
     """The Euclidean norm over all leaves together, in at least float32."""
-    norms = [length(g, tuple(range(g.ndim))).astype(float) for g in jax.tree.leaves(grads)]
-    return length(jnp.stack([jnp.zeros(()), *norms]), (0,))
+    norms = [safe_norm(g, tuple(range(g.ndim))).astype(float) for g in jax.tree.leaves(grads)]
+    return safe_norm(jnp.stack([jnp.zeros(()), *norms]), (0,))

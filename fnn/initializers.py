@@ -1,10 +1,10 @@
-"""Weight distributions: `init(key, shape, dtype=None) -> Array`, for shape (d_out, d_in).
+"""Weight initializers: `init(key, shape, dtype=None) -> Array`, for shape (d_out, d_in).
 
-They are `jax.nn.initializers` for W with the input's axis last. dtype None is JAX's default
-float. All keep the variance of what flows through the layer near 1:
+They are those of `jax.nn.initializers` for W with the input's axis last. dtype None is JAX's
+default float dtype. They keep the variance of activations or gradients about equal across layers:
 
     glorot  Var W = 2 / (d_in + d_out)    Glorot & Bengio 2010; for tanh, sigmoid, identity
-    he      Var W = 2 / d_in              He et al. 2015; for relu and its kin
+    he      Var W = 2 / d_in              He et al. 2015; for relu and similar
     lecun   Var W = 1 / d_in              LeCun et al. 1998; for selu
 """
 

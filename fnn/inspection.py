@@ -1,4 +1,4 @@
-"""A network looked into: the output of each of its layers, and a table of them."""
+"""The outputs of a network's layers, and a table of the layers."""
 
 import html
 import math
@@ -13,11 +13,11 @@ from fnn.targets.flops import products
 
 
 def layer_outputs(network: Layer, params: Params, x: Any) -> list[Any]:
-    """The output of each layer that the network is made of, from input to output.
+    """The output of each of the network's layers, from input to output.
 
-    For `serial` (and so for `mlp`) and `repeat` the last of them is the prediction; `skip` has the
-    layer inside, and what is not made of layers its own output. Raises TypeError for what is not a
-    layer.
+    For `serial` (such as `mlp`) and `repeat` the last one is the prediction; for `skip` it is the
+    output of the layer inside; for a layer not made of others, its own output. Raises TypeError if
+    network is not a layer.
 
     >>> import fnn
     >>> network = fnn.mlp((4, 8, 2))
@@ -34,10 +34,10 @@ def layer_outputs(network: Layer, params: Params, x: Any) -> list[Any]:
 
 
 class Summary(NamedTuple):
-    """The rows of `summary`, the first of which is the whole network: a table in a terminal and in
-    a notebook. A row is the depth in the network, the layer's name, the shape of its output, its
-    number of parameters, the flops of its matrix products in forward, and the bytes that it keeps
-    for backward.
+    """The rows of `summary`, of which the first is the whole network; terminals and notebooks show
+    them as a table. A row is the depth in the network, the layer's name, the shape of its output,
+    its number of parameters, the flops of its matrix products in forward, and the bytes that it
+    keeps for backward.
 
     >>> import fnn
     >>> fnn.summary(fnn.relu, jax.numpy.ones((5, 8))).rows
@@ -66,11 +66,12 @@ class Summary(NamedTuple):
 
 
 def summary(network: Layer, x: Any) -> Summary:
-    """A table of the network's layers for an input x, or a tree of them, of which only shapes and
-    dtypes count: nothing is computed.
+    """A table of the network's layers for an input x, an array or a tree, of which only shapes and
+    dtypes matter: nothing is computed.
 
-    A row per layer, those inside of another below it; equal ones in a row once, with their number.
-    Raises TypeError for what is not a layer; ValueError for an x that the network refuses.
+    There is a row per layer, followed by those of the layers inside it; consecutive equal layers
+    are one row, with their number. Raises TypeError if network is not a layer, and what the network
+    raises for x.
 
     >>> import fnn
     >>> summary(fnn.mlp((4, 8, 2)), jax.numpy.ones((5, 4)))
@@ -89,7 +90,7 @@ def summary(network: Layer, x: Any) -> Summary:
 
 
 def _rows(layer: Layer, params: Params, x: Any, depth: int) -> list[tuple[Any, ...]]:
-    """The rows of a layer and, below it, of those inside; of traced arrays."""
+    """The rows of a layer and of those inside it, from traced arrays."""
     jaxpr, (y, residuals) = jax.make_jaxpr(layer.forward, return_shape=True)(params, x)
     kept = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(residuals))
     shape = ", ".join(str(a.shape) for a in jax.tree.leaves(y))

@@ -1,18 +1,16 @@
-"""Losses, each with its gradient beside it.
+"""Losses, each with its gradient.
 
 `value(prediction, target)` is one loss per example, (..., k) -> (...); `gradient` is
-d value / d prediction, (..., k). Targets are taken in the prediction's dtype. Of the two
-kinds,
+d value / d prediction, (..., k). Targets are converted to the prediction's dtype:
 
     regression       target (..., k), as the prediction
     classification   labels: integers (...) from 0 to k-1; or distributions (..., k)
 
 The cross-entropies and `focal` sum over the classes; `cosine` and `info_nce` compare directions;
-the others are a mean over the k outputs. A label
-outside 0 to k-1 makes value and gradient NaN, rather than count for nothing.
+the others are a mean over the k outputs. For a label outside 0 to k-1, value and gradient are NaN.
 
-All raise ValueError for a target with a different shape, and TypeError for predictions that are
-not floating-point: nothing is ever broadcast.
+All raise ValueError for a target with a different shape, which is never broadcast, and TypeError
+for predictions that are not floating-point.
 """
 
 from collections.abc import Callable
@@ -24,11 +22,10 @@ import jax.numpy as jnp
 
 from fnn import numbers
 from fnn.base import Array, Loss, check_array, check_loss
-from fnn.reductions import beside, length
+from fnn.reductions import expand_like, safe_norm
 
 Root = Callable[[Array, Array], Array]
-"""root(prediction, target) -> the columns (c, ..., k) of a root of the Hessian; and other functions
-of a prediction and a target."""
+"""root(prediction, target) -> the columns (c, ..., k) of a root of the Hessian."""
 
 
 def _elementwise(name: str, f: Root, df: Root, curvature: Root | None = None) -> Loss:
@@ -88,8 +85,7 @@ def huber(delta: float = 1.0) -> Loss:
 
 
 def quantile(q: float = 0.5) -> Loss:
-    """The pinball loss, lowest where the prediction is the target's q-quantile. Koenker & Bassett
-    1978.
+    """The pinball loss, minimised by the target's q-quantile. Koenker & Bassett 1978.
 
     (1/k) sum_i of (1 - q) e where e = p - t > 0, else -q e; gradient (1 - q) / k above the
     target, -q / k below, and their mean at e = 0. Raises ValueError for q outside (0, 1).
@@ -108,8 +104,8 @@ poisson_nll = _elementwise(
     lambda z, t: jnp.exp(z) - t,
     lambda z, t: jnp.exp(z),
 )
-"""Negative log-likelihood of counts t by the logarithms z of their rates, without log t!, which no
-parameter changes: (1/k) sum_i e^z_i - t_i z_i; gradient (e^z - t) / k, H = diag(e^z) / k.
+"""Negative log-likelihood of counts t with log rates z, without the constant log t!:
+(1/k) sum_i e^z_i - t_i z_i; gradient (e^z - t) / k, H = diag(e^z) / k.
 
 >>> poisson_nll.value(jnp.array([[0.0]]), jnp.array([[3]]))
 Array([1.], dtype=float32)
@@ -136,11 +132,11 @@ def _gaussian_nll_gradient(prediction: Array, target: Array) -> Array:
 
 
 gaussian_nll = Loss(_gaussian_nll_value, _gaussian_nll_gradient)
-"""Negative log-likelihood of t (..., k) by normal distributions, without log(2 pi) / 2; predictions
-(..., 2k) are k means mu, then k logarithms s of variances. Nix & Weigend 1994.
+"""Negative log-likelihood of t (..., k) under normal distributions, without log(2 pi) / 2;
+predictions (..., 2k) are k means mu, then k log variances s. Nix & Weigend 1994.
 
-(1/k) sum_i (s_i + z_i^2) / 2 with z = (mu - t) e^(-s/2); gradient z e^(-s/2) / k by mu and
-(1 - z^2) / 2k by s. Its Hessian has no root: it is not positive.
+(1/k) sum_i (s_i + z_i^2) / 2 with z = (mu - t) e^(-s/2); gradient z e^(-s/2) / k for mu and
+(1 - z^2) / 2k for s. Its Hessian has no root: it is indefinite.
 
 >>> gaussian_nll.value(jnp.array([[1.0, 0.0]]), jnp.array([[3.0]]))
 Array([2.], dtype=float32)
@@ -160,8 +156,8 @@ def _cross_entropy_gradient(prediction: Array, target: Array) -> Array:
 cross_entropy = Loss(_cross_entropy_value, _cross_entropy_gradient)
 """On probabilities A: -sum_i t_i log a_i; gradient dL/dA = -t / A.
 
-The A - Y of the textbooks is dL/dZ, before the softmax: the `softmax` layer's backward
-makes it of this gradient. Infinite where a_i = 0 < t_i; nothing is clipped to hide it.
+The A - Y of textbooks is dL/dZ, before the softmax: the `softmax` layer's backward computes it from
+this gradient. The loss is infinite if a_i = 0 < t_i; probabilities are not clipped.
 
 >>> cross_entropy.value(jnp.array([[1.0, 0.0]]), jnp.array([0]))
 Array([-0.], dtype=float32)
@@ -176,7 +172,7 @@ def _softmax_cross_entropy_value(prediction: Array, target: Array) -> Array:
 def _softmax_cross_entropy_gradient(prediction: Array, target: Array) -> Array:
     t = _distribution("softmax_cross_entropy", prediction, target)
     a = jax.nn.softmax(prediction)
-    # Labels are distributions that sum to one: no need to add them up.
+    # One-hot rows of labels sum to one.
     return (a * t.sum(-1, keepdims=True) if jnp.ndim(target) == t.ndim else a) - t
 
 
@@ -202,7 +198,7 @@ Array([1000.], dtype=float32)
 
 
 def smoothed_cross_entropy(smoothing: float = 0.1) -> Loss:
-    """`softmax_cross_entropy` of smoothed targets, u = (1 - smoothing) t + smoothing sum(t) / k.
+    """`softmax_cross_entropy` with smoothed targets, u = (1 - smoothing) t + smoothing sum(t) / k.
     Szegedy et al. 2016.
 
     On logits Z: -sum_i u_i log softmax(z)_i; gradient A sum(t) - u. H is that of
@@ -224,11 +220,11 @@ def smoothed_cross_entropy(smoothing: float = 0.1) -> Loss:
 
 
 def focal(gamma: float = 2.0) -> Loss:
-    """`softmax_cross_entropy` with less weight on what is classified well. Lin et al. 2017.
+    """`softmax_cross_entropy` with less weight on well-classified examples. Lin et al. 2017.
 
     On logits Z: -sum_i t_i (1 - p_i)^gamma log p_i, p the softmax; with
     g_i = t_i (1 - p_i)^gamma (gamma p_i log(p_i) / (1 - p_i) - 1) the gradient is g - p sum(g).
-    gamma = 0 is `softmax_cross_entropy`. Its Hessian has no root: it is not positive. Raises
+    gamma = 0 is `softmax_cross_entropy`. Its Hessian has no root: it is indefinite. Raises
     ValueError for a negative gamma.
 
     >>> focal(2.0).value(jnp.array([[0.0, 0.0]]), jnp.array([1])).round(4)
@@ -260,7 +256,7 @@ binary_cross_entropy = _elementwise(
     lambda p, t: -(_times(t, jnp.log(p)) + _times(1 - t, jnp.log1p(-p))),
     lambda p, t: _times(1 - t, 1 / (1 - p)) - _times(t, 1 / p),
 )
-"""On probabilities a of k yes-or-no outputs: -(1/k) sum_i t_i log a_i + (1 - t_i) log(1 - a_i);
+"""On probabilities a of k binary outputs: -(1/k) sum_i t_i log a_i + (1 - t_i) log(1 - a_i);
 gradient ((1 - t) / (1 - a) - t / a) / k. Targets (..., k) in [0, 1].
 
 >>> binary_cross_entropy.gradient(jnp.array([[0.5]]), jnp.array([[1.0]]))
@@ -275,7 +271,7 @@ sigmoid_binary_cross_entropy = _elementwise(
     lambda z, t: (1 - t) * jax.nn.sigmoid(z) - t * jax.nn.sigmoid(-z),
     lambda z, t: jax.nn.sigmoid(z) * jax.nn.sigmoid(-z),
 )
-"""On logits z of k yes-or-no outputs: (1/k) sum_i t_i log(1 + e^-z_i) + (1 - t_i) log(1 + e^z_i);
+"""On logits z of k binary outputs: (1/k) sum_i t_i log(1 + e^-z_i) + (1 - t_i) log(1 + e^z_i);
 gradient (sigmoid(z) - t) / k, by (1 - t) sigmoid(z) - t sigmoid(-z); H = diag(a (1 - a)) / k,
 a the sigmoid. Finite for logits of any size. Targets (..., k) in [0, 1].
 
@@ -285,9 +281,9 @@ Array([[-0.5]], dtype=float32)
 
 
 def _directions(name: str, prediction: Array, target: Array) -> tuple[Array, Array, Array]:
-    """(p / ||p||, 1 / ||p||, t / ||t||), 0 where the norm is 0."""
+    """(p / ||p||, 1 / ||p||, t / ||t||), 0 if the norm is 0."""
     t = _like(name, prediction, target)
-    norms = [length(a, (-1,))[..., None].astype(t.dtype) for a in (prediction, t)]
+    norms = [safe_norm(a, (-1,))[..., None].astype(t.dtype) for a in (prediction, t)]
     inverses = [1 / jnp.where(norm > 0, norm, jnp.inf) for norm in norms]
     return prediction * inverses[0], inverses[0], t * inverses[1]
 
@@ -309,7 +305,7 @@ def _cosine_gradient(prediction: Array, target: Array) -> Array:
 
 cosine = Loss(_cosine_value, _cosine_gradient)
 """1 - cos(p, t) = 1 - u . v with u = p / ||p||, v = t / ||t||; gradient ((u . v) u - v) / ||p||.
-1 with gradient 0 where p or t is 0.
+If p or t is 0, the loss is 1 and the gradient 0.
 
 >>> cosine.value(jnp.array([[2.0, 0.0], [0.0, 3.0]]), jnp.array([[1.0, 0.0], [0.0, -1.0]]))
 Array([0., 2.], dtype=float32)
@@ -317,15 +313,17 @@ Array([0., 2.], dtype=float32)
 
 
 def info_nce(temperature: float = 0.1) -> Loss:
-    """Which of the batch's targets is the prediction's own? van den Oord et al. 2018.
+    """Contrastive loss: classify which of the batch's targets belongs to a prediction. van den Oord
+    et al. 2018.
 
-    Predictions and targets (..., m, k) are m embeddings each. With u_n and v_n these divided by
-    their lengths, and P_nj = softmax_j(u_n . v_j / temperature), the loss of example n is
-    -log P_nn. The gradient (of the sum over n, by the predictions only) goes through
-    du_n = sum_j (P_nj - [n = j]) v_j / temperature. Examples mix: per-example statistics refuse it,
-    and on a mesh each device has only the targets of its own share.
+    Predictions and targets (..., m, k) are m embeddings each. With u_n and v_n the embeddings
+    divided by their norms, and P_nj = softmax_j(u_n . v_j / temperature), the loss of example n is
+    -log P_nn. The gradient, of the sum over n and with respect to the predictions only, follows by
+    the chain rule from du_n = sum_j (P_nj - [n = j]) v_j / temperature. Examples mix: per-example
+    statistics raise TypeError, and on a mesh each device compares only the examples of its own
+    share.
 
-    Raises ValueError for a temperature not above 0 and for predictions of less than two axes.
+    Raises ValueError for a temperature not above 0 and for predictions with fewer than two axes.
 
     >>> info_nce(1.0).value(jnp.ones((2, 1)), jnp.ones((2, 1)))  # log 2: it can't tell
     Array([0.6931472, 0.6931472], dtype=float32)
@@ -352,14 +350,15 @@ def info_nce(temperature: float = 0.1) -> Loss:
 
 
 def heads(losses: Any, weights: Any = None) -> Loss:
-    """The sum of a loss for each part of the prediction, a tuple or a dict as `losses` is.
+    """The sum of one loss per part of the prediction; losses and prediction are both tuples or both
+    dicts.
 
-    Part i's loss is losses[i] of prediction[i] and target[i]; the target may have more parts.
-    weights has a number for each part, or is a function of the whole target that gives for each
-    a number or one weight per example: what has the weight 0 counts for nothing, even if it is
-    NaN. So labels may be missing: a part of the target says where.
+    The loss of part i is losses[i] of prediction[i] and target[i]; the target may have more parts.
+    weights has a number for each part, or is a function of the whole target that returns for each
+    part a number or one weight per example. A loss with weight 0 is ignored, even if it is NaN: so
+    a further part of the target can mark missing labels.
 
-    Raises TypeError for what is not a loss.
+    Raises TypeError if an entry of losses is not a loss.
 
     >>> import fnn
     >>> loss = heads((fnn.mse, fnn.mae), weights=lambda target: (1.0, target[2]))
@@ -378,7 +377,7 @@ def heads(losses: Any, weights: Any = None) -> Loss:
         def part(name: Any) -> Any:
             weight = jnp.asarray(1.0 if given is None else given[name])
             found = losses[name][field](prediction[name], target[name])
-            return jax.tree.map(lambda a: _times(beside(weight, a), a), found)
+            return jax.tree.map(lambda a: _times(expand_like(weight, a), a), found)
 
         return {name: part(name) for name in names}
 
@@ -393,7 +392,7 @@ def heads(losses: Any, weights: Any = None) -> Loss:
 
 
 def _times(t: Array, x: Array) -> Array:
-    """t x, with 0 times infinity = 0: what has no weight does not count."""
+    """t x, and 0 where t is 0, even if x is infinite or NaN."""
     return jnp.where(t == 0, 0, t * x)
 
 
@@ -424,13 +423,13 @@ def _distribution(name: str, prediction: Array, target: Array) -> Array:
     return _one_hot(target, k, prediction.dtype)
 
 
-# Value and gradient both ask for it; jit has it traced and lowered once.
+# Value and gradient both call it; under jit it is traced and lowered once.
 @partial(jax.jit, static_argnums=(1, 2))
 def _one_hot(labels: Array, k: int, dtype: Any) -> Array:
     """(...) -> (..., k), a row of NaN for a label outside 0 to k-1."""
-    # The maximum changes no result. It gives XLA's CPU executor a second operation to begin a
-    # program with: a gradient that is called by itself would else run on the caller's thread,
-    # which competes with the workers, in 1.1 to 1.3 times the time.
+    # The maximum does not change the result. With it, XLA's CPU executor has a second operation to
+    # start with; otherwise a gradient alone runs on the caller's thread, which competes with the
+    # workers and takes 1.1 to 1.3 times as long.
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)  # in 8 bits, k = 256 would wrap to 0
     all_below = labels.max(initial=0) < k

@@ -1,11 +1,11 @@
-"""Depth without its memory: layers that keep less for backward, and compute it again.
+"""Layers that keep fewer residuals for backward and compute the others again.
 
-repeat(layer, n)              keeps one array per copy
-remat(layer)                  keeps only its input, and runs forward twice
-repeat(remat(repeat(l, a)), b)
-                              a b copies: keeps b inputs and a arrays at a time: sublinear
-                              memory for one more forward pass (Chen et al. 2016)
-reversible(f, g, n)           keeps only its output, at any depth (Gomez et al. 2017)
+repeat(layer, n)        keeps the residuals of each copy
+remat(layer)            keeps only its input, and runs forward twice (Chen et al. 2016)
+repeat(remat(repeat(layer, a)), b)
+                        a b copies; keeps b inputs, and during backward the residuals of a
+                        copies: memory sublinear in depth for one more forward pass
+reversible(f, g, n)     keeps only its output, at any depth (Gomez et al. 2017)
 """
 
 from functools import partial
@@ -33,14 +33,14 @@ from fnn.reductions import Reduce, total
 
 
 def remat(layer: Layer) -> Layer:
-    """The same layer, which keeps only its input: backward runs forward again.
+    """The same layer, keeping only its input: backward runs forward again.
 
         forward    y = f(x), residuals x
         backward   y, residuals = f(x) once more, then f's own backward
 
-    params and dparams are the layer's. Chen et al. 2016, as `jax.checkpoint`. XLA for the CPU
-    removes the barrier that keeps it from reusing the first forward pass; there, `remat` and
-    `jax.checkpoint` save memory only inside a loop, such as that of `repeat`.
+    params and dparams are the layer's. This is `jax.checkpoint` for layers (Chen et al. 2016). XLA
+    for the CPU removes the barrier that prevents it from reusing the first forward pass; there,
+    `remat` and `jax.checkpoint` save memory only inside a loop, such as that of `repeat`.
 
     Raises TypeError for an argument that is not a layer.
 
@@ -56,7 +56,7 @@ def remat(layer: Layer) -> Layer:
         return layer.forward(params, x)[0], x
 
     def backward(params: Params, x: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
-        # Without the barrier XLA would see the same computation twice and keep its results.
+        # Without the barrier XLA would merge the two forward passes and keep the residuals.
         params, x = _barrier((params, x))
         _, residuals = layer.forward(params, x)
         return layer.backward(params, residuals, dy, reduce)
@@ -66,7 +66,7 @@ def remat(layer: Layer) -> Layer:
 
 
 def reversible(f: Layer, g: Layer, n: int) -> Layer:
-    """n reversible blocks in a row, which keep only the last one's output.
+    """n reversible blocks in sequence, of which only the final output is kept.
 
     With x1, x2 the halves of the features of x, each block computes
 
@@ -75,7 +75,7 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
                    dy1 <- dy1 + (g's dx of dy2 at y1),    dx1 = dy1,
                    dx2 = dy2 + (f's dx of dy1 at x2)
 
-    params and dparams are a pair (f's, g's), with an axis of length n in front of every leaf.
+    params and dparams are a pair (f's, g's), with a leading axis of length n on every leaf.
     Gomez et al. 2017. Backward recovers each block's input by subtraction, which adds a rounding
     error in every block: `docs/memory.md` says how the gradient's error grows with depth.
 
@@ -155,8 +155,8 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
 
 
 def _barrier(tree: Any) -> Any:
-    """`jax.lax.optimization_barrier`. Inside of `jax.shard_map` it would make all arrays vary over
-    the axes over which any does, so arrays are grouped by their axes, one barrier per group."""
+    """`jax.lax.optimization_barrier`, once per group of arrays that vary along the same mesh axes:
+    inside `jax.shard_map`, a single one would make all arrays vary along the axes of any."""
     leaves, form = jax.tree.flatten(tree)
     axes = [jax.typeof(leaf).mat.varying for leaf in leaves]
     for same in dict.fromkeys(axes):

@@ -1,4 +1,4 @@
-"""Networks by name."""
+"""Common networks."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -23,9 +23,9 @@ def mlp(
 ) -> Layer:
     """The multi-layer perceptron: Z(l) = A(l-1) W(l)^T + b(l), A(l) = s(Z(l)), A(0) = X.
 
-    sizes are the widths from input to output, such as (784, 128, 10). `activation`, by default
-    relu, follows every hidden layer, and `output`, by default nothing, the last: params is a
-    tuple (dense, (), dense, (), ...). weight_init is each dense layer's, as in `fnn.initializers`.
+    sizes are the widths from input to output, such as (784, 128, 10). `activation` follows every
+    hidden layer and `output` the last: params is a tuple (dense, (), dense, (), ...). weight_init
+    is that of each dense layer, such as those in `fnn.initializers`.
 
     Raises ValueError for fewer than two sizes; TypeError for an activation that is not a layer.
 
@@ -42,7 +42,7 @@ def mlp(
 def perceptron(
     sizes: Sequence[int], linear: Callable[..., Layer], activation: Layer, output: Layer
 ) -> Layer:
-    """`mlp` of any linear layers: linear(i, d_in, d_out) makes number i, from 0. Raises as `mlp`.
+    """`mlp` with any linear layers: linear(i, d_in, d_out) is layer i, from 0. Raises as `mlp`.
 
     >>> perceptron((8, 4, 2), lambda i, *widths: dense(*widths), relu, identity)
     Layer(serial)
@@ -59,13 +59,13 @@ def perceptron(
 def cnn(
     shape: tuple[int, int, int], channels: Sequence[int], outputs: int, activation: Layer = relu
 ) -> Layer:
-    """A small convolutional network: for each entry of `channels` a convolution of 3 by 3 with as
-    many outputs, the activation, and the maximum of each 2 by 2; then a dense layer.
+    """A small convolutional network: for each entry of `channels`, a 3 x 3 convolution with that
+    many output channels, the activation and a 2 x 2 max pooling; then a dense layer.
 
     shape is (height, width, channels) of an image; x (..., *shape) -> (..., outputs).
 
-    Raises ValueError for an image that is halved to nothing; TypeError for an activation that is
-    not a layer.
+    Raises ValueError for an image that is too small to be halved that often; TypeError for an
+    activation that is not a layer.
 
     >>> import jax
     >>> network = cnn((8, 8, 1), (16, 32), 10)

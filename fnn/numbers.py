@@ -1,12 +1,12 @@
-"""What a constructor checks of its numbers, and the numbers that it goes on with.
+"""Checks of numeric arguments.
 
-A number is Python's, NumPy's or JAX's, of any precision, without axes. A traced one has no value
-yet, so that it passes. All raise TypeError for what is no number, True and False included, and
-ValueError for one that is out of range or NaN; the message names the caller and the argument.
+A number is a scalar of Python, NumPy or JAX, with any precision. A traced one is not checked, since
+it has no value yet. All functions raise TypeError for anything else, including True and False, and
+ValueError for a number that is out of range or NaN; the message names the caller and the argument.
 
-Each returns the number, or a tuple of several, as Python's own: a NumPy scalar would round in its
-narrow dtype what is computed from it (1 - rate), wrap (16 * 16 in int8), or widen what it meets.
-What is traced is returned unchanged.
+Each returns the number, or a tuple of several, as Python numbers: a NumPy scalar would round
+results in its narrow dtype (1 - rate), overflow (16 * 16 in int8), or widen other arrays. Traced
+numbers are returned unchanged.
 """
 
 import math
@@ -30,7 +30,7 @@ def positive(name: str, **values: Any) -> Any:
 
 
 def bound(name: str, **values: Any) -> Any:
-    """Numbers above 0, infinity included: no bound."""
+    """Numbers above 0, including infinity, which means no bound."""
     return _checked(name, values, lambda v: v > 0, "{} above 0")
 
 
@@ -55,7 +55,7 @@ def count(name: str, **values: Any) -> Any:
     for key, value in values.items():
         try:
             whole = operator.index(value)
-        except TypeError:  # what is traced has no index either
+        except TypeError:  # also for traced values
             whole = None
         if whole is None or np.asarray(value).dtype.kind == "b":
             raise TypeError(f"{name}: expected {key} to be a whole number, got {value!r}")
@@ -68,7 +68,7 @@ def count(name: str, **values: Any) -> Any:
 def _checked(
     name: str, values: dict[str, Any], fits: Callable[[float], bool], expected: str
 ) -> Any:
-    """The values as Python's numbers."""
+    """The values as Python numbers."""
     found: list[Any] = []
     for key, value in values.items():
         a = value if isinstance(value, jax.core.Tracer) else np.asarray(value)

@@ -1,19 +1,19 @@
 """Update rules, each with its equation and its source: pure functions (state, grads) -> state.
 
-An optimizer is a rule for one array: theta, its gradient g and the rule's own slots go in,
-the new theta and slots are returned. `_optimizer` maps the rule over a tree of parameters.
+Each update rule is for one array: (theta, gradient g, slots) -> (new theta, new slots), where slots
+are what the rule keeps per parameter. `_optimizer` maps the rule over a tree of parameters.
 
     theta   parameters         g    their gradient           eta   learning rate
     t       the number of this update, from 1
 
 learning_rate is a number, a traced scalar, or a schedule step -> rate, called with the
-number of updates already done (0 at the first). Slots start at 0 and are kept in at least
-float32, in which the rule is computed too; theta keeps its own dtype.
+number of updates already done (0 at the first). Slots start at 0. Slots and updates are computed in
+at least float32; theta keeps its dtype.
 
-All raise ValueError for a rate or an eps that is not above 0 and for a decay outside [0, 1);
-`init` raises TypeError for parameters that are not floating-point. `update` raises ValueError for a
-gradient whose shape is not its parameter's, and TypeError for one that is not floating-point and
-for the state of a different rule.
+All raise ValueError for a learning rate or an eps that is not above 0 and for a decay outside
+[0, 1); `init` raises TypeError for parameters that are not floating-point. `update` raises
+ValueError for a gradient whose shape differs from its parameter's, and TypeError for one that is
+not floating-point and for the state of another optimizer.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from fnn import numbers
 from fnn.base import Array, Optimizer, Params, at_least_float32, is_floating
-from fnn.reductions import length
+from fnn.reductions import safe_norm
 from fnn.schedules import Schedule
 
 Rate = float | Array | Schedule
@@ -37,15 +37,15 @@ def _optimizer(
 ) -> Optimizer:
     """The optimizer that applies rule(eta, t, theta, g, *slots) -> (theta, *slots) to each leaf.
 
-    state_type is a NamedTuple (params, step, *slots), each slot a tree like params. With a mask the
-    rule is given each leaf's own after the slots.
+    state_type is a NamedTuple (params, step, *slots), each slot a tree like params. With a mask,
+    the rule gets each leaf's entry of the mask as last argument.
     """
     slot_names = state_type._fields[2:]
 
     def init(params: Params) -> Any:
         params = jax.tree.map(jnp.asarray, params)
-        jax.tree.map(_wide, params)  # slots or not, parameters must be floating-point
-        # Arrays of their own for each slot: a buffer can be donated only once.
+        jax.tree.map(_wide, params)  # raises TypeError for parameters that are not floating-point
+        # A separate array for each slot: a buffer can be donated only once.
         slots = [jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p)), params) for _ in slot_names]
         return state_type(params, jnp.zeros((), jnp.int32), *slots)
 
@@ -72,15 +72,15 @@ def _optimizer(
 
 
 class _SGDState(NamedTuple):
-    """No slots: plain gradient descent remembers nothing."""
+    """No slots."""
 
     params: Params
     step: Array
 
 
 def sgd(learning_rate: Rate) -> Optimizer:
-    """Gradient descent: theta <- theta - eta g. Stochastic, mini-batch or full-batch is the
-    batch size's choice. Robbins & Monro 1951.
+    """Gradient descent: theta <- theta - eta g. The batch size makes it stochastic, mini-batch or
+    full-batch. Robbins & Monro 1951.
 
     >>> optimizer = sgd(0.5)
     >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([1.0]))
@@ -100,14 +100,13 @@ class _MomentumState(NamedTuple):
 
 
 def momentum(learning_rate: Rate, decay: float = 0.9, nesterov: bool = False) -> Optimizer:
-    """Heavy ball: v <- decay v + eta g, theta <- theta - v. Polyak 1964.
+    """Gradient descent with momentum: v <- decay v + eta g, theta <- theta - v. Polyak 1964.
 
-    With nesterov, the gradient is as if taken one step ahead: theta <- theta - (decay v + eta g),
-    v the new velocity. Sutskever et al. 2013.
+    With nesterov: theta <- theta - (decay v + eta g), with the new v. Sutskever et al. 2013.
 
-    eta is inside the velocity, so that a step already under way keeps the rate it was taken
-    with; PyTorch and optax multiply the velocity by today's rate. The two agree while the
-    rate is constant.
+    eta is inside the velocity: each gradient keeps the learning rate of its own step. PyTorch and
+    optax multiply the velocity by the current learning rate instead; the two agree while the rate
+    is constant.
 
     >>> optimizer = momentum(0.5)
     >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([1.0]))
@@ -175,7 +174,7 @@ def adagrad(learning_rate: Rate, eps: float = 1e-8) -> Optimizer:
 
 
 class _AdamState(NamedTuple):
-    """`m` and `v` are the moments before bias correction."""
+    """`m` and `v` are the moments without bias correction."""
 
     params: Params
     step: Array
@@ -216,10 +215,10 @@ def adamw(
     """Adam with decoupled weight decay: Adam's step, and theta <- theta - eta weight_decay theta.
     Loshchilov & Hutter 2019, algorithm 2.
 
-    weight_decay is a number or a schedule. Every parameter decays, biases too, or those alone where
-    mask is True: a tree like the params, or a function that makes it of them, such as
-    `fnn.by_name(W=True, default=False)`. `init` doesn't read it, `update` raises ValueError for one
-    that doesn't fit.
+    weight_decay is a number or a schedule. All parameters decay, biases too, or with a mask only
+    those where it is True. mask is a tree of booleans like params, or a function params -> such a
+    tree, such as `fnn.by_name(W=True, default=False)`. `update` raises ValueError for a mask that
+    doesn't fit the params.
 
     >>> optimizer = adamw(0.25, weight_decay=0.2)
     >>> state = optimizer.update(optimizer.init(jnp.array([1.0])), jnp.array([2.0]))
@@ -242,7 +241,7 @@ def adamw(
 
 
 def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
-    """Adam with Nesterov's look ahead: Adam's m_hat becomes
+    """Adam with Nesterov momentum: Adam's m_hat becomes
     b1 m / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t). Dozat 2016, with b1 constant.
 
     >>> optimizer = nadam(0.25)
@@ -269,7 +268,7 @@ def _adam_direction(t: Array, m: Array, v: Array, b1: float, b2: float, eps: flo
 
 
 def _correction(decay: float, t: Array) -> Array:
-    """1 - decay^t without the cancellation that the power would bring for decay near 1."""
+    """1 - decay^t, without cancellation for decay near 1."""
     return -jnp.expm1(t * jnp.log(jnp.asarray(decay, t.dtype)))
 
 
@@ -284,7 +283,7 @@ class _LionState(NamedTuple):
 def lion(
     learning_rate: Rate, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0
 ) -> Optimizer:
-    """Only the sign of a moving average: theta <- theta - eta (sign(b1 m + (1 - b1) g)
+    """The sign of a moving average: theta <- theta - eta (sign(b1 m + (1 - b1) g)
     + weight_decay theta), then m <- b2 m + (1 - b2) g. Chen et al. 2023, algorithm 2.
 
     >>> optimizer = lion(0.25)
@@ -304,8 +303,8 @@ def lion(
 
 
 def for_each(name: str, labels: Any, params: Params) -> Any:
-    """A label for each parameter, from a tree like params or like the top of it, or from a function
-    params -> such a tree. Raises ValueError for one that doesn't fit."""
+    """A label for each parameter, from a tree that is params or a prefix of it, or a function
+    params -> such a tree. Raises ValueError for labels that don't fit the params."""
     given = labels(params) if callable(labels) else labels
     try:
         return jax.tree.map(lambda label, part: jax.tree.map(lambda _: label, part), given, params)
@@ -320,18 +319,18 @@ def muon(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """Momentum whose step is made orthogonal, for matrices (d_out, d_in). Jordan et al. 2024.
+    """Momentum with an orthogonalised step, for matrices (d_out, d_in). Jordan et al. 2024.
 
     v <- decay v + g,    u = g + decay v with nesterov, v without,
     theta <- theta - eta (sqrt(max(1, d_out / d_in)) O(u) + weight_decay theta).
 
-    O(u) is U V^T of the singular value decomposition u = U S V^T, roughly: five steps of
-    X <- 3.4445 X - 4.775 X X^T X + 2.0315 (X X^T)^2 X from X = u / (||u|| + eps), its singular
-    values within 0.7 and 1.2. A matrix is an array's last two axes. Those in front are copies, as
-    in `repeat`, each made orthogonal by itself; a vector is a matrix with one row.
+    O(u) approximates U V^T of the singular value decomposition u = U S V^T, with singular values
+    between about 0.7 and 1.2: five steps of X <- 3.4445 X - 4.775 X X^T X + 2.0315 (X X^T)^2 X from
+    X = u / (||u|| + eps). An array's last two axes are a matrix; leading axes are copies, as in
+    `repeat`, each orthogonalised separately; a vector is a matrix with one row.
 
-    Biases, gains and tables of embeddings want another rule: see `partition` and `by_name`, which
-    tells a stacked bias from a matrix.
+    Use another optimizer for biases, gains and embedding tables, by `partition` and `by_name`,
+    which works by name because a stacked bias has the shape of a matrix.
 
     >>> optimizer = muon(0.25)
     >>> state = optimizer.update(optimizer.init(jnp.zeros((2, 2))), jnp.diag(jnp.array([3.0, 2])))
@@ -356,7 +355,7 @@ def _orthogonal(u: Array, eps: float) -> Array:
     """O(u) of `muon`, from the smaller of u u^T and u^T u."""
     if u.shape[-2] > u.shape[-1]:
         return _orthogonal(u.mT, eps).mT
-    x = u / (length(u, (-2, -1))[..., None, None] + eps)
+    x = u / (safe_norm(u, (-2, -1))[..., None, None] + eps)
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (2.0315 * gram @ gram - 4.775 * gram) @ x
@@ -364,7 +363,8 @@ def _orthogonal(u: Array, eps: float) -> Array:
 
 
 def number_at(number: Rate, step: Array) -> Any:
-    """The number, or what a schedule makes of the step: one number too, or theta would change."""
+    """The number, or what the schedule returns for the step. Raises ValueError if that is not a
+    scalar, which would change theta's shape."""
     value = number(step) if callable(number) else number
     dtype = jnp.result_type(value)
     if jnp.shape(value) != () or not (
@@ -377,11 +377,11 @@ def number_at(number: Rate, step: Array) -> Any:
 
 
 def check_state(state: Any, expected: type) -> None:
-    """Raise TypeError for what is not this kind of optimizer's own state."""
+    """Raise TypeError if state is not of the expected type."""
     if type(state) is not expected:
         raise TypeError(
             f"update: expected (state, grads) with a {expected.__name__}, "
-            f"got {type(state).__name__}; optax has these two the other way round"
+            f"got {type(state).__name__}; optax takes the two in the opposite order"
         )
 
 
@@ -393,7 +393,7 @@ def check_gradients(params: Params, grads: Params) -> None:
         name = f"params{jax.tree_util.keystr(path)}"
         if jnp.shape(g) != theta.shape:
             raise ValueError(
-                f"update: expected a gradient of its parameter's shape {theta.shape}, "
+                f"update: expected a gradient with its parameter's shape {theta.shape}, "
                 f"got {jnp.shape(g)} for {name}"
             )
         if not is_floating(g):
@@ -404,7 +404,7 @@ def check_gradients(params: Params, grads: Params) -> None:
 
 
 def _wide(p: Array) -> Any:
-    """The dtype in which p is updated: its own, or float32 where that is narrower."""
+    """The dtype in which p is updated: its own, or float32 if its own is narrower."""
     if not is_floating(p):
         raise TypeError(f"optimizer: expected floating-point parameters, got {p.dtype}{p.shape}")
     return at_least_float32(p.dtype)
@@ -415,11 +415,11 @@ _RANGES = {
     "eps": numbers.positive,
     "weight_decay": numbers.nonnegative,
 }
-"""What a setting is checked for; others are decays."""
+"""The check of each setting; all others are decays, in [0, 1)."""
 
 
 def _check(name: str, learning_rate: Rate, **settings: Any) -> tuple[Any, ...]:
-    """The rate and the settings, as `fnn.numbers` returns them."""
+    """The learning rate and the settings, checked, as Python numbers; callables are not checked."""
     settings = {"learning_rate": learning_rate, **settings}
     check = lambda key: _RANGES.get(key, numbers.fraction)(name, **{key: settings[key]})
     return tuple(value if callable(value) else check(key) for key, value in settings.items())

@@ -1,8 +1,9 @@
-"""What each example's own gradient says, from one backward pass and without ever holding it.
+"""Statistics of per-example gradients, from one backward pass.
 
-g_n is the gradient of loss_n, example n's own loss: no 1/m in it. A dense layer's is the outer
-product of its output's cotangent delta and its input a, [dW | db]_n = delta_n [a_n; 1]^T. All of
-these are read off a and delta, as other reductions of the factors that backpropagation sums:
+g_n is the gradient of loss_n, the loss of example n, without the 1/m of the mean. For a dense
+layer with input a and output cotangent delta it is an outer product, [dW | db]_n =
+delta_n [a_n; 1]^T. The statistics are computed from a and delta, without forming g_n, as other
+reductions of the factors that backpropagation sums:
 
     squared_norms           ||g_n||^2 = sum over the layers of (||a_n||^2 + 1) ||delta_n||^2
                             Goodfellow 2015
@@ -14,16 +15,16 @@ these are read off a and delta, as other reductions of the factors that backprop
     gradients               g_n itself
     gradient_noise_scale    trace(Cov g) / ||E g||^2                          McCandlish et al. 2018
 
-Each takes (network, loss) and returns a pure function of (params, x, y), to `jax.jit` and to
-`jax.vmap`. Any layer that states its gradients as factors takes part, in every combinator too;
-a layer that can't is refused as `fnn.backprop.per_example_backward` says. Norms, products and
-moments are at least float32.
+Each takes (network, loss) and returns a pure function of (params, x, y), which you can `jax.jit`
+and `jax.vmap`. They work for every layer that describes its gradients by factors, in every
+combinator; other layers raise the errors of `fnn.backprop.per_example_backward`. Norms, products
+and moments are at least float32.
 
-Examples. By default each entry of loss.value is an example, whose loss must depend on its own
-row of x alone. Where the loss has more axes than that, such as one loss per token of a text
-whose tokens were mixed, `example_axes` says how many of its leading axes are examples: with
-example_axes=1 and losses (m, tokens) there are m examples, and loss_n is the mean over the tokens
-of text n. What a layer does at each of an example's positions counts to that example.
+Examples. By default each entry of loss.value is an example, whose loss must depend only on its own
+row of x. If the loss has more axes, such as one loss per token of a text whose tokens were mixed,
+`example_axes` is the number of leading axes that are examples: with example_axes=1 and losses
+(m, tokens) there are m examples, and loss_n is the mean over the tokens of text n. The gradient of
+an example is the sum over its positions.
 
 Private training. DP-SGD (Abadi et al. 2016, algorithm 1) clips to C, sums, adds noise of standard
 deviation z C, and divides by m:
@@ -33,11 +34,11 @@ deviation z C, and divides by m:
     state = optimizer.update(state, add_noise(grads, key, z * C / m))
 
 A privacy accountant turns z, m / n and the number of steps into (epsilon, delta).
-`docs/experiments.md` trains so on the digits.
+`docs/experiments.md` shows an example on the digits.
 
-Weights. For examples drawn with other probabilities than the data's, `fnn.value_and_grad` takes
-a weight for each. The probabilities with the least gradient variance are proportional to
-||g_n||: the square root of `squared_norms`. Alain et al. 2015.
+Weights. `fnn.value_and_grad` takes a weight per example, for importance sampling. The sampling
+probabilities with the least gradient variance are proportional to ||g_n||, the square root of
+`squared_norms`. Alain et al. 2015.
 """
 
 import math
@@ -59,7 +60,7 @@ from fnn.base import (
     check_loss,
     check_unmixed,
 )
-from fnn.reductions import Direct, Factor, Widened, for_each_copy, length
+from fnn.reductions import Direct, Factor, Widened, for_each_copy, safe_norm
 
 
 def squared_norms(
@@ -82,7 +83,7 @@ def squared_norms(
 def gram(
     network: Layer, loss: Loss, *, example_axes: int | None = None
 ) -> Callable[[Params, Any, Any], Array]:
-    """f(params, x, y) -> <g_n, g_k> for each two examples, (..., ...): (m, m) for one batch
+    """f(params, x, y) -> <g_n, g_k> for each pair of examples, (..., ...): (m, m) for one batch
     axis. It is the empirical tangent kernel, contracted with the losses' gradients.
 
     >>> import fnn
@@ -104,8 +105,8 @@ def cross_gram(
     """f(params, x, y, x_other, y_other) -> <g_n, h_k> for each example n of (x, y) and k of the
     other set, (..., ... of the other): (m, k) for one batch axis each.
 
-    Times the learning rate it is, to first order, how much a step down g_n lowers the loss of
-    example k: TracIn sums it over a run's checkpoints. Pruthi et al. 2020.
+    Times the learning rate it is, to first order, how much a gradient step on example n lowers the
+    loss of example k: TracIn sums it over a run's checkpoints. Pruthi et al. 2020.
 
     >>> import fnn
     >>> network = fnn.dense(2, 1)
@@ -136,8 +137,8 @@ def cosines(
     """f(params, x, y) -> the cosine between g_n and the mean gradient, over all parameters
     together, (...).
 
-    It is negative for an example whose loss rises along a step down the mean gradient, as with a
-    label that the others contradict. NaN for an example without a gradient, or where the mean is 0.
+    It is negative for an example whose loss rises in a step of gradient descent on the mean loss,
+    such as one with a wrong label. It is NaN if g_n or the mean gradient is 0.
 
     >>> import fnn
     >>> network = fnn.dense(1, 1)
@@ -163,11 +164,11 @@ def cosines(
 def gradients(
     network: Layer, loss: Loss, *, chunk: int | None = None, example_axes: int | None = None
 ) -> Callable[[Params, Any, Any], Params]:
-    """f(params, x, y) -> g_n itself: a tree like params, each leaf (..., *shape of the parameter)
-    and in at least float32.
+    """f(params, x, y) -> g_n: a tree like params, each leaf (..., *shape of the parameter) and in
+    at least float32.
 
-    All of them are held: m times the memory of the parameters. With a chunk the backward pass runs
-    over that many examples at a time, by `jax.lax.map` over the first axis.
+    The result has m times the size of the parameters. With `chunk`, the backward pass runs over
+    that many examples at a time, by `jax.lax.map` over the first axis.
 
     >>> import fnn
     >>> network = fnn.dense(2, 1)
@@ -203,7 +204,7 @@ def second_moment(
 ) -> Callable[[Params, Any, Any], Params]:
     """f(params, x, y) -> (1/m) sum_n g_n^2, entry by entry: a tree like params.
 
-    It is the diagonal of the empirical Fisher matrix. Less the square of the mean gradient, it
+    It is the diagonal of the empirical Fisher matrix. Minus the square of the mean gradient, it
     is the gradient's variance over the examples.
 
     >>> import fnn
@@ -228,14 +229,14 @@ def clipped_value_and_grad(
     example's scale.
 
     With weight (...), one number per example, both are (1/m) sum_n weight_n (...): the weight
-    is applied after clipping. For Poisson sampling at rate q give all examples, those drawn with
-    the weight 1/q and the others with 0.
+    is applied after clipping. For Poisson sampling at rate q pass all examples: the drawn ones with
+    weight 1/q, the others with weight 0.
 
-    The gradient is NaN where max_norm / (m ||g_n||) is below the smallest normal number of its
-    dtype, 1e-38 in float32; of a layer with positions, such as a convolution, also where the square
-    of its norm is above the largest.
+    The gradient is NaN if max_norm / (m ||g_n||) is below the smallest normal number of its dtype,
+    1e-38 in float32, and for layers with positions, such as convolutions, if ||g_n||^2 overflows.
 
-    Raises ValueError for max_norm not above 0; f for weights whose shape is not the losses'.
+    Raises ValueError for a max_norm that is not above 0; f raises it for weights whose shape
+    differs from that of the losses.
 
     >>> import fnn
     >>> network = fnn.dense(2, 1)
@@ -252,11 +253,11 @@ def clipped_value_and_grad(
     def f(params: Params, x: Any, y: Any, weight: Array | None = None) -> tuple[Array, Params]:
         losses, normed = reduced(params, x, y)
         norms = [node.norm for node in jax.tree.leaves(normed, is_leaf=_is_normed)]
-        norm_of_all = _length(norms, losses.shape, losses.dtype)
+        norm_of_all = _norm_of_all(norms, losses.shape, losses.dtype)
         bound = jnp.asarray(max_norm, norm_of_all.dtype) * (1 - _rounding(params))
         excess = norm_of_all / bound
         excess = jnp.maximum(excess, 1)
-        # A step of Newton's method from 1 / excess, whose derivative does not square what is large.
+        # A Newton step from 1 / excess: its derivative has no excess^2, which could overflow.
         inverse = jax.lax.stop_gradient(1 / excess)
         scale = inverse * (2 - excess * inverse) / losses.size
         # An underflowed scale would silently drop the example.
@@ -295,7 +296,7 @@ class _Normed(NamedTuple):
 
 
 def _kept(factor: Factor, examples: int) -> _Normed:
-    """The factor, with zeros for its norms: they carry the axes of the copies in a `repeat`."""
+    """The factor, with zeros as norms: their shape shows the axes of the copies in a `repeat`."""
     return _Normed(jnp.zeros(factor.batch[:examples]), factor)
 
 
@@ -304,16 +305,16 @@ def _is_normed(node: Any) -> bool:
 
 
 def _each_copy(f: Callable[..., Array], node: _Normed, examples: int, out: int = 0) -> Any:
-    """f of each copy in a `repeat`, the copies' axes at `out` of what it returns."""
+    """f of each copy in a `repeat`, with the copies' axes at `out` in the result."""
     return for_each_copy(f, node.norm.shape[: node.norm.ndim - examples], out)
 
 
 def add_noise(grads: Params, key: Array, stddev: float | Array) -> Params:
-    """grads + stddev * standard normal noise, drawn for each entry by itself from the key.
+    """grads + stddev * standard normal noise, drawn independently for each entry.
 
-    For DP-SGD stddev = noise_multiplier * max_norm / m. The draws are JAX's, in the gradient's
-    own precision: fit for research, not hardened against an attack on floating-point rounding
-    (Mironov 2012). Raises ValueError for a negative stddev.
+    For DP-SGD, stddev = noise_multiplier * max_norm / m. The noise is `jax.random.normal` in the
+    gradient's dtype: suitable for research, but not hardened against attacks on floating-point
+    rounding (Mironov 2012). Raises ValueError for a negative stddev.
 
     >>> add_noise({"b": jnp.zeros(3)}, jax.random.key(0), 0.0)
     {'b': Array([0., 0., 0.], dtype=float32)}
@@ -329,11 +330,11 @@ def add_noise(grads: Params, key: Array, stddev: float | Array) -> Params:
 
 
 class NoiseScale(NamedTuple):
-    """How far one example's gradient is from all examples' mean, as scalars.
+    """Estimates of the gradient's noise, as scalars.
 
-    trace: of the covariance of g. squared_norm: of the mean gradient of the distribution that
-    the batch was drawn from. scale = trace / squared_norm: the batch size at which noise and
-    signal in the mean gradient are equal.
+    trace: the trace of the covariance of g_n. squared_norm: that of the mean gradient over the
+    distribution from which the batch was drawn. scale = trace / squared_norm: the batch size at
+    which noise and signal in the mean gradient are equal.
 
     >>> NoiseScale(trace=4.0, squared_norm=2.0, scale=2.0).scale
     2.0
@@ -353,8 +354,8 @@ def gradient_noise_scale(
 
         trace = m (q - s) / (m - 1),    squared_norm = (m s - q) / (m - 1).
 
-    Both are unbiased, so that squared_norm is below 0 where noise drowns the mean.
-    Their ratio is not unbiased: average the two over batches before dividing.
+    Both are unbiased, so squared_norm may be negative when noise dominates the mean. Their ratio is
+    biased: average both over batches before dividing.
 
     Raises ValueError for a batch of fewer than two examples.
 
@@ -387,7 +388,7 @@ def _statistic(
     of: Callable[[Array, Any], Any],
     example_axes: int | None,
 ) -> Callable[[Params, Any, Any], Any]:
-    """f(params, x, y) -> of(losses, what reduce makes of each parameter's g_n)."""
+    """f(params, x, y) -> of(losses, reduce(factor, number of example axes) of each parameter)."""
     reduced = _reduced(network, loss, reduce, example_axes)
     return lambda params, x, y: of(*reduced(params, x, y))
 
@@ -395,7 +396,7 @@ def _statistic(
 def _reduced(
     network: Layer, loss: Loss, reduce: Callable[[Factor, int], Any], example_axes: int | None
 ) -> Callable[[Params, Any, Any], tuple[Array, Any]]:
-    """f(params, x, y) -> (losses (*examples), what reduce makes of each parameter's g_n)."""
+    """f(params, x, y) -> (losses (*examples), reduce(factor, example axes) of each parameter)."""
     check_layer("network", network)
     check_loss("loss", loss)
     check_unmixed("per_example", loss)
@@ -412,10 +413,10 @@ def _reduced(
     return f
 
 
-def _length(norms: list[Array], shape: tuple[int, ...], dtype: Any) -> Array:
-    """The norm over all parameters, from that of each, the copies' axes in front of `shape`."""
+def _norm_of_all(norms: list[Array], shape: tuple[int, ...], dtype: Any) -> Array:
+    """The norm over all parameters, from those of each (*copies, *shape)."""
     start = jnp.zeros((1, *shape), at_least_float32(dtype))
-    return length(jnp.concatenate([start, *(_copies(a, shape) for a in norms)]), (0,))
+    return safe_norm(jnp.concatenate([start, *(_copies(a, shape) for a in norms)]), (0,))
 
 
 def _copies(a: Array, shape: tuple[int, ...]) -> Array:
@@ -424,7 +425,7 @@ def _copies(a: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _over_parameters(tree: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    """The sum of all leaves, over the copies' axes in front of `shape` too."""
+    """The sum of all leaves (*copies, *shape), over the copies too."""
     start = jnp.zeros(shape, at_least_float32(dtype))
     leaves = jax.tree.leaves(tree)
     return sum((leaf.sum(tuple(range(leaf.ndim - len(shape)))) for leaf in leaves), start=start)

@@ -1,4 +1,4 @@
-"""Another dtype inside: products in bfloat16 or float16, everything else as it was."""
+"""Mixed precision: a layer computed in bfloat16 or float16, with parameters in float32."""
 
 from typing import Any
 
@@ -20,17 +20,17 @@ from fnn.reductions import Factor, Reduce, Widened, total
 
 
 def compute_in(layer: Layer, dtype: Any) -> Layer:
-    """The layer computed in `dtype`, with params, input, output and gradients in their own.
+    """The layer computed in `dtype`; params, input, output and gradients keep their dtypes.
 
-        forward    y = f(params in dtype, x in dtype), in x's dtype again
-        backward   f's own backward of dy in dtype; the per-example gradients are summed over
-                   the batch in the params' dtype, dx is in dy's
+        forward    y = f(params in dtype, x in dtype), converted to x's dtype
+        backward   f's backward with params and dy in dtype; the per-example gradients are summed
+                   over the batch in the params' dtype, and dx is converted to dy's dtype
 
-    Residuals are kept in `dtype`, which halves their memory. Around a whole network only its
-    input and its output change dtype; the loss stays in float32. Micikevicius et al. 2018.
-    With float16 small gradients are lost: `scale_loss` keeps them.
+    Residuals are kept in `dtype`, which halves their memory. Applied to a whole network, only its
+    input and output are converted; the loss is computed in float32. Micikevicius et al. 2018. In
+    float16 small gradients underflow: use `scale_loss`.
 
-    Raises TypeError for what is not a layer, and for a dtype that is not floating-point.
+    Raises TypeError if layer is not a layer or dtype is not floating-point.
 
     >>> import fnn
     >>> layer = compute_in(fnn.mlp((4, 8, 2)), jnp.bfloat16)
@@ -70,6 +70,6 @@ def _cast(tree: Any, dtype: Any) -> Any:
 
 
 def _dtype_of(*trees: Any) -> Any:
-    """The dtype of the first floating-point array: an input of codes has none."""
+    """The dtype of the first floating-point array in the trees; float32 if there is none."""
     dtypes = [a.dtype for a in jax.tree.leaves(trees) if is_floating(a)]
     return dtypes[0] if dtypes else jnp.dtype(jnp.float32)

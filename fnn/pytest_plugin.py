@@ -1,8 +1,8 @@
 """`pytest --fnn-rules PACKAGE`: check the derivative rules that a package's tests run.
 
 While the tests run, the arguments of each `jax.custom_vjp` and `jax.custom_jvp` of the package are
-recorded; then each rule is checked at these arguments and at special values of them. A table stands
-at the end; the run fails where a rule does. Without the option nothing happens.
+recorded; then each rule is checked at these arguments and at special values of them. A table is
+printed at the end; the run fails if a rule does. Without the option nothing happens.
 """
 
 from contextlib import ExitStack
@@ -19,7 +19,7 @@ def pytest_addoption(parser: Any) -> None:
 
 
 def pytest_configure(config: Any) -> None:
-    """Begin to record, where the option asks for it."""
+    """Start recording if the option is set."""
     if config.getoption("fnn_rules"):
         if config.getoption("numprocesses", None):
             import pytest

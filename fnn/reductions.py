@@ -1,24 +1,24 @@
 """Per-example gradients in factored form: the classes of factors and their reductions.
 
-A layer's `backward` never sums its parameters' gradients itself. It states each as a factor,
+A layer's `backward` does not sum its parameters' gradients. It describes each by a factor,
 
     Outer(left, right)        example n has the gradient left_n right_n^T
     Direct(value)             example n has the gradient value_n
     Rows(index, value, size)  example n has the gradient value_n in row index_n, 0 elsewhere
     Masked(factor, mask)      the factor's gradients times a constant array, entry by entry
     Sum(a, b)                 the sum of two factors' gradients, for a parameter used twice
-    Zero(shape, batch)        no gradient, for a frozen parameter
+    Zero(shape, batch)        gradients of 0, for a frozen parameter
     Widened(factor, dtype)    the factor's gradients, summed and returned in a wider dtype
     Whole(value, name)        a gradient that exists for the whole batch only
 
-and returns what `reduce` makes of it. A factor's methods are its reductions; `Factor` documents
-each of them once. Backpropagation is one of them, `total`. The others read the same factors and
-need no other derivative rule. Since a gradient is linear in dy, one of left and right holds dy
-and the other does not depend on it.
+and returns `reduce(factor)`. A factor's methods are its reductions; `Factor` documents them. One
+of them, `total`, is backpropagation. The others use the same factors and need no further
+derivative rule. A gradient is linear in dy, so one of left and right is linear in dy and the
+other does not depend on it.
 
-A new factor is a subclass of `Factor` that defines `total` and `rows`, and whatever other
-reduction it can do without one gradient per example. A new reduction is a function of a factor,
-which can call `rows` where it knows nothing better.
+A new factor is a subclass of `Factor` that defines `total` and `rows`, and any other reduction
+that it can compute without forming one gradient per example. A new reduction is a function of a
+factor, which can call `rows` where there is no cheaper way.
 """
 
 import math
@@ -36,12 +36,12 @@ from fnn.base import Array, at_least_float32, is_floating, pytree
 class Factor:
     """Per-example gradients g_n of one parameter, and their reductions.
 
-    `batch` has the lengths of the batch axes: first the examples', then the positions'. Positions
-    are places within one example, such as the pixels of an image or the tokens of a text, over
-    which its gradient is a sum: g_n = sum_p g_np. `ndim` is the rank of the parameter.
+    `batch` is the shape of the batch axes: first example axes, then position axes. Positions are
+    places within one example, such as the pixels of an image or the tokens of a text, over which
+    its gradient is a sum: g_n = sum_p g_np. `ndim` is the number of axes of the parameter.
 
-    In every method `examples` is the number of axes of the examples; None means that all batch
-    axes are. Squares, products and rows are kept in at least float32.
+    In every method `examples` is the number of example axes; None means all batch axes. Squares,
+    products and rows are computed in at least float32.
 
     >>> import fnn
     >>> class Scaled(Factor):  # example n has the gradient weight_n * direction
@@ -65,7 +65,7 @@ class Factor:
 
     def rows(self, examples: int | None = None) -> "Direct":
         """g_n, one gradient per example, as a Direct without positions: value
-        (*examples, *shape of the parameter). All other reductions follow from it."""
+        (*examples, *shape of the parameter). By default the other reductions use it."""
         raise NotImplementedError
 
     def squared_norm(self, examples: int | None = None) -> Array:
@@ -77,8 +77,8 @@ class Factor:
         return jnp.sqrt(self.squared_norm(examples))
 
     def products(self, examples: int | None = None, other: "Factor | None" = None) -> Array:
-        """<g_n, h_k> for each example n of this factor and k of the other, by default itself:
-        (*examples, *examples of the other)."""
+        """<g_n, h_k> for each example n of this factor and k of `other`, by default this factor:
+        (*examples, *examples of other)."""
         return self.rows(examples).products(None, other and other.rows(examples))
 
     def squared(self, examples: int | None = None) -> "Factor":
@@ -92,7 +92,7 @@ class Factor:
 
 
 Reduce = Callable[[Factor], Any]
-"""What `backward` hands each parameter's factor to."""
+"""What `backward` calls on each parameter's factor."""
 
 
 @pytree()
@@ -115,7 +115,7 @@ class Outer(Factor):
         """The leading axes, which left and right share."""
         if self.left.shape[:-1] != self.right.shape[:-1]:
             raise ValueError(
-                f"Outer: expected left and right of one batch, "
+                f"Outer: expected left and right with the same batch axes, "
                 f"got {self.left.shape} and {self.right.shape}"
             )
         return self.left.shape[:-1]
@@ -142,10 +142,10 @@ class Outer(Factor):
         return (between(left) * between(right)).sum((-2, -1))
 
     def norm(self, examples: int | None = None) -> Array:
-        """||left_n|| ||right_n||, whose squares may overflow."""
+        """||left_n|| ||right_n||, without overflow of the squares."""
         if _has_positions(self, examples):
             return super().norm(examples)
-        return length(self.left, (-1,)) * length(self.right, (-1,))
+        return safe_norm(self.left, (-1,)) * safe_norm(self.right, (-1,))
 
     def products(self, examples: int | None = None, other: Factor | None = None) -> Array:
         """<left_n, left_k> <right_n, right_k>."""
@@ -166,14 +166,14 @@ class Outer(Factor):
         return Outer(_square(self.left), _square(self.right))
 
     def weighted(self, weight: Array) -> Factor:
-        return Outer(self.left * beside(weight, self.left), self.right)
+        return Outer(self.left * expand_like(weight, self.left), self.right)
 
 
 @pytree("ndim")
 class Direct(Factor):
-    """Per-example gradients as they are: value (..., *shape of the parameter).
+    """Per-example gradients themselves: value (..., *shape of the parameter).
 
-    ndim is the rank of the parameter: 1 for a bias, 0 for a scalar.
+    ndim is the number of axes of the parameter: 1 for a bias, 0 for a scalar.
 
     >>> Direct(jnp.array([[1.0], [2.0]])).products()
     Array([[1., 2.],
@@ -203,7 +203,7 @@ class Direct(Factor):
         return _square(self._each(examples)).sum(_last(self.ndim))
 
     def norm(self, examples: int | None = None) -> Array:
-        return length(self._each(examples), _last(self.ndim))
+        return safe_norm(self._each(examples), _last(self.ndim))
 
     def products(self, examples: int | None = None, other: Factor | None = None) -> Array:
         wide, axes = _widened(self._each(examples)), _last(self.ndim)
@@ -214,7 +214,7 @@ class Direct(Factor):
         return Direct(_square(self._each(examples)), self.ndim)
 
     def weighted(self, weight: Array) -> Factor:
-        return Direct(self.value * beside(weight, self.value), self.ndim)
+        return Direct(self.value * expand_like(weight, self.value), self.ndim)
 
     def _each(self, examples: int | None) -> Array:
         """One gradient per example."""
@@ -226,7 +226,7 @@ class Rows(Factor):
     """Per-example gradients of a matrix (size, d) that are 0 outside one row per position.
 
     index (...), integers from 0 to size - 1; value (..., d). For an embedding's table: the codes
-    and dy. Rows of one example with the same index add up.
+    and dy. An example's values with the same index are added.
 
     >>> Rows(jnp.array([2, 0, 2]), jnp.ones((3, 1)), size=3).total()
     Array([[1.],
@@ -271,11 +271,11 @@ class Rows(Factor):
         return Rows(distinct.index, _square(distinct.value), self.size)
 
     def weighted(self, weight: Array) -> Factor:
-        return Rows(self.index, self.value * beside(weight, self.value), self.size)
+        return Rows(self.index, self.value * expand_like(weight, self.value), self.size)
 
 
 class Wrapped(Factor):
-    """Each example's gradient is that of `factor`; only the sum over the batch differs."""
+    """Base class of a factor with the per-example gradients of `factor` and a different `total`."""
 
     factor: Factor
 
@@ -381,7 +381,7 @@ class Sum(Factor):
         return Direct(self.a.rows(examples).value + self.b.rows(examples).value, self.ndim)
 
     def squared_norm(self, examples: int | None = None) -> Array:
-        """||a_n||^2 + 2 <a_n, b_n> + ||b_n||^2: that of one Outer where both are."""
+        """||a_n||^2 + 2 <a_n, b_n> + ||b_n||^2, as the squared norm of one Outer if both are."""
         count = len(self.batch) if examples is None else examples
         joined = _joined(self, count)
         return (self.rows(count) if joined is None else joined).squared_norm(count)
@@ -406,7 +406,7 @@ class Zero(Factor):
 
     @property
     def ndim(self) -> int:  # type: ignore[override]
-        """The rank of the parameter."""
+        """The number of axes of the parameter."""
         return len(self.shape)
 
     def total(self) -> Array:
@@ -444,7 +444,7 @@ class Widened(Wrapped):
         return Widened(self.factor.squared(examples), at_least_float32(self.dtype))
 
     def weighted(self, weight: Array) -> Factor:
-        """The weights are applied in `dtype`: a narrower one rounds them, or makes them 0."""
+        """The weights are applied in `dtype`: a narrower dtype would round them, perhaps to 0."""
         return Widened(self.wide().weighted(weight), self.dtype)
 
     def wide(self) -> Factor:
@@ -454,9 +454,9 @@ class Widened(Wrapped):
 
 @pytree("name")
 class Whole(Factor):
-    """A gradient that is already summed because there is none per example: in training, batch
-    normalisation mixes the examples. Every reduction but `total` raises TypeError with the name
-    of its layer.
+    """A gradient that exists only as the sum over the batch, because the layer mixes the examples,
+    as batch normalisation does in training. Every reduction except `total` raises TypeError with
+    `name`, the layer's.
 
     >>> Whole(jnp.ones(2), "batch_norm(2)").squared_norm()
     Traceback (most recent call last):
@@ -488,8 +488,8 @@ class Whole(Factor):
 def total(factor: Factor) -> Array:
     """Sum over the batch: sum_n left_n right_n^T, or sum_n value_n. Shape of the parameter.
 
-    With dZ = left and A = right this is the dW = dZ^T A of backpropagation. Raises TypeError for
-    what is not a factor.
+    With dZ = left and A = right this is the dW = dZ^T A of backpropagation. Raises TypeError if
+    factor is not a `Factor`.
 
     >>> total(Outer(jnp.ones((5, 2)), jnp.ones((5, 1))))
     Array([[5.],
@@ -502,9 +502,9 @@ def total(factor: Factor) -> Array:
     return factor.total()
 
 
-def length(a: Array, axes: tuple[int, ...]) -> Array:
+def safe_norm(a: Array, axes: tuple[int, ...]) -> Array:
     """The Euclidean norm over these axes, in at least float32. Numbers whose squares would overflow
-    or vanish are multiplied by a power of two first. The derivative at 0 is 0."""
+    or underflow are multiplied by a power of two first. The derivative at 0 is 0."""
     a = _widened(a)
     if not axes:
         return jnp.abs(a)
@@ -520,8 +520,8 @@ def length(a: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _outer_total(factor: Outer, dtype: Any) -> Array:
-    """Its total, in dtype. On a mesh with explicit axes its dimensions are split as left's and
-    right's are, and the sum over the batch is over all devices."""
+    """The factor's total, in dtype. On a mesh with explicit axes, its rows are split as left's
+    features and its columns as right's, and the sum over the batch is over all devices."""
     batch = tuple(range(factor.left.ndim - 1))
     split = [jax.typeof(a).sharding for a in (factor.left, factor.right)]
     over = None
@@ -533,7 +533,7 @@ def _outer_total(factor: Outer, dtype: Any) -> Array:
 
 
 def _in_dtype(factor: Factor, dtype: Any) -> Factor:
-    """The factor with its floating-point arrays in dtype, and without a `Widened` inside."""
+    """The factor with its floating-point arrays in dtype; a `Widened` inside is unwrapped."""
 
     def one(part: Any) -> Any:
         if isinstance(part, Widened):
@@ -544,7 +544,7 @@ def _in_dtype(factor: Factor, dtype: Any) -> Factor:
 
 
 def _joined(factor: Factor, examples: int) -> Outer | None:
-    """A sum of Outers as one Outer, with their positions side by side; None for other factors."""
+    """A sum of Outers as one Outer with their positions concatenated; None for other factors."""
     if isinstance(factor, Outer):
         return factor
     if not isinstance(factor, Sum):
@@ -560,7 +560,7 @@ def _joined(factor: Factor, examples: int) -> Outer | None:
 
 
 def _distinct(factor: Rows, examples: int | None) -> Rows:
-    """The same gradients, each example's indices distinct. Places left over have values of 0."""
+    """The same gradients with distinct indices per example; unused positions have values of 0."""
 
     def one(index: Array, value: Array) -> tuple[Array, Array]:
         distinct, place = jnp.unique(index, return_inverse=True, size=index.size)
@@ -571,7 +571,7 @@ def _distinct(factor: Rows, examples: int | None) -> Rows:
 
 
 def _for_each_example(f: Callable[..., Any], factor: Rows, examples: int | None) -> Any:
-    """f(index (p,), value (p, d)) for each example, p being all of its positions."""
+    """f(index (p,), value (p, d)) for each example, with p its number of positions."""
     index = _with_positions(factor.index, examples, 0)
     for _ in index.shape[:-1]:
         f = jax.vmap(f)
@@ -583,24 +583,24 @@ def _has_positions(factor: Factor, examples: int | None) -> bool:
 
 
 def _with_positions(a: Array, examples: int | None, ndim: int) -> Array:
-    """(*examples, *positions, *shape) -> (*examples, p, *shape): one axis of positions, of
-    length 1 where there are none."""
+    """(*examples, *positions, *shape) -> (*examples, p, *shape): one position axis, of length 1
+    if there are no positions."""
     batch, shape = a.shape[: a.ndim - ndim], a.shape[a.ndim - ndim :]
     count = len(batch) if examples is None else examples
     return a.reshape(*batch[:count], math.prod(batch[count:]), *shape)
 
 
 def for_each_copy(f: Callable[..., Any], copies: Sequence[int], out: int = 0) -> Any:
-    """f mapped over the leading axes of the copies in a `repeat`, if there are any: a factor and a
-    parameter have one per copy. The results have these axes at `out`."""
+    """f mapped over the axes of the copies in a `repeat`, of these lengths: leading axes of every
+    array of its arguments. The results have these axes at `out`."""
     for n in reversed(copies):
         f = jax.vmap(f, axis_size=n, out_axes=out)
     return f
 
 
-def beside(weight: Array, a: Array) -> Array:
-    """The weight (*examples) of each example, in the dtype of a (*examples, ...) and broadcastable
-    to it."""
+def expand_like(weight: Array, a: Array) -> Array:
+    """The weight (*examples) in the dtype of a (*examples, ...), with axes of length 1 added at the
+    end, so that it broadcasts against a."""
     return weight.reshape(weight.shape + (1,) * (a.ndim - weight.ndim)).astype(a.dtype)
 
 

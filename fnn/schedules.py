@@ -1,4 +1,4 @@
-"""Learning rates that change: step -> rate, `step` the number of updates already done.
+"""Learning rate schedules: step -> rate, where `step` is the number of updates already done.
 
 A schedule is a pure function of an int32 scalar, traced or not; the rate is float32. All
 raise ValueError for a rate or a number of steps that is not above 0.
@@ -25,7 +25,7 @@ def constant(rate: float) -> Schedule:
 
 
 def exponential_decay(rate: float, decay: float, every: int) -> Schedule:
-    """rate decay^(step / every): a factor of `decay` for each `every` steps, smoothly.
+    """rate decay^(step / every): a factor of `decay` every `every` steps, continuously.
 
     >>> float(exponential_decay(1.0, 0.5, every=10)(20))
     0.25
@@ -35,7 +35,7 @@ def exponential_decay(rate: float, decay: float, every: int) -> Schedule:
 
 
 def step_decay(rate: float, decay: float, every: int) -> Schedule:
-    """rate decay^floor(step / every): a factor of `decay`, at once, each `every` steps.
+    """rate decay^floor(step / every): a factor of `decay` every `every` steps.
 
     >>> float(step_decay(1.0, 0.5, every=10)(19))
     0.5
@@ -63,7 +63,7 @@ def cosine_decay(rate: float, steps: int, final: float = 0.0) -> Schedule:
 
 
 def linear_warmup(rate: float, steps: int, then: Schedule | None = None) -> Schedule:
-    """From 0 to `rate` in `steps` equal steps, after that then(step - steps), or `rate`.
+    """From 0 to `rate` linearly in `steps` steps, after that then(step - steps), or `rate`.
 
     >>> schedule = linear_warmup(0.1, 10, then=cosine_decay(0.1, 90))
     >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 55, 100)]
@@ -82,8 +82,8 @@ def linear_warmup(rate: float, steps: int, then: Schedule | None = None) -> Sche
 def warmup_stable_decay(
     rate: float, warmup: int, stable: int, decay: int, final: float = 0.0
 ) -> Schedule:
-    """From 0 to `rate` in `warmup` equal steps, `rate` for `stable` steps, then to `final` in
-    `decay` equal steps. Hu et al. 2024.
+    """From 0 to `rate` linearly in `warmup` steps, `rate` for `stable` steps, then linearly to
+    `final` in `decay` steps. Hu et al. 2024.
 
     >>> schedule = warmup_stable_decay(0.1, 10, 70, 20)
     >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 80, 90, 200)]

@@ -1,18 +1,18 @@
 """Optimizers around optimizers: each takes an optimizer and returns one.
 
-    add_l2               the gradient of the loss + (alpha/2) ||theta||^2
-    clip_by_global_norm  gradients of at most this norm
-    accumulate           one update for the mean of k gradients
-    average              the exponential moving average of the parameters beside them
-    partition            another optimizer for each part of the parameters, none for what is frozen
-    scale_loss           gradients of a scaled loss, for float16
+    add_l2               adds (alpha/2) ||theta||^2 to the loss
+    clip_by_global_norm  scales gradients down to at most this norm
+    accumulate           makes one update with the mean of k gradients
+    average              keeps an exponential moving average of the parameters
+    partition            uses a different optimizer, or none, for each part of the parameters
+    scale_loss           scales the loss, for float16
 
-The first two change only the gradients, and their state is the wrapped optimizer's. The states of
-the others hold that one as `inner`, and read `.params` and `.step` from it.
+The first two change only the gradients; their state is the wrapped optimizer's. The states of the
+others contain that state as `inner`, and `.params` is read from it.
 
-A state says by `.loss_scale`, None or a number, what the loss's gradient is to be multiplied by;
-wrappers hand it on, so that `scale_loss` can stand anywhere among them. They measure and add to
-gradients as if these were not multiplied.
+`state.loss_scale`, None or a number, is the factor by which the loss's gradient must be multiplied
+before `update`. Wrappers pass it on, so `scale_loss` may be inside or outside of the others, whose
+max_norm and alpha refer to the unscaled gradient.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,11 +29,12 @@ from fnn.optimizers import Rate, check_gradients, check_state, for_each, number_
 
 
 def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
-    """The optimizer, fed g + alpha theta: the gradient of loss + (alpha/2) ||theta||^2.
+    """The optimizer with the gradient g + alpha theta of loss + (alpha/2) ||theta||^2.
 
-    Every parameter counts, biases too. With Adam this is not weight decay: see `adamw`.
+    The penalty includes all parameters, biases too. With Adam this is not weight decay: see
+    `adamw`.
 
-    Raises TypeError for what is not an optimizer, ValueError for a negative alpha.
+    Raises TypeError if optimizer is not an `Optimizer`, ValueError for a negative alpha.
 
     >>> import fnn
     >>> optimizer = add_l2(fnn.sgd(1.0), 0.25)
@@ -46,7 +47,7 @@ def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
 
     def update(state: Any, grads: Params) -> Any:
         def penalised(g: Array, theta: Array) -> Array:
-            # Wide: a scaled penalty may be larger than float16 holds.
+            # In float32, because a scaled penalty may overflow in float16.
             wide = theta.astype(at_least_float32(theta.dtype))
             return g.astype(wide.dtype) + alpha * _scaled(wide, _loss_scale(state))
 
@@ -57,10 +58,11 @@ def add_l2(optimizer: Optimizer, alpha: float) -> Optimizer:
 
 
 def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
-    """The optimizer, fed g min(1, max_norm / ||g||), ||g|| over all leaves together, those parts
-    included that other devices hold. Pascanu et al. 2013.
+    """The optimizer with the gradient g min(1, max_norm / ||g||), where ||g|| is the norm of all
+    leaves together, including the parts on other devices. Pascanu et al. 2013.
 
-    Raises TypeError for what is not an optimizer, ValueError for a max_norm that is not above 0.
+    Raises TypeError if optimizer is not an `Optimizer`, ValueError for a max_norm that is not above
+    0.
 
     >>> import fnn
     >>> optimizer = clip_by_global_norm(fnn.sgd(1.0), 0.5)
@@ -75,7 +77,7 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
         check_gradients(state.params, grads)
         wide = jax.tree.map(lambda g: g.astype(at_least_float32(g.dtype)), grads)
         leaves = jax.tree.leaves(wide)
-        # Squares of what is divided by the largest entry neither overflow nor vanish.
+        # Divided by the largest entry, squares neither overflow nor underflow.
         each = [over_devices(jax.lax.pmax, jnp.abs(g).max(initial=0)) for g in leaves]
         largest = jnp.stack(each).max() if each else jnp.zeros(())
         unit = jnp.where(largest > 0, largest, 1)
@@ -90,12 +92,12 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
 
 
 def _loss_scale(state: Any) -> Array | None:
-    """What the state of any optimizer wants the loss's gradient to be multiplied by."""
+    """The factor by which the loss's gradient must be multiplied, None for optimizers without."""
     return getattr(state, "loss_scale", None)
 
 
 def with_params(state: Any, params: Params) -> Any:
-    """The state of any optimizer with these params in the place of its own."""
+    """The state of any optimizer with its params replaced."""
     if "params" in getattr(state, "_fields", ()):
         return state._replace(params=params)
     if isinstance(state, _PartitionState):
@@ -110,13 +112,13 @@ def with_params(state: Any, params: Params) -> Any:
 
 
 def _part(like: Params, params: Params) -> Params:
-    """The params where `like` has some, and its `_Elsewhere` for all others."""
+    """The params of the same label as `like`, with its placeholders for the others."""
     pick = lambda old, new: old if _is_elsewhere(old) else new
     return jax.tree.map(pick, like, params, is_leaf=_is_elsewhere)
 
 
 def scaled_gradients(state: Any, grads: Params) -> Params:
-    """The gradients of a loss as the optimizer with this state expects them."""
+    """The gradients multiplied by the loss scale of this state, if it has one."""
     scale = _loss_scale(state)
     if scale is None:
         return grads
@@ -128,7 +130,7 @@ def _scaled(a: Array, scale: Array | None) -> Array:
 
 
 class _AccumulateState(NamedTuple):
-    """`sum` is of the gradients since the last update of `inner`; `step` counts all of them."""
+    """`sum`: of the gradients since the last update of `inner`; `step`: the number of gradients."""
 
     inner: Any
     step: Array
@@ -146,13 +148,13 @@ class _AccumulateState(NamedTuple):
 
 
 def accumulate(optimizer: Optimizer, k: int) -> Optimizer:
-    """One update of the optimizer for each k gradients, with their mean.
+    """One update of the optimizer with the mean of every k gradients.
 
-    After gradients g_1, ..., g_k: state <- update(state, (g_1 + ... + g_k) / k). Between them the
-    parameters stay as they are. Sums are kept in at least float32. `state.step` counts the
-    gradients; a schedule sees the optimizer's own count, that of its updates.
+    After gradients g_1, ..., g_k: state <- update(state, (g_1 + ... + g_k) / k). The parameters do
+    not change in between. The sum is kept in at least float32. `state.step` counts the gradients;
+    a schedule gets the wrapped optimizer's count, the number of updates.
 
-    Raises TypeError for what is not an optimizer, ValueError for k below 1.
+    Raises TypeError if optimizer is not an `Optimizer`, ValueError for k below 1.
 
     >>> import fnn
     >>> optimizer = accumulate(fnn.sgd(1.0), 2)
@@ -207,12 +209,12 @@ class _AverageState(NamedTuple):
 def average(optimizer: Optimizer, decay: Rate) -> Optimizer:
     """The optimizer, and the exponential moving average of its parameters: `state.average`.
 
-    average <- decay average + (1 - decay) theta after each update, from the initial parameters
-    on. Training goes on from theta; the average is for evaluation. Polyak & Juditsky 1992. decay is
-    a number, or a schedule of the number of updates already done: step / (step + 1) averages all
-    parameters alike.
+    average <- decay average + (1 - decay) theta after each update, starting from the initial
+    parameters. Training continues from theta; the average is for evaluation. Polyak & Juditsky
+    1992. decay is a number, or a schedule of the number of updates already done; with
+    lambda step: step / (step + 1), it is the mean of the parameters after each update.
 
-    Raises TypeError for what is not an optimizer, ValueError for a decay outside [0, 1).
+    Raises TypeError if optimizer is not an `Optimizer`, ValueError for a decay outside [0, 1).
 
     >>> import fnn
     >>> optimizer = average(fnn.sgd(1.0), 0.75)
@@ -242,9 +244,8 @@ def average(optimizer: Optimizer, decay: Rate) -> Optimizer:
 
 
 class _PartitionState(NamedTuple):
-    """`inner` has each label's state, of the parameters that have this label; `frozen` has the
-    parameters without an optimizer. `form` is the tree that they make together.
-    """
+    """`inner`: the state of each label's optimizer, with that label's parameters; `frozen`: the
+    parameters of each label without an optimizer."""
 
     inner: dict[str, Any]
     frozen: dict[str, Any]
@@ -258,7 +259,7 @@ class _PartitionState(NamedTuple):
 
     @property
     def loss_scale(self) -> Array | None:
-        """The smallest of those that the labels want: one gradient is computed for all."""
+        """The smallest of the labels' scales: one gradient is computed for all."""
         scales = [
             scale for state in self.inner.values() if (scale := _loss_scale(state)) is not None
         ]
@@ -266,7 +267,7 @@ class _PartitionState(NamedTuple):
 
 
 class _Elsewhere:
-    """Stands in a part for a parameter of another label."""
+    """A placeholder, without leaves, for a parameter with a different label."""
 
 
 def _is_elsewhere(node: Any) -> bool:
@@ -277,14 +278,14 @@ jax.tree_util.register_pytree_node(_Elsewhere, lambda node: ((), None), lambda *
 
 
 def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimizer:
-    """A part of the parameters to each optimizer, by label; those of None are frozen.
+    """A different optimizer for the parameters of each label; with None they are frozen.
 
-    labels is a tree like the params, or like the top of it, with a label for each parameter or
-    for each part; or a function params -> such a tree, such as `by_name` makes. Each optimizer sees
-    the parameters and gradients of its label alone, so that a global norm is that part's.
+    labels is a tree like params, or a prefix of it, of labels; or a function params -> such a tree,
+    such as `by_name` returns. Each optimizer gets only the parameters and gradients with its label,
+    so a global norm is over these.
 
-    Raises TypeError for what is not an optimizer; `init` raises ValueError for a label without
-    an optimizer, and for labels that don't fit the params.
+    Raises TypeError if an optimizer is neither an `Optimizer` nor None; `init` raises ValueError
+    for a label without an optimizer, and for labels that don't fit the params.
 
     >>> import fnn
     >>> rates = {"slow": fnn.sgd(0.25), "fast": fnn.sgd(1.0)}
@@ -301,7 +302,7 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
             check_optimizer(f"partition: {label!r}", optimizer)
 
     def split(params: Params) -> dict[str, Any]:
-        """The params of each label, with `_Elsewhere` for all others."""
+        """The params of each label, with placeholders for the others."""
         each = for_each("partition", labels, params)
         unknown = [label for label in jax.tree.leaves(each) if label not in optimizers]
         if unknown:
@@ -349,9 +350,9 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
 def by_name(*, default: Any, **labels: Any) -> Callable[[Params], Any]:
     """f(params) -> a tree like params: for each parameter the label of its name, or the default.
 
-    A parameter's names are the dict keys on its path; where several have a label, the innermost
-    counts. For `partition`, and with True and False for the mask of `adamw`. What a name stands for
-    is the same inside a `repeat`, where each array has one more axis.
+    A parameter's names are the dict keys on its path; if several have a label, the innermost
+    one's is used. For the labels of `partition`, and, with True and False, for the mask of `adamw`.
+    Unlike a rule by shape, it also works inside a `repeat`, which adds an axis to each array.
 
     f raises ValueError for a name that no parameter has.
 
@@ -371,11 +372,11 @@ def by_name(*, default: Any, **labels: Any) -> Callable[[Params], Any]:
 
 
 _LARGEST = 2.0**126
-"""A scale far above it would be infinite in float32, and stay so."""
+"""The largest loss scale: doubled a few times more, it would overflow in float32."""
 
 
 class _ScaleLossState(NamedTuple):
-    """`scale` is what update divides the gradients by, `finite` how many in a row were finite."""
+    """`scale`: what `update` divides the gradients by; `finite`: how many in a row were finite."""
 
     inner: Any
     step: Array
@@ -389,26 +390,26 @@ class _ScaleLossState(NamedTuple):
 
     @property
     def loss_scale(self) -> Array:
-        """What the loss's gradient is multiplied by: for a `scale_loss` inside of it too."""
+        """The product of this scale and that of a `scale_loss` inside."""
         return _scaled(self.scale, _loss_scale(self.inner))
 
 
 def scale_loss(
     optimizer: Optimizer, initial: float = 2.0**15, *, growth_interval: int = 2000
 ) -> Optimizer:
-    """The optimizer, fed gradients of a loss that was multiplied by `state.loss_scale`.
+    """The optimizer with dynamic loss scaling, for float16. Micikevicius et al. 2018.
 
-    `fnn.make_step` and all that is built on it multiply the loss's gradient by the state's
-    `loss_scale`, so that what is small does not become 0 in float16. update divides the
-    gradients by it. Where one is not finite, the scale is halved and the update is skipped;
-    after growth_interval finite gradients in a row it is doubled, up to 2^126. `state.step` counts
-    the gradients, skipped ones too. Micikevicius et al. 2018.
+    `fnn.make_step`, `make_epoch`, `make_train` and `fit` multiply the loss's gradient by
+    `state.loss_scale`, so that small gradients do not underflow to 0. `update` divides the
+    gradients by it. If a gradient is not finite, the scale is halved and the update skipped; after
+    growth_interval finite gradients in a row the scale is doubled, up to 2^126. `state.step` counts
+    all gradients, skipped ones too.
 
-    It may stand anywhere among wrappers. In `partition` the updates that are skipped are those of
-    its own label, and other labels get the gradients without the scale.
+    It may be inside or outside of other wrappers. In `partition`, only the updates of its own label
+    are skipped, and other labels get unscaled gradients.
 
-    Raises TypeError for what is not an optimizer; ValueError for an initial scale not above 0
-    and a growth_interval below 1.
+    Raises TypeError if optimizer is not an `Optimizer`; ValueError for an initial scale that is not
+    above 0 and a growth_interval below 1.
 
     >>> import fnn
     >>> optimizer = scale_loss(fnn.sgd(1.0), 8.0)
@@ -454,7 +455,7 @@ def scale_loss(
 
 
 def _where(condition: Array, a: Any, b: Any) -> Any:
-    # A select: a carry that goes through `lax.cond` in a scan is copied.
+    # Not `lax.cond`, which copies a scan's carry.
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 

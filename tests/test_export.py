@@ -149,7 +149,7 @@ def test_networks_that_vary_are_written_as_they_evaluate(tmp_path):
     )  # fmt: skip
     params, x = network.init(KEYS[0]), jax.random.normal(KEYS[1], (5, 6, 6, 1))
     path = tmp_path / "network.bin"
-    with pytest.raises(ValueError, match=r"expected fnn\.at\(network, statistics="):
+    with pytest.raises(ValueError, match=r"with its statistics, fnn\.at\(network, statistics="):
         export.save(network, params, x, path)
     evaluated = fnn.at(network, statistics=fnn.statistics(network, params, x))
     export.save(evaluated, params, jax.ShapeDtypeStruct((1, 6, 6, 1), jnp.float32), path)

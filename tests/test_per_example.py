@@ -247,7 +247,7 @@ def _dense_with(backward):
                 {"W": reduce(fnn.Outer(dy.T, x.T)), "b": reduce(fnn.Direct(dy))},
                 dy,
             ),
-            r"Outer: expected left and right of one batch",
+            r"Outer: expected left and right with the same batch axes",
         ),
     ],
 )

@@ -359,7 +359,7 @@ def test_changing_what_reduce_returned_is_refused_with_what_to_write_instead(cha
 
     layer = dense._replace(backward=backward)
     params, x = layer.init(KEY), jnp.ones((6, 5))
-    with pytest.raises(TypeError, match=r"must stay untouched.*fnn\.Masked.*fnn\.Sum"):
+    with pytest.raises(TypeError, match=r"must be returned unchanged.*fnn\.Masked.*fnn\.Sum"):
         per_example.squared_norms(layer, fnn.mse)(params, x, jnp.ones((6, 3)))
 
 
@@ -380,7 +380,7 @@ def test_a_tree_map_of_what_reduce_returned_is_refused(change, wrap, jitted):
 
     layer = wrap(dense._replace(backward=backward))
     params, x = layer.init(KEY), jnp.ones((6, 5))
-    with jax.disable_jit(not jitted), pytest.raises(TypeError, match="must stay untouched"):
+    with jax.disable_jit(not jitted), pytest.raises(TypeError, match="must be returned unchanged"):
         per_example.squared_norms(layer, fnn.mse)(params, x, x)
 
 

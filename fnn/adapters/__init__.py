@@ -1,4 +1,4 @@
-"""To and from other libraries, none of which is imported here."""
+"""Conversion from and to other libraries, none of which is imported here."""
 
 from fnn.adapters.functions import (
     from_equinox as from_equinox,

@@ -1,9 +1,9 @@
 """Networks of other libraries, or any function of parameters and an input, as a `Layer`; any
 function of a prediction and a target as a `Loss`.
 
-Their derivative is autodiff's: `jax.vjp` of the function. It gives the gradient summed over the
-batch, which is all that training needs, sharded or not. Per-example statistics need more: a
-function of a whole batch refuses them by name, one of a single example (`from_single`) has them.
+Their derivative is autodiff's: `jax.vjp` of the function. It is the gradient summed over the batch,
+which suffices for training, on a mesh too. Per-example statistics need a function of a single
+example (`from_single`); for one of a whole batch they raise a TypeError that names it.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ Apply = Callable[[Params, Any], Any]
 def from_function(init: Callable[[Array], Params], apply: Apply) -> Layer:
     """A `Layer` of any pure function apply(params, x) -> y, with autodiff's derivative.
 
-    init(key) -> params, a pytree of floating-point arrays; x and y have the examples' axes first.
-    Per-example statistics refuse it, since nothing says that the examples do not mix: for a
-    function of one example take `from_single`.
+    init(key) -> params, a pytree of floating-point arrays; x and y begin with the example axes.
+    Per-example statistics raise TypeError, because apply might mix the examples: use `from_single`
+    for a function of one example.
 
-    Raises TypeError for what is not callable, and for params that are not floating-point.
+    Raises TypeError for arguments that are not callable and params that are not floating-point.
 
     >>> double = from_function(lambda key: jnp.array([2.0]), lambda w, x: w * x)
     >>> y, residuals = double.forward(double.init(jax.random.key(0)), jnp.array([[3.0]]))
@@ -52,8 +52,8 @@ def from_function(init: Callable[[Array], Params], apply: Apply) -> Layer:
 def from_loss(value: Callable[[Any, Any], Array]) -> Loss:
     """A `Loss` of value(prediction, target) -> one loss per example, with autodiff's gradient.
 
-    Where an example's loss depends on other examples, say so by ._replace(mixes=True).
-    Raises TypeError for what is not callable.
+    If an example's loss depends on other examples, use from_loss(value)._replace(mixes=True).
+    Raises TypeError if value is not callable.
 
     >>> quartic = from_loss(lambda p, t: ((p - t) ** 4).sum(-1))
     >>> quartic.gradient(jnp.array([[2.0]]), jnp.array([[1.0]]))
@@ -70,13 +70,12 @@ def from_loss(value: Callable[[Any, Any], Array]) -> Loss:
 
 def from_single(init: Callable[[Array], Params], apply: Apply, ndim: int = 1) -> Layer:
     """A `Layer` of a pure function apply(params, x) -> y of a single example, whose x has ndim
-    axes: it is mapped over all axes before those.
+    axes; it is vmapped over all axes before those.
 
-    As `from_function`, and per-example statistics work: the gradient of each example is the
-    function's own.
+    As `from_function`, but per-example statistics work.
 
-    Raises TypeError for what is not callable, and for params that are not floating-point;
-    ValueError for an ndim below 0 and for an x of fewer axes.
+    Raises TypeError for arguments that are not callable and params that are not floating-point;
+    ValueError for an ndim below 0 and for an x with fewer axes.
 
     >>> scale = from_single(lambda key: jnp.array([2.0]), lambda w, x: w * x)
     >>> x, y = jnp.array([[3.0], [5.0]]), jnp.zeros((2, 1))
@@ -97,7 +96,7 @@ def from_single(init: Callable[[Array], Params], apply: Apply, ndim: int = 1) ->
     def forward(params: Params, x: Array) -> tuple[Any, Residuals]:
         _check_floating(name, params)
         if jnp.ndim(x) < ndim:
-            raise ValueError(f"{name}: expected x of at least {ndim} axes, got {jnp.shape(x)}")
+            raise ValueError(f"{name}: expected x with at least {ndim} axes, got {jnp.shape(x)}")
         y, pull = jax.vjp(mapped, params, x)
         return y, (_without(pull, params), x)
 
@@ -114,8 +113,8 @@ def from_single(init: Callable[[Array], Params], apply: Apply, ndim: int = 1) ->
 
 @pytree("apply", "batch_axes", "index", "ndim")
 class _Single(Factor):
-    """Gradients of the parameter of this index: their sum is known, each by itself is that of
-    apply, the function of one example."""
+    """Gradients of the parameter with this index: the sum is known; each example's is computed by
+    differentiating apply, the function of one example."""
 
     sum: Array
     params: Params
@@ -147,11 +146,11 @@ def from_equinox(module: Any, ndim: int = 1) -> Layer:
     """A `Layer` of an Equinox module, or of any pytree that is a function of a single example,
     whose x has ndim axes.
 
-    params is the module with None in place of all that is not a floating-point array, as
-    `equinox.partition(module, equinox.is_inexact_array)` gives it; `init` returns the module's
-    own, whatever the key. `equinox.combine(params, module)` is the module with these params.
+    params is the module with None in place of every leaf that is not a floating-point array, as
+    from `equinox.partition(module, equinox.is_inexact_array)`; `init` ignores the key and returns
+    the module's own. `equinox.combine(params, module)` is the module with these params.
 
-    Raises TypeError for what is not callable, and for a class.
+    Raises TypeError if module is not callable or is a class.
 
     >>> scale = jax.tree_util.Partial(lambda w, x: w * x, jnp.full(1, 2.0))
     >>> layer = from_equinox(scale)
@@ -178,10 +177,10 @@ def from_equinox(module: Any, ndim: int = 1) -> Layer:
 
 def from_flax(module: Any, example: Any) -> Layer:
     """A `Layer` of a Flax (linen) module, or of anything with init(key, x) -> {"params": params}
-    and apply({"params": params}, x) -> y. example is an input of some examples, or its shapes.
+    and apply({"params": params}, x) -> y. example is an input with a batch axis, or its shapes.
 
-    Raises TypeError for what has no init and apply; ValueError for a module with other
-    collections than params, such as the running averages of its own batch normalisation.
+    Raises TypeError if module has no init or apply; ValueError for a module with collections other
+    than params, such as the running averages of batch normalisation.
 
     >>> class Scale:  # as a linen module
     ...     init = staticmethod(lambda key, x: {"params": {"w": jnp.full(1, 2.0)}})
@@ -196,8 +195,8 @@ def from_flax(module: Any, example: Any) -> Layer:
     collections = set(jax.eval_shape(module.init, jax.random.key(0), shapes))
     if not collections <= {"params"}:
         raise ValueError(
-            f"from_flax: expected a module of params alone, got {sorted(collections)}; "
-            f"from_function(init, apply) takes a function that holds the others"
+            f"from_flax: expected a module with params only, got {sorted(collections)}; "
+            f"from_function(init, apply) takes a function that has the other collections"
         )
 
     def init(key: Array) -> Params:
@@ -212,8 +211,8 @@ def from_flax(module: Any, example: Any) -> Layer:
 
 
 def _without(pull: Any, params: Params) -> Any:
-    """f with f(params) = pull: a pytree of what pull holds, without the params themselves, which
-    whoever calls backward holds too."""
+    """f with f(params) = pull: a pytree of pull's residuals without the params, which the caller of
+    backward has."""
     held, form = jax.tree.flatten(pull)
     place = {id(p): i for i, p in enumerate(jax.tree.leaves(params))}
     places = [place.get(id(a)) for a in held]
@@ -227,7 +226,7 @@ def _without(pull: Any, params: Params) -> Any:
 
 
 def _floats(dx: Any) -> Any:
-    """None where x has no gradient, as codes have none."""
+    """dx with None for inputs without a gradient, such as integer codes."""
     return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, dx)
 
 

@@ -1,4 +1,4 @@
-"""Optimizers: from optax, and to it."""
+"""Optimizers from optax and to optax."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,14 +24,14 @@ def from_optax(
 ) -> Optimizer:
     """An `Optimizer` of any optax transformation: theta <- theta + updates.
 
-    It computes under JAX's standard dtype promotion, for optax mixes dtypes.
+    It runs under JAX's standard dtype promotion, because optax mixes dtypes.
 
-    An Optimizer's update sees no loss. For transformations that need one, such as optax.lbfgs,
-    optax.polyak_sgd and optax.contrib.reduce_on_plateau, objective(params) is the loss over
-    examples of your choice: all training data, or those held out. It is computed at each update,
-    and handed on as value, grad (the gradient given to update) and value_fn.
+    The update of an `Optimizer` does not get the loss. For transformations that need it, such as
+    optax.lbfgs, optax.polyak_sgd and optax.contrib.reduce_on_plateau, pass objective(params) -> the
+    loss over examples of your choice: all training data, or held-out data. It is computed in each
+    update and passed on as value, grad (the gradient given to update) and value_fn.
 
-    Raises TypeError for what has no init and update, and for what is an `Optimizer` already.
+    Raises TypeError if transformation has no init or update, or is already an `Optimizer`.
 
     >>> class Descent:  # as optax.sgd(0.5)
     ...     init = staticmethod(lambda params: ())
@@ -59,7 +59,7 @@ def from_optax(
             if objective is not None:
                 loss = {"value": objective(params), "grad": grads, "value_fn": objective}
             updates, slots = transformation.update(grads, slots, params, **loss)
-            # An update, as a gradient, is not broadcast and loses no imaginary part.
+            # Updates, like gradients, must not be broadcast or lose an imaginary part.
             check_gradients(params, updates)
             params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
         return _OptaxState(params, step + 1, slots)
@@ -68,20 +68,20 @@ def from_optax(
 
 
 class _Transformation(NamedTuple):
-    """init and update in optax's order of arguments, which optax takes as one of its own."""
+    """init and update with optax's order of arguments; optax accepts it as a transformation."""
 
     init: Any
     update: Any
 
 
 def to_optax(optimizer: Optimizer) -> Any:
-    """An optax transformation of any `Optimizer`: updates = the new params - the params.
+    """An optax transformation of any `Optimizer`: updates = new params - params.
 
-    Its state is the optimizer's own, so that params are kept there too; those that `update` is
-    given take their place. The gradients are the loss's own: where the optimizer has a
-    `scale_loss`, they are multiplied by its scale here.
+    Its state is the optimizer's, which includes a copy of the params; `update` replaces that by the
+    params that it gets. Pass unscaled gradients: with `scale_loss`, they are multiplied by its
+    scale here.
 
-    Raises TypeError for what is not an optimizer; update raises ValueError without params.
+    Raises TypeError if optimizer is not an `Optimizer`; update raises ValueError without params.
 
     >>> import fnn
     >>> to_optax(fnn.adam(0.1)).init(jnp.array([1.0])).m

@@ -1,14 +1,14 @@
-"""Parameters from PyTorch, and to it, as arrays by the names of a state dict.
+"""Parameters from PyTorch and to PyTorch, as state dicts.
 
-A module of theirs and the dict of params that it becomes:
+PyTorch's modules and the params that they become:
 
-    Linear               weight (d_out, d_in), bias         {"W", "b"}, as they are
+    Linear               weight (d_out, d_in), bias         {"W", "b"}, unchanged
     Conv2d               weight (c_out, c_in, *window), bias {"W", "b"}, W (c_out, *window, c_in)
     LayerNorm, BatchNorm weight, bias                       {"gain", "bias"}
     Embedding            weight                             {"table"}
 
-Their images have channels first. So a Linear that reads a Conv2d's flattened images has columns
-in the order channel, row, column, and the W that it becomes in the order row, column, channel.
+PyTorch's images have channels first. So a Linear after flattened images has columns in the order
+channel, row, column, which become the order row, column, channel in W.
 """
 
 import re
@@ -22,9 +22,9 @@ import numpy as np
 from fnn.base import Params
 
 NAMES = ({"W": "weight", "b": "bias"}, {"gain": "weight", "bias": "bias"}, {"table": "weight"})
-"""For each kind of layer, its params' names here and there."""
+"""For each kind of layer, the names of its params in fnn and in PyTorch."""
 MEASURED = ("running_mean", "running_var", "num_batches_tracked")
-"""What a BatchNorm keeps beside its parameters."""
+"""The buffers of a BatchNorm."""
 
 
 Modules = Sequence[str] | None
@@ -34,21 +34,24 @@ Modules = Sequence[str] | None
 def from_torch(
     state: Mapping[str, Any], like: Params, names: Modules = None, flattened: Modules = None
 ) -> Params:
-    """Params of the structure, shapes and dtypes of `like`, with the values of a state dict.
+    """Params with the structure, shapes and dtypes of `like` and the values of a state dict.
 
-    state: `model.state_dict()`, or what `safetensors.numpy.load_file` reads: arrays or tensors by
-    name, such as "0.weight", or nested mappings of them. like: the params of the network, or
-    their shapes. Modules are matched with the layers that have parameters in their order: by the
-    numbers in their names, as in an `nn.Sequential`; names=["encoder", "head"] gives it where
-    they have others. A module without a bias gives zeros. A Linear after a convolution and another
-    layer of the same `serial` is taken to read its flattened images. Beside a convolution, in a
-    `fork`, name by flattened=["3"] the modules that do, by flattened=[] none.
+    state: `model.state_dict()`, or what `safetensors.numpy.load_file` returns: arrays or tensors by
+    name, such as "0.weight", or nested mappings of them. like: the params of the network, or their
+    shapes.
 
-    What a BatchNorm has measured is not a parameter: see `statistics_from_torch`.
+    Modules are matched in order with the layers that have parameters. Their order is that of the
+    numbers in their names, as in an `nn.Sequential`; for other names pass it, as in
+    names=["encoder", "head"]. The bias of a module without one becomes zeros. A Linear that comes
+    after a convolution in the same `serial`, with a layer in between, is assumed to read its
+    flattened images. In other cases, such as a `fork`, pass the names of the modules that read
+    flattened images, as in flattened=["3"], or flattened=[] if there are none.
 
-    Raises ValueError for a different number of modules, for names whose order is unknown, for an
-    array that is missing, unknown or has a different shape, with its name, for a normalisation of
-    flattened images, and where `flattened` is needed.
+    The running averages of a BatchNorm are not parameters: see `statistics_from_torch`.
+
+    Raises ValueError for a different number of modules, for names without a known order, for an
+    array that is missing, unknown or has a different shape, for a normalisation of flattened
+    images, and if `flattened` is needed.
 
     >>> state = {"0.weight": np.array([[1.0, 2.0]]), "0.bias": np.array([3.0])}
     >>> import fnn
@@ -72,13 +75,13 @@ def from_torch(
 def to_torch(
     params: Params, like: Mapping[str, Any], names: Modules = None, flattened: Modules = None
 ) -> dict[str, np.ndarray]:
-    """The state dict of a model of theirs with the values of params: numpy arrays by name.
+    """The state dict of a PyTorch model with the values of params: NumPy arrays by name.
 
-    like: `model.state_dict()`; what it holds beside parameters is kept. The inverse of
-    `from_torch`, and modules are matched as there.
+    like: `model.state_dict()`, of which buffers are kept. The inverse of `from_torch`; modules are
+    matched in the same way.
     `model.load_state_dict({k: torch.tensor(a) for k, a in to_torch(params, like).items()})`
 
-    Raises ValueError as `from_torch` does, and for a bias that is not zero where like has none.
+    Raises ValueError as `from_torch` does, and for a bias that is not zero if like has none.
 
     >>> like = {"0.weight": np.zeros((1, 2)), "0.bias": np.zeros(1)}
     >>> params = ({"W": jnp.array([[1.0, 2.0]]), "b": jnp.array([3.0])}, ())
@@ -100,10 +103,10 @@ def to_torch(
 
 
 def statistics_from_torch(state: Mapping[str, Any], like: Any, names: Modules = None) -> Any:
-    """What the BatchNorm modules of a state dict have measured, in the structure of `like`: that
-    of `fnn.statistics(network, params, x)`, its values or their shapes.
+    """The running means and variances of a state dict's BatchNorm modules, as a tree like `like`,
+    which is `fnn.statistics(network, params, x)` or its shapes.
 
-    Their order is found as in `from_torch`. Raises ValueError as it does.
+    The order of the modules is as in `from_torch`. Raises ValueError as it does.
 
     >>> state = {"0.running_mean": np.array([3.0]), "0.running_var": np.array([4.0])}
     >>> statistics_from_torch(state, (jnp.zeros(1), jnp.ones(1)))
@@ -134,8 +137,8 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 
 class _Link(NamedTuple):
-    """A parameter, a leaf of params, and the array of a state dict that it is: how each becomes
-    the other."""
+    """A leaf of params and the corresponding array of a state dict, with the conversion from each
+    to the other."""
 
     path: tuple[Any, ...]
     key: str
@@ -147,7 +150,7 @@ class _Link(NamedTuple):
 def _links(
     name: str, state: Mapping[str, Any], params: Params, names: Modules, flattened: Modules
 ) -> list[_Link]:
-    """One link per parameter; every array of the state that is a parameter is in one."""
+    """One link per parameter. Raises ValueError for an array of the state without one."""
     links: list[_Link] = []
     parameters = [key for key in state if not key.endswith(MEASURED)]
     images: tuple[Any, int] | None = None
@@ -167,7 +170,7 @@ def _links(
 
 
 def _kind(layer: Any) -> dict[str, str]:
-    """The names of the params of a layer that PyTorch has too; none for anything else."""
+    """{name of the param in fnn: in PyTorch} of a layer's params; {} for anything else."""
     same = (kind for kind in NAMES if isinstance(layer, dict) and set(kind) == set(layer))
     return next(same, {})
 
@@ -194,8 +197,8 @@ def _matched(
 
 
 def _ways(shape: tuple[int, ...], channels: int | None) -> tuple[Change, Change]:
-    """How a weight of theirs becomes W of this shape, and back. channels: those of the images
-    that are flattened before it, if they are."""
+    """The conversions of a PyTorch weight to W of this shape and back. channels: the number of
+    channels of the flattened images that it reads, if it does."""
     if len(shape) == 4:
         return (lambda a: a.transpose(0, 2, 3, 1)), (lambda a: a.transpose(0, 3, 1, 2))
     if channels is None or len(shape) != 2 or shape[1] % channels:
@@ -210,13 +213,13 @@ def _ways(shape: tuple[int, ...], channels: int | None) -> tuple[Change, Change]
 def _channels(
     name: str, module: str, path: Any, layer: Params, images: tuple[Any, int], flattened: Modules
 ) -> int | None:
-    """The channels of the images that a module reads flattened, if it does. images: the place of
-    the convolution before it, and its channels."""
+    """The number of channels of the flattened images that a module reads, None if it doesn't.
+    images: the path of the convolution before it, and its number of channels."""
     there, channels = images
     if "gain" in layer and layer["gain"].shape != (channels,):
         raise ValueError(
-            f"{name}: {module} normalises flattened images, whose order is not the same "
-            f"here and there; normalise them before they are flattened"
+            f"{name}: {module} normalises flattened images, whose order differs between fnn and "
+            f"PyTorch; normalise them before flattening"
         )
     if "W" not in layer or layer["W"].ndim != 2:
         return None
@@ -225,8 +228,8 @@ def _channels(
     places = [getattr(end[-1], "idx", 0) for end in (there, path)]
     if path[:-1] != there[:-1] or places[1] - places[0] < 2:
         raise ValueError(
-            f"{name}: {module} may read the flattened images of {_shown(there)} or stand beside "
-            f"it in a fork: expected flattened=[...], the names of modules that read such images"
+            f"{name}: expected flattened=[...], the names of modules that read flattened images: "
+            f"{module} may read those of {_shown(there)} or be parallel to it in a fork"
         )
     return channels
 
@@ -236,24 +239,24 @@ def _same(a: np.ndarray) -> np.ndarray:
 
 
 def _ordered(keys: list[str], names: Modules) -> list[str]:
-    """The modules of these arrays in the order of the network."""
+    """The names of the modules of these arrays, in the order of the network."""
     modules = list(dict.fromkeys(key.rpartition(".")[0] for key in keys))
     if names is not None:
         if missing := [name for name in modules if name not in names]:
-            raise ValueError(f"names: expected all of the state's modules, {missing[0]!r} is not")
+            raise ValueError(f"names: expected all modules of the state, missing {missing[0]!r}")
         return [name for name in names if name in modules]
     if len({re.sub(r"[\d.]+", "", name) for name in modules}) > 1:
         raise ValueError(
             f"state: the order of the modules {', '.join(modules)} is not in their names; "
-            f"give it by names=[...]"
+            f"pass it as names=[...]"
         )
     return sorted(modules, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
 
 
 def _flat(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Arrays by their whole names."""
+    """Arrays by full name, such as "encoder.0.weight"."""
     if not isinstance(state, Mapping):
-        raise TypeError(f"expected a state dict, arrays by name, got {type(state).__name__}")
+        raise TypeError(f"state: expected a dict of arrays by name, got {type(state).__name__}")
     found: dict[str, Any] = {}
     for name, value in state.items():
         inner = isinstance(value, Mapping)
@@ -262,7 +265,7 @@ def _flat(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _array(value: Any) -> np.ndarray:
-    """The numpy array of an array, or of a tensor on any device."""
+    """A NumPy array of an array, or of a tensor on any device."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = value.float() if "bfloat16" in str(value.dtype) else value

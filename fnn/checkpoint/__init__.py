@@ -1,4 +1,4 @@
-"""Trees of arrays in files: one file in the safetensors format, or a folder of one per process."""
+"""Save and load trees of arrays: one safetensors file, or a folder with one file per process."""
 
 from fnn.checkpoint.archive import (
     CheckpointError as CheckpointError,

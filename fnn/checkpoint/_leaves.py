@@ -1,4 +1,4 @@
-"""The leaves and containers of a tree by name, with a description of each: what a file records."""
+"""The leaves and containers of a tree by name, with the description that a file has of each."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,8 +17,8 @@ class Container(str):
 def nodes(tree: Params) -> dict[str, Any]:
     """The tree's leaves, and its containers as `Container`, by their paths, in the tree's order.
 
-    Paths are written `0.W`, or `[0]['W']` where two paths would look alike. Raises ValueError
-    where two paths are the same even so.
+    Paths are written as `0.W`, or as `[0]['W']` if that is ambiguous. Raises ValueError if two
+    paths are still equal.
     """
 
     def walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -74,9 +74,9 @@ def check_same(got: dict[str, str], expected: dict[str, str]) -> None:
 
 
 def _static(container: Any) -> str:
-    """The data of a registered container beside its leaves, such as a dataclass's static fields.
+    """The static data of a registered container, such as a dataclass's static fields.
 
-    Numbers and text by value, anything else by its type.
+    Numbers and strings are shown by value, anything else by type.
     """
     structure: Any = jax.tree.structure(container, is_leaf=lambda n: n is not container)
     found = structure.node_data()

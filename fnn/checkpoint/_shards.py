@@ -3,19 +3,19 @@
     model.safetensors.index.json            which tensor is in which file
     model-00001-of-00002-8c1f...safetensors   what the first of two processes wrote
 
-Each process writes the slices that it owns: of several devices that hold the same one, the first.
-The index has the form that Hugging Face's libraries know: `weight_map` leads from a tensor's name
-to its file. An array that is not sliced is a tensor of its own name, so that those libraries read
-a folder without slices as they read any model. A slice is a tensor named by the array and its
-ranges, such as `params.0.W[0:128,0:784]`; any safetensors library reads it as an array.
+Each process writes the slices that it owns; a slice held by several devices is owned by the first.
+The index has Hugging Face's format: `weight_map` maps a tensor's name to its file. An array that is
+not sliced is a tensor with the array's name, so a folder without slices is like any other model to
+those libraries. A slice is a tensor named by the array and its ranges, such as
+`params.0.W[0:128,0:784]`; any safetensors library reads it as an array.
 
-Replacing the index commits the save. It names the files of one save, whose names derive from their
-content, and is replaced in one step when all processes have written theirs. Until then the older
-index and its files are kept; afterwards they are removed.
+Replacing the index commits the save. It lists the files of one save, whose names contain digests of
+their content, and is replaced atomically after all processes have written theirs. Until then the
+older index and its files are kept; afterwards they are removed.
 
 The index has a SHA-256 of itself and of each file's header, and each header has one for every
-`BLOCK` bytes of each tensor. So a reader reads only the blocks that it needs, and
-uses no byte that was not verified.
+`BLOCK` bytes of each tensor. So a reader reads only the blocks that it needs, and verifies all of
+them.
 """
 
 import errno
@@ -38,14 +38,14 @@ with extras.needs("data"):
 
 INDEX = "model.safetensors.index.json"
 NAME = re.compile(r"model-\d{5}-of-\d{5}-[0-9a-f]{16}\.safetensors")
-"""The names of fnn's files; other libraries' have no digest."""
+"""The names of fnn's files; those of other libraries have no digest."""
 BLOCK = 2**22
-"""How many bytes of a tensor share a digest."""
+"""The number of bytes of a tensor per digest."""
 LIMIT = 2**30
-"""The most bytes of an index."""
+"""The maximum size of an index in bytes."""
 BLANK = "0" * 64
 Ranges = tuple[tuple[int, int], ...]
-"""A slice of an array: from where to where along each axis."""
+"""A slice of an array: (start, stop) along each axis."""
 
 
 def is_sharded(leaf: Any) -> bool:
@@ -54,11 +54,10 @@ def is_sharded(leaf: Any) -> bool:
 
 
 def write(folder: Path, leaves: dict[str, Any], described: dict[str, Any]) -> None:
-    """Write the arrays and their description to the folder; all processes call it alike.
+    """Write the arrays and their description to the folder; all processes must call it.
 
-    The save is committed as a whole or not at all. Where one process fails, all raise: that one
-    its own error, the others OSError. Raises ValueError where a slice would have the name of a
-    whole array.
+    The save is committed completely or not at all. If one process fails, it raises its own error
+    and the others OSError. Raises ValueError if a slice would have the name of a whole array.
     """
     owners = {name: _owners(leaf) for name, leaf in leaves.items()}
     shapes = {name: leaf.shape for name, leaf in leaves.items()}
@@ -115,7 +114,7 @@ def write(folder: Path, leaves: dict[str, Any], described: dict[str, Any]) -> No
 
 
 def _check_free(folder: Path) -> None:
-    """Raise FileExistsError where the folder's index was written by another library."""
+    """Raise FileExistsError if the folder's index was written by another library."""
     try:
         with open(folder / INDEX, "rb") as file:
             index = json.loads(file.read(LIMIT))
@@ -127,10 +126,10 @@ def _check_free(folder: Path) -> None:
 
 
 class Folder:
-    """A folder that `write` has filled, to read from.
+    """A folder written by `write`, to read from.
 
-    described is what `write` was given. Raises FileNotFoundError where there is no index, and
-    ValueError where it is damaged or not one of fnn's.
+    described is what was passed to `write`. Raises FileNotFoundError if there is no index, and
+    ValueError if it is damaged or not from fnn.
     """
 
     def __init__(self, path: Path) -> None:
@@ -152,7 +151,7 @@ class Folder:
         self._files: dict[str, _File] = {}
 
     def is_current(self) -> bool:
-        """Whether the folder's index is still the one that this was read from."""
+        """Whether the folder's index has not been replaced since this object read it."""
         try:
             return (self.path / INDEX).read_bytes() == self._text
         except FileNotFoundError:
@@ -163,8 +162,8 @@ class Folder:
     ) -> np.ndarray:
         """A copy of the part `index` of the array with this name, dtype and shape.
 
-        Only the blocks that hold a part of it are read. Raises ValueError where a
-        file is missing or damaged, or where the files don't have all of it.
+        Only the blocks that hold a part of it are read. Raises ValueError if a file is missing or
+        damaged, or the files don't have all of it.
         """
         wanted = _ranges(index, shape)
         part = np.empty([stop - start for start, stop in wanted], dtype)
@@ -187,7 +186,7 @@ class Folder:
 
     def _file(self, name: str) -> "_File":
         if not NAME.fullmatch(name):
-            raise ValueError(f"{name} is no name of a file of shards")
+            raise ValueError(f"{name} is not the name of a file of shards")
         if name not in self._files:
             digest, size = self.described["files"][name]
             self._files[name] = _File(self.path / name, digest, size)
@@ -195,7 +194,7 @@ class Folder:
 
 
 class _File:
-    """A file of shards, mapped into memory; a block is verified before it is first used."""
+    """A memory-mapped file of shards; a block is verified before it is first used."""
 
     def __init__(self, path: Path, digest: str, size: int) -> None:
         self.name = path.name
@@ -218,7 +217,7 @@ class _File:
     def read(
         self, key: str, dtype: np.dtype, shape: list[int], index: tuple[slice, ...]
     ) -> np.ndarray:
-        """The part `index`, which is not empty, of the tensor `key` of this dtype and shape."""
+        """The part `index`, which is not empty, of the tensor `key` with this dtype and shape."""
         first, last = self.header[key]["data_offsets"]
         tensor = self.content[self.end + first : self.end + last]
         corners = zip(*((part.start, part.stop - 1) for part in index), strict=True)
@@ -283,7 +282,7 @@ def _ranges(index: tuple[slice, ...], shape: tuple[int, ...]) -> Ranges:
 
 
 def _common(one: Any, other: Any) -> Ranges:
-    """The intersection of two slices of an array; empty where a stop is not above its start."""
+    """The intersection of two slices of an array; empty if a stop is not above its start."""
     return tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, other, strict=True))
 
 

@@ -1,17 +1,17 @@
 """Trees of arrays in files of the safetensors format: plain data, never code.
 
-A tree is one file, or, where its arrays are sharded over devices, a folder with a file per
-process: see `_shards.py`. Any safetensors library can read the arrays. The file's header has in
-its metadata one key, `fnn`, whose value is a JSON object of what that format can't express:
+A tree is one file or, if its arrays are sharded over devices, a folder with a file per process: see
+`_shards.py`. Any safetensors library can read the arrays. The metadata in the file's header has one
+key, `fnn`, whose value is a JSON object with what the format can't express:
 
     sha256     of the whole file, with these 64 digits replaced by zeros
     version    of this layout
     tree       name -> type and static fields of each container, dtype and shape of each leaf
-    keys       name -> random generator of each leaf that is a PRNG key
-    metadata   the caller's own
+    keys       name -> PRNG implementation of each leaf that is a PRNG key
+    metadata   that of the caller
 
-The digest covers every byte. A file that was cut, extended or changed in a single bit is
-refused before its content is used.
+The digest covers every byte. Loading a file that was truncated, extended or changed in a single bit
+raises an error before its content is used.
 """
 
 import hashlib
@@ -58,19 +58,18 @@ class CheckpointError(Error, ValueError):
 def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None) -> None:
     """Write a tree of arrays, and metadata that JSON can express, to one file.
 
-    Leaves are named by their paths in the tree, such as `params.0.W`. Every dtype that
-    safetensors has is kept, bfloat16 included, and so are PRNG keys. The file is replaced in
-    one step: see `atomic.write`.
+    Leaves are named by their paths in the tree, such as `params.0.W`. All dtypes of safetensors are
+    supported, including bfloat16, and so are PRNG keys. The file is replaced atomically: see
+    `atomic.write`.
 
-    A tree with a sharded array, of which devices hold different slices, becomes a folder
-    instead, in which each process writes the slices that it owns: see `_shards.py`. All
-    processes call `save` with the same tree and metadata, and with a path on a file system that
-    they share. Either every process has written its part or the older folder is unchanged, and
-    where one process fails, all raise.
+    A tree with a sharded array, of which devices hold different slices, is written to a folder
+    instead, in which each process writes the slices that it owns: see `_shards.py`. All processes
+    must call `save` with the same tree and metadata, and with a path on a shared file system. If
+    one process fails, the older folder is unchanged and all raise.
 
     Raises TypeError for a leaf that is not an array or whose dtype safetensors lacks, and for
-    metadata that JSON can't express or whose keys are not text; OSError where
-    the file or the folder can't be written.
+    metadata that JSON can't express or whose keys are not strings; OSError if the file or the
+    folder can't be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -105,18 +104,16 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
 
 
 def load(path: str | Path, like: Params) -> Params:
-    """Read a tree of the structure, static fields, shapes and dtypes of `like`.
+    """Read a tree with the structure, static fields, shapes and dtypes of `like`.
 
-    `like` is such a tree, or what `jax.eval_shape` returns for one. A leaf is a NumPy array
-    where `like` has one, otherwise a JAX array with the sharding of the leaf of `like`, if that
-    leaf is committed to one or is a `jax.ShapeDtypeStruct` that has one. A tree loads onto any
-    devices, whatever devices it was saved from. From a folder each process reads only the blocks
-    that its devices need.
+    `like` is such a tree, or what `jax.eval_shape` returns for one. A leaf is a NumPy array if that
+    of `like` is, otherwise a JAX array; it has the sharding of the leaf of `like`, if that is
+    committed or a `jax.ShapeDtypeStruct` with a sharding. A tree can be loaded onto other devices
+    than it was saved from. From a folder each process reads only the blocks that its devices need.
 
-    Raises CheckpointError for a damaged file, one that is not a checkpoint, a folder in which a
-    file is missing, and a different tree: it names the leaves that are missing, unexpected or
-    different.
-    Raises OSError where the file can't be read.
+    Raises CheckpointError for a damaged file, a file that is not a checkpoint, a folder in which a
+    file is missing, and a different tree, naming the leaves that are missing, unexpected or
+    different; OSError if the file can't be read.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -137,10 +134,10 @@ def load(path: str | Path, like: Params) -> Params:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata that `save` was given; {} where there was none.
+    """The metadata passed to `save`; {} without.
 
-    Raises CheckpointError for a file that is damaged or not a checkpoint, and OSError where it
-    can't be read.
+    Raises CheckpointError for a file that is damaged or not a checkpoint, and OSError if it can't
+    be read.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -153,12 +150,12 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 Read = Callable[[str, np.dtype, tuple[int, ...], tuple[slice, ...]], np.ndarray]
-"""read(name, dtype, shape, index) -> the part `index` of the array of this name, dtype and shape,
-in memory of its own."""
+"""read(name, dtype, shape, index) -> a copy of the part `index` of the array with this name, dtype
+and shape."""
 
 
 def _restored(path: str | Path, like: Params, described: dict[str, Any], read: Read) -> Params:
-    """The tree like `like`, its arrays read by `read`."""
+    """A tree like `like`, with arrays from `read`."""
     nodes = leaves.nodes(like)
     try:
         expected = {name: leaves.describe(name, node) for name, node in nodes.items()}
@@ -174,7 +171,7 @@ def _restored(path: str | Path, like: Params, described: dict[str, Any], read: R
 
 
 def _whole(path: str | Path, data: bytes) -> Read:
-    """Read from the bytes of one file. Raises CheckpointError where they are none of the format."""
+    """Read from the bytes of one file. Raises CheckpointError if they are not safetensors."""
     try:
         tensors = dict(safetensors.deserialize(data))
     except safetensors.SafetensorError as error:
@@ -189,7 +186,7 @@ def _whole(path: str | Path, data: bytes) -> Read:
 
 
 def _opened(path: str | Path) -> shards.Folder:
-    """The folder's index. Raises CheckpointError where it is none of this version."""
+    """The folder's index. Raises CheckpointError if it is missing, damaged or another version."""
     try:
         folder = shards.Folder(Path(path))
     except FileNotFoundError as error:
@@ -241,7 +238,7 @@ def _read(path: str | Path) -> tuple[bytes, dict[str, Any]]:
 def _around(data: bytes, digest: bytes) -> tuple[memoryview, memoryview]:
     """The bytes before and after the digest.
 
-    The first occurrence is the digest's own place, because safetensors writes the metadata
+    The digest is at the first occurrence of its digits, because safetensors writes the metadata
     first, and `save` puts the digest first in it.
     """
     at = data.find(digest)
@@ -271,7 +268,7 @@ def _check_metadata(metadata: Any) -> None:
 
 
 def _restore(name: str, read: Read, like: Any, keys: dict[str, str]) -> Any:
-    """The leaf of this name, of the type and at the place of `like`."""
+    """The leaf with this name, with the type and the sharding of `like`."""
     sharding = getattr(like, "sharding", None) if getattr(like, "committed", True) else None
     if is_key(like):
         shape = jax.eval_shape(jax.random.key_data, like).shape

@@ -22,31 +22,30 @@ def attention(
 ) -> Layer:
     """Self-attention with several heads over the tokens of each text. Vaswani et al. 2017.
 
-    params {"Q", "K", "V", "O"}, each (d, d), row j that of output j; x (..., tokens, d) -> the
-    same shape. The rows of Q, K and V belong to the heads in turn, e = d / heads to each; all
-    arrays of one head below are (tokens, e), and A (tokens, tokens). With c = 1/sqrt(e):
+    params {"Q", "K", "V", "O"}, each (d, d), with a row per output; x (..., tokens, d) -> the same
+    shape. The first e = d / heads rows of Q, K and V belong to the first head, and so on; below,
+    the arrays of one head are (tokens, e), and A is (tokens, tokens). With c = 1/sqrt(e):
 
         forward    q = x Q^T,  k = x K^T,  v = x V^T,
                    A = softmax(c q k^T) over the keys,    h = A v,    y = [h of all heads] O^T
         backward   dh = dy O,    dv = A^T dh,    dA = dh v^T,    dS = A * (dA - sum(A * dA)),
                    dq = c dS k,    dk = c dS^T q,    dx = dq Q + dk K + dv V,
-                   dO = dy^T h,    dQ = dq^T x,  and so for K and V, over batch and tokens
+                   dO = dy^T h,    dQ = dq^T x,  likewise K and V, summed over batch and tokens
 
     causal: token p attends to the tokens up to and including p. rotary: entries i and i + e/2 of
     q and k are rotated by the angle p 10000^(-2i/e) at token p (Su et al. 2021), so that scores
     depend on the distance of two tokens. The softmax is in at least float32.
 
-    x may be a pair (x, mask), the mask (..., tokens) boolean and False for padding: y is then a
-    pair too, with the same mask. Tokens attend to themselves and to tokens that are not padding;
-    the loss leaves out what y is at padding. The mask has no gradient: its part of dx and dy is
-    None.
+    x may be a pair (x, mask) with a boolean mask (..., tokens) that is False for padding; y is then
+    a pair with the same mask. Tokens attend to themselves and to tokens that are not padding; the
+    loss must ignore y at padding. The mask has no gradient: its part of dx and dy is None.
 
-    Each text is an example, its tokens are positions: losses per token need `example_axes`. Only x
-    and the largest score of each query are kept; backward computes q, k, v and A again, as
-    FlashAttention does (Dao et al. 2022), but holds A of all heads while it runs.
+    Each text is an example and its tokens are positions: losses per token need `example_axes`. Only
+    x and the largest score of each query are kept; backward computes q, k, v and A again, as
+    FlashAttention does (Dao et al. 2022), but holds A of all heads in memory.
 
-    Raises ValueError for widths below 1, a d that heads does not divide, an odd e with rotary, and
-    x, mask or params with other shapes; TypeError where x and the params differ in dtype, and for a
+    Raises ValueError for widths below 1, a d that is not divisible by heads, an odd e with rotary,
+    and x, mask or params with other shapes; TypeError if x and params differ in dtype, and for a
     mask that is not boolean.
 
     >>> import jax
@@ -57,9 +56,9 @@ def attention(
     """
     name, d, heads = named_widths("attention", d, heads)
     if d % heads:
-        raise ValueError(f"{name}: expected a width that the number of heads divides")
+        raise ValueError(f"{name}: expected a width divisible by the number of heads")
     if rotary and d // heads % 2:
-        raise ValueError(f"{name}: rotary expects an even width per head, got {d // heads}")
+        raise ValueError(f"{name}: expected an even width per head with rotary, got {d // heads}")
     scale = 1 / math.sqrt(d // heads)
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys("QKVO", (d, d))
 
@@ -126,8 +125,8 @@ def _check_mask(name: str, x: Array, mask: Array | None) -> None:
 
 
 def _softmax(s: Array, peak: Array) -> Array:
-    """The softmax of scores with this maximum: its rows sum to one to the last digits, as those
-    of exp(s - logsumexp(s)) do not where scores are large."""
+    """The softmax of scores with this maximum. Its rows sum to one up to rounding; those of
+    exp(s - logsumexp(s)) do not for large scores."""
     a = jnp.exp(s - peak)
     return a / a.sum(-1, keepdims=True)
 

@@ -1,4 +1,4 @@
-"""The convolutional layer, and the factor of its weights' gradient."""
+"""Convolutional layers, and the factor of their weight gradients."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from fnn import initializers
 from fnn.base import Array, Grads, Layer, Params, Residuals, pytree, split
 from fnn.layers.shapes import check_input, check_widths
 from fnn.layers.windows import Pair, check_fits, check_geometry, windows
-from fnn.reductions import Direct, Factor, Outer, Reduce, beside, total
+from fnn.reductions import Direct, Factor, Outer, Reduce, expand_like, total
 
 
 def conv2d(
@@ -23,7 +23,7 @@ def conv2d(
     weight_init: Callable[..., Array] = initializers.glorot_uniform,
     bias_init: Callable[..., Array] = initializers.zeros,
 ) -> Layer:
-    """c_out neurons that see each window of an image: a dense layer, moved over the image.
+    """2D convolution: a dense layer of c_out neurons applied to each window of an image.
 
     params {"W": (c_out, *window, c_in), "b": (c_out,)};
     x (..., height, width, c_in) -> (..., rows, columns, c_out). With p the place of a window,
@@ -35,15 +35,15 @@ def conv2d(
                    db      = sum over batch and p of dz_p
 
     Both are convolutions too: dx of dz, with stride - 1 zeros between its entries, and the
-    flipped W; dW of x and dz. padding "VALID" uses the windows that lie in the image, rows =
-    (height - window) // stride + 1; "SAME" those of the image with zeros around it, rows =
-    height / stride, rounded up, the odd zero at the bottom and the right.
+    flipped W; dW of x and dz. With padding "VALID" windows are inside the image, rows =
+    (height - window) // stride + 1; with "SAME" the image is padded with zeros, rows =
+    height / stride, rounded up, with an odd zero at the bottom and the right.
 
-    weight_init is called as init(key, (c_out, entries of a window)), bias_init as
+    weight_init is called as init(key, (c_out, window[0] * window[1] * c_in)), bias_init as
     init(key, (c_out,)).
 
-    Raises ValueError for widths, windows and strides below 1, another padding, x or params of
-    other shapes and images smaller than a window; TypeError where x and W differ in dtype.
+    Raises ValueError for widths, windows and strides below 1, another padding, x or params with
+    other shapes and images smaller than a window; TypeError if x and params differ in dtype.
 
     >>> layer = conv2d(3, 8, stride=(2, 2))
     >>> y, residuals = layer.forward(layer.init(jax.random.key(0)), jnp.ones((5, 9, 6, 3)))
@@ -66,7 +66,7 @@ def conv2d(
         check_input(name, params, {"W": shape, "b": (c_out,)}, x, "height", "width", c_in)
         if padding == "VALID":
             check_fits(name, x.shape[-3:-1], window)
-        # HWIO is what XLA makes of the kernel on the CPU, and what converters to ONNX know.
+        # HWIO: the layout that XLA uses on the CPU and that converters to ONNX support.
         kernel = params["W"].transpose(1, 2, 3, 0)
         z = _convolution(
             _images(x), kernel, "NHWC,HWIO,NHWC", zeros=_zeros_around(x), stride=stride
@@ -105,14 +105,14 @@ def conv1d(
     weight_init: Callable[..., Array] = initializers.glorot_uniform,
     bias_init: Callable[..., Array] = initializers.zeros,
 ) -> Layer:
-    """c_out neurons that see each window of a sequence: `conv2d` on images of one row.
+    """1D convolution over a sequence: `conv2d` on images of one row.
 
     params {"W": (c_out, 1, window, c_in), "b": (c_out,)};
-    x (..., length, c_in) -> (..., places, c_out), places as columns of `conv2d`, and the
-    equations its own.
+    x (..., length, c_in) -> (..., places, c_out), with as many places as `conv2d` has columns, and
+    the same equations.
 
-    Raises ValueError for widths, windows and strides below 1, another padding, x or params of
-    other shapes and sequences shorter than a window; TypeError where x and W differ in dtype.
+    Raises ValueError for widths, windows and strides below 1, another padding, x or params with
+    other shapes and sequences shorter than a window; TypeError if x and params differ in dtype.
 
     >>> layer = conv1d(3, 8, stride=2)
     >>> y, residuals = layer.forward(layer.init(jax.random.key(0)), jnp.ones((5, 9, 3)))
@@ -142,10 +142,10 @@ def conv1d(
 class _Conv(Factor):
     """Per-example gradients of a convolution's W (c_out, *window, c_in).
 
-    x (..., height, width, c_in), dy (..., rows, columns, c_out); zeros around x are
-    ((top, bottom), (left, right)). The sum over the batch is a convolution. Each example's own
-    gradients are those of a dense layer on patches, the window's entries side by side, at
-    rows * columns positions: norms and rows are those of this `Outer`.
+    x (..., height, width, c_in), dy (..., rows, columns, c_out); zeros is the padding of x,
+    ((top, bottom), (left, right)). The sum over the batch is a convolution. The per-example
+    gradients are those of a dense layer on patches (the entries of each window, concatenated) with
+    rows * columns positions: norms and rows are computed from its `Outer`.
     """
 
     x: Array
@@ -185,12 +185,12 @@ class _Conv(Factor):
         return _for_each_example(lambda one: one.outer().squared_norm(0), self, examples)
 
     def weighted(self, weight: Array) -> Factor:
-        return replace(self, dy=self.dy * beside(weight, self.dy))
+        return replace(self, dy=self.dy * expand_like(weight, self.dy))
 
 
 def _for_each_example(f: Callable[[_Conv], Array], factor: _Conv, examples: int | None) -> Array:
-    """f of each example's own factor, 16 at a time: patches are larger than the images by the
-    window's size, and for so few of them they stay in the processor's cache."""
+    """f of each example's own factor, 16 at a time: patches are as many times larger than the
+    images as a window has entries, and those of 16 images fit in the processor's cache."""
     batch = factor.batch[: len(factor.batch) if examples is None else examples]
     one = lambda pair: f(replace(factor, x=pair[0], dy=pair[1]))
     flat = (a.reshape(-1, *a.shape[len(batch) :]) for a in (factor.x, factor.dy))
@@ -199,7 +199,7 @@ def _for_each_example(f: Callable[[_Conv], Array], factor: _Conv, examples: int 
 
 
 def _images(x: Array) -> Array:
-    """One batch axis, whatever their number."""
+    """x with its batch axes reshaped into one."""
     return x.reshape(-1, *x.shape[-3:])
 
 
@@ -213,8 +213,8 @@ def _convolution(
     apart: Pair = (1, 1),
     kernel_apart: Pair = (1, 1),
 ) -> Array:
-    """`lax.conv_general_dilated`. axes: those of x, the kernel and the result, as letters; zeros
-    around x; x's and the kernel's entries `apart`, with zeros between."""
+    """`lax.conv_general_dilated`. axes: the layouts of x, the kernel and the result; zeros: the
+    padding; apart, kernel_apart: the dilations of x and the kernel."""
     of_x, of_kernel, of_result = axes.split(",")
     return jax.lax.conv_general_dilated(
         x, kernel, stride, zeros, apart, kernel_apart, (of_x, of_kernel, of_result)

@@ -1,4 +1,4 @@
-"""The dense layer: a weighted sum and a bias for each neuron."""
+"""The dense layer: a weighted sum plus a bias for each neuron."""
 
 from collections.abc import Callable
 
@@ -28,8 +28,8 @@ def dense(
     Without bias z_j = sum_i W_ji x_i, and params is {"W": (d_out, d_in)}. weight_init and
     bias_init are called as init(key, shape).
 
-    Raises ValueError for widths below 1 and for x or params of other widths; TypeError
-    where x and W differ in dtype.
+    Raises ValueError for widths below 1 and for x or params with other widths; TypeError if x and
+    params differ in dtype.
 
     >>> import jax
     >>> layer = dense(3, 2)

@@ -1,4 +1,4 @@
-"""Dropout: noise in training that leaves a part of the features out."""
+"""Dropout: in training, random entries are set to 0."""
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,14 @@ from fnn.reductions import Reduce, total
 def dropout(rate: float) -> Layer:
     """Each entry of x is 0 with probability `rate`, else x / (1 - rate). Srivastava et al. 2014.
 
-    x (...) -> (...), without parameters. `fnn.at(layer, key)` drops; without a key the layer is
-    the identity, which is what y is on average.
+    x (...) -> (...), without parameters. `fnn.at(layer, key)` drops entries; without a key the
+    layer is the identity, which is the mean of y.
 
         forward    y  = mask * x / (1 - rate)
         backward   dx = mask * dy / (1 - rate)
 
-    The mask is drawn from 32 random bits per entry, so that it does not depend on the dtype, and
-    drawn again for backward, so that none is kept.
+    The mask is drawn from 32 random bits per entry, so it does not depend on the dtype. Backward
+    draws it again, so it is not kept.
 
     Raises ValueError for a rate outside [0, 1).
 

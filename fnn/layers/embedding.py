@@ -1,4 +1,4 @@
-"""The embedding: a row of a table for each code."""
+"""The embedding layer: a row of a table for each code."""
 
 from collections.abc import Callable
 
@@ -13,16 +13,16 @@ _standard_normal = initializers.normal(1.0)
 
 
 def embedding(n: int, d: int, *, weight_init: Callable[..., Array] = _standard_normal) -> Layer:
-    """A row of d numbers for each of n codes: y = table[x].
+    """A learned row of d numbers for each of n codes: y = table[x].
 
     params {"table": (n, d)}; x (...), integers from 0 to n - 1 -> (..., d).
 
         forward    y = table[x]
         backward   dtable_j = sum of dy over the batch where x = j
 
-    It is the dense layer without a bias on one-hot rows, which are never made. Codes have no
-    gradient: dx is None, an empty pytree, which `serial` and `fork` pass on as any other. A code
-    outside 0 to n - 1 gives a row of NaN, and its example a gradient of NaN in the nearest row.
+    It equals a dense layer without bias on one-hot rows, without forming these. Codes have no
+    gradient: dx is None, an empty pytree, which `serial` and `fork` pass on. A code outside 0 to
+    n - 1 gives a row of NaN, and a gradient of NaN in the nearest row of the table.
 
     weight_init is called as init(key, shape).
 
@@ -52,8 +52,8 @@ def embedding(n: int, d: int, *, weight_init: Callable[..., Array] = _standard_n
         return {"table": reduce(Rows(nearest, jnp.where(known, dy, jnp.nan), n))}, None
 
     def _in_table(x: Array) -> tuple[Array, Array]:
-        """The nearest codes of the table (...), and which are the same (..., 1)."""
-        x = x.astype(jnp.int32) if x.dtype.itemsize < 4 else x  # in 8 bits 256 would be 0
+        """x clipped to 0, ..., n - 1 (...), and whether that is x (..., 1)."""
+        x = x.astype(jnp.int32) if x.dtype.itemsize < 4 else x  # n - 1 may overflow in 8 bits
         nearest = jnp.clip(x, 0, n - 1)
         return nearest, (x == nearest)[..., None]
 

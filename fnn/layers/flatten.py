@@ -1,4 +1,4 @@
-"""Flattening: the last axes into one, and one into several."""
+"""Reshaping: the last axes into one, and the last axis into several."""
 
 import math
 
@@ -11,14 +11,14 @@ from fnn.reductions import Reduce, total
 
 
 def flatten(ndim: int) -> Layer:
-    """The last ndim axes into one: flatten(3) makes images (..., height, width, c) rows.
+    """Reshape the last ndim axes into one: flatten(3) turns images (..., height, width, c) to rows.
 
     x (..., d_1, ..., d_ndim) -> (..., d_1 * ... * d_ndim), without parameters.
 
         forward    y  = x, in one axis
         backward   dx = dy, in x's axes
 
-    Raises ValueError for ndim below 1 and for x of fewer axes.
+    Raises ValueError for ndim below 1 and for x with fewer axes.
 
     >>> flatten(2).forward((), jnp.ones((5, 2, 3)))[0].shape
     (5, 6)
@@ -33,21 +33,21 @@ def flatten(ndim: int) -> Layer:
         return x.reshape(*x.shape[:lead], math.prod(x.shape[lead:])), like
 
     def backward(params: Params, like: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
-        # By tree.map, which passes the None on that stands for the gradient of codes.
+        # tree.map, because the cotangent of codes is None.
         return (), jax.tree.map(lambda d: d.reshape(*d.shape[:-1], *like.shape[-ndim:]), dy)
 
     return Layer(lambda key: (), forward, backward)
 
 
 def unflatten(*shape: int) -> Layer:
-    """The last axis into axes of these lengths: unflatten(28, 28, 1) makes rows images.
+    """Reshape the last axis into axes of these lengths: unflatten(28, 28, 1) turns rows to images.
 
     x (..., d_1 * ... * d_ndim) -> (..., d_1, ..., d_ndim), without parameters; `flatten` undoes it.
 
         forward    y  = x, in these axes
         backward   dx = dy, in one axis
 
-    Raises ValueError for no lengths, lengths below 1, and x of another width.
+    Raises ValueError for no lengths, lengths below 1, and x with a different width.
 
     >>> unflatten(2, 3).forward((), jnp.ones((5, 6)))[0].shape
     (5, 2, 3)

@@ -12,7 +12,7 @@ from fnn.reductions import Direct, Reduce, Whole, Widened, total
 
 
 def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
-    """Each example scaled to mean 0, variance 1, then y = gain * n + bias. Ba et al. 2016.
+    """Scale each example to mean 0 and variance 1, then y = gain * n + bias. Ba et al. 2016.
 
     params {"gain": (d,), "bias": (d,)}; x (..., d) -> (..., d). With r = 1/sqrt(var + eps):
 
@@ -20,11 +20,11 @@ def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
         backward   dn = gain * dy,    dx = r (dn - mean dn - n mean(n dn)),
                    dgain = sum over the batch of n * dy,    dbias = sum of dy
 
-    var is the biased variance; statistics are taken in at least float32. Where var would
-    overflow, for x above about 1e19 in float32, it is taken of x / 2^64, with the same result.
+    var is the biased variance; statistics are computed in at least float32. If var would overflow,
+    for x above about 1e19 in float32, it is computed from x / 2^64, with the same result.
 
-    Raises ValueError for d below 1, eps not above 0, and x or params of another width;
-    TypeError where x and the params differ in dtype.
+    Raises ValueError for d below 1, eps not above 0, and x or params with a different width;
+    TypeError if x and params differ in dtype.
 
     >>> layer = layer_norm(2)
     >>> y, _ = layer.forward(layer.init(jax.random.key(0)), jnp.array([[1.0, 3.0]]))
@@ -56,7 +56,7 @@ def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
 
 
 def rms_norm(d: int, *, eps: float = 1e-5) -> Layer:
-    """Each example divided by its root mean square, then y = gain * n. Zhang & Sennrich 2019.
+    """Divide each example by its root mean square, then y = gain * n. Zhang & Sennrich 2019.
 
     params {"gain": (d,)}; x (..., d) -> (..., d). With r = 1/sqrt(mean x^2 + eps):
 
@@ -64,11 +64,11 @@ def rms_norm(d: int, *, eps: float = 1e-5) -> Layer:
         backward   dn = gain * dy,    dx = r (dn - n mean(n dn)),
                    dgain = sum over the batch of n * dy
 
-    The mean is taken in at least float32. Where it would overflow, for x above about 1e19 in
-    float32, it is taken of x / 2^64, with the same result.
+    The mean is computed in at least float32. If it would overflow, for x above about 1e19 in
+    float32, it is computed from x / 2^64, with the same result.
 
-    Raises ValueError for d below 1, eps not above 0, and x or params of another width;
-    TypeError where x and the params differ in dtype.
+    Raises ValueError for d below 1, eps not above 0, and x or params with a different width;
+    TypeError if x and params differ in dtype.
 
     >>> layer = rms_norm(2)
     >>> y, _ = layer.forward(layer.init(jax.random.key(0)), jnp.array([[3.0, -3.0]]))
@@ -98,20 +98,20 @@ def rms_norm(d: int, *, eps: float = 1e-5) -> Layer:
 
 
 def group_norm(d: int, groups: int, *, eps: float = 1e-5) -> Layer:
-    """Each group of channels of each image scaled to mean 0, variance 1 over the channels and the
+    """Scale each group of channels of each image to mean 0 and variance 1 over the channels and the
     pixels, then y = gain * n + bias. Wu & He 2018.
 
     params {"gain": (d,), "bias": (d,)}; x (..., height, width, d) -> the same shape. With
-    r = 1/sqrt(var + eps) for each image and each group of d / groups channels side by side:
+    r = 1/sqrt(var + eps) for each image and each group of d / groups adjacent channels:
 
         forward    n = (x - mean x) r,    y = gain * n + bias
         backward   dn = gain * dy,    dx = r (dn - mean dn - n mean(n dn)),
                    dgain = sum over batch and pixels of n * dy,    dbias = sum of dy
 
-    var is the biased variance; statistics are taken in at least float32, as those of `layer_norm`.
+    var is the biased variance; statistics are computed in at least float32, as in `layer_norm`.
 
-    Raises ValueError for d or groups below 1, d that groups doesn't divide, eps not above 0, and x
-    or params with a different shape; TypeError where x and the params differ in dtype.
+    Raises ValueError for d or groups below 1, d that is not divisible by groups, eps not above 0,
+    and x or params with a different shape; TypeError if x and params differ in dtype.
 
     >>> layer = group_norm(2, 2)
     >>> x = jnp.array([[[1.0, 5.0], [3.0, 9.0]]])
@@ -123,7 +123,7 @@ def group_norm(d: int, groups: int, *, eps: float = 1e-5) -> Layer:
     name, d, groups = named_widths("group_norm", d, groups)
     eps = numbers.positive(name, eps=eps)
     if d % groups:
-        raise ValueError(f"{name}: expected a width that the number of groups divides")
+        raise ValueError(f"{name}: expected a width divisible by the number of groups")
 
     def init(key: Array) -> Params:
         return {"gain": jnp.ones(d), "bias": jnp.zeros(d)}
@@ -157,28 +157,28 @@ def group_norm(d: int, groups: int, *, eps: float = 1e-5) -> Layer:
 
 
 def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
-    """Each feature scaled to mean 0, variance 1 over the examples, then y = gain * n + bias.
+    """Scale each feature to mean 0 and variance 1 over the examples, then y = gain * n + bias.
     Ioffe & Szegedy 2015.
 
     params {"gain": (d,), "bias": (d,)}; x (..., d) -> (..., d). With r = 1/sqrt(var + eps):
 
         forward    n = (x - mean) r,    y = gain * n + bias
-        backward   in training, where mean and var are the batch's,
+        backward   in training, with mean and var of the batch,
                    dx = gain r (dy - mean dy - n mean(n dy)), means over the batch,
-                   in evaluation, where they are given, dx = gain r dy;
+                   in evaluation, with given mean and var, dx = gain r dy;
                    dgain = sum over the batch of n * dy,    dbias = sum of dy
 
     `fnn.at(layer, key)` is the layer in training. `fnn.at(layer, statistics=s)` is the layer in
     evaluation, with s = `fnn.statistics(network, params, x)`: the mean and the biased variance of
-    given examples. No running averages are kept (Wu & Johnson 2021). Without statistics they
-    are taken as 0 and 1. In training each example's gradient depends on all examples, so that
-    only `total` takes it.
+    given examples. No running averages are kept (Wu & Johnson 2021). Without statistics, mean is 0
+    and var is 1. In training there are no per-example gradients, because the batch is mixed; every
+    reduction except `total` raises TypeError.
 
-    var is the biased variance; statistics are taken in at least float32. Where var overflows,
-    above about 1e19 squared in float32, y is NaN.
+    var is the biased variance; statistics are computed in at least float32. If var overflows, for x
+    above about 1e19 in float32, y is NaN.
 
-    Raises ValueError for d below 1, eps not above 0, and x or params of another width;
-    TypeError where x and the params differ in dtype.
+    Raises ValueError for d below 1, eps not above 0, and x or params with a different width;
+    TypeError if x and params differ in dtype.
 
     >>> import fnn
     >>> layer, x = batch_norm(1), jnp.array([[1.0], [3.0]])
@@ -258,6 +258,5 @@ def _inverse_deviation(centred: Array, eps: float) -> Array:
 
 
 def _inverse_root(variance: Array, eps: float) -> Array:
-    """1 / sqrt(variance + eps), and NaN for a variance that overflowed: 1/inf would make every
-    output 0 without a word."""
+    """1 / sqrt(variance + eps), but NaN for a variance that overflowed, for which it would be 0."""
     return jax.lax.rsqrt(jnp.where(variance < jnp.inf, variance, jnp.nan) + eps)

@@ -15,16 +15,17 @@ def max_pool(window: Pair, stride: Pair | None = None) -> Layer:
     """The largest entry of each window, for each channel. The stride is the window by default.
 
     x (..., height, width, c) -> (..., rows, columns, c), without parameters; rows =
-    (height - window) // stride + 1 and columns alike, so what is left at an edge counts nowhere.
+    (height - window) // stride + 1, likewise columns: the remainder at an edge is dropped.
 
         forward    y_p  = max of x_q over q in the window at p
-        backward   dx_q = sum of dy_p over the windows p that q wins
+        backward   dx_q = sum of dy_p over the windows p whose maximum is at q
 
-    Of equal entries the first, row by row, wins: at such a tie dx is one of the one-sided
-    derivatives. A NaN wins. One small integer per output is kept, its winner's place.
+    Of equal entries the first, in row-major order, is the maximum: at a tie dx is a one-sided
+    derivative. The maximum of a window with NaN is NaN. One small integer per output is kept, the
+    position of the maximum in its window.
 
     Raises ValueError for a window or stride that is not a pair of whole numbers of at least 1,
-    and for x of fewer axes or smaller than the window.
+    and for x with fewer axes or smaller than the window.
 
     >>> layer = max_pool((1, 2))
     >>> layer.forward((), jnp.array([[[1.0], [3.0], [2.0], [2.0]]]))[0].ravel()
@@ -56,13 +57,13 @@ def mean_pool(window: Pair, stride: Pair | None = None) -> Layer:
     """The mean of each window, for each channel. The stride is the window by default.
 
     x (..., height, width, c) -> (..., rows, columns, c), without parameters; rows =
-    (height - window) // stride + 1 and columns alike, so what is left at an edge counts nowhere.
-    With k entries in a window:
+    (height - window) // stride + 1, likewise columns: the remainder at an edge is dropped. With k
+    entries in a window:
 
         forward    y_p  = (1/k) sum of x_q over q in the window at p
-        backward   dx_q = (1/k) sum of dy_p over the windows p with q
+        backward   dx_q = (1/k) sum of dy_p over the windows p that contain q
 
-    Sums are taken in at least float32. Raises as `max_pool` does.
+    Sums are computed in at least float32. Raises as `max_pool` does.
 
     >>> layer = mean_pool((1, 2))
     >>> layer.forward((), jnp.array([[[1.0], [3.0], [2.0], [2.0]]]))[0].ravel()
@@ -86,7 +87,7 @@ def mean_pool(window: Pair, stride: Pair | None = None) -> Layer:
 
 
 def _size_of(x: Array) -> Array:
-    """An empty array: it keeps height and width as its shape, known while a program is traced."""
+    """An empty array whose shape keeps height and width, which must be static."""
     return jnp.zeros((0, *x.shape[-3:-1]), x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Positions: what says where in its text a token is."""
+"""Learned position embeddings."""
 
 from collections.abc import Callable
 
@@ -13,8 +13,7 @@ _small_normal = initializers.normal(0.02)
 
 
 def positions(n: int, d: int, *, weight_init: Callable[..., Array] = _small_normal) -> Layer:
-    """A learned row for each of a text's first n places, added to its tokens: y_p = x_p + table_p.
-    Gehring et al. 2017.
+    """Learned position embeddings for up to n tokens: y_p = x_p + table_p. Gehring et al. 2017.
 
     params {"table": (n, d)}; x (..., tokens, d), tokens up to n -> the same shape.
 
@@ -23,8 +22,8 @@ def positions(n: int, d: int, *, weight_init: Callable[..., Array] = _small_norm
 
     Each text is an example, as in `attention`. weight_init is called as init(key, (n, d)).
 
-    Raises ValueError for n or d below 1, for x with more than n tokens or with another width, and
-    for params with other shapes; TypeError where x and the table differ in dtype.
+    Raises ValueError for n or d below 1, for x with more than n tokens or a different width, and
+    for params with other shapes; TypeError if x and the table differ in dtype.
 
     >>> layer = positions(3, 1)
     >>> layer.forward({"table": jnp.array([[1.0], [2.0], [3.0]])}, jnp.zeros((2, 1)))[0]

@@ -1,4 +1,4 @@
-"""What layers with parameters check of their widths and inputs."""
+"""Checks of the widths, inputs and params of layers."""
 
 import operator
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from fnn.base import Array, Params
 
 
 def check_widths(name: str, *widths: int) -> Any:
-    """The width, or a tuple of several, as Python's own numbers, whose products don't wrap.
+    """The width, or a tuple of several, as Python ints, whose products don't overflow.
 
     Raises ValueError, naming the layer, for widths that are not whole numbers of at least 1.
 
@@ -21,7 +21,7 @@ def check_widths(name: str, *widths: int) -> Any:
     """
     try:
         found = tuple(map(operator.index, widths))
-    except TypeError:  # what is traced has no index either
+    except TypeError:  # also for traced values
         found = (0,)
     if min(found) < 1 or any(np.asarray(d).dtype.kind == "b" for d in widths):
         raise ValueError(f"{name}: expected widths that are whole numbers of at least 1")
@@ -29,7 +29,7 @@ def check_widths(name: str, *widths: int) -> Any:
 
 
 def named_widths(layer: str, *widths: int) -> Any:
-    """The layer's name with its widths, for messages, and what `check_widths` makes of them.
+    """The layer's name with its widths, for messages, and the widths from `check_widths`.
 
     >>> named_widths("dense", 3, 2)
     ('dense(3, 2)', 3, 2)
@@ -51,8 +51,8 @@ def check_params(name: str, params: Params, shapes: Mapping[str, tuple[int, ...]
 
 
 def check_array(name: str, x: Array, *last: int | str) -> None:
-    """Raise TypeError, naming the layer, for x that is not an array; ValueError where its last
-    axes are not `last`, in which a word stands for any length.
+    """Raise TypeError, naming the layer, if x is not an array; ValueError if the shape of its last
+    axes is not `last`, in which a word matches any length.
 
     >>> check_array("conv2d(3, 8)", np.ones((8, 8, 1)), "height", "width", 3)
     Traceback (most recent call last):
@@ -73,10 +73,9 @@ def check_array(name: str, x: Array, *last: int | str) -> None:
 def check_input(
     name: str, params: Params, shapes: Mapping[str, tuple[int, ...]], x: Array, *last: int | str
 ) -> None:
-    """Refuse x or params that the layer `name`, with parameters of `shapes`, can't take.
+    """Raise for x or params that do not fit the layer `name`, with parameters of `shapes`.
 
-    Raises as `check_params` and `check_array` do, and TypeError where x and params differ in
-    dtype.
+    Raises as `check_params` and `check_array` do, and TypeError if x and params differ in dtype.
 
     >>> check_input("dense(3, 1)", {"b": np.ones(1)}, {"b": (1,)}, np.ones((5, 2)), 3)
     Traceback (most recent call last):

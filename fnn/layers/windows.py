@@ -1,7 +1,7 @@
 """Windows that slide over images (..., height, width, channels), for convolution and pooling.
 
 A window of (height, width) moves by a stride of (height, width), from the top left corner to the
-last place where it fits: rows = (height - window) // stride + 1 places, and columns alike.
+last place where it fits: rows = (height - window) // stride + 1 places, likewise columns.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ Pair = tuple[int, int]
 
 
 def windows(x: Array, window: Pair, stride: Pair) -> list[Array]:
-    """What each entry of the window, row by row, sees as the window moves over x.
+    """For each entry of the window, in row-major order, the values of x at all window places.
 
-    x (..., height, width, c); one (..., rows, columns, c) for each entry.
+    x (..., height, width, c); one array (..., rows, columns, c) for each entry.
 
     >>> [a.ravel().tolist() for a in windows(jnp.arange(5.0).reshape(1, 5, 1), (1, 2), (1, 2))]
     [[0.0, 2.0], [1.0, 3.0]]
@@ -37,7 +37,7 @@ def windows(x: Array, window: Pair, stride: Pair) -> list[Array]:
 
 
 def spread(parts: Sequence[Array], size: tuple[int, ...], window: Pair, stride: Pair) -> Array:
-    """The transpose of `windows`: what each entry saw, added where it was seen.
+    """The transpose of `windows`: adds each part to the places of x that its entry reads.
 
     parts: one (..., rows, columns, c) for each entry of the window; size: (height, width) of the
     result (..., height, width, c).
@@ -46,7 +46,7 @@ def spread(parts: Sequence[Array], size: tuple[int, ...], window: Pair, stride: 
     >>> spread(parts, (1, 5), (1, 2), (1, 2)).ravel().tolist()
     [1.0, 2.0, 1.0, 2.0, 0.0]
     """
-    if window == stride:  # nothing overlaps: side by side, in one pass
+    if window == stride:  # windows don't overlap: one transposition, without sums
         *batch, rows, columns, c = parts[0].shape
         x = jnp.stack(parts, -2).reshape(*batch, rows, columns, *window, c)
         x = jnp.swapaxes(x, -4, -3).reshape(*batch, rows * window[0], columns * window[1], c)
@@ -65,12 +65,12 @@ def spread(parts: Sequence[Array], size: tuple[int, ...], window: Pair, stride: 
 
 
 def _entries(window: Pair) -> list[Pair]:
-    """Row by row."""
+    """In row-major order."""
     return [(i, j) for i in range(window[0]) for j in range(window[1])]
 
 
 def check_geometry(name: str, window: Pair, stride: Pair) -> tuple[Pair, Pair]:
-    """Window and stride as pairs of Python's own numbers.
+    """Window and stride as pairs of Python ints.
 
     Raises ValueError, naming the layer, for a window or a stride that is not a pair of whole
     numbers of at least 1.
@@ -89,7 +89,7 @@ def check_geometry(name: str, window: Pair, stride: Pair) -> tuple[Pair, Pair]:
 
 
 def check_fits(name: str, size: tuple[int, ...], window: Pair) -> None:
-    """Raise ValueError, naming the layer, for images of `size` in which the window has no place.
+    """Raise ValueError, naming the layer, for images of `size` smaller than the window.
 
     >>> check_fits("max_pool((2, 2))", (1, 8), (2, 2))
     Traceback (most recent call last):

@@ -1,12 +1,12 @@
 """The same network on a mesh of devices, by `jax.shard_map` and XLA's collectives.
 
-    replicated      data parallelism: examples split, params whole on each device
-    fully_sharded   data parallelism: examples split, params and optimizer state cut
-    sharded         tensor parallelism: a layer cut, between `copy_to` and `sum_over`
-    mlp             `fnn.mlp` so cut, with its params
-    specs           which part of an array each device holds; `create` makes it there
+    replicated      data parallelism: examples split, params replicated on each device
+    fully_sharded   data parallelism: examples, params and optimizer state split
+    sharded         tensor parallelism: a layer split, between `copy_to` and `sum_over`
+    mlp             `fnn.mlp` with tensor parallelism, with the same params
+    specs           which part of an array each device holds; `create` creates it there
 
-`fnn.make_step`, `make_epoch`, `make_train` and `fit` take a mesh, and do all of this.
+`fnn.make_step`, `make_epoch`, `make_train` and `fit` use these when given a mesh.
 """
 
 from fnn.parallel.data import fully_sharded, replicated

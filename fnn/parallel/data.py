@@ -1,4 +1,4 @@
-"""Data parallelism: layers whose examples are split over devices, with whole or cut parameters."""
+"""Data parallelism: the examples, and perhaps the parameters, are split over devices."""
 
 from functools import partial
 from typing import Any
@@ -8,21 +8,21 @@ from jax.tree_util import DictKey
 
 from fnn.axes import check_tracked, is_mapped, varying
 from fnn.base import Array, Grads, Layer, Params, Residuals, check_layer, measured, varying_with
-from fnn.parallel.factors import Scattered, Summed, is_over
+from fnn.parallel.factors import Scattered, Summed, is_summed
 from fnn.reductions import Factor, Reduce, for_each_copy, total
 
 
 def replicated(layer: Layer, axis: str) -> Layer:
-    """The layer on every device of a mesh's axis: whole params, the device's own examples.
+    """The layer with replicated params; each device of the mesh axis has its own examples.
 
         forward    y, residuals = f(params, x)
         backward   dx = f's dx,    dparams = f's dparams, summed over the axis
 
-    So dparams is the vector-Jacobian product over all devices' examples. Outside `jax.shard_map`
-    it is the layer itself.
+    So dparams is the vector-Jacobian product over the examples of all devices. Outside
+    `jax.shard_map` it equals the layer itself.
 
-    Raises TypeError for an argument that is not a layer; inside a `jax.shard_map` that does not
-    map the axis, ValueError.
+    Raises TypeError if layer is not a layer; ValueError inside a `jax.shard_map` that does not map
+    the axis.
 
     >>> import fnn
     >>> layer = replicated(fnn.dense(2, 1), "data")
@@ -41,7 +41,7 @@ def replicated(layer: Layer, axis: str) -> Layer:
         check_tracked("replicated", axis)
 
         def summed(factor: Factor) -> Any:
-            return reduce(factor if is_over(factor, axis) else Summed(factor, axis))
+            return reduce(factor if is_summed(factor, axis) else Summed(factor, axis))
 
         return layer.backward(params, residuals, dy, summed)
 
@@ -50,24 +50,24 @@ def replicated(layer: Layer, axis: str) -> Layer:
 
 
 def fully_sharded(layer: Layer, axis: str) -> Layer:
-    """The layer on every device of a mesh's axis: a part of the params, the device's own examples.
-    Rajbhandari et al. 2020, "ZeRO", stage 3.
+    """The layer with params split over the devices of the mesh axis; each device has its own
+    examples. Rajbhandari et al. 2020, "ZeRO", stage 3.
 
         forward    y, residuals = f(gather(params), x)
         backward   dx = f's dx at gather(params),
-                   dparams = f's dparams, summed over the axis, this device's part
+                   dparams = this device's part of f's dparams, summed over the axis
 
-    Each array is cut along a dimension that the number of devices divides; one without such a
-    dimension stays whole. Rows come first, so that each part is contiguous, and the axes that a
-    `repeat` inside may have put in front come last. Parameters are gathered only while the
-    layer's own forward or backward pass runs. So put it around each layer, as in
-    `repeat(fully_sharded(layer, axis), n)`: then one layer's params are whole at a time.
+    Each array is split along one dimension that is divisible by the number of devices, the first
+    such one, so that each part is contiguous; leading axes from a `repeat` inside are tried last.
+    An array without such a dimension is replicated. Params are gathered for the time of the layer's
+    forward or backward pass. To gather one layer at a time, apply it to each layer:
+    `repeat(fully_sharded(layer, axis), n)`.
 
-    Outside `jax.shard_map` it is the layer itself, and `init` returns the whole params; inside,
-    `init` returns this device's part. `specs` gives the partition.
+    Outside `jax.shard_map` it equals the layer itself, and `init` returns the whole params; inside,
+    `init` returns this device's part. `specs` returns the partition.
 
-    Raises TypeError for an argument that is not a layer; inside a `jax.shard_map` that does not
-    map the axis, and for params that are neither whole nor such a part, ValueError.
+    Raises TypeError if layer is not a layer; ValueError inside a `jax.shard_map` that does not map
+    the axis, and for params that are neither whole nor such a part.
 
     >>> import fnn
     >>> layer = fully_sharded(fnn.dense(2, 1), "data")
@@ -93,7 +93,7 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
         return jax.tree.map(part, params, _copies(params))
 
     def gathered(params: Params) -> tuple[Params, Any]:
-        """The whole params, and the dimension along which each was cut, -1 for none."""
+        """The whole params, and the dimension along which each was split, -1 for none."""
         whole = jax.eval_shape(lambda: layer.init(jax.random.key(0)))
         cut = partial(cut_dim, "fully_sharded", jax.lax.axis_size(axis))
         dims = jax.tree.map(lambda part, a: cut(a.shape, part.shape), params, whole)
@@ -112,20 +112,20 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
         if not is_mapped("fully_sharded", axis):
             return layer.backward(params, residuals, dy, reduce)
         check_tracked("fully_sharded", axis)
-        # Without the barrier XLA would keep the whole params from forward to backward.
+        # Without the barrier XLA would keep the gathered params from forward to backward.
         whole, dims = gathered(jax.tree.map(jax.lax.optimization_barrier, params))
         factors, dx = layer.backward(whole, residuals, dy, lambda factor: factor)
 
         def one(part: Array, dim: int, factor: Factor) -> Any:
             copies = part.ndim - factor.ndim
-            if 0 <= dim < copies and not is_over(factor, axis):
+            if 0 <= dim < copies and not is_summed(factor, axis):
                 raise ValueError(
-                    f"fully_sharded: params {part.shape} are cut along the copies of a repeat; "
-                    f"put fully_sharded inside: repeat(fully_sharded(layer, axis), n)"
+                    f"fully_sharded: expected params that are not split along the copies of a "
+                    f"repeat, got {part.shape}: write repeat(fully_sharded(layer, axis), n)"
                 )
 
             def of(factor: Factor) -> Any:
-                if is_over(factor, axis):
+                if is_summed(factor, axis):
                     return reduce(factor)
                 cut = dim >= 0
                 return reduce(
@@ -145,9 +145,9 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
 
 
 def _copies(params: Params) -> Any:
-    """For each array, how many of its first axes a `repeat` may have put in front: one fewer than
-    the fewest axes of any array in the same dict, for most layers have a vector. Of an array that
-    is in no dict nothing is known, and all axes but the last may be such."""
+    """For each array, how many leading axes may be from a `repeat`: one fewer than the fewest axes
+    of any array in the same dict, because most layers have a vector. For an array that is not in a
+    dict, all axes but the last."""
     leaves, form = jax.tree.flatten_with_path(params)
     layer = lambda path: path[:-1] if path and isinstance(path[-1], DictKey) else path
     fewest: dict[Any, int] = {}
@@ -157,9 +157,9 @@ def _copies(params: Params) -> Any:
 
 
 def cut_dim(name: str, n: int, whole: tuple[int, ...], part: tuple[int, ...]) -> int:
-    """The dimension along which part is one of n parts of whole; -1 where it is all of it.
+    """The dimension along which the shape part is 1/n of the shape whole; -1 if they are equal.
 
-    Raises ValueError where it is neither.
+    Raises ValueError if they are neither.
 
     >>> cut_dim("fully_sharded", 8, (16, 3), (2, 3)), cut_dim("fully_sharded", 8, (3,), (3,))
     (0, -1)

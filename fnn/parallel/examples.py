@@ -14,11 +14,11 @@ from fnn.parallel.partition import automatic, untyped
 
 @pytree("n", "devices")
 class ShardedExamples:
-    """n examples, split over the devices: arrays is (x, y), or any tree of arrays whose first
-    axis has one part after another for each device, all of the same length `rows`.
+    """n examples, split over the devices: arrays is (x, y), or any tree of arrays whose first axis
+    is the concatenation of each device's part, all with the same length `rows`.
 
-    Where the devices don't divide n, the first n % devices parts have one example more, and the
-    last row of the others repeats another device's example and is not counted.
+    If n is not divisible by the number of devices, the first n % devices parts have one example
+    more; the last row of the others repeats an example of another device and has weight 0.
 
     >>> shares = ShardedExamples.of(jnp.arange(5), jax.make_mesh((1,), ("data",)))
     >>> shares.n, shares.rows, shares.arrays
@@ -31,7 +31,8 @@ class ShardedExamples:
 
     @classmethod
     def of(cls, data: Any, mesh: Mesh) -> "ShardedExamples":
-        """Split the examples in the arrays of `data`; NumPy's arrays are moved part by part.
+        """Split the examples in the arrays of `data`; of NumPy arrays, each process moves only the
+        parts of its own devices.
 
         >>> ShardedExamples.of(np.ones((4, 2)), jax.make_mesh((1,), ("data",))).arrays.shape
         (4, 2)
@@ -42,7 +43,7 @@ class ShardedExamples:
 
         def split(a: Any) -> Array:
             a = untyped(a) if places is None else untyped(a)[places]
-            if isinstance(a, np.ndarray):  # each process moves the parts of its own devices
+            if isinstance(a, np.ndarray):
                 return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
             traced = isinstance(a, jax.core.Tracer)
             return (jax.lax.with_sharding_constraint if traced else jax.device_put)(a, sharding)
@@ -51,8 +52,8 @@ class ShardedExamples:
 
     @classmethod
     def read(cls, rows: Callable[[np.ndarray], Any], n: int, mesh: Mesh) -> "ShardedExamples":
-        """Split n examples; each process reads those of its own devices by
-        rows(places) -> NumPy arrays of the examples at these places, from 0 to n - 1.
+        """Split n examples, of which each process reads those of its own devices by
+        rows(places) -> NumPy arrays of the examples at these indices, from 0 to n - 1.
 
         >>> mesh = jax.make_mesh((1,), ("data",))
         >>> shares = ShardedExamples.read(lambda places: 2 * places, 5, mesh)
@@ -65,7 +66,7 @@ class ShardedExamples:
         places = np.arange(n) if places is None else places
         read: dict[tuple[int | None, int | None], Any] = {}
         for (part,) in sharding.addressable_devices_indices_map((len(places),)).values():  # type: ignore[misc]
-            if (part.start, part.stop) not in read:  # more devices hold it on an axis "model"
+            if (part.start, part.stop) not in read:  # with "model", several devices hold the same
                 read[part.start, part.stop] = rows(places[part])
 
         def joined(*parts: np.ndarray) -> Array:
@@ -78,11 +79,11 @@ class ShardedExamples:
 
     @property
     def rows(self) -> int:
-        """The number of examples on each device, the last of which may be a repeated one."""
+        """The number of rows on each device, of which the last may repeat an example."""
         return -(-self.n // self.devices)
 
     def repeats(self, device: Array) -> Any:
-        """Whether the last row of the device's part repeats another's example.
+        """Whether the last row of the device's part repeats an example of another device.
 
         >>> bool(ShardedExamples(jnp.arange(6), n=5, devices=2).repeats(1))
         True
@@ -90,8 +91,8 @@ class ShardedExamples:
         return device >= self.n % self.devices if self.n % self.devices else False
 
     def weights(self, device: Array) -> Array:
-        """The weights (rows,) or () of the device's examples, with which the sum over the devices
-        of the weighted means is the mean over all n examples.
+        """The weights (rows,) or () of the device's examples: the sum over the devices of the means
+        of weighted losses is the mean over all n examples.
 
         >>> ShardedExamples(jnp.arange(6), n=5, devices=2).weights(1)
         Array([0.6, 0.6, 0. ], dtype=float32)
@@ -103,7 +104,8 @@ class ShardedExamples:
         return jnp.where(last & self.repeats(device), 0, self.rows / self.n).astype(dtype)
 
     def examples(self, tree: Any) -> Any:
-        """The n examples, in their order and without repeated ones, of arrays laid out as these.
+        """The n examples, in their original order and without repeated ones, of a tree of arrays
+        split in the same way.
 
         >>> shares = ShardedExamples.of(jnp.arange(5), jax.make_mesh((1,), ("data",)))
         >>> shares.examples(shares.arrays)
@@ -119,7 +121,7 @@ class ShardedExamples:
 
 
 def _places(n: int, devices: int) -> np.ndarray | None:
-    """The index of the example at each place, (devices * rows,); None where they are in order."""
+    """The index of the example in each row, (devices * rows,); None if that is 0, 1, 2, ..."""
     if n % devices == 0:
         return None
     rows, device = -(-n // devices), np.arange(devices)

@@ -1,12 +1,12 @@
-"""Factors of gradients whose examples, or whose parameter, lie on several devices.
+"""Factors of gradients whose examples, or whose parameter, are split over several devices.
 
-    Summed(factor, axis)          the total is summed over the devices of the axis, which hold
+    Summed(factor, axis)          the total is summed over the devices of the axis, which have
                                   different examples
-    Scattered(factor, axis, dim)  the same; each device keeps its part of it along dim
-    Shard(factor, axis)           the parameter itself is a part, of a layer that is cut over axis
+    Scattered(factor, axis, dim)  as Summed, but each device keeps its part of the total along dim
+    Shard(factor, axis)           the parameter is this device's part, of a layer split over axis
 
-What is per example stays with the device that has the example. So a reduction that weighs the
-examples, such as clipping, sums what it weighed over all devices.
+Per-example results stay on the device that has the example. So per-example weights, as in clipping,
+are applied before the sum over the devices.
 """
 
 from dataclasses import fields
@@ -21,7 +21,7 @@ from fnn.reductions import Factor, Wrapped
 
 @pytree("axis")
 class Summed(Wrapped):
-    """The gradients of a parameter that every device of the axis holds.
+    """The gradients of a parameter that is replicated over the axis.
 
     A total that is already equal on all devices is not summed again.
     """
@@ -36,7 +36,7 @@ class Summed(Wrapped):
 
 @pytree("axis", "dim")
 class Scattered(Wrapped):
-    """The gradients of a parameter of which each device of the axis keeps a part along `dim`."""
+    """The gradients of a parameter that is split over the axis along `dim`."""
 
     factor: Factor
     axis: str
@@ -49,8 +49,8 @@ class Scattered(Wrapped):
 
 @pytree("axis")
 class Shard(Wrapped):
-    """The gradients of a part of a parameter; the other parts' are on the other devices of the
-    axis, for the same examples. Norms and products are those of the whole parameter."""
+    """The gradients of a part of a parameter; the other devices of the axis have the other parts,
+    for the same examples. Norms and products are those of the whole parameter."""
 
     factor: Factor
     axis: str
@@ -68,9 +68,9 @@ class Shard(Wrapped):
         return jnp.sqrt(self.squared_norm(examples))
 
 
-def is_over(factor: Factor, axis: str) -> bool:
+def is_summed(factor: Factor, axis: str) -> bool:
     """Whether the factor's total is already summed over the axis."""
     if isinstance(factor, Summed | Scattered) and factor.axis == axis:
         return True
     inner = [value for f in fields(factor) if isinstance(value := getattr(factor, f.name), Factor)]  # type: ignore[arg-type]
-    return bool(inner) and all(is_over(one, axis) for one in inner)
+    return bool(inner) and all(is_summed(one, axis) for one in inner)

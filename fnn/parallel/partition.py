@@ -11,15 +11,15 @@ from fnn.parallel.data import cut_dim
 
 
 def specs(init: Callable[[Array], Any], mesh: Mesh) -> Any:
-    """The partition of what init(key) makes: a tree of `PartitionSpec`s.
+    """The partition of what init(key) returns: a tree of `PartitionSpec`s.
 
-    init is a network's, or lambda key: optimizer.init(network.init(key)) for an optimizer's
-    state, whose slots are cut as their parameters are. Nothing is computed: the shapes of what
-    init makes outside `jax.shard_map` are compared with those inside, where it makes one
-    device's part. Where an array is cut over several axes, the mesh's last cuts first, so that
-    the first one's combinator, such as `fully_sharded` over "data", is the outermost.
+    init is a network's, or lambda key: optimizer.init(network.init(key)) for an optimizer's state,
+    which is split as the parameters are. Nothing is computed: the shapes that init returns outside
+    `jax.shard_map` are compared with those inside, where it returns one device's part. If an array
+    is split over several axes, the last axis of the mesh splits it first, so the combinator of the
+    first one, such as `fully_sharded` over "data", must be the outermost.
 
-    Raises ValueError for shapes that are not equal parts; TypeError for what is not a mesh.
+    Raises ValueError for shapes that are not equal parts; TypeError if mesh is not a mesh.
 
     >>> import fnn
     >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
@@ -54,7 +54,7 @@ def _spec(axes: list[list[str]]) -> PartitionSpec:
 
 
 def _shapes(init: Callable[[Array], Any], sizes: dict[str, int]) -> Any:
-    """The shapes of what init makes on one device of a mesh with these sizes."""
+    """The shapes that init returns on one device of a mesh with these axis sizes."""
     made = []
 
     def on_device() -> tuple[()]:
@@ -68,7 +68,7 @@ def _shapes(init: Callable[[Array], Any], sizes: dict[str, int]) -> Any:
 
 
 def automatic(mesh: Mesh) -> Mesh:
-    """The same mesh with axes of type Auto, along which XLA partitions what runs outside
+    """The same mesh with axes of type Auto, over which XLA partitions computations outside
     `jax.shard_map`.
 
     >>> automatic(jax.make_mesh((1,), ("data",))).axis_types
@@ -103,7 +103,7 @@ def shardings(init: Callable[[Array], Any], mesh: Mesh) -> Any:
 
 
 def create(init: Callable[[Array], Any], mesh: Mesh, key: Array) -> Any:
-    """Run init(key) so that each device makes its own part: the whole is never on one device.
+    """Run init(key) so that each device creates its own part; no device holds the whole arrays.
 
     Raises as `specs` does.
 

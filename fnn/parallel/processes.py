@@ -1,7 +1,7 @@
 """The processes of one program, each with devices of its own, by `jax.distributed`.
 
-All of them run the same program. An array may be spread over the devices of all; a process holds
-and sees the part that its own devices have.
+All of them run the same program. An array may be sharded over the devices of all; each process can
+read only the parts on its own devices.
 """
 
 import warnings
@@ -18,7 +18,7 @@ from fnn.parallel.partition import automatic
 CONNECT = 60
 """Seconds for which the processes wait for one another at the start."""
 HEARTBEAT = 20
-"""Seconds without a sign of life after which a process counts as dead, and the others end."""
+"""Seconds without a heartbeat after which a process is considered dead and the others exit."""
 
 
 def start(
@@ -27,12 +27,12 @@ def start(
     """Join the `count` processes of a program as number `index`.
 
     coordinator is the HOST:PORT on which process 0 listens. Without arguments all three are
-    determined where `jax.distributed` knows the cluster: SLURM, Open MPI, Kubernetes, TPU pods.
-    Elsewhere, and where JAX has computed already, the process stays alone. CPUs communicate by
-    Gloo.
+    found by `jax.distributed` on a cluster that it knows: SLURM, Open MPI, Kubernetes, TPU pods. On
+    others, and if JAX has already run a computation, there is only this process. CPUs communicate
+    by Gloo.
 
-    Raises ValueError for an index that is not below count; RuntimeError where no connection is
-    made, or, with a coordinator, where JAX has computed already.
+    Raises ValueError for an index that is not below count; RuntimeError if no connection is made
+    or, with a coordinator, if JAX has already run a computation.
 
     >>> start("localhost:1234", count=1, index=1)
     Traceback (most recent call last):
@@ -41,7 +41,7 @@ def start(
     if count is not None and index is not None and not 0 <= index < count:
         raise ValueError(f"start: expected a process from 0 to {count - 1}, got {index}")
     try:
-        with warnings.catch_warnings():  # of clusters that could be detected if ...
+        with warnings.catch_warnings():  # about clusters that could be detected
             warnings.simplefilter("ignore")
             jax.distributed.initialize(
                 coordinator,
@@ -52,8 +52,8 @@ def start(
                 heartbeat_timeout_seconds=HEARTBEAT,
             )
     except (ValueError, RuntimeError) as error:
-        alone = "coordinator_address should be" in str(error) or "called before" in str(error)
-        if coordinator is not None or not alone:
+        single = "coordinator_address should be" in str(error) or "called before" in str(error)
+        if coordinator is not None or not single:
             raise
     else:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -69,7 +69,7 @@ def is_first() -> bool:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process; all processes call it at the same point.
+    """Whether the flag is set in any process; all processes must call it at the same point.
 
     >>> any_of(False), any_of(True)
     (False, True)
@@ -80,7 +80,7 @@ def any_of(flag: bool) -> bool:
 
 
 def from_first(values: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The first process's values; all processes call it with arrays of the same shapes and dtypes.
+    """The values of process 0; all must call it with arrays of the same shapes and dtypes.
 
     >>> from_first([np.ones(2)])
     [array([1., 1.])]
@@ -97,7 +97,7 @@ def from_first(values: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def everywhere(tree: Any, mesh: Mesh) -> Any:
-    """The arrays, the same in every process, as arrays that are whole on each device of the mesh.
+    """Arrays that are equal in every process, as arrays replicated over the devices of the mesh.
 
     >>> everywhere(np.ones(2), jax.make_mesh((1,), ("data",))).is_fully_replicated
     True
@@ -112,7 +112,7 @@ def everywhere(tree: Any, mesh: Mesh) -> Any:
 
 
 def here(tree: Any) -> Any:
-    """The arrays, each of them whole on each device, as arrays on one device of this process.
+    """Replicated arrays as arrays on one device of this process.
 
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> here(everywhere(np.ones(2), mesh))

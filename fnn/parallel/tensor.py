@@ -1,7 +1,8 @@
-"""Tensor parallelism: layers cut over several devices, all with the same examples.
+"""Tensor parallelism: layers split over several devices, all with the same examples.
 Shoeybi et al. 2019, "Megatron-LM".
 
-`copy_to` stands before what is cut and `sum_over` behind it; each is the other's backward.
+`copy_to` comes before the layers that are split and `sum_over` after them; the backward pass of
+each is the forward pass of the other.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ def copy_to(axis: str) -> Layer:
         backward   dx = dy, summed over the axis
 
     Outside `jax.shard_map` it is the identity. Raises ValueError inside a `jax.shard_map`
-    that does not map the axis. It is f of Shoeybi et al. 2019.
+    that does not map the axis. This is f in Shoeybi et al. 2019.
 
     >>> copy_to("model").forward((), jnp.ones(2))[0]
     Array([1., 1.], dtype=float32)
@@ -52,7 +53,7 @@ def sum_over(axis: str) -> Layer:
         backward   dx = dy
 
     Outside `jax.shard_map` it is the identity. Raises ValueError inside a `jax.shard_map`
-    that does not map the axis. It is g of Shoeybi et al. 2019.
+    that does not map the axis. This is g in Shoeybi et al. 2019.
 
     >>> sum_over("model").forward((), jnp.ones(2))[0]
     Array([1., 1.], dtype=float32)
@@ -69,18 +70,18 @@ def sum_over(axis: str) -> Layer:
 
 
 def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
-    """A layer cut into n equal parts, one per device of the axis: make(n) is a part, make(1) the
-    whole.
+    """A layer split into n equal parts, one per device of the axis: make(n) is one part, make(1)
+    the whole layer.
 
-    make(n) is the same layer with one of its widths divided by n, lambda n: dense(64, 256 // n)
-    for example. A parameter that is smaller in make(n) than in make(1) is cut along that
-    dimension; one that is not must have the same gradient on all devices.
+    make(n) is the same layer with one of its widths divided by n, such as make = lambda n:
+    dense(64, 256 // n). A parameter that is smaller in make(n) than in make(1) is split along that
+    dimension; the others are replicated and must have the same gradient on all devices.
 
-    Outside `jax.shard_map` it is make(1), and `init` returns the whole params; inside, `init`
+    Outside `jax.shard_map` it equals make(1), and `init` returns the whole params; inside, `init`
     returns this device's part.
 
-    Raises TypeError where make does not return layers; inside a `jax.shard_map` ValueError where
-    the axis is not mapped, for params that n does not divide, and for a whole parameter whose
+    Raises TypeError if make does not return layers; ValueError inside a `jax.shard_map` that does
+    not map the axis, for params that are not divisible by n, and for a replicated parameter whose
     gradient differs between devices.
 
     >>> import fnn
@@ -100,7 +101,7 @@ def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
         return layer
 
     def dims(part: Layer) -> Any:
-        """The dimension along which each parameter is cut, -1 for none."""
+        """The dimension along which each parameter is split, -1 for none."""
         sizes = [jax.eval_shape(layer.init, jax.random.key(0)) for layer in (whole, part)]
         cut = partial(cut_dim, "sharded", jax.lax.axis_size(axis))
         return jax.tree.map(lambda a, b: cut(a.shape, b.shape), *sizes)
@@ -132,8 +133,8 @@ def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
         def one(part: Array, dim: int, factor: Factor) -> Any:
             if dim < 0 and any(axis in varying(a) for a in jax.tree.leaves(factor)):
                 raise ValueError(
-                    f"sharded: params {part.shape} are whole on every device of {axis!r}, but "
-                    f"have another gradient on each"
+                    f"sharded: params {part.shape} are replicated over {axis!r}, but their "
+                    f"gradient differs between devices"
                 )
             of = lambda factor: reduce(factor if dim < 0 else Shard(factor, axis))
             return for_each_copy(of, part.shape[: part.ndim - factor.ndim])(factor)
@@ -153,20 +154,21 @@ def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
 def _part(name: str, width: int, n: int, axis: str) -> int:
     if width % n:
         raise ValueError(
-            f"{name}: expected a width that {n} devices of {axis!r} divide, got {width}"
+            f"{name}: expected a width divisible by the {n} devices of {axis!r}, got {width}"
         )
     return width // n
 
 
 def column_dense(d_in: int, d_out: int, axis: str) -> Layer:
-    """A dense layer whose neurons are split over the axis's devices: each computes a part of y.
+    """A dense layer whose outputs are split over the devices of the axis: each computes a part of
+    y.
 
-    params are those of `dense`; W and b are cut along their first dimension. On device i:
+    params are those of `dense`; W and b are split along their first dimension. On device i:
 
         forward    Z_i = X W_i^T + b_i
         backward   dX = sum_i dZ_i W_i,    dW_i = dZ_i^T X,    db_i = sum over the batch of dZ_i
 
-    Raises ValueError as `dense`, and for a d_out that the devices don't divide.
+    Raises ValueError as `dense`, and for a d_out that is not divisible by the number of devices.
 
     >>> layer = column_dense(4, 8, "model")
     >>> layer.forward(layer.init(jax.random.key(0)), jnp.ones((3, 4)))[0].shape
@@ -189,13 +191,13 @@ def column_dense(d_in: int, d_out: int, axis: str) -> Layer:
 def row_dense(d_in: int, d_out: int, axis: str) -> Layer:
     """A dense layer whose inputs are split over the devices of the axis: each has a part of x.
 
-    params are those of `dense`; W is cut along its second dimension, b is whole on each device
-    and added once. On device i:
+    params are those of `dense`; W is split along its second dimension, b is replicated and added
+    once, after the sum. On device i:
 
         forward    Z = sum_i X_i W_i^T + b
         backward   dX_i = dZ W_i,    dW_i = dZ^T X_i,    db = sum over the batch of dZ
 
-    Raises ValueError as `dense`, and for a d_in that the devices don't divide.
+    Raises ValueError as `dense`, and for a d_in that is not divisible by the number of devices.
 
     >>> layer = row_dense(8, 4, "model")
     >>> layer.forward(layer.init(jax.random.key(0)), jnp.ones((3, 8)))[0].shape
@@ -215,14 +217,14 @@ def row_dense(d_in: int, d_out: int, axis: str) -> Layer:
 def mlp(
     sizes: Sequence[int], axis: str, activation: Layer = relu, output: Layer = identity
 ) -> Layer:
-    """`fnn.mlp`, its hidden layers cut over the devices of the axis: the same params.
+    """`fnn.mlp` with hidden layers split over the devices of the axis, and the same params.
 
-    Every two dense layers are a `column_dense` and a `row_dense`, so that they communicate twice:
-    once in forward, once in backward. A last one without a partner is whole on every device.
-    `activation` must act on each feature by itself.
+    Each pair of dense layers is a `column_dense` and a `row_dense`, which communicates once in
+    forward and once in backward. If the number of dense layers is odd, the last is replicated.
+    `activation` must act on each feature independently.
 
-    Raises as `fnn.mlp` does; inside a `jax.shard_map`, ValueError for a width between two layers
-    of a pair that the devices don't divide.
+    Raises as `fnn.mlp` does; inside a `jax.shard_map`, ValueError for a width inside a pair that is
+    not divisible by the number of devices.
 
     >>> network = mlp((784, 512, 256, 10), "model")
     >>> network.forward(network.init(jax.random.key(0)), jnp.ones((3, 784)))[0].shape

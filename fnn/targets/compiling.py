@@ -1,9 +1,9 @@
-"""The compilers of GPUs and TPUs, which need neither.
+"""Ahead-of-time compilation for GPUs and TPUs that need not be present.
 
-The program is compiled in this process, by `jax.experimental.topologies`: all that the compilers
-need is in their arguments. GPUs take their cost model's switches with the call, TPUs theirs from
-the environment before the compiler is loaded, and only where no TPU is found. A process of its own
-would need f as serialised StableHLO, and JAX's internals to compile that for a topology.
+The program is compiled in this process, by `jax.experimental.topologies`. The options of the GPU
+compiler are arguments of the call; those of the TPU compiler are environment variables that must be
+set before it is loaded, and are set only if there is no TPU. Compiling in a subprocess would need f
+as serialised StableHLO, and internals of JAX to compile that for a topology.
 """
 
 import math
@@ -33,7 +33,7 @@ _OPTIONS = {
 
 
 def targets() -> dict[str, bool]:
-    """The devices that can be named, and whether the compiler for each is installed.
+    """The known devices, and whether the compiler for each is installed.
 
     >>> sorted(targets())[:3]
     ['A100', 'B200', 'H100']
@@ -44,10 +44,10 @@ def targets() -> dict[str, bool]:
 def mesh(
     target: str, shape: tuple[int, ...] | None = None, axes: tuple[str, ...] = ("data",)
 ) -> Mesh:
-    """The target's devices as a mesh of this shape, all along one axis where none is given.
+    """The target's devices as a mesh with this shape, by default with all along one axis.
 
-    Raises ValueError for a target that is not known and a shape that does not hold its devices;
-    ModuleNotFoundError with the command that installs its compiler.
+    Raises ValueError for an unknown target and a shape for a different number of devices;
+    ModuleNotFoundError, with the command that installs it, if its compiler is missing.
 
     >>> mesh("TPU v9")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -63,12 +63,12 @@ def mesh(
 def compile_for(target: str, f: Callable, *args: Any) -> Report:
     """f(*args) compiled for a target such as "H100", "H100:8" or "TPU v5e:4x4".
 
-    args are trees of arrays or `jax.ShapeDtypeStruct`s: nothing is computed. Where the target
-    has several devices, shardings over `mesh(target)` say what each holds; an argument without
-    one is whole on every device. f may be jitted, with donated arguments.
+    args are trees of arrays or `jax.ShapeDtypeStruct`s: nothing is computed. For a target with
+    several devices, arguments may have shardings over `mesh(target)`; those without are replicated.
+    f may be jitted, with donated arguments.
 
-    Raises ValueError for a target that is not known and an argument that is sharded over other
-    devices; ModuleNotFoundError with the command that installs its compiler.
+    Raises ValueError for an unknown target and an argument that is sharded over other devices;
+    ModuleNotFoundError, with the command that installs it, if its compiler is missing.
 
     >>> compile_for("H100:2x2", abs, 1.0)
     Traceback (most recent call last):
@@ -106,7 +106,8 @@ def _report(target: Target, number: int, flops: float, compiled: Any) -> Report:
 
 
 def _too_large(target: Target, number: int, arguments: int, flops: float, error: str) -> Report:
-    """The compiler's refusal, with the size of the temporaries where it says it."""
+    """The report of a program that does not fit, with the size of the temporaries if the error has
+    it."""
     found = re.search(r"temporaries \(([\d.]+)([KMG])\)", error)
     size = float(found[1]) * 1024 ** ("KMG".index(found[2]) + 1) if found else None
     return Report(
@@ -120,9 +121,9 @@ def _installed(platform: str) -> bool:
 
 
 def _devices(target: Target) -> list[Any]:
-    """The devices of the target; the first where it names no topology.
+    """The devices of the target; one if it has no topology.
 
-    Raises ModuleNotFoundError with the command that installs the compiler.
+    Raises ModuleNotFoundError, with the command that installs it, if the compiler is missing.
     """
     if not _installed(target.device.platform):
         command = f"python -m pip install 'fnn[{target.device.platform}]'"
@@ -149,7 +150,7 @@ def _topology(target: Target) -> list[Any]:
 
 
 def _register_cuda() -> None:
-    """Register the CUDA plugin where JAX left it out because it found no GPU."""
+    """Register the CUDA plugin, which JAX does not do if it finds no GPU."""
     jax.devices()
     try:
         get_topology_desc("", "cuda", topology="1x1x1")
@@ -162,11 +163,11 @@ def _register_cuda() -> None:
         finally:
             del os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"]
     except jax.errors.JaxRuntimeError:
-        pass  # It is registered; only a description was missing.
+        pass  # The plugin is registered: it raised because of the missing description.
 
 
 def _placed(a: Any, devices: list[Any]) -> jax.ShapeDtypeStruct:
-    """The argument's shape and dtype, where it is on the target."""
+    """The argument's shape and dtype, with a sharding on the target."""
     sharding, value = getattr(a, "sharding", None), jax.typeof(a) if not hasattr(a, "dtype") else a
     if sharding is None or sharding.device_set.isdisjoint(devices):
         if sharding is not None and len(sharding.device_set) > 1:

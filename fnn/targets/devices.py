@@ -1,24 +1,25 @@
-"""The accelerators that a program can be compiled for: their published figures.
+"""The accelerators that a program can be compiled for, with their published figures.
 
-TPUs: peak, memory and bandwidth per chip are those of Google's pages per version,
+TPUs: peak, memory and bandwidth per chip are from Google's pages on each version,
 https://docs.cloud.google.com/tpu/docs/system-architecture-tpu-vm and the pages v4, v5e, v5p, v6e
-and tpu7x. XLA models a kernel's time in cycles. The clock is the published peak over the flops per
-cycle of the matrix units: 128 x 128 x 2 x 4 on v4 (per core) and v5e, twice that on v5p, four
-times on v6e and TPU7x (per core).
+and tpu7x. XLA models a kernel's time in cycles. The clock is the published peak divided by the
+flops per cycle of the matrix units: 128 x 128 x 2 x 4 on v4 (per core) and v5e, twice that on v5p,
+four times on v6e and TPU7x (per core).
 
-GPUs: the description that XLA's compiler reads, as in openxla/xla,
-xla/backends/gpu/target_config/specs (a100_sxm_80, h100_sxm, h200 and b200), and the peak of the
-dense bfloat16 product in NVIDIA's data sheets: A100 312, H100 SXM and H200 989, B200 2250 TFLOP/s.
+GPUs: the description that XLA's compiler reads is from openxla/xla,
+xla/backends/gpu/target_config/specs (a100_sxm_80, h100_sxm, h200 and b200); the peak is that of
+dense bfloat16 products in NVIDIA's data sheets: A100 312, H100 SXM and H200 989, B200 2250 TFLOP/s.
 """
 
 from typing import NamedTuple
 
 
 class Device(NamedTuple):
-    """One accelerator as the compiler sees it: a TPU chip or core, or a GPU.
+    """One device of the compiler: a TPU chip or core, or a GPU.
 
     memory in bytes, peak in bfloat16 flops per second, bandwidth in bytes per second, clock in
-    hertz. smallest is the smallest TPU topology that the compiler takes, description a GPU's text.
+    hertz. smallest: of a TPU, the smallest topology that the compiler accepts; description: of a
+    GPU, what the compiler reads.
     """
 
     platform: str
@@ -31,7 +32,7 @@ class Device(NamedTuple):
 
 
 def _tpu(memory: float, peak: float, bandwidth: float, per_cycle: float, smallest: str) -> Device:
-    """In GiB, TFLOP/s, GB/s, and multiples of 128 x 128 x 2 x 4 flops per cycle."""
+    """In GiB, TFLOP/s, GB/s, and multiples of 128 x 128 x 2 x 4 flops."""
     clock = peak * 1e12 / (per_cycle * 128 * 128 * 2 * 4)
     return Device("tpu", memory * 2**30, peak * 1e12, bandwidth * 1e9, clock, smallest)
 
@@ -41,13 +42,12 @@ _LIMITS = (
     "threads_per_core_limit: 2048 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 "
     "block_dim_limit_z: 65535 registers_per_core_limit: 65536 registers_per_block_limit: 65536"
 )
-"""What XLA's descriptions say of each of these GPUs."""
+"""The part of XLA's descriptions that is the same for all these GPUs."""
 
 
 def _gpu(name: str, peak: float, major: int, *figures: float) -> Device:
-    """In TFLOP/s. major is of the compute capability; figures are those in which XLA's descriptions
-    differ: cores, units per core, GB/s, cache in MiB, GHz, memory in bytes, and the KiB of memory
-    that a block can share."""
+    """peak in TFLOP/s; major: of the compute capability; figures: cores, FPUs per core, bandwidth
+    in GB/s, L2 cache in MiB, clock in GHz, memory in bytes, shared memory per block in KiB."""
     cores, fpus, bandwidth, cache, ghz, memory, shared = figures
     description = (
         f"gpu_device_info {{ {_LIMITS} core_count: {cores} fpus_per_core: {fpus} "
@@ -78,7 +78,7 @@ DEVICES = {
 
 
 class Target(NamedTuple):
-    """A device and how many: "TPU v5e:4x4" is 16 chips, "H100:8" 8 GPUs, "H100" one."""
+    """A kind of device and their number: "TPU v5e:4x4" is 16 chips, "H100:8" 8 GPUs, "H100" one."""
 
     name: str
     kind: str
@@ -87,7 +87,7 @@ class Target(NamedTuple):
 
     @classmethod
     def parse(cls, target: str) -> "Target":
-        """Raises ValueError for a device that is not known, and for what is not a topology."""
+        """Raises ValueError for an unknown device or an invalid topology."""
         kind, _, topology = target.partition(":")
         if kind not in DEVICES:
             known = ", ".join(DEVICES)

@@ -1,4 +1,4 @@
-"""The flops of matrix products in a traced function: what its result needs."""
+"""The flops of the matrix products in a traced function."""
 
 import math
 from typing import Any
@@ -7,8 +7,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def products(jaxpr: Any, devices: int) -> float:
-    """Per device, 2 per multiplication and addition. Loops of unknown length count once, a
-    conditional's longest branch; what is not inside of `shard_map` is split over all devices."""
+    """The flops per device, 2 per multiply-add. The body of a `while_loop` counts once, of a
+    conditional the most expensive branch; outside `shard_map`, work is split over all devices."""
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     return sum(_equation(equation, devices) for equation in jaxpr.eqns)
 

@@ -1,4 +1,4 @@
-"""An optimised program's text, read: kernels, loops, collectives and modelled time."""
+"""Parse the text of a compiled program: kernels, loops, collectives and modelled time."""
 
 import math
 import re
@@ -20,8 +20,8 @@ _BYTES = {"pred": 1, "bf16": 2, "token": 0}
 
 
 class Loop(NamedTuple):
-    """A loop of the program. trips is None where the compiler does not know it; kernels are those
-    of one turn by kind, without loops inside; seconds are modelled, of one turn with them."""
+    """A loop of the program. trips: the number of iterations, None if unknown; kernels: of one
+    iteration, by kind, without inner loops; seconds: modelled, per iteration with inner loops."""
 
     name: str
     trips: int | None
@@ -38,7 +38,7 @@ class _Instruction(NamedTuple):
 
     @classmethod
     def parse(cls, line: str) -> "_Instruction | None":
-        """None where the line is no instruction."""
+        """None if the line is not an instruction."""
         match = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)", line)
         if match is None:
             return None
@@ -47,20 +47,20 @@ class _Instruction(NamedTuple):
         return cls(name, opcode, result, operands, line)
 
     def attribute(self, key: str) -> str | None:
-        """The computation that it names, such as body or calls."""
+        """The computation named by an attribute such as body or calls."""
         match = re.search(rf"\b{key}=%?([\w.\-]+)", self.line)
         return match and match[1]
 
     @property
     def computations(self) -> list[str]:
-        """Those that a call applies, or between which a conditional chooses."""
+        """The computations of a call, or the branches of a conditional."""
         match = re.search(r"branch_computations=\{(.*?)\}", self.line)
         named = r"(?:to_apply|true_computation|false_computation)=%?([\w.\-]+)"
         return re.findall(r"[\w.\-]+", match[1]) if match else re.findall(named, self.line)
 
     @property
     def is_kernel(self) -> bool:
-        """Whether the device starts something for it. Scalars are the control unit's."""
+        """Whether the device runs a kernel for it. Scalar operations are not kernels."""
         if self.opcode in _FREE or self.opcode.endswith(("-done", "-update")):
             return False
         if self.opcode == "custom-call":
@@ -68,10 +68,10 @@ class _Instruction(NamedTuple):
         return self.opcode in ("fusion", "sort") or not re.match(r"\w+\[\]", self.result)
 
     def seconds(self, device: Device) -> float | None:
-        """Modelled by XLA, None where it says nothing.
+        """The time modelled by XLA, None without one.
 
-        On a TPU, cycles. On a GPU, its general model; but that has no tensor cores, so that a
-        matrix product's time is that of the model named "sol", the speed of light.
+        On a TPU it is given in cycles. On a GPU it is that of the general cost model; that has no
+        tensor cores, so for matrix products it is that of the model "sol" (speed of light).
         """
         if cycles := re.search(r'"estimated_cycles":"(\d+)"', self.line):
             return int(cycles[1]) / device.clock
@@ -82,7 +82,7 @@ class _Instruction(NamedTuple):
 
 
 class Program:
-    """The text of a compiled program, whose kernels a device runs."""
+    """A compiled program, parsed from its text."""
 
     def __init__(self, text: str, device: Device) -> None:
         self.device = device
@@ -99,7 +99,7 @@ class Program:
                 self.computations[name][instruction.name] = instruction
 
     def _inside(self, computation: str) -> Iterator[_Instruction]:
-        """Its instructions and those of what it calls, without the bodies of loops."""
+        """The instructions of a computation and of those that it calls, without bodies of loops."""
         for instruction in self.computations.get(computation, {}).values():
             yield instruction
             if instruction.opcode in ("call", "conditional"):
@@ -107,18 +107,18 @@ class Program:
                     yield from self._inside(called)
 
     def kernels(self, computation: str) -> dict[str, int]:
-        """By kind, of one turn, without those of loops inside."""
+        """The number of kernels by kind in one run of a computation, without inner loops."""
         kinds = (i.opcode for i in self._inside(computation) if i.is_kernel)
         return dict(Counter(kind.removesuffix("-start") for kind in kinds).most_common())
 
     def seconds(self, computation: str) -> float | None:
-        """Modelled, with the loops inside; None where nothing has a model, or where a loop's
-        length is not known."""
+        """The modelled time of a computation, with inner loops; None if no kernel has a model or a
+        loop has an unknown number of iterations."""
         total = self._modelled(computation)
         return total if total > 0 else None  # NaN is not
 
     def _modelled(self, computation: str) -> float:
-        """0 where nothing has a model, NaN where a loop's length is not known."""
+        """0 if no kernel has a model, NaN if a loop has an unknown number of iterations."""
         total = 0.0
         for instruction in self._inside(computation):
             if instruction.opcode == "while":
@@ -138,7 +138,7 @@ class Program:
         ]
 
     def _loops(self, computation: str, times: int) -> Iterator[tuple[str, _Instruction, Any, int]]:
-        """(body, loop, trips, how often the body runs in all, as far as is known)."""
+        """(body, loop, trips, number of runs of the body in all, unknown trips counted as 1)."""
         for loop in self._inside(computation):
             if loop.opcode == "while":
                 body, trips = loop.attribute("body") or "", self._trips(computation, loop)
@@ -147,13 +147,13 @@ class Program:
 
     @cached_property
     def collectives(self) -> dict[str, tuple[int, float]]:
-        """{kind: (how many a device takes part in, bytes that it sends around a ring)}, loops
-        counted with their trips; a loop of unknown length counts once."""
+        """{kind: (number per device, bytes that a device sends around a ring)}, multiplied by the
+        trips of loops, 1 if unknown."""
         return {kind: found[:2] for kind, found in self._collectives.items()}
 
     @cached_property
     def overlapped(self) -> dict[str, int]:
-        """{kind: how many of the collectives run beside kernels}."""
+        """{kind: number of collectives that overlap with kernels}."""
         return {kind: found[2] for kind, found in self._collectives.items()}
 
     @cached_property
@@ -161,16 +161,16 @@ class Program:
         total: dict[str, tuple[int, float, int]] = {}
         bodies = [(self.entry, 1), *((body, n) for body, _, _, n in self._loops(self.entry, 1))]
         for body, times in bodies:
-            for kind, sent, beside in self._communication(body):
+            for kind, sent, overlaps in self._communication(body):
                 number, size, overlapped = total.get(kind, (0, 0.0, 0))
-                total[kind] = number + times, size + times * sent, overlapped + times * beside
+                total[kind] = number + times, size + times * sent, overlapped + times * overlaps
         return total
 
     def _communication(self, body: str) -> Iterator[tuple[str, float, bool]]:
-        """(kind, bytes sent, whether kernels run meanwhile) of one turn's collectives.
+        """(kind, bytes sent, whether kernels run meanwhile) of the collectives of one iteration.
 
-        A start and a done are one. So are the fusions through which a TPU carries a collective
-        along, whose parts have one chain.
+        A start and its done are one collective. On a TPU a collective may be spread over several
+        fusions, whose parts have the same chain_id.
         """
         started: dict[str, int] = {}
         kernels = 0
@@ -180,8 +180,8 @@ class Program:
                 started[instruction.name] = kernels
             elif kind and (sent := _sent(kind, instruction, self._start(body, instruction))):
                 begun = instruction.operands[0] if instruction.operands else ""
-                beside = instruction.opcode.endswith("-done") and kernels > started.get(begun, 0)
-                yield kind, sent, beside
+                overlaps = instruction.opcode.endswith("-done") and kernels > started.get(begun, 0)
+                yield kind, sent, overlaps
             elif instruction.is_kernel:
                 kernels += 1
         for kind, parts in self._fused(body):
@@ -189,7 +189,7 @@ class Program:
                 yield kind, sent, len(parts) > 2
 
     def _fused(self, body: str) -> Iterator[tuple[str, list[_Instruction]]]:
-        """The collectives inside of fusions: (kind, the parts of one chain, or of one channel)."""
+        """The collectives inside fusions: (kind, the parts with the same chain or channel)."""
         chains: dict[tuple[str, str], list[_Instruction]] = {}
         fusions = (called for called in self._inside(body) if called.opcode == "fusion")
         for part in chain.from_iterable(self._called(f, "calls").values() for f in fusions):
@@ -200,7 +200,7 @@ class Program:
         yield from ((kind, parts) for (kind, _), parts in chains.items())
 
     def _start(self, body: str, done: _Instruction) -> str:
-        """The line with the groups: an asynchronous collective's is that of its start."""
+        """The line with the device groups: of an asynchronous collective, that of its start."""
         if not done.opcode.endswith("-done") or not done.operands:
             return done.line
         start = self.computations[body].get(done.operands[0])
@@ -210,8 +210,8 @@ class Program:
         return self.computations.get(instruction.attribute(key) or "", {})
 
     def _trips(self, computation: str, loop: _Instruction) -> int | None:
-        """As XLA says, or read from a counter that starts at a constant, grows by a constant and
-        is compared with one."""
+        """The number of iterations: from XLA, or from a counter that starts at a constant, is
+        incremented by a constant and compared with a constant; None if unknown."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.line):
             return int(known[1])
         bound = _bound(self._called(loop, "condition"))
@@ -231,7 +231,7 @@ def _root(computation: dict[str, _Instruction]) -> _Instruction | None:
 
 
 def _bound(condition: dict[str, _Instruction]) -> tuple[int, int] | None:
-    """Where a loop's tuple has the counter, and the constant that it stays below."""
+    """(index of the counter in a loop's tuple, its constant upper bound)."""
     root = _root(condition)
     if root is None or root.opcode != "compare" or "direction=LT" not in root.line:
         return None
@@ -246,7 +246,7 @@ def _element(body: dict[str, _Instruction], of: _Instruction | None, i: int) -> 
 
 
 def _increment(body: dict[str, _Instruction], added: _Instruction | None) -> int | None:
-    """The one constant in an addition."""
+    """The constant of an addition, if it has exactly one."""
     parts = added.operands if added and added.opcode == "add" else []
     found = [n for name in parts if (n := _number(_through_copies(body, name))) is not None]
     return found[0] if len(found) == 1 else None
@@ -265,7 +265,7 @@ def _number(instruction: _Instruction | None) -> int | None:
 
 
 def _place(loop: _Instruction) -> str:
-    """Where the loop stands in the function, or its name in the program."""
+    """The loop's name in the function's jaxpr (op_name), or in the program."""
     match = re.search(r'op_name="([^"]*)"', loop.line)
     return match[1] if match else loop.name
 
@@ -290,7 +290,7 @@ def _sent(kind: str, instruction: _Instruction, line: str) -> float:
 
 
 def _group_size(line: str) -> int:
-    """How many devices take part in each group."""
+    """The number of devices per group."""
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(match[1])
     if match := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):  # after jax 0.10

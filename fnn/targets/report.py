@@ -1,4 +1,4 @@
-"""What a target's compiler made of a function."""
+"""The report of a function compiled for a target."""
 
 import json
 from typing import NamedTuple
@@ -7,15 +7,15 @@ from fnn.targets.program import Loop
 
 
 class Report(NamedTuple):
-    """A program compiled for devices that need not be there. Nothing in it is measured.
+    """A program compiled for devices that need not be present. Nothing in it is measured.
 
-    Bytes and flops are per device. flops are those of the matrix products that the function
-    asks for, loops counted with their trips. collectives are {kind: (number, bytes that a device
-    sends around a ring)}, overlapped {kind: how many of them run beside kernels}. seconds, and
-    those of loops, are modelled by XLA, without the time to start a kernel and mostly without
-    that of communicating: None where it has no model. share is the part of the device's published
-    bfloat16 peak that the modelled time means. Where the compiler finds the memory too small, fits
-    is False, text is its message, and what it did not say is None.
+    Bytes and flops are per device. flops: of the matrix products in the function, loops multiplied
+    by their trips. collectives: {kind: (number, bytes that a device sends around a ring)};
+    overlapped: {kind: number that overlap with kernels}. seconds, and those of loops, are modelled
+    by XLA, without the time to launch kernels and mostly without communication: None if XLA has no
+    model. share: flops / seconds relative to the device's published bfloat16 peak. If the program
+    does not fit in memory, fits is False, text is the compiler's message, and what is not in the
+    message is None.
 
     >>> kernels, time = {"fusion": 1}, 1e-5
     >>> report = Report("H100", 1, True, 8, 0, 4, 8e10, 2e9, kernels, (), {}, {}, time, 0.2, "")
@@ -65,14 +65,14 @@ class Report(NamedTuple):
             ("temporaries", size(self.temp_bytes)),
             ("results", size(self.result_bytes)),
             ("products", f"{self.flops / 1e9:,.3f} GFLOP"),
-            ("kernels", f"{_kinds(self.kernels)}, outside of loops"),
+            ("kernels", f"{_kinds(self.kernels)}, outside loops"),
         ]
         for name, trips, kernels, seconds in self.loops:
-            times = "an unknown number of" if trips is None else f"{trips:,}"
-            rows.append(("loop", f"{times} turns of {_kinds(kernels)}: {_time(seconds)}, {name}"))
+            n = "an unknown number of" if trips is None else f"{trips:,}"
+            rows.append(("loop", f"{n} iterations of {_kinds(kernels)}: {_time(seconds)}, {name}"))
         for kind, (number, sent) in self.collectives.items():
-            beside = self.overlapped.get(kind, 0)
-            rows.append((kind, f"{number:,}, {size(sent)} sent, {beside:,} beside kernels"))
+            overlap = self.overlapped.get(kind, 0)
+            rows.append((kind, f"{number:,}, {size(sent)} sent, {overlap:,} overlap with kernels"))
         share = "" if self.share is None else f", {self.share:.1%} of the bfloat16 peak"
         rows.append(("time", f"{_time(self.seconds)}{share}"))
         if not self.fits:

@@ -1,4 +1,4 @@
-"""Training: a step, an epoch and a run as pure functions, and the host's loop around them."""
+"""Training: a step, an epoch and a run as pure functions, and `fit`, the loop on the host."""
 
 from fnn.training.fitting import DivergedError as DivergedError, Progress as Progress, fit as fit
 from fnn.training.steps import (

@@ -1,4 +1,4 @@
-"""Epochs of examples that are kept on the device, or split over the devices of a mesh."""
+"""Epochs of arrays that are kept on the device, or split over the devices of a mesh."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -13,21 +13,21 @@ from fnn.training.steps import State
 
 
 class Arrays:
-    """(x, y), shuffled on the device anew in each epoch: one program per epoch."""
+    """(x, y), shuffled on the device in each epoch; an epoch is one program."""
 
     def __init__(self, evaluation: Evaluation, data: Data, batch_size: int) -> None:
         self.training, self.data, self.batch_size = evaluation.training, data, batch_size
         self._epoch = jax.jit(partial(_epoch, evaluation, batch_size))
 
     @property
-    def can_go_ahead(self) -> bool:
-        """Several processes must begin everything in the same order, whatever the time of each."""
+    def can_run_ahead(self) -> bool:
+        """False for several processes, which must dispatch programs in the same order."""
         return jax.process_count() == 1
 
     def epoch(
         self, state: State, validation: Data | None, key: Array, number: int
     ) -> tuple[State, Array, Any]:
-        """(state, numbers, noted) after epoch `number` of a run with this key."""
+        """(state, numbers, records) after epoch `number` of a run with this key."""
         return self._epoch(state, self.data, validation, key, number)
 
     def batches(self, state: State, order_key: Array) -> Iterator[Data]:
@@ -58,6 +58,6 @@ def _epoch(
     number: Any,
 ) -> tuple[State, Array, Any]:
     training, key = evaluation.training, jax.random.fold_in(key, number)
-    state, noted = training.epoch(batch_size, state, data, key)
-    found = evaluation.numbers(state, noted.loss, data, validation), noted.record
+    state, logs = training.epoch(batch_size, state, data, key)
+    found = evaluation.numbers(state, logs.loss, data, validation), logs.record
     return state, *(found if training.devices is None else training.devices.whole(found))

@@ -1,4 +1,4 @@
-"""What is refused of data, before anything is trained on it."""
+"""Checks of data before training."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,15 +13,15 @@ from fnn.base import Array, Layer, Loss, Params
 from fnn.parallel.examples import ShardedExamples
 
 Data = Any
-"""(x, y), arrays or trees of arrays, with the examples along the first axis of all, or (x, y,
-weight) with one weight per example; on a mesh also `fnn.parallel.ShardedExamples` of these."""
+"""(x, y), arrays or trees of arrays, with the examples along the first axis, or (x, y, weight) with
+one weight per example; on a mesh also `fnn.parallel.ShardedExamples` of these."""
 SIDES = ("x", "y", "weight")
 BINARY = (losses.binary_cross_entropy, losses.sigmoid_binary_cross_entropy)
 """The losses whose targets are from 0 to 1."""
 
 
 def pair(name: str, batch: Any, expected: str = "(x, y)") -> Data:
-    """(x, y) or (x, y, weight). Raises TypeError, naming the caller, for what is neither."""
+    """(x, y) or (x, y, weight). Raises TypeError, naming the caller, for anything else."""
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         raise TypeError(f"{name}: expected {expected}, got {type(batch).__name__}")
     return tuple(batch)
@@ -30,13 +30,13 @@ def pair(name: str, batch: Any, expected: str = "(x, y)") -> Data:
 def count(data: Data) -> int:
     """The number of examples, along the first axis of every array of x and y.
 
-    Raises ValueError where the arrays differ in it.
+    Raises ValueError if the arrays differ in it.
     """
     if isinstance(data, ShardedExamples):
         return data.n
     sides = pair("data", data)
     if any(not getattr(a, "shape", ()) for a in jax.tree.leaves(data)):
-        raise TypeError("data: expected arrays of examples, got single numbers; a list is no array")
+        raise TypeError("data: expected arrays of examples, got numbers; a list is not an array")
     lengths = [[a.shape[0] for a in jax.tree.leaves(side)] for side in sides]
     if len({n for sizes in lengths for n in sizes}) != 1:
         shown = [sizes[0] if len(set(sizes)) == 1 else sizes for sizes in lengths]
@@ -46,7 +46,7 @@ def count(data: Data) -> int:
 
 
 def examples(data: Data) -> Any:
-    """(x, y), of `ShardedExamples` too."""
+    """(x, y) of data, which may be `ShardedExamples`."""
     return data.examples(data.arrays) if isinstance(data, ShardedExamples) else data
 
 
@@ -64,16 +64,16 @@ def is_pair(data: Any) -> bool:
 
 
 class Checks(NamedTuple):
-    """The checks of what a network is trained on with a loss, or what neither of them takes;
-    messages begin with `name`."""
+    """The checks of examples for a network and a loss, or for any if these are None; messages begin
+    with `name`."""
 
     name: str
     network: Layer | None
     loss: Loss | None
 
     def pair(self, data: Any) -> Data:
-        """(x, y) or (x, y, weight) as arrays of NumPy's or JAX's. Raises TypeError for what is
-        neither and for what are no numbers, ValueError for whole numbers that JAX would wrap."""
+        """(x, y) or (x, y, weight) as NumPy or JAX arrays. Raises TypeError for anything else and
+        for arrays without numbers, ValueError for integers that would overflow in JAX."""
         if not is_pair(data):
             raise TypeError(f"{self.name}: expected (x, y), arrays or trees of arrays")
         arrays = jax.tree.map(_array, tuple(data))
@@ -81,11 +81,11 @@ class Checks(NamedTuple):
         return arrays
 
     def examples(self, params: Params, x: Any, y: Any, weight: Any = None) -> None:
-        """Refuse examples that the network and the loss can't take.
+        """Raise for examples that the network or the loss can't take.
 
-        Raises ValueError for no examples, different numbers of x and of y, shapes that the network
-        or the loss refuses, labels outside 0 to k-1, targets of the binary cross-entropies outside
-        [0, 1], and entries that are NaN or infinite.
+        Raises ValueError for no examples, different numbers of x and y, shapes for which the
+        network or the loss raises, labels outside 0 to k-1, targets of a binary cross-entropy
+        outside [0, 1], and entries that are NaN or infinite.
         """
         if self.network is not None and all(hasattr(a, "shape") for a in (x, y)):
             self._aligned(x, y)
@@ -101,7 +101,7 @@ class Checks(NamedTuple):
                     _refuse(self.name, place, a, ~finite, "finite numbers")
 
     def _aligned(self, x: Any, y: Any) -> None:
-        """Refuse arrays that are not one row per example, for the same examples."""
+        """Raise ValueError for x and y that don't have one row per example each."""
         if jnp.ndim(x) < 2 or jnp.ndim(y) < 1:
             raise ValueError(
                 f"{self.name}: expected x (n, d_in) and y (n, ...), got {x.shape}, {y.shape}"
@@ -112,7 +112,7 @@ class Checks(NamedTuple):
     def _fit_together(
         self, network: Layer, loss: Loss, params: Params, x: Any, y: Any, weight: Any
     ) -> None:
-        """Refuse what the network refuses, and targets and weights that the loss does."""
+        """Raise for an x that the network can't take, and targets and weights the loss can't."""
         prediction, _ = jax.eval_shape(network.forward, params, x)
         losses = jax.eval_shape(loss.value, prediction, y)
         if weight is not None:
@@ -123,7 +123,7 @@ class Checks(NamedTuple):
         self.targets(y)
 
     def targets(self, y: Any) -> None:
-        """Refuse targets of a binary cross-entropy outside [0, 1]."""
+        """Raise ValueError for targets of a binary cross-entropy outside [0, 1]."""
         if self.loss in BINARY:
             _refuse(self.name, "y", y, (y < 0) | (y > 1), "targets from 0 to 1")
 
@@ -133,8 +133,7 @@ class Checks(NamedTuple):
 
 
 def _array(a: Any) -> Any:
-    """An array of another library as one of NumPy's, or, of a dtype that NumPy lacks or on a
-    device, as one of JAX's."""
+    """An array of any library as a NumPy array, or as a JAX array if it is on a device."""
     if isinstance(a, np.ndarray | Array):
         return a
     try:
@@ -146,7 +145,7 @@ def _array(a: Any) -> Any:
 
 
 def _check_whole(name: str, path: Any, a: Any) -> None:
-    """Raise for NumPy's whole numbers that JAX's dtype doesn't hold, and for what is no number."""
+    """Raise for a NumPy array whose integers overflow JAX's dtype, or that holds no numbers."""
     if isinstance(a, np.ndarray) and a.dtype.kind in "iuOUSMm":
         if a.dtype.kind in "OUSMm":
             raise TypeError(f"{name}: expected arrays of numbers, got {a.dtype}")

@@ -1,4 +1,4 @@
-"""What is measured after an epoch: whether training is finite, and how well the network does."""
+"""Evaluation after an epoch: whether training is finite, validation loss and metrics."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,14 +14,14 @@ from fnn.training.faults import all_finite
 from fnn.training.steps import State, Training
 
 CHUNK = 2**14
-"""The most examples of one forward pass without a backward: more are taken one chunk after another,
-because the activations of all at once may not fit into memory."""
+"""The largest number of examples in a forward pass for evaluation: more are computed one chunk at a
+time, because the activations of all might not fit in memory."""
 
 Metric = Callable[[Any, Any], Any]
 
 
 class Evaluation(NamedTuple):
-    """What `fit` measures of a training, with metrics={name: f(prediction, y)}."""
+    """The evaluation that `fit` does, with metrics={name: f(prediction, y)}."""
 
     training: Training
     metrics: Mapping[str, Metric]
@@ -30,20 +30,21 @@ class Evaluation(NamedTuple):
     def of(
         cls, training: Training, metrics: Mapping[str, Metric], validation: Data | None
     ) -> "Evaluation":
-        """Raises ValueError for metrics without names of their own, or without validation."""
+        """Raises ValueError for metrics with reserved names or that are not functions, and for
+        metrics without validation."""
         taken = {"loss", "validation_loss", "record"} & set(metrics)
         if taken or not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
             raise ValueError(
-                f"fit: expected metrics={{name: f(prediction, y)}} with names of their own, "
-                f"got {sorted(taken) or metrics!r}"
+                f"fit: expected metrics={{name: f(prediction, y)}}, with other names than loss, "
+                f"validation_loss and record, got {sorted(taken) or metrics!r}"
             )
         if metrics and validation is None:
             raise ValueError("fit: expected validation=(x, y) to measure the metrics on, got none")
         return cls(training, metrics)
 
     def numbers(self, state: State, value: Array, data: Data, validation: Data | None) -> Array:
-        """One array: whether the state and the loss `value` are finite, the loss, and on the
-        validation data the loss and the metrics. Statistics are measured on `data`."""
+        """One array: 1 if the state and the loss `value` are finite else 0, the loss, then the loss
+        and the metrics on the validation data. Statistics are measured on `data`."""
         network, loss = self.training.network, self.training.loss
         found = [all_finite((state, value)), value]
         if validation is not None:
@@ -60,7 +61,7 @@ class Evaluation(NamedTuple):
         return jnp.stack([jnp.asarray(number).astype(dtype) for number in found])
 
     def _prediction(self, params: Params, measured: Any, validation: Data) -> Any:
-        """The network's, for validation data that may be split over devices."""
+        """The network's prediction for validation data, which may be split over devices."""
         network, devices = self.training.network, self.training.devices
 
         def here(params: Params, measured: Any, x: Any) -> Any:
@@ -71,17 +72,17 @@ class Evaluation(NamedTuple):
             return validation.examples(evaluated(params, measured, validation.arrays[0]))
         return evaluated(params, measured, validation[0])
 
-    def entry(self, numbers: list[float], noted: Any) -> dict[str, Any]:
-        """The entry of a history, from what `numbers` returned after its first."""
+    def entry(self, numbers: list[float], records: Any) -> dict[str, Any]:
+        """The entry of a history, from what `numbers` returned, without its first."""
         names = ["loss", "validation_loss", *self.metrics]
         entry: dict[str, Any] = dict(zip(names, numbers, strict=False))
         if self.training.record is not None:
-            entry["record"] = jax.tree.map(_on_host, noted)
+            entry["record"] = jax.tree.map(_on_host, records)
         return entry
 
 
 def _mean(name: str, measured: Any, weight: Any = None) -> Array:
-    """The mean of what a metric returned, weighted where it has a number for each weight."""
+    """The mean of what a metric returned, weighted if that has one number per weight."""
     try:
         values = jnp.asarray(measured)
         numeric = not jnp.iscomplexobj(values)
@@ -98,10 +99,10 @@ def _mean(name: str, measured: Any, weight: Any = None) -> Array:
     return (each * weight.astype(each.dtype)).sum() / weight.sum().astype(each.dtype)
 
 
-def _on_host(noted: Array) -> Any:
-    """A random key has no form but JAX's."""
-    is_key = jnp.issubdtype(noted.dtype, jax.dtypes.prng_key)
-    return noted if is_key else jax.device_get(noted)
+def _on_host(record: Array) -> Any:
+    """As a NumPy array; a random key, which NumPy can't hold, unchanged."""
+    is_key = jnp.issubdtype(record.dtype, jax.dtypes.prng_key)
+    return record if is_key else jax.device_get(record)
 
 
 def predicted(layer: Layer, params: Params, x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Where training stopped being finite: the first step, and the first array affected."""
+"""Find the first step, and the first array, at which training is no longer finite."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,10 +1,10 @@
-"""Training on the host, an epoch at a time, for people who watch: `fit`.
+"""`fit`: the training loop on the host, one epoch at a time.
 
 Around the compiled epoch of `fnn.training` it checks the data once, measures validation loss and
-metrics, keeps the history, stops by patience, and finds the step at which a run diverged.
+metrics, keeps the history, stops early by patience, and finds the step at which a run diverged.
 
-While one epoch's numbers are read and reported, the next is already being computed, as long as
-epochs take less than `AHEAD` seconds: the host's work then costs no time.
+If epochs take less than `AHEAD` seconds, the device computes the next epoch while the host reads
+and reports the current one.
 """
 
 import logging
@@ -42,10 +42,10 @@ OnEpoch = Callable[[int, State, dict[str, Any]], Any]
 
 
 class Progress(NamedTuple):
-    """Where a run stands: what `fit` needs to go on as if it had never stopped.
+    """The progress of a run, from which `fit` resumes it.
 
-    state is the newest; best the one with the lowest validation loss of the history, which has
-    one entry per epoch.
+    state: after the last epoch; history: one entry per epoch; best: the state after the epoch with
+    the lowest validation loss.
 
     >>> Progress(None, [], None).history
     []
@@ -57,11 +57,11 @@ class Progress(NamedTuple):
 
 
 class DivergedError(Error, FloatingPointError):
-    """A loss, a gradient or a state that is no longer finite.
+    """A loss, a gradient or a state is no longer finite.
 
-    epoch and step (from 1; step 0 where it was not found again) say when. leaf is the first
-    array affected, such as `gradient 0.W`, and loss the step's. state and history are those of
-    the last epoch whose end was finite.
+    epoch and step (from 1; step is 0 if replaying the epoch did not find it) are when it happened,
+    leaf the first array that is not finite, such as `gradient 0.W`, and loss that of the step.
+    state and history are those after the last epoch that ended with a finite state.
 
     >>> print(DivergedError(2, 7, float("inf"), "gradient 0.W", None, []))  # doctest: +ELLIPSIS
     training diverged in epoch 2, step 7: the loss is inf, and the first array that is not ...
@@ -80,13 +80,13 @@ class DivergedError(Error, FloatingPointError):
 
 
 class _Epoch(NamedTuple):
-    """An epoch under way: the state after it, whether all is finite (1 or 0) with the epoch's
-    numbers, and what `record` noted. The arrays may still be in the making."""
+    """A dispatched epoch, whose arrays may still be being computed: the state after it, `numbers`
+    (1 if all is finite else 0, then the losses and metrics), and what `record` returned."""
 
     number: int
     state: State
     numbers: Array
-    noted: Any
+    records: Any
 
 
 @jax.transfer_guard("allow")
@@ -112,52 +112,50 @@ def fit(
     mesh: Mesh | None = None,
     shard_params: bool = False,
 ) -> tuple[State, History]:
-    """Train an epoch at a time, from fresh parameters or from `start`, and keep a history.
+    """Train one epoch at a time, from new parameters or from `start`, and keep a history.
 
-    data is (x, y), kept on the device and shuffled there; or, for more than the device
-    holds, an iterable of batches (x, y), such as a Grain, PyTorch or tf.data loader, taken in its
-    order and iterated anew in each epoch. Then no batch_size is given. The iterable is read on a
-    thread, at most `PREFETCH` groups of batches ahead and never beyond the epoch, and a batch
-    moves to the device while those before it are computed; the iterable must not change the
-    arrays that it has given. x and y are arrays or trees of arrays; those of another library are
-    taken without a copy where their memory is the host's.
+    data is (x, y), kept on the device and shuffled there; or, for data that does not fit there, an
+    iterable of batches (x, y), such as a Grain, PyTorch or tf.data loader, which is iterated in its
+    own order once per epoch, without batch_size. A thread reads it, at most `PREFETCH` groups of
+    batches ahead and never beyond the epoch, and a batch moves to the device while earlier ones are
+    computed; the iterable must not change the arrays that it has returned. x and y are arrays or
+    trees of arrays; those of other libraries are not copied if their memory is on the host.
 
-    Returns the final state and the history: for each epoch its `loss`, and with
-    validation=(x, y) its `validation_loss` after the epoch and each of
-    metrics={name: f(prediction, y)}, the mean of what f returns on the validation data, under
-    its own name. `print(history)` shows it as a table, and so does a notebook. After each epoch
-    on_epoch(epoch, state, entry) is called, epoch from 1, entry the history's newest; the state
-    it gets stays valid for good. Training ends where it returns True. A network with statistics,
-    such as batch normalisation's, is measured on the training data (of a stream, on its last
-    batch) before it is evaluated.
+    Returns the final state and the history: an entry per epoch with its `loss` and, with
+    validation=(x, y), the `validation_loss` after the epoch and, for metrics={name: f(prediction,
+    y)}, under each name the mean of what f returns on the validation data. `print(history)` and
+    notebooks show it as a table. After each epoch on_epoch(epoch, state, entry) is called, with
+    epoch from 1; the state stays valid. If it returns True, training ends. Statistics, such as
+    those of batch normalisation, are measured on the training data (of a stream, on its last batch)
+    before validation.
 
-    With `patience` training ends when so many epochs in a row have not lowered the validation
-    loss, and the state returned is the best epoch's. epochs counts those in `start` too: with
-    the same other arguments, a run that goes on is bit for bit one that never stopped.
+    With `patience`, training ends after that many epochs in a row without a lower validation loss,
+    and the state of the best epoch is returned. `epochs` includes those in `start`: with the same
+    other arguments, a resumed run equals an uninterrupted one bit for bit.
 
-    `params` are those to start from, in the place of fresh ones: for fine-tuning. `folder` is
-    where the run is kept, and gone on with: after each epoch `last.safetensors` has the state and,
-    as metadata, the history without its records; with validation, `best.safetensors` has the
-    state of the lowest validation loss. Where the folder holds a run, training resumes from it,
-    as from `start`. Both are read by `fnn.checkpoint.load(path, like=state)`.
+    `params` are initial parameters instead of new ones, for fine-tuning. `folder` is where the run
+    is saved: after each epoch `last.safetensors` has the state and, as metadata, the history
+    without its records; with validation, `best.safetensors` has the state with the lowest
+    validation loss. If the folder already holds a run, training resumes from it, as from `start`.
+    `fnn.checkpoint.load(path, like=state)` reads both files.
 
-    `gradient`, `augment` and `record` are those of `fnn.training`; what record notes is in each
-    entry, under `record`, the steps along its leading axis. Data, batches and validation may have
-    weights, (x, y, weight): a metric with one number per example is then their weighted mean,
+    `gradient`, `augment` and `record` are those of `fnn.training`; what `record` returns is in each
+    entry under "record", with the steps along its leading axis. Data, batches and validation may
+    have weights, (x, y, weight): a metric with one number per example is then the weighted mean,
     sum_n weight_n f_n / sum_n weight_n.
 
-    Arrays are moved between host and device as needed: `jax.transfer_guard` of the caller is lifted
-    inside.
+    The caller's `jax.transfer_guard` does not apply inside `fit`, which moves arrays between host
+    and device.
 
-    `mesh` and `shard_params` too are those of `fnn.training`: data and validation are split over
-    the devices of the mesh, each of which holds its part of the state. data and validation may
-    be `fnn.parallel.ShardedExamples`, whose entries are not checked.
+    `mesh` and `shard_params` are those of `fnn.training`: data and validation are split over the
+    devices of the mesh, each of which holds its part of the state. data and validation may be
+    `fnn.parallel.ShardedExamples`, whose entries are not checked.
 
     Raises as `make_epoch` does; ValueError for epochs or patience below 1, patience or metrics
-    without validation, start beside params or folder, arrays that `Checks` refuses, a batch_size
-    with batches or without it for arrays, and an iterable that is exhausted; DivergedError, with
-    the last finite state, when a loss, a gradient or the state stops being finite; CheckpointError
-    for a folder that holds something else.
+    without validation, start together with params or folder, examples that don't fit the network or
+    the loss or are not finite, arrays without batch_size, batches with it, and an iterable without
+    batches; DivergedError, with the last finite state, if a loss, a gradient or the state is no
+    longer finite; CheckpointError for a folder that holds something else.
 
     >>> import fnn
     >>> x = jax.random.normal(jax.random.key(0), (64, 2))
@@ -188,49 +186,49 @@ def fit(
     def begin(number: int, state: State) -> _Epoch:
         return _Epoch(number, *source.epoch(state, validation, shuffle_key, number))
 
-    def is_over() -> bool:
+    def out_of_patience() -> bool:
         return patience is not None and epochs_since_best(history) >= patience
 
-    last = len(history) if is_over() else epochs
-    for now in _in_turn(begin, len(history) + 1, last, state, source.can_go_ahead):
+    last = len(history) if out_of_patience() else epochs
+    for now in _epochs(begin, len(history) + 1, last, state, source.can_run_ahead):
         finite, *numbers = jax.device_get(now.numbers).tolist()
         if not finite:
             keys = training.epoch_keys(jax.random.fold_in(shuffle_key, now.number))
             fault = first_fault(training, state, source.batches(state, keys[0]), keys[1])
             raise DivergedError(now.number, *fault, state, history)
         state = now.state
-        history.append(entry := evaluation.entry(numbers, now.noted))
+        history.append(entry := evaluation.entry(numbers, now.records))
         LOG.info("epoch %d of %d: %s", now.number, epochs, _numbers(entry))
         is_best = validation is not None and epochs_since_best(history) == 0
         if is_best and (patience is not None or folder is not None):
             best = state
-        _keep(folder, state, history, is_best)
-        if _is_ended(on_epoch, now.number, state, entry) or is_over():
+        _save(folder, state, history, is_best)
+        if _stopped(on_epoch, now.number, state, entry) or out_of_patience():
             break
     return state if patience is None else best, history
 
 
 def _check_settings(epochs: int, patience: Any, validation: Any, start: Any) -> None:
-    """Refuse settings of `fit` that are wrong, whatever the data are."""
+    """Raise for invalid settings of `fit`, whatever the data."""
     count("fit", epochs=epochs)
     if patience is not None:
         count("fit", patience=patience)
         if validation is None:
-            raise ValueError("fit: expected validation=(x, y) for patience, got none")
+            raise ValueError("fit: expected validation=(x, y) with patience, got none")
     if start is not None and not isinstance(start, Progress):
         raise TypeError(f"fit: expected start=Progress(...), got {type(start).__name__}")
     earlier = [] if start is None else start.history
     if patience is not None and not all("validation_loss" in entry for entry in earlier):
-        raise ValueError("fit: expected a start with validation losses for patience, got none")
+        raise ValueError("fit: expected validation losses in start.history with patience, got none")
 
 
 def _first(
     training: Training, key: Array, params: Params, start: Progress | None, folder: Any
 ) -> Progress:
-    """Where training begins: at `start`, where the run in the folder ended, or afresh."""
+    """The initial progress: `start`, that of the run in the folder, or a new one."""
     if start is not None:
         if params is not None or folder is not None:
-            raise ValueError("fit: expected start alone, or params and folder without it")
+            raise ValueError("fit: expected either start or params and folder, got both")
         return start
     state = training.fresh(key, params)
     if folder is None or not (last := Path(folder) / LAST).exists():
@@ -245,9 +243,9 @@ def _numbers(entry: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in entry.items() if name != "record"}
 
 
-def _keep(folder: str | Path | None, state: State, history: History, is_best: bool) -> None:
-    """Write the state and the history to the folder, if there is one. The best comes first: a run
-    that is killed in between goes on from the epoch before, and makes the same best again."""
+def _save(folder: str | Path | None, state: State, history: History, is_best: bool) -> None:
+    """Write the state and the history to the folder, if there is one. The best state is written
+    first: a run that is killed in between resumes from the previous epoch and writes it again."""
     if folder is None:
         return
     folder = Path(folder)
@@ -258,30 +256,30 @@ def _keep(folder: str | Path | None, state: State, history: History, is_best: bo
 
 
 def _checked_batch_size(data: Any, batch_size: int | None) -> int | None:
-    """The batch_size as Python's; refused with batches, and missing with arrays."""
+    """The batch_size as a Python int. Raises ValueError for batches with it or arrays without."""
     sharded = isinstance(data, ShardedExamples)
     if batch_size is None:
         wrong = sharded or (isinstance(data, tuple) and all(hasattr(a, "shape") for a in data))
     else:
         wrong = not (sharded or is_pair(data))
     if wrong:
-        raise ValueError(f"fit: expected a batch_size with arrays (x, y) only, got {batch_size}")
+        raise ValueError(f"fit: expected batch_size for arrays, none for batches, got {batch_size}")
     return None if batch_size is None else int(count("make_epoch", batch_size=batch_size))
 
 
-def _is_ended(on_epoch: OnEpoch | None, number: int, state: State, entry: dict[str, Any]) -> bool:
-    """Report the epoch. Whether training is to end after it."""
+def _stopped(on_epoch: OnEpoch | None, number: int, state: State, entry: dict[str, Any]) -> bool:
+    """Call on_epoch, if there is one; whether it ended training."""
     answer = None if on_epoch is None else on_epoch(number, state, entry)
     if answer is not None and np.dtype(bool) != getattr(answer, "dtype", type(answer)):
         raise TypeError(f"fit: expected on_epoch to return True, False or None, got {answer!r}")
     return bool(answer)
 
 
-def _in_turn(
+def _epochs(
     begin: Callable[[int, State], _Epoch], first: int, last: int, state: State, ahead: bool
 ) -> Iterator[_Epoch]:
-    """The epochs from first to last. Where that is quick and `ahead` allows it, the next has
-    begun when one is yielded."""
+    """The epochs from first to last. If epochs are short and `ahead` allows it, the next one is
+    dispatched before one is yielded."""
     waiting = begin(first, state) if first <= last else None
     quick = False
     while waiting is not None:
@@ -294,7 +292,7 @@ def _in_turn(
 
 
 def epochs_since_best(history: list[dict[str, Any]]) -> int:
-    """How many epochs ago the validation loss was lowest for the first time; 0 for none yet."""
+    """How many epochs ago the lowest validation loss was first reached; 0 before any epoch."""
     losses = [entry.get("validation_loss", math.inf) for entry in history]
     ranked = [math.inf if math.isnan(value) else value for value in losses]
     return len(ranked) - 1 - ranked.index(min(ranked)) if ranked else 0

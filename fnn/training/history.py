@@ -1,4 +1,4 @@
-"""What `fit` returns about its epochs: a list of entries that is shown as a table."""
+"""The history that `fit` returns: a list of entries, shown as a table."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ import jax
 from fnn import _html
 
 ENDS = 10
-"""Of more than twice so many epochs, so many at each end are shown."""
+"""The number of epochs shown at each end of a longer history."""
 
 
 class History(list[dict[str, Any]]):
-    """A list with one entry per epoch, and a pytree as lists are. `print` shows its numbers as a
-    table, and so does a notebook; what `record` noted is only in the entries.
+    """A list with one entry per epoch, and a pytree as lists are. `print` and notebooks show its
+    numbers as a table, without what `record` returned.
 
     >>> print(History([{"loss": 0.5}, {"loss": 0.25}]))
     epoch  loss
@@ -21,7 +21,7 @@ class History(list[dict[str, Any]]):
     """
 
     def _rows(self) -> list[list[str]]:
-        """The heads, and a row of cells for each epoch that is shown."""
+        """The header, and a row of cells for each epoch that is shown."""
         names = [n for n in (self[-1] if self else ()) if isinstance(self[-1][n], int | float)]
         rows = [
             [f"{epoch}", *(f"{entry[n]:.4g}" if n in entry else "" for n in names)]

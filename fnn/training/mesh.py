@@ -1,8 +1,8 @@
-"""Training on the devices of a mesh: what `fnn.training` and `fnn.training.fitting` do there.
+"""Training on the devices of a mesh.
 
-Forward and backward run inside of `jax.shard_map`, each device on its share of a batch. What
-stands outside sees whole arrays, of which each device holds its part: an optimizer or a `record`
-that takes a norm takes that of everything, and XLA adds the communication.
+Forward and backward run inside `jax.shard_map`, each device on its share of a batch. Everything
+else, such as optimizers and `record`, is outside and sees whole arrays, of which each device holds
+its part: a norm taken there is that of the whole array, and XLA adds the communication.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ WHOLE, SPLIT = PartitionSpec(), PartitionSpec("data")
 
 
 class Devices(NamedTuple):
-    """A mesh with an axis "data", over which examples are split and, with shard_params,
-    parameters too, and at most one other axis, "model"."""
+    """A mesh with an axis "data", over which examples and, with shard_params, parameters are
+    split, and optionally an axis "model"."""
 
     mesh: Mesh
     shard_params: bool
@@ -32,8 +32,8 @@ class Devices(NamedTuple):
     def of(cls, name: str, mesh: Mesh | None, shard_params: bool) -> "Devices | None":
         """The devices of the mesh; None without a mesh.
 
-        Raises TypeError for what is not a mesh; ValueError for other axes, for shard_params
-        without a mesh, and inside of `jax.set_mesh` of a mesh with explicit axes.
+        Raises TypeError if mesh is not a `Mesh`; ValueError for other axes, for shard_params
+        without a mesh, and inside `jax.set_mesh` of a mesh with explicit axes.
         """
         if mesh is None:
             if shard_params:
@@ -48,8 +48,8 @@ class Devices(NamedTuple):
             )
         if explicit := jax.sharding.get_abstract_mesh().explicit_axes:
             raise ValueError(
-                f"{name}: expected no jax.set_mesh with the explicit axes {explicit} beside mesh=, "
-                f"which splits the arrays itself"
+                f"{name}: expected mesh= without jax.set_mesh of a mesh with explicit axes, "
+                f"got the explicit axes {explicit}"
             )
         return cls(automatic(mesh), shard_params)
 
@@ -59,8 +59,8 @@ class Devices(NamedTuple):
         return self.mesh.shape["data"]
 
     def _network(self, network: Layer) -> Layer:
-        """The network on these devices. With shard_params it is `fully_sharded`, unless parts of
-        it are cut over "data" already.
+        """The network `replicated` over "data". With shard_params it is `fully_sharded` first,
+        unless parts of it already are.
         """
         if self.shard_params:
             parts = jax.tree.leaves(specs(network.init, self.mesh))
@@ -69,8 +69,8 @@ class Devices(NamedTuple):
         return replicated(network, "data")
 
     def place(self, network: Layer, optimizer: Optimizer) -> tuple[Layer, Optimizer]:
-        """Both on these devices, each of which holds its part of the params and of the
-        optimizer's state."""
+        """(network, optimizer) on these devices, each of which holds its part of the params and of
+        the optimizer's state."""
         network = self._network(network)
         parts = shardings(lambda key: optimizer.init(network.init(key)), self.mesh)
         pin = lambda state: jax.lax.with_sharding_constraint(state, parts)
@@ -79,21 +79,21 @@ class Devices(NamedTuple):
             lambda state, grads: pin(optimizer.update(state, grads)),
         )
 
-    def shares(self, data: Any) -> ShardedExamples:
-        """The examples split over the devices, unless they are."""
+    def sharded(self, data: Any) -> ShardedExamples:
+        """The examples split over the devices, if they are not yet."""
         return data if isinstance(data, ShardedExamples) else ShardedExamples.of(data, self.mesh)
 
     def gradient(
         self, network: Layer, gradient: Callable[..., tuple[Array, Params]]
     ) -> Callable[..., tuple[Array, Params]]:
-        """gradient(params, batch, keys, scale, weights) -> (value, grads), each device on its
-        share of the batch: the value and the gradient of the mean over all of it."""
+        """f(params, batch, keys, scale, weights) -> (value, grads) of the mean over the batch, from
+        such a function of a batch, called on each device with its share."""
         parts = specs(network.init, self.mesh)
 
         def spread(
             params: Params, batch: Any, keys: Array | None, scale: Any, weights: None
         ) -> tuple[Array, Params]:
-            shares = self.shares(batch)
+            shares = self.sharded(batch)
 
             def on_device(params: Params, batch: Any, keys: Array | None, scale: Any) -> Any:
                 device = jax.lax.axis_index("data")
@@ -115,21 +115,19 @@ class Devices(NamedTuple):
     def forward(
         self, network: Layer, predicted: Callable[[Params, Any, Any], Any]
     ) -> Callable[[Params, Any, Any], Any]:
-        """predicted(params, statistics, x) with the network on these devices, each of which
-        takes its part of x.
-        """
+        """predicted(params, statistics, x) with params and x split over the devices."""
         parts = specs(network.init, self.mesh)
         return jax.shard_map(
             predicted, mesh=self.mesh, in_specs=(parts, WHOLE, SPLIT), out_specs=SPLIT
         )
 
     def whole(self, tree: Any) -> Any:
-        """The arrays, whole on each device."""
+        """The arrays, replicated on each device."""
         return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, WHOLE))
 
     def shuffled(self, key: Array, data: ShardedExamples, batch_size: int) -> tuple[Array, Array]:
-        """An epoch's batches, as rows of each device's own share in an order of its own:
-        (n // batch_size, rows of a batch), and the rest. Repeated examples come last.
+        """An epoch's batches, as rows of each device's share, in a different order on each:
+        (n // batch_size, rows per batch), and the remaining rows. Repeated examples are last.
         """
         rows, full = -(-batch_size // self.number), data.n // batch_size
 

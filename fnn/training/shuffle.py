@@ -1,9 +1,10 @@
-"""A random order of the examples, drawn on a CPU without a sort.
+"""A random order of the examples, without a sort on a CPU.
 
-On a CPU, sorting random numbers costs n log n comparisons: at 12,800 examples of 784 features, an
-eighth of an epoch's time. There a small cipher computes each index's new place. On a GPU or a TPU
-its loops, one of them of unknown length, cost more than a sort: many small kernels, and the host
-waits for each turn. So the platform for which the program is lowered decides.
+On a CPU, sorting random numbers takes n log n comparisons: for 12,800 examples of 784 features, an
+eighth of an epoch's time. There a small cipher computes the permuted index of each example. On a
+GPU or TPU the cipher's loops, one of them of unknown length, cost more than a sort: they are many
+small kernels, and the host waits in each iteration. So the platform for which the program is
+lowered decides.
 """
 
 import math
@@ -15,38 +16,37 @@ from fnn.axes import cast, varying
 from fnn.base import Array
 
 ROUNDS = 6
-"""Enough for random functions to look like a random permutation even to one who sees all of
-it: Patarin, Security of random Feistel schemes with 5 or more rounds, 2004."""
+"""Enough for a permutation that can't be told from a random one: Patarin 2004, "Security of random
+Feistel schemes with 5 or more rounds"."""
 
 
 def permutation(key: Array, n: int) -> Array:
     """A random order of 0, ..., n-1: integers of shape (n,).
 
-    Where the platform is not a CPU, or n <= 256, where tables would be too small to look random
-    and a sort is cheap, it is `jax.random.permutation`. So the same key gives another order on
-    another platform.
+    On platforms other than a CPU, and for n <= 256, where a sort is cheap and the tables below
+    would be too small, it is `jax.random.permutation`. So the same key gives a different order on a
+    different platform.
 
     On a CPU, write i = a left + right with a = sqrt(n), rounded up. A round of a Feistel network,
 
         (left, right) <- (right, left + f(right) mod a),
 
-    can be undone whatever f is, so that rounds permute the a^2 indices; here each has a
-    random table of a entries for its f. An index that becomes n or more goes through the
-    rounds again until it is below n, as it must be at some point of its cycle: so 0, ..., n-1
-    are permuted.
-    Luby & Rackoff 1988; Black & Rogaway 2002 for domains of any size.
+    is invertible for any f, so the rounds permute the a^2 indices; f is a random table of a
+    entries, a different one in each round. An index that becomes n or more goes through the rounds
+    again until it is below n, which it must be at some point of its cycle: so 0, ..., n-1 are
+    permuted. Luby & Rackoff 1988; Black & Rogaway 2002 for domains of any size.
 
-    Rounds on an odd a are even permutations, or odd ones, whatever their tables. So one more
-    random bit decides whether the first two indices are exchanged.
+    For odd a, the parity of the permutation does not depend on the tables. So one more random bit
+    decides whether the first two indices are exchanged.
 
     The order is as good as a uniform one for training and for sampling. There are fewer keys than
-    orders, so most orders never occur, and it is not a cipher for secrets.
+    orders, so most orders never occur; it is not suitable for cryptography.
 
     >>> order = permutation(jax.random.key(0), 1000)
     >>> bool((jnp.sort(order) == jnp.arange(1000)).all())
     True
     """
-    # jax.random.permutation does not say that its result varies with the key.
+    # The type of what jax.random.permutation returns lacks the mesh axes that the key varies over.
     sort = lambda key: cast(jax.random.permutation(key, n), varying(key))
     if n <= 256:
         return sort(key)

@@ -1,35 +1,35 @@
 """Training as pure functions: a step, an epoch, a whole run.
 
     step     one update of the parameters, from one batch
-    epoch    every example once, in a fresh random order: one `lax.scan` over the batches
+    epoch    every example once, in a new random order: one `lax.scan` over the batches
     train    all epochs: one `lax.scan` over the epochs, for one XLA program per run
 
-The batch size chooses the kind of gradient descent: 1 is stochastic, m mini-batch, n full.
+The batch size makes it stochastic (1), mini-batch (m) or full-batch (n) gradient descent.
 
-`fnn.training.fitting` has the host's loop around these, for people who watch.
+`fit`, in `fnn.training.fitting`, is the loop on the host around these.
 
-Random layers and `augment`. In training, update t draws from fold_in(k, t), t being the `.step` of
-the optimizer's state and k the key of `make_step`, or one that `make_epoch`, `make_train` and
-`fit` derive from theirs for each epoch. Nothing more is carried from step to step, and a run that
-is resumed or replayed draws the same numbers. A network without random layers draws none.
+Random layers and `augment`. In training, update t draws from fold_in(k, t), where t is the `.step`
+of the optimizer's state and k the key of `make_step`, or a key that `make_epoch`, `make_train` and
+`fit` derive from theirs for each epoch. No random state is carried from step to step, and a run
+that is resumed or replayed draws the same numbers.
 
 Research. `augment(key, (x, y)) -> (x, y)` transforms each batch before its step.
-`record(state, grads, value) -> tree` is what each step notes down: state holds the parameters
-at which the batch's mean loss `value` and its gradient `grads` were taken. What a step returns
-beside the state is then the pair (loss, noted) in the place of the loss.
-`gradient(params, (x, y), key) -> (value, grads)` takes the place of the network's and the loss's
-own, as `fnn.gradients` describes it; the network is then only initialised and evaluated. Each
-update has a key.
+`record(state, grads, value) -> tree` returns what to record of each step: `value` is the batch's
+mean loss and `grads` its gradient, both at the parameters in `state`. The second result of a step
+is then the pair (loss, record) instead of the loss.
+`gradient(params, (x, y), key) -> (value, grads)` replaces the gradient of the network and the
+loss: see `fnn.gradients`. The network is then used only for initial parameters and evaluation.
+The key is different in each update.
 
 Weights. The data may be (x, y, weight), with one weight per example: the mean loss of a batch is
-then (1/m) sum_n weight_n loss_n, as in `fnn.value_and_grad`. `augment` gets (x, y) of them.
+then (1/m) sum_n weight_n loss_n, as in `fnn.value_and_grad`. `augment` gets (x, y) only.
 
-On a mesh of devices, `mesh` (see `fnn.parallel`), the same training: with axes "data", over
-which the examples of each batch are split, and perhaps "model", over which the network's own
-layers are cut. With shard_params the parameters and the optimizer's state are split over "data"
-too. batch_size stays that of the whole batch. Each device shuffles its own share of the data, and
-draws its own numbers for random layers and `augment`; normalisation over a batch is over the
-device's share. What `record` and `gradient` get are whole arrays, `augment` too beside a gradient.
+Devices. `mesh` (see `fnn.parallel`) has an axis "data", over which the examples of each batch are
+split, and optionally an axis "model", over which the network's own layers are split. With
+shard_params the parameters and the optimizer's state are split over "data" too. batch_size is the
+size of the whole batch. Each device shuffles its own share of the data, and draws its own numbers
+for random layers and `augment`; batch normalisation is over the device's share. `record` and
+`gradient` get whole arrays, and so does `augment` if there is a `gradient`.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ from fnn.base import Array, Layer, Loss, Optimizer, Params, check_key, check_opt
 from fnn.gradients import Gradient
 from fnn.parallel.examples import ShardedExamples
 from fnn.parallel.partition import untyped
-from fnn.reductions import beside
+from fnn.reductions import expand_like
 from fnn.training.checks import Checks, Data, count, examples, pair
 from fnn.training.mesh import Devices
 from fnn.training.shuffle import permutation
@@ -71,11 +71,11 @@ def make_step(
 ) -> Callable[..., tuple[State, Any]]:
     """step(state, (x, y), key=None) -> (state, mean loss before the update).
 
-    key is the run's, the same at each step; it is needed for a network with random layers and
-    for `augment`. With `record` the second result is (loss, what was noted).
+    key is that of the run, the same at each step; random layers, `augment` and `gradient` need one.
+    With `record` the second result is (loss, record).
 
-    Raises TypeError for what is not a layer, a loss or an optimizer; step raises TypeError
-    where a key is needed and missing.
+    Raises TypeError if network is not a layer, loss not a loss or optimizer not an optimizer; step
+    raises TypeError if a key is needed and missing.
 
     >>> import fnn
     >>> optimizer = fnn.sgd(0.25)
@@ -91,8 +91,8 @@ def make_step(
 
     def step(state: State, batch: Data, key: Array | None = None) -> tuple[State, Any]:
         batch = pair("step", batch, "(state, (x, y), key=None) with a batch (x, y)")
-        state, noted = training.step(state, batch, key)
-        return state, training.answer(noted)
+        state, logs = training.step(state, batch, key)
+        return state, training.result(logs)
 
     return step
 
@@ -109,14 +109,14 @@ def make_epoch(
     mesh: Mesh | None = None,
     shard_params: bool = False,
 ) -> Callable[[State, Data, Array], tuple[State, Any]]:
-    """epoch(state, (x, y), key) -> (state, mean loss over the examples as each was met).
+    """epoch(state, (x, y), key) -> (state, mean loss over the examples, each before its update).
 
-    Every example is used exactly once: where batch_size does not divide n, the smaller
-    rest is a step of its own. The order is drawn from the key, on the device. With `record` the
-    second result is (loss, noted), the steps along the leading axis of what was noted.
+    Every example is used exactly once: if batch_size does not divide n, the remainder is a smaller
+    last batch. The order is drawn from the key, on the device. With `record` the second result is
+    (loss, records), with the steps along the leading axis of the records.
 
-    Raises ValueError for a batch_size below 1 or above n, and where x and y differ in n;
-    TypeError as `make_step`.
+    Raises ValueError for a batch_size below 1 or above n, and if x and y differ in n; TypeError as
+    `make_step`.
 
     >>> import fnn
     >>> network, optimizer = fnn.mlp((2, 8, 1)), fnn.adam(0.01)
@@ -132,8 +132,8 @@ def make_epoch(
     )
 
     def epoch(state: State, data: Data, key: Array) -> tuple[State, Any]:
-        state, noted = training.epoch(batch_size, state, data, key)
-        return state, training.answer(noted)
+        state, logs = training.epoch(batch_size, state, data, key)
+        return state, training.result(logs)
 
     return epoch
 
@@ -154,9 +154,9 @@ def make_train(
     """train(params, (x, y), key) -> (state, losses), with losses of shape (epochs,).
 
     A whole run as one pure function: `jax.jit` it, and `jax.vmap` it over keys, data,
-    parameters, or learning rates (build it inside the mapped function). A pure function can't
-    raise: where a run diverges, its losses or its state are NaN or infinite. With `record` the
-    second result is (losses, noted), what was noted with leading axes (epochs, steps).
+    parameters, or learning rates (build it inside the mapped function). It can't raise an error
+    when a run diverges: losses and state are then NaN or infinite. With `record` the second result
+    is (losses, records), with leading axes (epochs, steps) on the records.
 
     Raises ValueError for epochs below 1, and as `make_epoch` does.
 
@@ -173,29 +173,28 @@ def make_train(
     )
 
     def train(params: Params, data: Data, key: Array) -> tuple[State, Any]:
-        count(data)  # refuses what is not (x, y)
-        data = data if training.devices is None else training.devices.shares(data)
+        count(data)  # raises TypeError if data is not (x, y)
+        data = data if training.devices is None else training.devices.sharded(data)
         epoch = lambda state, key: training.epoch(batch_size, state, data, key)
         if hasattr(params, "params") and hasattr(params, "step"):
             raise TypeError("train: expected (params, (x, y), key), got an optimizer's state")
         state = training.optimizer.init(params)
-        state, noted = jax.lax.scan(epoch, state, split(key, epochs))
-        return state, training.answer(noted)
+        state, logs = jax.lax.scan(epoch, state, split(key, epochs))
+        return state, training.result(logs)
 
     return train
 
 
-class _Noted(NamedTuple):
-    """What a step, or each of several, has besides the state: the mean loss, and what `record`
-    returned, None without it."""
+class _Logs(NamedTuple):
+    """The mean loss of a step, or of each of several, and what `record` returned, None without."""
 
     loss: Array
     record: Any
 
 
 class Training(NamedTuple):
-    """A network, a loss and an optimizer with all that training takes, checked, on the devices of
-    the mesh if there is one. `make_step`, `make_epoch`, `make_train` and `fit` are made from it."""
+    """A network, a loss, an optimizer and the options of training, checked, and placed on a mesh if
+    there is one. `make_step`, `make_epoch`, `make_train` and `fit` are made from it."""
 
     network: Layer
     loss: Loss
@@ -218,8 +217,8 @@ class Training(NamedTuple):
         mesh: Mesh | None = None,
         shard_params: bool = False,
     ) -> "Training":
-        """Raises as `make_step` does, in the caller's name."""
-        value_and_grad(network, loss)  # refuses what is not a layer or a loss
+        """Raises as `make_step` does; messages begin with `name`."""
+        value_and_grad(network, loss)  # raises TypeError if one is not a layer or a loss
         check_optimizer(name, optimizer)
         if gradient is not None:
             gradients.check(name, gradient)
@@ -234,7 +233,7 @@ class Training(NamedTuple):
         return self.network.varying is not None or bool(self.augment or self.gradient)
 
     def fresh(self, key: Array, params: Params | None = None) -> State:
-        """The state before training, each device making its part; of these params, if given."""
+        """The initial state, of these params or of new ones; each device creates its own part."""
         drawn = lambda key: self.optimizer.init(self.network.init(key))
         fresh, given = (drawn, key) if params is None else (self.optimizer.init, params)
         state = (fresh if self.devices is None else jax.jit(fresh))(given)
@@ -242,8 +241,8 @@ class Training(NamedTuple):
         return state
 
     def checks(self, name: str, evaluated: bool = False) -> Checks:
-        """The checks of examples that are trained on or, where `evaluated`, predicted for: beside
-        a gradient of the user's, only then by the network and the loss."""
+        """The checks of examples to train on or, if `evaluated`, to evaluate on. With a `gradient`,
+        training examples need not fit the network and the loss."""
         by_both = evaluated or self.gradient is None
         return Checks(name, self.network, self.loss) if by_both else Checks(name, None, None)
 
@@ -254,17 +253,17 @@ class Training(NamedTuple):
         check = self.checks(name, evaluated)
         data = jax.tree.map(jnp.asarray if self.devices is None else untyped, check.pair(data))
         check.examples(params, *data)
-        return data if self.devices is None else self.devices.shares(data)
+        return data if self.devices is None else self.devices.sharded(data)
 
     def epoch_keys(self, key: Array) -> tuple[Array, Array | None]:
-        """An epoch's key as those of its order and of its steps, None where they need none."""
+        """(key of the epoch's order, key of its steps or None if they draw no random numbers)."""
         check_key(key)
         order_key, step_key = split(key, 2) if self._draws else (key, None)
         return order_key, step_key
 
-    def answer(self, noted: _Noted) -> Any:
-        """What a user's step, epoch or run returns beside the state."""
-        return noted.loss if self.record is None else tuple(noted)
+    def result(self, logs: _Logs) -> Any:
+        """The second result of a user's step, epoch or run: the loss, or (loss, record)."""
+        return logs.loss if self.record is None else tuple(logs)
 
     def _of_batch(
         self, params: Params, batch: Data, keys: Array | None, scale: Any, weights: Any
@@ -285,14 +284,14 @@ class Training(NamedTuple):
             raise ValueError(f"gradient: expected (value, grads) with a scalar value, got {got}")
         return jnp.asarray(value), jax.tree.map(partial(_times, scale), grads)
 
-    def _begin(self, state: State, batch: Data, key: Array | None) -> tuple[Params, _Noted]:
-        """The first half of a step, of which optimizer.update(state, grads) is the second."""
+    def _gradient(self, state: State, batch: Data, key: Array | None) -> tuple[Params, _Logs]:
+        """The gradients of a step, before optimizer.update(state, grads), and its logs."""
         _check_state("step", state)
         keys = None
         if self._draws:
             if key is None:
                 raise TypeError(
-                    "step: expected a key, for random layers, augment or gradient, got none"
+                    "step: expected a key, which random layers, augment and gradient need, got none"
                 )
             keys = split(jax.random.fold_in(key, state.step), 2)
         scale = getattr(state, "loss_scale", None)
@@ -301,12 +300,12 @@ class Training(NamedTuple):
             of_batch = self.devices.gradient(self.network, of_batch)
         value, grads = of_batch(state.params, batch, keys, scale, None)
         record = None if self.record is None else self.record(state, grads, value)
-        return grads, _Noted(value, jax.tree.map(_array, record))
+        return grads, _Logs(value, jax.tree.map(_array, record))
 
-    def step(self, state: State, batch: Data, key: Array | None = None) -> tuple[State, _Noted]:
+    def step(self, state: State, batch: Data, key: Array | None = None) -> tuple[State, _Logs]:
         """One update."""
-        grads, noted = self._begin(state, batch, key)
-        return self.optimizer.update(state, grads), noted
+        grads, logs = self._gradient(state, batch, key)
+        return self.optimizer.update(state, grads), logs
 
     def steps(
         self,
@@ -315,29 +314,29 @@ class Training(NamedTuple):
         later: Any,
         batch_of: Callable[[Any], Data],
         key: Array | None = None,
-    ) -> tuple[State, _Noted]:
-        """A step for each batch, what was noted along a leading axis.
+    ) -> tuple[State, _Logs]:
+        """A step for each batch; the logs are stacked along a leading axis.
 
         batch_of(rows) builds a batch; `first` is one batch's rows, `later` a stack of others'.
 
-        On a CPU the scan body applies the previous update, then computes the next gradient. So all
-        that read the parameters come after the update, which XLA then does in place; with the
-        update last it copies each W that the backward pass may still be reading. On a GPU or a TPU
-        the update comes last, and XLA does it where it computes dW, in the same kernel.
+        On a CPU the scan body applies the previous update, then computes the next gradient: XLA
+        then updates the parameters in place. With the update last, it would copy each W that the
+        backward pass may still be reading. On a GPU or a TPU the update comes last, and XLA does
+        it in the kernel that computes dW.
         """
         prepended = lambda first, others: jnp.concatenate([first[None], others])
 
-        def update_first(state: State, first: Any, later: Any) -> tuple[State, _Noted]:
-            def step(begun: tuple[State, Params], batch: Any) -> tuple[Any, _Noted]:
-                state = self.optimizer.update(*begun)
-                grads, noted = self._begin(state, batch_of(batch), key)
-                return (state, grads), noted
+        def update_first(state: State, first: Any, later: Any) -> tuple[State, _Logs]:
+            def step(previous: tuple[State, Params], batch: Any) -> tuple[Any, _Logs]:
+                state = self.optimizer.update(*previous)
+                grads, logs = self._gradient(state, batch_of(batch), key)
+                return (state, grads), logs
 
-            grads, noted = self._begin(state, batch_of(first), key)
-            begun, others = jax.lax.scan(step, (state, grads), later)
-            return self.optimizer.update(*begun), jax.tree.map(prepended, noted, others)
+            grads, logs = self._gradient(state, batch_of(first), key)
+            last, others = jax.lax.scan(step, (state, grads), later)
+            return self.optimizer.update(*last), jax.tree.map(prepended, logs, others)
 
-        def update_last(state: State, first: Any, later: Any) -> tuple[State, _Noted]:
+        def update_last(state: State, first: Any, later: Any) -> tuple[State, _Logs]:
             step = lambda state, batch: self.step(state, batch_of(batch), key)
             return jax.lax.scan(step, state, jax.tree.map(prepended, first, later))
 
@@ -345,28 +344,28 @@ class Training(NamedTuple):
             state, first, later, cpu=update_first, default=update_last
         )
 
-    def epoch(self, batch_size: int, state: State, data: Data, key: Array) -> tuple[State, _Noted]:
+    def epoch(self, batch_size: int, state: State, data: Data, key: Array) -> tuple[State, _Logs]:
         """Every example once, with the mean loss over all; see `make_epoch`."""
         n = count(data)
         if batch_size > n:
-            raise ValueError(f"make_epoch: batch_size {batch_size} is larger than the data: {n}")
+            raise ValueError(f"make_epoch: expected batch_size at most {n}, got {batch_size}")
         order_key, step_key = self.epoch_keys(key)
         batches, rest, batch_of = self.batches(batch_size, data, order_key)
-        state, noted = self.steps(state, batches[0], batches[1:], batch_of, step_key)
-        sum_of_losses = noted.loss.sum() * batch_size
+        state, logs = self.steps(state, batches[0], batches[1:], batch_of, step_key)
+        sum_of_losses = logs.loss.sum() * batch_size
         if rest.size:
             state, last = self.step(state, batch_of(rest, n % batch_size), step_key)
             sum_of_losses += last.loss * (n % batch_size)
-            noted = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), noted, last)
-        return state, noted._replace(loss=sum_of_losses / n)
+            logs = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), logs, last)
+        return state, logs._replace(loss=sum_of_losses / n)
 
     def batches(
         self, batch_size: int, data: Data, key: Array
     ) -> tuple[Array, Array, Callable[..., Data]]:
-        """An epoch's batches, and the rest, as rows: (n // batch_size, batch_size) and (n %
-        batch_size,); and batch_of(rows, size=batch_size), which builds a batch of `size` examples.
+        """(rows of the full batches (n // batch_size, batch_size), rows of the last, smaller batch
+        (n % batch_size,), batch_of(rows, size=batch_size) -> a batch of `size` examples).
 
-        Raises ValueError for a batch_size that the devices don't divide, unless it is n.
+        Raises ValueError for a batch_size, other than n, that is not divisible by the devices.
         """
         n, devices = count(data), self.devices
         if devices is None:
@@ -376,10 +375,10 @@ class Training(NamedTuple):
             return order[:full].reshape(-1, batch_size), order[full:], take
         if batch_size % devices.number and batch_size != n:
             raise ValueError(
-                f"make_epoch: expected a batch_size that {devices.number} devices divide, or all "
-                f"{n} examples, got {batch_size}"
+                f"make_epoch: expected a batch_size divisible by the number of devices, "
+                f"{devices.number}, or equal to that of examples, {n}, got {batch_size}"
             )
-        shares = devices.shares(data)
+        shares = devices.sharded(data)
         share = lambda rows, size=batch_size: devices.batch(shares, rows, size)
         return *devices.shuffled(key, shares, batch_size), share
 
@@ -392,16 +391,16 @@ def _check_state(name: str, state: Any) -> None:
         )
 
 
-def _array(noted: Any) -> Array:
-    """What `record` returned, a Python number too."""
-    if not isinstance(noted, Array | np.ndarray | np.generic | bool | int | float | complex):
-        raise TypeError(f"record: expected a tree of arrays, got {type(noted).__name__}")
-    return jnp.asarray(noted)
+def _array(leaf: Any) -> Array:
+    """A leaf of what `record` returned, as an array."""
+    if not isinstance(leaf, Array | np.ndarray | np.generic | bool | int | float | complex):
+        raise TypeError(f"record: expected a tree of arrays, got {type(leaf).__name__}")
+    return jnp.asarray(leaf)
 
 
 def _weighted(loss: Loss, weights: Array | None, scale: Array | None) -> Loss:
-    """The loss, each example's multiplied by its weight, (rows,) or one for all, and its gradient
-    by the scale that the state of `scale_loss` holds too."""
+    """The loss with each example multiplied by its weight, (rows,) or a scalar, and the gradient
+    also by the loss scale."""
     each = partial(_times, weights)
     scaled = lambda g: _times(scale, each(g))
     return loss._replace(
@@ -411,4 +410,4 @@ def _weighted(loss: Loss, weights: Array | None, scale: Array | None) -> Loss:
 
 
 def _times(factor: Array | None, a: Array) -> Array:
-    return a if factor is None else a * beside(factor, a)
+    return a if factor is None else a * expand_like(factor, a)

@@ -1,5 +1,4 @@
-"""Epochs of a stream: an iterable of batches, read ahead on a thread, so that its work and the
-device's overlap."""
+"""Epochs of a stream: an iterable of batches, prefetched on a thread."""
 
 import contextvars
 import queue
@@ -19,18 +18,18 @@ from fnn.training.evaluation import Evaluation
 from fnn.training.steps import State, Training
 
 GROUP_BYTES, GROUP_SIZE = 2**21, 16
-"""Streamed batches go to the device together while they are no larger and no more than this: a
-call takes as long as several steps of a small network."""
+"""The largest group of batches that one call trains on: calling takes as long as several steps of a
+small network."""
 PREFETCH = 2
-"""Groups of streamed batches that may be read before they are used."""
+"""The number of groups of batches that are read ahead."""
 
 T = TypeVar("T")
 
 
 class Stream:
-    """Batches (x, y) in the order of an iterable, which is iterated anew in each epoch."""
+    """Batches (x, y) in the order of an iterable, which is iterated once per epoch."""
 
-    can_go_ahead = False
+    can_run_ahead = False
 
     def __init__(self, evaluation: Evaluation, source: Iterable[Any]) -> None:
         self.training, self.source = evaluation.training, source
@@ -41,38 +40,38 @@ class Stream:
     def epoch(
         self, state: State, validation: Data | None, key: Array, number: int
     ) -> tuple[State, Array, Any]:
-        """(state, numbers, noted) after epoch `number` of a run with this key."""
-        # The caller's state stays valid; the copy's memory is used again step after step.
+        """(state, numbers, records) after epoch `number` of a run with this key."""
+        # A copy, so that the caller's state stays valid when steps donate this one.
         state = jax.tree.map(jnp.copy, state)
         _, step_key = self.training.epoch_keys(jax.random.fold_in(key, number))
-        noted: list[Any] = []
+        logs: list[Any] = []
         counts: list[int] = []
-        with closing(_ahead(_groups(self._pairs()), PREFETCH)) as groups:
+        with closing(_prefetched(_groups(self._pairs()), PREFETCH)) as groups:
             for group in groups:
                 for batch in group:
-                    if isinstance(batch[1], np.ndarray):  # the device's would be waited for
+                    if isinstance(batch[1], np.ndarray):  # a device array would have to be awaited
                         self.checks.targets(batch[1])
                 counts.append(len(group) * count(group[0]))
-                # The call moves the batches while the device computes those before them. One call
-                # may wait, so that the device never does; more of them would let a fast source
-                # fill its memory with batches.
-                jax.block_until_ready(noted[-2:-1])
+                # The call moves batches while the device computes earlier ones. One call may be
+                # pending, so that the device never waits; with more, a fast source would fill the
+                # device's memory with batches.
+                jax.block_until_ready(logs[-2:-1])
                 if self.training.devices is not None:
-                    group = [self.training.devices.shares(batch) for batch in group]
+                    group = [self.training.devices.sharded(batch) for batch in group]
                 state, latest = self._advance(state, group, step_key)
-                noted.append(latest)
-        if not noted:
+                logs.append(latest)
+        if not logs:
             raise ValueError(
-                "fit: no batches came; each epoch iterates over the data anew, which an "
-                "iterator or a generator allows once: give a list, or an object with __iter__"
+                "fit: expected batches in every epoch, got none; an iterator or a generator can be "
+                "iterated only once: pass a list, or an object whose __iter__ starts again"
             )
-        losses = [entry.loss for entry, _ in noted]
+        losses = [entry.loss for entry, _ in logs]
         mean = sum(float(v.mean()) * n for v, n in zip(losses, counts, strict=True)) / sum(counts)
-        # What was not looked at before is then found in the replay, by its batch.
-        mean = mean if all(fit.all() for _, fit in noted) else np.nan
+        # NaN for wrong targets on the device: the replay then finds and names their batch.
+        mean = mean if all(fit.all() for _, fit in logs) else np.nan
         value = jnp.asarray(mean, at_least_float32(losses[0].dtype))
         found = self._numbers(state, value, group[-1], validation)
-        records = [entry.record for entry, _ in noted]
+        records = [entry.record for entry, _ in logs]
         return state, found, jax.tree.map(lambda *a: jnp.concatenate(a), *records)
 
     def batches(self, state: State, order_key: Array) -> Iterator[Data]:
@@ -82,8 +81,8 @@ class Stream:
             yield batch
 
     def _pairs(self) -> Generator[Data]:
-        """The batches as pairs of arrays of NumPy's or JAX's. Raises TypeError for what is not a
-        pair, ValueError for no examples and for whole numbers that JAX would wrap."""
+        """The batches as pairs of NumPy or JAX arrays. Raises TypeError for a batch that is not a
+        pair, ValueError for one without examples and for integers that would overflow in JAX."""
         for batch in self.source:
             if not is_pair(batch):
                 raise TypeError(f"fit: expected batches (x, y), got {type(batch).__name__}")
@@ -96,21 +95,21 @@ class Stream:
 def _steps(
     training: Training, checks: Checks, state: State, group: list[Data], key: Array | None
 ) -> tuple[State, Any]:
-    """A step for each batch of the group; what was noted, and whether the targets fit."""
+    """A step for each batch of the group: (state, (logs, whether each batch's targets fit))."""
     first, *later = group
     if not later:
-        state, noted = training.step(state, first, key)
-        noted = jax.tree.map(lambda a: a[None], noted)
+        state, logs = training.step(state, first, key)
+        logs = jax.tree.map(lambda a: a[None], logs)
     else:
         stacked = jax.tree.map(lambda *a: jnp.stack(a), *later)
-        state, noted = training.steps(state, first, stacked, lambda batch: batch, key)
-    found = noted, jnp.stack([checks.targets_fit(examples(batch)[1]) for batch in group])
+        state, logs = training.steps(state, first, stacked, lambda batch: batch, key)
+    found = logs, jnp.stack([checks.targets_fit(examples(batch)[1]) for batch in group])
     return state, found if training.devices is None else training.devices.whole(found)
 
 
 def _groups(batches: Iterable[Data]) -> Generator[list[Data]]:
-    """Group equal-shaped batches up to `GROUP_SIZE`; yield a shorter remainder one by one. So there
-    are two programs for each shape, however many batches come."""
+    """Group batches of equal shape up to `GROUP_SIZE`; yield a shorter remainder one by one. So at
+    most two programs are compiled per shape, for any number of batches."""
     group: list[Data] = []
     form: Any = None
     for batch in batches:
@@ -126,12 +125,12 @@ def _groups(batches: Iterable[Data]) -> Generator[list[Data]]:
     yield from ([one] for one in group)
 
 
-def _ahead(items: Generator[T], depth: int) -> Generator[T]:
+def _prefetched(items: Generator[T], depth: int) -> Generator[T]:
     """The items of a generator, read on a thread, at most `depth` beyond the one in use.
 
-    An exception that reading raises is raised here, the same object. When this is closed, or its
-    reader fails, the thread closes the items and ends before anything else happens. The thread
-    can't be interrupted while it waits for an item, so that closing may take as long as one item.
+    An exception raised while reading is raised here, unchanged. Closing this generator closes the
+    items and waits for the thread to end. The thread can't be interrupted while it waits for an
+    item, so closing may take as long as reading one item.
     """
     ready: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
     room = threading.Semaphore(depth - 1)
@@ -142,7 +141,7 @@ def _ahead(items: Generator[T], depth: int) -> Generator[T]:
             with closing(items):
                 for item in items:
                     ready.put((True, item))
-                    del item  # or this thread would hold it while it waits
+                    del item  # release it while waiting
                     room.acquire()
                     if closed:
                         return
@@ -150,11 +149,11 @@ def _ahead(items: Generator[T], depth: int) -> Generator[T]:
         except BaseException as error:
             ready.put((False, error))
 
-    # In the caller's context: NumPy's error state, for one, is a context variable.
+    # In the caller's context, which has context variables such as NumPy's error state.
     context = contextvars.copy_context()
     thread = threading.Thread(target=context.run, args=(read,), name="fnn.prefetch", daemon=True)
     try:
-        thread.start()  # here too may Ctrl-C arrive
+        thread.start()  # inside of try, because Ctrl-C may arrive here too
         while True:
             more, item = ready.get()
             if not more:

@@ -68,9 +68,9 @@ def test_only_the_input_and_one_number_per_query_are_kept():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match=r"attention\(6, 4\): .* number of heads divides"):
+    with pytest.raises(ValueError, match=r"attention\(6, 4\): .* divisible by the number of heads"):
         fnn.attention(6, 4)
-    with pytest.raises(ValueError, match=r"rotary expects an even width per head, got 3"):
+    with pytest.raises(ValueError, match=r"expected an even width per head with rotary, got 3"):
         fnn.attention(6, 2, rotary=True)
     layer, params, _ = problem(2)
     with pytest.raises(ValueError, match=r"attention\(6, 2\): expected x of shape .*tokens, 6"):

@@ -166,8 +166,8 @@ def test_per_example_gradients(wrap):
 
 
 def test_conjugate_layers_and_a_block_made_of_them():
-    """The Megatron block by hand, its norms included; a parameter with another gradient on each
-    device is refused."""
+    """The Megatron block by hand, its norms included; a parameter whose gradient differs between
+    devices is refused."""
     hidden = sharded(lambda n: fnn.dense(16, 8 // n), "model")
     out = sharded(lambda n: fnn.dense(8 // n, 4), "model")
     block = fnn.serial(copy_to("model"), hidden, fnn.tanh, out, sum_over("model"))
@@ -195,7 +195,7 @@ def test_conjugate_layers_and_a_block_made_of_them():
     wrong = fnn.serial(copy_to("model"), gain, fnn.tanh, sum_over("model"))
     specs = parallel.specs(wrong.init, BOTH)
     ours = shard_mapped(backward(wrong), BOTH, (specs, P()), (P(), specs, P()))
-    with pytest.raises(ValueError, match=r"sharded: params \(4,\) are whole on every device"):
+    with pytest.raises(ValueError, match=r"sharded: params \(4,\) are replicated over"):
         ours(wrong.init(KEY), X)
 
 
@@ -508,7 +508,7 @@ def test_a_width_that_the_devices_do_not_divide_is_named():
         (lambda: parallel.mlp((16, 31, 10), "model"), "column_dense(16, 31)"),
         (lambda: parallel.row_dense(31, 10, "model"), "row_dense(31, 10)"),
     ):
-        message = re.escape(f"{named}: expected a width that 2 devices of 'model' divide, got 31")
+        message = re.escape(f"{named}: expected a width divisible by the 2 devices of 'model'")
         with pytest.raises(ValueError, match=message):
             parallel.specs(make().init, BOTH)
 

@@ -105,7 +105,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
     assert Devices.of("test", mesh, False).number == 2
     epoch = fnn.make_epoch(fnn.dense(2, 1), fnn.mse, fnn.sgd(0.1), 3, mesh=mesh)
     state = fnn.sgd(0.1).init(fnn.dense(2, 1).init(jax.random.key(0)))
-    with pytest.raises(ValueError, match="a batch_size that 2 devices divide, or all 5"):
+    with pytest.raises(ValueError, match="divisible by the number of devices, 2, or equal .*, 5"):
         epoch(state, (jnp.ones((5, 2)), jnp.ones((5, 1))), jax.random.key(0))
 
 

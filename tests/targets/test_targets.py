@@ -27,7 +27,7 @@ def program(name, change=lambda text: text):
 
 
 def test_the_loops_of_a_tpu_program():
-    """Ten turns inside of three, from the counters: the TPU's compiler states no trip counts."""
+    """Ten iterations inside three, from the counters: the TPU compiler gives no trip counts."""
     outer, inner = program("v5e_loops").loops
     assert (outer.trips, inner.trips) == (3, 10)
     assert inner.kernels == {"dynamic-update-slice": 1, "fusion": 1, "copy": 1}
@@ -167,7 +167,7 @@ def test_the_report_says_what_is_modelled():
     shown = str(report)
     assert "1,000.00 us modelled, 50.0% of the bfloat16 peak" in shown
     assert "measured" not in shown
-    assert "all-gather          6, 37.7 MB sent, 0 beside kernels" in shown
+    assert "all-gather          6, 37.7 MB sent, 0 overlap with kernels" in shown
     told = json.loads(report.to_json())
     assert told["modelled_seconds"] == 1e-3
     assert told["loops"][0]["trips"] == 6

@@ -58,15 +58,15 @@ REFUSED = {
         r"expected a target of the prediction's shape \(30, 1\), got \(30,\)",
     ),
     "labels (n, 1)": (lambda: fit((X, Y[:, None])), r"expected integer labels of shape \(30,\)"),
-    "batch": (lambda: fit(batch_size=31), "batch_size 31 is larger than the data: 30"),
+    "batch": (lambda: fit(batch_size=31), "expected batch_size at most 30, got 31"),
     "no batch": (lambda: fit(batch_size=0), "batch_size of at least 1, got 0"),
     "no epochs": (lambda: fit(epochs=0), "epochs of at least 1, got 0"),
     "patience": (lambda: fit(patience=0, validation=(X, Y)), "patience of at least 1"),
-    "patience alone": (lambda: fit(patience=3), r"expected validation=\(x, y\) for patience"),
+    "patience alone": (lambda: fit(patience=3), r"expected validation=\(x, y\) with patience"),
     "validation": (lambda: fit(validation=(X, Y + 1)), r"fit: validation: expected labels from"),
     "start without validation": (
         lambda: fit(start=fnn.Progress(None, [{"loss": 1.0}], None), patience=2, validation=(X, Y)),
-        "expected a start with validation losses",
+        "expected validation losses in start.history",
     ),
     "wrapped labels": (
         lambda: fit((X, Y.astype(np.int64) + 2**32)),
@@ -104,8 +104,8 @@ REFUSED = {
         ),
         r"fit: expected targets from 0 to 1, y\[0, 0\] is 7",
     ),
-    "lists": (lambda: fit((X.tolist(), Y.tolist())), r"with arrays \(x, y\) only"),
-    "lists in lists": (lambda: fit((nested(1000), Y)), r"with arrays \(x, y\) only"),
+    "lists": (lambda: fit((X.tolist(), Y.tolist())), "batch_size for arrays, none for batches"),
+    "lists in lists": (lambda: fit((nested(1000), Y)), "batch_size for arrays, none for batches"),
 }
 
 

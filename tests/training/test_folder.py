@@ -77,7 +77,7 @@ def test_what_does_not_go_together_is_refused(tmp_path):
     state, history = fit(1, folder=tmp_path)
     start = fnn.Progress(state, history, state)
     for given in ({"params": state.params}, {"folder": tmp_path}):
-        with pytest.raises(ValueError, match="fit: expected start alone"):
+        with pytest.raises(ValueError, match="fit: expected either start or params"):
             fit(2, start=start, **given)
     with pytest.raises(fnn.checkpoint.CheckpointError):
         fnn.fit(fnn.mlp((4, 9, 2)), LOSS, fnn.adam(0.3), (X, Y), key=KEY, epochs=2, batch_size=10,

@@ -31,7 +31,7 @@ def test_a_step_descends_by_the_given_gradient():
     expected, once = fnn.make_step(NETWORK, LOSS, fnn.sgd(0.2))(state, (X, Y))
     chex.assert_trees_all_close(got.params, expected.params, rtol=1e-6)
     np.testing.assert_allclose(value, 2 * once, rtol=1e-6)
-    with pytest.raises(TypeError, match="expected a key, for random layers, augment or gradient"):
+    with pytest.raises(TypeError, match="expected a key, which random layers, augment"):
         step(state, (X, Y))
 
 

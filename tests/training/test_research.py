@@ -148,7 +148,7 @@ def test_on_epoch_may_answer_with_any_boolean(answer):
 
 @pytest.mark.parametrize("metrics", [{"loss": None}, {"validation_loss": None}, [None]])
 def test_a_metric_has_a_name_of_its_own(metrics):
-    with pytest.raises(ValueError, match="names of their own"):
+    with pytest.raises(ValueError, match="with other names than loss"):
         fnn.fit(NETWORK, LOSS, fnn.sgd(0.1), (X, Y), key=KEY, epochs=1, batch_size=25,
                 validation=(X, Y), metrics=metrics)  # fmt: skip
 
@@ -235,7 +235,7 @@ def test_wrong_trees_are_refused_by_name():
         (lambda: fnn.make_step(NETWORK, jnp.square, fnn.sgd(0.1)), r"expected a Loss\(value"),
         (lambda: fnn.make_step(NETWORK, fnn.huber, fnn.sgd(0.1)), "Loss.*call it to make one"),
         (lambda: fnn.make_step(NETWORK, LOSS, fnn.sgd), "Optimizer.*call it to make one"),
-        (lambda: fnn.sgd(0.1).update(PARAMS, fnn.sgd(0.1).init(PARAMS)), "optax.*other way round"),
+        (lambda: fnn.sgd(0.1).update(PARAMS, fnn.sgd(0.1).init(PARAMS)), "optax.*opposite order"),
         (lambda: LOSS(X, Y), "a Loss is not a function"),
         (lambda: LOSS.value((X, X), Y), "expected one array as prediction, got tuple"),
         (lambda: fnn.serial([fnn.relu]), r"got <class 'list'>; pass the layers one by one"),
@@ -247,7 +247,7 @@ def test_wrong_trees_are_refused_by_name():
             lambda: fnn.make_epoch(NETWORK, LOSS, fnn.sgd(1.0), 2)(
                 fnn.sgd(1.0).init(PARAMS), ([1.0], [2.0]), KEY
             ),
-            "a list is no array",
+            "a list is not an array",
         ),
         (
             lambda: fnn.make_step(NETWORK, LOSS, fnn.sgd(1.0), augment=lambda key, batch: X)(

@@ -12,7 +12,7 @@ import pytest
 
 import fnn
 from fnn.training.checks import _array
-from fnn.training.streams import _ahead as ahead
+from fnn.training.streams import _prefetched as ahead
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)

@@ -272,10 +272,10 @@ def test_fit_keeps_the_device_busy_but_not_swamped():
 @pytest.mark.parametrize(
     ("error", "message", "data", "batch_size"),
     [
-        (ValueError, "no batches came", iter(Batches()), None),
-        (ValueError, "no batches came", [], None),
-        (ValueError, "batch_size with arrays .* only, got 4", Batches(), 4),
-        (ValueError, "batch_size with arrays .* only, got None", (X, Y), None),
+        (ValueError, "expected batches in every epoch, got none", iter(Batches()), None),
+        (ValueError, "expected batches in every epoch, got none", [], None),
+        (ValueError, "batch_size for arrays, none for batches, got 4", Batches(), 4),
+        (ValueError, "batch_size for arrays, none for batches, got None", (X, Y), None),
         (ValueError, "x has 23 examples, but y has 22", [(X, Y[1:])], None),
         (TypeError, r"batches \(x, y\), got ndarray", [np.zeros((2, 3))] * 3, None),
     ],
@@ -291,7 +291,7 @@ def test_fit_names_what_is_wrong_with_the_data(error, message, data, batch_size)
         ("batch_size of at least 1, got 0", lambda: fnn.make_epoch(NETWORK, LOSS, fnn.sgd(1), 0)),
         ("epochs of at least 1, got 0", lambda: fnn.make_train(NETWORK, LOSS, fnn.sgd(1), 1, 0)),
         (
-            "batch_size 24 is larger than the data: 23",
+            "expected batch_size at most 23, got 24",
             lambda: fnn.make_train(NETWORK, LOSS, fnn.sgd(1), 24, 1)(PARAMS, (X, Y), KEY),
         ),
         (

@@ -546,13 +546,13 @@ def test_factors_for_each_example_pass(layer, shape):
     ("layer", "backward", "words"),
     [
         (MASKED, mask_after, "reduce(fnn.Masked(factor, array))"),
-        (MASKED, mask_after_by_tree, "what `reduce` returned must stay untouched"),
+        (MASKED, mask_after_by_tree, "what `reduce` returned must be returned unchanged"),
         (MASKED, no_reduce, "params['W'] is not what `reduce` returned"),
-        (MASKED, summed_before, "batch axes begin with the examples'"),
+        (MASKED, summed_before, "batch axes begin with the example axes"),
         (MASKED, the_mean_for_each, "the gradient of params.W is not each example's own"),
         (MASKED, another_order, "the gradient of params.W is not each example's own"),
         (TIED, tied_by_two_reductions, "reduce(fnn.Sum(a, b))"),
-        (TIED, tied_by_tree, "what `reduce` returned must stay untouched"),
+        (TIED, tied_by_tree, "what `reduce` returned must be returned unchanged"),
     ],
 )
 def test_right_as_a_sum_alone_fails(layer, backward, words):
