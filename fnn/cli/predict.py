@@ -47,7 +47,7 @@ def predict(run: Path, source: str, out: Path | None) -> None:
     def parts() -> Iterator[np.ndarray]:
         nonlocal unseen
         for part in trained.parts(source):
-            unseen = trained.inputs.count_unseen(part.x, unseen)
+            unseen = trained.inputs.unseen(part.x, unseen)
             notes.update(dict.fromkeys(part.left_out))
             waiting.append(polars.DataFrame(part.ids))
             yield part.x

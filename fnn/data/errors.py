@@ -28,13 +28,13 @@ def explained(path: Path | str) -> Iterator[None]:
 
     An OSError that names a file itself passes unchanged: the file can't be opened. NumPy's
     parser raises, and warns of, whatever damaged input leads it to, so that nothing narrower
-    than Exception is enough here.
+    than Exception is enough here, and a panic of Polars' Rust code is not even that.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except DataError:
+    except (DataError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except UnicodeDecodeError as error:
         what = f"not text in {error.encoding.upper()}: byte 0x{error.object[error.start]:02x}"
@@ -46,7 +46,7 @@ def explained(path: Path | str) -> Iterator[None]:
         if error.filename is not None:
             raise
         raise DataError(f"{path}: can't be read: {first_line(error)}") from error
-    except Exception as error:
+    except BaseException as error:
         reason = first_line(error)
         if "pickle" in reason:
             reason = "it holds Python objects, which are not loaded"

@@ -209,4 +209,4 @@ class Run(NamedTuple):
     def parts(self, source: data.Source) -> Iterator[data.Part]:
         """The aligned x (n, d_in) of a source without targets, a table in parts, and what names its
         rows. Raises as `data.parts`."""
-        return data.named_parts(source, self.inputs, self.features, self.settings.reading)
+        return data.parts(source, self.inputs, self.features, self.settings.reading)
