@@ -32,7 +32,9 @@ def describe(source: str, **given: Any) -> None:
     click.echo(f"{examples.name}: {len(examples.x)} examples")
     for note in examples.notes:
         click.echo(note)
-    rows = [("column", "kind", "values", "blanks", "least", "middle", "largest", "cells", "use")]
+    rows: list[tuple[str, ...]] = [
+        ("column", "kind", "values", "blanks", "least", "middle", "largest", "cells", "use")
+    ]
     names = examples.features or tuple(f"column {i + 1}" for i in range(examples.x.shape[1]))
     for i, name in enumerate(names):
         there = examples.x[~np.isnan(examples.x[:, i]), i]
