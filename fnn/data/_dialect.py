@@ -183,10 +183,11 @@ def _remarks(lines: Sequence[str]) -> int:
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """The separator that cuts these lines into the most columns, if all into as many."""
+    """The separator that cuts the most of these lines, all but titles, into as many columns; and
+    into the most, where several do."""
     some = [line for line in lines[: ROWS + 1] if line.strip()]
     others = re.search(r"[;\t|]", "".join(some[:1]))
-    found: dict[str, tuple[bool, int]] = {}
+    found: dict[str, tuple[int, int]] = {}
     for mark in SEPARATORS:
         cut = some
         if mark == "," and others:
@@ -196,7 +197,8 @@ def _separator(lines: Sequence[str]) -> str:
         widths = below if 2 * len(below) > len(widths) else widths
         most = max(widths, default=1)
         same = most > 1 and all(width == most for width in widths[1:] or widths)
-        found[mark] = (same and widths[0] in (most, most - 1), widths[0] if widths else 1)
+        fits = same and widths[0] in (most, most - 1)
+        found[mark] = (len(widths) if fits else 0, widths[0] if widths else 1)
     return max(found, key=lambda mark: found[mark])
 
 

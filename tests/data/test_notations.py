@@ -188,6 +188,14 @@ def test_units_in_a_short_later_file_and_beside_a_separator_after_each_row(load,
     assert (read.features, len(read.x)) == (("name", "weight"), 9)
 
 
+def test_decimal_commas_below_a_title_are_no_separators(load):
+    """Though they cut all rows into as many cells as the pipes cut the header."""
+    rows = "".join(f"{i},155+|{i}{i},92|97{i}.2|\n" for i in range(1, 10))
+    read = load("Report\n\na|b|y\n" + rows)
+    assert (read.features, read.targets) == (("a", "b"), ("y",))
+    np.testing.assert_array_equal(read.x[0], [1155, 11.92])
+
+
 def test_readings_of_another_type_are_refused(load):
     """A word would be taken for its letters, -1 for the last line."""
     for reading in (Reading(drop="a"), Reading(id="ay")):
