@@ -34,7 +34,7 @@ def explained(path: Path | str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (DataError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except DataError:
         raise
     except UnicodeDecodeError as error:
         what = f"not text in {error.encoding.upper()}: byte 0x{error.object[error.start]:02x}"
@@ -47,6 +47,8 @@ def explained(path: Path | str) -> Iterator[None]:
             raise
         raise DataError(f"{path}: can't be read: {first_line(error)}") from error
     except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = first_line(error)
         if "pickle" in reason:
             reason = "it holds Python objects, which are not loaded"
