@@ -78,11 +78,9 @@ def _apart(table: Table, reading: Reading) -> tuple[np.ndarray | None, np.ndarra
     return groups, times
 
 
-def inputs(
-    source: Any, encoding: Encoding, features: tuple[str, ...], reading: Reading, size: int
-) -> Iterator[Part]:
-    """The columns of a table that an encoding uses, or that have the names of features."""
-    wanted = tuple(feature.name for feature in encoding.used) or features
+def inputs(source: Any, encoding: Encoding, reading: Reading, size: int) -> Iterator[Part]:
+    """The columns of a table that an encoding uses."""
+    wanted = encoding.names
     like: list[Column | None] = []
     for table in _tables(source, reading, encoding, wanted, size):
         at = _places(table, wanted, len(encoding.features) or encoding.d_in)

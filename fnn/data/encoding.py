@@ -50,8 +50,9 @@ class Encoding(NamedTuple):
     """What turns the columns of a dataset into the inputs of a network.
 
     features has an entry for each column of the source, those left out too, and is () where the
-    source was arrays: these are standardised alone. scaling has mean and scale (width,) of the
-    inputs; of those that are 0 or 1, a mean of 0 and a scale of 1.
+    source was arrays: these are standardised alone, and plain has the names of their columns, if
+    any. scaling has mean and scale (width,) of the inputs; of those that are 0 or 1, a mean of 0
+    and a scale of 1.
 
     `of` fits it to the training part, `aligned` brings any part into its columns, and `apply`
     makes these the inputs.
@@ -64,6 +65,7 @@ class Encoding(NamedTuple):
 
     features: tuple[Feature, ...]
     scaling: Scaling
+    plain: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, train: Dataset, keep: Collection[str] = ()) -> "Encoding":
@@ -86,7 +88,7 @@ class Encoding(NamedTuple):
                 hint = nearest(name, train.features)
                 raise DataError(f"{train.name}: no column is called {name!r}; {hint}")
         if not train.columns:
-            return cls((), Scaling.of(train.x))
+            return cls((), Scaling.of(train.x), train.features)
         kept = {train.features.index(name) for name in keep}
         features = _features(train, kept)
         if not any(f.width for f in features):  # rather what looks like row numbers than nothing
@@ -109,6 +111,15 @@ class Encoding(NamedTuple):
         'a'
         """
         return tuple(feature for feature in self.features if not feature.left_out)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns that are used, "" or () without a header.
+
+        >>> Encoding((Feature("a"), Feature("b", "no values")), None).names
+        ('a',)
+        """
+        return tuple(feature.name for feature in self.used) or self.plain
 
     @property
     def width(self) -> int:
@@ -143,16 +154,16 @@ class Encoding(NamedTuple):
         array([[0.],
                [1.]])
         """
-        names = tuple(feature.name for feature in self.used)
-        if part.features and any(names):
-            at = places(part.name, part.features, names)
+        if part.features and any(self.names):
+            at = places(part.name, part.features, self.names)
         else:
             at = [i for i, feature in enumerate(self.features) if not feature.left_out]
             expected, got = len(self.features) or self.width, part.x.shape[1]
             if expected != got:
                 raise DataError(f"{part.name}: expected {expected} features, got {got}")
         if not self.features:
-            return part
+            same = not part.features or part.features == self.names or not self.names
+            return part if same else part._replace(x=part.x[:, at], features=self.names)
         columns = part.columns or (Column(NUMBER),) * part.x.shape[1]
         x = part.x[:, at]
         for i, (feature, place) in enumerate(zip(self.used, at, strict=True)):
@@ -163,7 +174,7 @@ class Encoding(NamedTuple):
                     raise DataError(f"{part.name}: column {feature.name!r}: {got}")
                 x[:, i] = cells
         kept = tuple(feature.column for feature in self.used)
-        return part._replace(x=x, features=names if part.features else (), columns=kept)
+        return part._replace(x=x, features=self.names if part.features else (), columns=kept)
 
     def apply(self, x: np.ndarray, first: int = 0) -> np.ndarray:
         """The columns x (n, d_in) of an aligned part as inputs (n, width) float32. A table's inputs

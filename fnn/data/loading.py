@@ -120,19 +120,15 @@ def mapped(source: Source, *, task: str | None = None) -> Dataset:
 
 
 def parts(
-    source: Source,
-    encoding: Encoding,
-    features: tuple[str, ...] = (),
-    reading: Reading = GUESS,
-    size: int = PART,
+    source: Source, encoding: Encoding, reading: Reading = GUESS, size: int = PART
 ) -> Iterator[Part]:
     """Read examples without their targets, in parts, x (n, d_in) as `encoding.apply` takes it. Of a
     table a part has about `size` bytes, as `tables.parts` says; all else is one part.
 
     `source` is as for `load`, except that a folder needs no labels, a `.npz` file no y, and
     one `.npy` or IDX file is enough. Of a table whose columns have names, those that the encoding
-    uses are taken by name, or those of `features` where it has none, whatever their order and
-    whatever other columns there are; otherwise it must have the columns that were learned from.
+    uses are taken by name, whatever their order and whatever other columns there are; otherwise it
+    must have the columns that were learned from.
     Raises as `load` does.
 
     >>> import tempfile
@@ -144,7 +140,7 @@ def parts(
     [(3, 2)]
     """
     if is_table(source):
-        yield from _examples(source).inputs(source, encoding, features, reading, size)
+        yield from _examples(source).inputs(source, encoding, reading, size)
     else:
         yield Part(_array_inputs(source, encoding), {}, ())
 

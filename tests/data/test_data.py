@@ -26,8 +26,8 @@ from fnn.data._columns import FEW
 
 def inputs(source, d_in, features=()):
     """Examples without targets, for a network that was trained on arrays."""
-    encoding = data.Encoding((), data.Scaling(np.zeros(d_in), np.ones(d_in)))
-    return sources.inputs(source, encoding, features)
+    encoding = data.Encoding((), data.Scaling(np.zeros(d_in), np.ones(d_in)), features)
+    return sources.inputs(source, encoding)
 
 
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
