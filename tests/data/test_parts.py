@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import resource
 from functools import partial
 
 import numpy as np
@@ -161,6 +162,19 @@ def test_predictions_in_parts(tmp_path, monkeypatch):
         failed = predict("--out", tmp_path / name)
         assert (failed.exit_code, failed.stderr.count("\n")) == (1, 1)
         assert "b.csv: line 92, column 2 'a': 'soon' is not a number" in failed.stderr
+        assert (tmp_path / name).read_bytes() == before
+    assert not list(tmp_path.glob("*fnn-tmp"))
+    (tmp_path / "b.csv").write_text("pet,a\n" + "".join(f"u,{i / 7}\n" for i in range(9000)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name in ("p.csv", "p.parquet"):
+        before = (tmp_path / name).read_bytes()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+        try:
+            failed = predict("--out", tmp_path / name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (failed.exit_code, failed.stderr.count("\n")) == (1, 1)
+        assert "File too large" in failed.stderr
         assert (tmp_path / name).read_bytes() == before
     assert not list(tmp_path.glob("*fnn-tmp"))
 

@@ -727,7 +727,7 @@ def test_unknown_sources_are_one_line(tmp_path):
         ({"hidden": (8.0,)}, "expected hidden to be a whole number, got 8.0"),
         ({"drop": "size"}, "expected drop to be a tuple, got 'size'"),
         ({"id": (3,)}, "expected names as text, got 3"),
-        ({"target": 1.5}, "a target's name or index, got 0, 1.5"),
+        ({"target": 1.5}, "expected a seed below .*, got 0, 1.5"),
     ],
 )
 def test_settings_of_another_type_are_refused_by_name(change, message):
