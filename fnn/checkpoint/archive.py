@@ -45,7 +45,7 @@ MALFORMED = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, MemoryError,
     RecursionError,
 )  # fmt: skip
-"""What JSON of another form leads to."""
+"""What reading a header with a different structure raises."""
 _BLANK = b"0" * 64
 
 
