@@ -154,16 +154,10 @@ class Encoding(NamedTuple):
         array([[0.],
                [1.]])
         """
-        if part.features and any(self.names):
-            at = places(part.name, part.features, self.names)
-        else:
-            at = [i for i, feature in enumerate(self.features) if not feature.left_out]
-            expected, got = len(self.features) or self.width, part.x.shape[1]
-            if expected != got:
-                raise DataError(f"{part.name}: expected {expected} features, got {got}")
+        at = self._places(part)
         if not self.features:
-            same = not part.features or part.features == self.names or not self.names
-            return part if same else part._replace(x=part.x[:, at], features=self.names)
+            named = part.features and self.names
+            return part._replace(x=part.x[:, at], features=self.names) if named else part
         columns = part.columns or (Column(NUMBER),) * part.x.shape[1]
         x = part.x[:, at]
         for i, (feature, place) in enumerate(zip(self.used, at, strict=True)):
@@ -175,6 +169,15 @@ class Encoding(NamedTuple):
                 x[:, i] = cells
         kept = tuple(feature.column for feature in self.used)
         return part._replace(x=x, features=self.names if part.features else (), columns=kept)
+
+    def _places(self, part: Dataset) -> list[int]:
+        """The columns of the part that are used; of arrays without names, all, as no places."""
+        if part.features and any(self.names):
+            return places(part.name, part.features, self.names)
+        expected, got = len(self.features) or self.width, part.x.shape[1]
+        if expected != got:
+            raise DataError(f"{part.name}: expected {expected} features, got {got}")
+        return [i for i, feature in enumerate(self.features) if not feature.left_out]
 
     def apply(self, x: np.ndarray, first: int = 0) -> np.ndarray:
         """The columns x (n, d_in) of an aligned part as inputs (n, width) float32. A table's inputs
