@@ -164,7 +164,7 @@ def test_predictions_in_parts(tmp_path, monkeypatch):
         assert "b.csv: line 92, column 2 'a': 'soon' is not a number" in failed.stderr
         assert (tmp_path / name).read_bytes() == before
     assert not list(tmp_path.glob("*fnn-tmp"))
-    (tmp_path / "b.csv").write_text("pet,a\n" + "".join(f"u,{i / 7}\n" for i in range(9000)))
+    (tmp_path / "b.csv").write_text("pet,a\n" + "".join(f"u,{i / 1500}\n" for i in range(9000)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for name in ("p.csv", "p.parquet"):
         before = (tmp_path / name).read_bytes()
