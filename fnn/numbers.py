@@ -49,8 +49,8 @@ def finite(name: str, **values: Any) -> Any:
     return _checked(name, values, math.isfinite, "a finite {}")
 
 
-def count(name: str, **values: Any) -> Any:
-    """Whole numbers of at least 1, which can't be traced."""
+def count(name: str, least: int = 1, **values: Any) -> Any:
+    """Whole numbers of at least `least`, which can't be traced."""
     found = []
     for key, value in values.items():
         try:
@@ -59,8 +59,8 @@ def count(name: str, **values: Any) -> Any:
             whole = None
         if whole is None or np.asarray(value).dtype.kind == "b":
             raise TypeError(f"{name}: expected {key} to be a whole number, got {value!r}")
-        if whole < 1:
-            raise ValueError(f"{name}: expected {key} of at least 1, got {value}")
+        if whole < least:
+            raise ValueError(f"{name}: expected {key} of at least {least}, got {value}")
         found.append(whole)
     return found[0] if len(found) == 1 else tuple(found)
 

@@ -199,7 +199,8 @@ def generated(folder: Path, wanted: int, seed: int) -> dict[str, int]:
             some = sorted(rng.sample(range(len(texts)), rng.randrange(1, len(texts))))
             later.write_bytes(_content(rng, names, [texts[i] for i in some]))
             again = data.load(later, target=names[-1], like=encoding, reading=reading)
-            x = data.inputs(later, encoding, reading=reading)
+            parts = data.parts(later, encoding, reading=reading, size=rng.choice([500, 1 << 24]))
+            x = np.concatenate([part.x for part in parts])
         except DataError as error:
             counts["refused"] += 1
             with open(folder.parent / "refused.txt", "a") as file:

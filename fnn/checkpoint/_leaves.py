@@ -60,14 +60,13 @@ def describe(name: str, node: Any) -> str:
 
 def check_same(got: dict[str, str], expected: dict[str, str]) -> None:
     """Raise ValueError, naming the first three differences, where two descriptions differ."""
-    faults = []
-    for name in expected | got:
-        if name not in got:
-            faults.append(f"{name} is missing")
-        elif name not in expected:
-            faults.append(f"{name} was not expected")
-        elif got[name] != expected[name]:
-            faults.append(f"{name or 'the tree'}: expected {expected[name]}, got {got[name]}")
+    faults = [
+        f"{name} is missing" if name not in got
+        else f"{name} was not expected" if name not in expected
+        else f"{name or 'the tree'}: expected {expected[name]}, got {got[name]}"
+        for name in expected | got
+        if got.get(name) != expected.get(name)
+    ]  # fmt: skip
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ValueError(f"{'; '.join(faults[:3])}{more}")

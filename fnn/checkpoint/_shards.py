@@ -59,44 +59,42 @@ def write(folder: Path, leaves: dict[str, Any], described: dict[str, Any]) -> No
     The save is committed completely or not at all. If one process fails, it raises its own error
     and the others OSError. Raises ValueError if a slice would have the name of a whole array.
     """
-    owners = {name: _owners(leaf) for name, leaf in leaves.items()}
-    shapes = {name: leaf.shape for name, leaf in leaves.items()}
-    places = [
-        (_key(name, ranges, shapes[name]), process)
-        for name, owned in owners.items()
-        for ranges, process in owned.items()
+    slices = {name: _slices(leaf) for name, leaf in leaves.items()}
+    pieces = [
+        (_key(name, ranges, leaves[name].shape), process, data)
+        for name, owned in slices.items()
+        for ranges, (process, data) in owned.items()
     ]
-    if len(dict(places)) != len(places):
+    if len({key for key, *_ in pieces}) != len(pieces):
         raise ValueError("checkpoint: a slice of one array has the name of another")
 
     def write_own() -> bytes:
         _check_free(folder)
-        arrays = {
-            _key(name, ranges, shapes[name]): array
-            for name, leaf in leaves.items()
-            for ranges, array in _own(leaf)
-        }
+        me = jax.process_index()
+        mine = {key: data for key, process, data in pieces if process == me}
+        arrays = {key: np.asarray(data, order="C") for key, data in mine.items()}
         blocks = {key: _digests(array) for key, array in arrays.items()}
         data = safetensors.numpy.save(arrays, {"fnn": json.dumps({"blocks": blocks})})
         digest = hashlib.sha256(data[: _header_end(data)]).digest()
         folder.mkdir(parents=True, exist_ok=True)
-        atomic.write(folder / _file(jax.process_index(), digest), data)
+        atomic.write(folder / _file(me, digest), data)
         return digest + len(data).to_bytes(8, "little")
 
     def write_index() -> bytes:
         if jax.process_index():
             return b""
         names = [_file(process, row[:32]) for process, row in enumerate(written)]
-        slices = {name: list(owned) for name, owned in owners.items() if not _is_whole(owned, name)}
         sizes = {
             name: [row[:32].hex(), int.from_bytes(row[32:40], "little")]
             for name, row in zip(names, written, strict=True)
         }
-        held = {"sha256": BLANK, **described, "files": sizes, "slices": slices}
-        total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves.values())
+        cut = {name: list(s) for name, s in slices.items() if [*s] != [_whole(leaves[name].shape)]}
         index = {
-            "metadata": {"fnn": held, "total_size": total},
-            "weight_map": {key: names[process] for key, process in places},
+            "metadata": {
+                "fnn": {"sha256": BLANK, **described, "files": sizes, "slices": cut},
+                "total_size": sum(leaf.nbytes for leaf in leaves.values()),
+            },
+            "weight_map": {key: names[process] for key, process, _ in pieces},
         }
         text = json.dumps(index, indent=1).encode()
         atomic.write(folder / INDEX, text.replace(BLANK.encode(), _digest(text), 1))
@@ -105,9 +103,6 @@ def write(folder: Path, leaves: dict[str, Any], described: dict[str, Any]) -> No
             if old or (path.name.startswith(".") and path.name.endswith(atomic.UNFINISHED)):
                 path.unlink(missing_ok=True)
         return b""
-
-    def _is_whole(owned: dict[Ranges, int], name: str) -> bool:
-        return list(owned) == [_whole(shapes[name])]
 
     written = _together(folder, write_own)
     _together(folder, write_index)
@@ -249,27 +244,15 @@ def _together(folder: Path, work: Callable[[], bytes]) -> list[bytes]:
     return [other[1:].tobytes() for other in rows]
 
 
-def _owners(leaf: Any) -> dict[Ranges, int]:
-    """The slices of the leaf, and the process that writes each."""
+def _slices(leaf: Any) -> dict[Ranges, tuple[int, Any]]:
+    """The slices of the leaf, the process that writes each, and there its entries."""
     if not is_sharded(leaf):
-        return {_whole(leaf.shape): 0}
+        return {_whole(leaf.shape): (0, leaf)}
     return {
-        _ranges(shard.index, leaf.shape): shard.device.process_index
+        _ranges(shard.index, leaf.shape): (shard.device.process_index, shard.data)
         for shard in leaf.global_shards
         if shard.replica_id == 0
     }
-
-
-def _own(leaf: Any) -> list[tuple[Ranges, np.ndarray]]:
-    """The slices of the leaf that this process writes."""
-    if not is_sharded(leaf):
-        whole = _whole(leaf.shape)
-        return [] if jax.process_index() else [(whole, np.asarray(leaf, order="C"))]
-    return [
-        (_ranges(shard.index, leaf.shape), np.asarray(shard.data, order="C"))
-        for shard in leaf.addressable_shards
-        if shard.replica_id == 0
-    ]
 
 
 def _whole(shape: tuple[int, ...]) -> Ranges:

@@ -18,7 +18,6 @@ import hashlib
 import json
 import logging
 import os
-import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -42,6 +41,11 @@ LOG = logging.getLogger(__name__)
 VERSION = 1
 HEADER_LIMIT = 100_000_000
 """The most bytes of a header: the limit of the safetensors format."""
+MALFORMED = (
+    ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, MemoryError,
+    RecursionError,
+)  # fmt: skip
+"""What reading a header with a different structure raises."""
 _BLANK = b"0" * 64
 
 
@@ -77,7 +81,6 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
     ...     read_metadata(Path(folder, "c"))
     {'epoch': 3}
     """
-    _check_metadata(metadata)
     nodes = leaves.nodes(tree)
     arrays = {name: node for name, node in nodes.items() if not isinstance(node, Container)}
     described = {
@@ -88,6 +91,7 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
     }
     arrays = {name: jax.random.key_data(a) if is_key(a) else a for name, a in arrays.items()}
     try:
+        _check_metadata(metadata)
         if any(map(shards.is_sharded, arrays.values())):
             shards.write(Path(path), arrays, described)
             return
@@ -96,6 +100,8 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
         data = safetensors.numpy.save(arrays, {"fnn": held})
     except safetensors.SafetensorError as error:
         raise TypeError(f"{path}: {error}") from error
+    except RecursionError:
+        raise TypeError("checkpoint: metadata: nested too deeply") from None
     except UnicodeEncodeError as error:
         raise TypeError(f"{path}: a leaf's name is not text: {error.object!r}") from error
     before, after = _around(data, _BLANK)
@@ -193,22 +199,26 @@ def _opened(path: str | Path) -> shards.Folder:
         raise CheckpointError(f"{path}: a folder without a checkpoint of fnn") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if folder.described.get("version") != VERSION:
-        got = folder.described.get("version")
+    _check_described(path, folder.described)
+    return folder
+
+
+def _check_described(path: str | Path, described: dict[str, Any]) -> None:
+    """Raise CheckpointError for another layout than this version's."""
+    if (got := described.get("version")) != VERSION:
         raise CheckpointError(f"{path}: expected layout version {VERSION}, got {got!r}")
     for entry in ("tree", "keys", "metadata"):
-        if not isinstance(folder.described.get(entry), dict):
-            raise CheckpointError(f"{path}: not an index of fnn, or damaged: no {entry}")
-    return folder
+        if not isinstance(described.get(entry), dict):
+            raise CheckpointError(f"{path}: damaged: no {entry}")
 
 
 def _read(path: str | Path) -> tuple[bytes, dict[str, Any]]:
     """The file's bytes, with their digest verified, and the JSON object under `fnn`.
 
-    The header is read first, then exactly the size that it states.
+    The header is read first, then as much as it states, and a byte more where there is one.
     """
-    with open(path, "rb") as file:
-        try:
+    try:
+        with open(path, "rb") as file:
             start = file.read(8)
             length = int.from_bytes(start, "little")
             if length > HEADER_LIMIT:
@@ -216,21 +226,13 @@ def _read(path: str | Path) -> tuple[bytes, dict[str, Any]]:
             start += file.read(length)
             header = json.loads(start[8:])
             described = json.loads(header.pop("__metadata__")["fnn"])
-            version, claimed = described["version"], described["sha256"].encode("ascii")
-            complete = described.keys() >= {"tree", "keys", "metadata"}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{path}: not a checkpoint of fnn, or damaged") from error
-        if version != VERSION:
-            raise CheckpointError(f"{path}: expected layout version {VERSION}, got {version!r}")
-        try:
+            claimed = described["sha256"].encode("ascii")
             size = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-            status = os.fstat(file.fileno())
-            if stat.S_ISREG(status.st_mode) and status.st_size != len(start) + size:
-                raise ValueError(f"expected {len(start) + size} bytes, got {status.st_size}")
             data = start + file.read(size + 1)
-        except (ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError) as error:
-            raise CheckpointError(f"{path}: damaged: its size is not the header's") from error
-    if not complete or _digest(*_around(data, claimed)) != claimed:
+    except MALFORMED as error:
+        raise CheckpointError(f"{path}: not a checkpoint of fnn, or damaged") from error
+    _check_described(path, described)
+    if _digest(*_around(data, claimed)) != claimed:
         raise CheckpointError(f"{path}: damaged: its content does not match its SHA-256")
     return data, described
 
@@ -254,17 +256,12 @@ def _digest(before: memoryview, after: memoryview) -> bytes:
 
 def _check_metadata(metadata: Any) -> None:
     """Refuse keys that are not text: JSON would make 1 and "1" the same key."""
-    try:
-        if isinstance(metadata, dict):
-            for key, value in metadata.items():
-                if not isinstance(key, str):
-                    raise TypeError(f"checkpoint: metadata: expected keys of text, got {key!r}")
-                _check_metadata(value)
-        elif isinstance(metadata, list | tuple):
-            for value in metadata:
-                _check_metadata(value)
-    except RecursionError:
-        raise TypeError("checkpoint: metadata: nested too deeply") from None
+    for key in metadata if isinstance(metadata, dict) else ():
+        if not isinstance(key, str):
+            raise TypeError(f"checkpoint: metadata: expected keys of text, got {key!r}")
+    values = metadata.values() if isinstance(metadata, dict) else metadata
+    for value in values if isinstance(metadata, dict | list | tuple) else ():
+        _check_metadata(value)
 
 
 def _restore(name: str, read: Read, like: Any, keys: dict[str, str]) -> Any:

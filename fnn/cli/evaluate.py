@@ -24,7 +24,7 @@ def evaluate(run: Path, source: tuple[str, ...], as_json: bool) -> None:
     """
     trained = files.load(run)
     examples, which = evaluation.held_out(trained, trained.read(source))
-    for line in trained.inputs.unseen(examples.x):
+    for line in trained.inputs.unseen(examples.x).lines():
         click.echo(f"Warning: {line}", err=True)
     found = evaluation.evaluate(trained, examples)
     if as_json:

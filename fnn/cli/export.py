@@ -90,6 +90,7 @@ def _codes(feature: Feature) -> str:
     """What a number in the column stands for, where it is not itself."""
     units = {"date": ["in days since 1970-01-01"], "time": ["as a fraction of the day"]}
     codes = [f"{i} for {value}" for i, value in enumerate(feature.values)]
-    codes += ["-1 for any other"] * (feature.kind == "category")
+    rest = f"-1 - crc32(text) % {feature.rest}" if feature.rest > 1 else "-1"
+    codes += [f"{rest} for any other"] * (feature.kind == "category")
     codes += units.get(feature.kind, []) + ["nan for a blank"] * feature.flag
     return ": " * bool(codes) + ", ".join(codes)

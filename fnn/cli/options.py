@@ -126,7 +126,7 @@ of_table = of_settings((
     ("header/--no-header", None, None, "Whether there are names.  [default: guessed]"),
     ("skip", Whole(min=0), None, "Lines above a table's header.  [default: guessed]"),
     ("encoding", encoding, None, "Of text that is not UTF-8: cp1252.  [default: guessed]"),
-    ("table", None, None, "Sheet of a workbook, or table of a database."),
+    ("table", None, None, "Sheet of a workbook, or table or SELECT statement of a database."),
 ))  # fmt: skip
 """The options for reading a table."""
 

@@ -1,5 +1,6 @@
 """`fnn predict`: a trained network's predictions as CSV or Parquet."""
 
+import errno
 import itertools
 import tempfile
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def predict(run: Path, source: str, out: Path | None) -> None:
     def parts() -> Iterator[np.ndarray]:
         nonlocal unseen
         for part in trained.parts(source):
-            unseen = trained.inputs.count_unseen(part.x, unseen)
+            unseen = trained.inputs.unseen(part.x, unseen)
             notes.update(dict.fromkeys(part.left_out))
             waiting.append(polars.DataFrame(part.ids))
             yield part.x
@@ -87,9 +88,13 @@ def _csv(frames: Iterator[polars.DataFrame]) -> Iterator[str]:
 
 @contextmanager
 def _parquet(frames: Iterator[polars.DataFrame], folder: Path) -> Iterator[IO[bytes]]:
-    """The rows as a Parquet file in the folder, which is removed after the block."""
+    """The rows as a Parquet file in the folder, which is removed after the block. Raises OSError
+    where it can't be written."""
     first = next(frames)
     every = lambda columns, predicate, n_rows, batch_size: itertools.chain([first], frames)
     with tempfile.NamedTemporaryFile(dir=folder, suffix=atomic.UNFINISHED) as file:
-        register_io_source(every, schema=first.schema).sink_parquet(file.name)
+        try:
+            register_io_source(every, schema=first.schema).sink_parquet(file.name)
+        except polars.exceptions.PolarsError as error:  # whatever a full disk leads to
+            raise OSError(errno.EIO, f"can't be written: {error}", str(folder)) from error
         yield file

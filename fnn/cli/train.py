@@ -193,7 +193,7 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
     features = _counted(run.inputs.d_in, "feature")
     if run.sizes[0] != run.inputs.d_in:
         features += f" as {run.sizes[0]} inputs"
-    far = run.inputs.unseen(run.inputs.aligned(examples.train).x)
+    far = run.inputs.unseen(run.inputs.aligned(examples.train).x).lines()
     counted = ", ".join(f"{count} {name}" for name, count in counts.items())
     click.echo(f"data      {source}: {n} examples, {features}, {outputs}; {counted}")
     for note in (*examples.train.notes, *run.inputs.left_out(), *far):

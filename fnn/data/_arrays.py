@@ -108,10 +108,7 @@ def _check_targets(name: str, y: np.ndarray, n: int) -> None:
 
 def _decoded(name: str, y: np.ndarray) -> np.ndarray:
     """Labels (n,) in bytes as text; two labels that differ stay different."""
-    texts = []
-    for i, label in enumerate(y.tolist()):
-        try:
-            texts.append(label.decode())
-        except UnicodeDecodeError as error:
-            raise DataError(f"{name}: y[{i}] is {label!r}, expected text in UTF-8") from error
-    return np.array(texts)
+    try:
+        return np.char.decode(y, "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: y has {error.object!r}, expected text in UTF-8") from error

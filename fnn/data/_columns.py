@@ -19,16 +19,13 @@ FEW = 20
 PLAIN = ["%Y-%m-%d", "%Y/%m/%d", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y"]
 """Dates that can be read in one way only: cells of a column in another form may have these."""
 SPELT = {
-    "%Y-%m": (r"^(\d{4})-(\d\d)$", "$1-$2-01"),
     "%Y%m%d": (r"^((?:19|20)\d\d)(\d\d)(\d\d)$", "$1-$2-$3"),
     "%m%d%Y": (r"^(\d?\d)(\d\d)((?:19|20)\d\d)$", "$3-$1-$2"),
     "%d%m%Y": (r"^(\d?\d)(\d\d)((?:19|20)\d\d)$", "$3-$2-$1"),
 }
 """Dates that are rewritten as year-month-day."""
-MINUTE, DAY = 60_000_000, 86_400_000_000
+DAY = 86_400_000_000
 """Microseconds."""
-OFFSET = r"(?:Z|([+-])(\d\d)(?::?(\d\d))?)$"
-"""The offset from UTC after a time of day."""
 BLANKS = [
     "", "NA", "N/A", "n/a", "na", "#N/A", "NaN", "nan", "NAN", "NULL", "null", "None",
     "?", "-", ".",
@@ -71,10 +68,7 @@ def parse_column(
         return Column(NUMBER), _finite(table, at, days.cast(polars.Float64)), ""
     if kind.is_nested() or kind in (polars.Binary, polars.Object):
         raise DataError(f"{table.where(at)}: expected numbers, text or dates, got {kind}")
-    text = stripped(cells)
-    if like is None:
-        return _guessed(table, at, text, wanted)
-    return _read_like(table, at, text, wanted, like)
+    return _of_text(table, at, stripped(cells), like, wanted)
 
 
 def _is_text(cells: Series, like: Column | None, wanted: str | None) -> bool:
@@ -90,35 +84,50 @@ def _is_text(cells: Series, like: Column | None, wanted: str | None) -> bool:
     )
 
 
-def _guessed(table: Table, at: int, text: Series, wanted: str | None) -> Found:
-    """`parse_column` of text, its kind and form guessed."""
+def _of_text(table: Table, at: int, text: Series, like: Column | None, wanted: str | None) -> Found:
+    """`parse_column` of text."""
     clean, words = without_words(text)
-    only_words = wanted is None and not clean.count() and text.count()
-    found = None if only_words or wanted == CATEGORY else _measured(table, at, clean, wanted)
-    if found is None and wanted in (NUMBER, DATE):
-        raise DataError(f"{table.where(at)}: no {wanted}s, but cells such as {clean.max()!r}")
-    if found is None:
-        column, cells, note = _categories(table, at, text)
-        more = "" if wanted or only_words else _hint(table, at, clean)
-    else:
-        column, cells, note = found
-        lost = clean.count() - int(np.isfinite(cells).sum())
-        gone = " and ".join(filter(None, [words, f"{lost} other cells" * bool(lost)]))
-        more = gone and f"{table.called(at)}: {gone} taken as no value"
-    return column, cells, "; ".join(filter(None, [note, more]))
+    column, note = _decided(table, at, clean, bool(words), like, wanted)
+    if column.kind == CATEGORY:
+        if wanted == DATE and clean.count():
+            raise DataError(f"{table.where(at)}: no dates, but cells such as {clean.max()!r}")
+        hint = "" if like or wanted else _hint(table, at, clean)
+        column, codes, note = _categories(table, at, text)
+        return column, codes, "; ".join(filter(None, [note, hint]))
+    read, mixed = _read(table, clean, column)
+    wrong = read.is_null() & clean.is_not_null()
+    if (strays := int(wrong.sum())) and not wanted:
+        raise _stray(table, at, clean, wrong, column, like)
+    cells = _finite(table, at, read) if column.kind == NUMBER else _in_days(read, column.kind)
+    gone = " and ".join(filter(None, [words, f"{strays} other cells" * bool(strays)]))
+    lost = gone and f"{table.called(at)}: {gone} taken as no value"
+    return column, cells, "; ".join(filter(None, [", ".join(filter(None, [note, mixed])), lost]))
 
 
-def _measured(table: Table, at: int, text: Series, wanted: str | None) -> Found | None:
-    """Text as numbers, dates or times; None where it is none."""
-    n = text.count()
+def _decided(
+    table: Table, at: int, text: Series, words: bool, like: Column | None, wanted: str | None
+) -> tuple[Column, str]:
+    """What the column is and how it is written: as that of `like`, if that says so; else a guess,
+    and what was guessed. words says whether there are any beside the text."""
+    only_words = words and not text.count() and wanted is None
+    known = like and (like.form or like.kind in (NUMBER, CATEGORY))
+    if known or only_words or wanted == CATEGORY:
+        return like or Column(CATEGORY), ""
+    column, note = _guess(table, at, text, wanted)
+    return (like, "") if like and column.kind != like.kind else (column, note)
+
+
+def _guess(table: Table, at: int, text: Series, wanted: str | None) -> tuple[Column, str]:
+    """The kind and the form of text without words for nothing, and what was guessed of them."""
     compact = text.str.contains(r"^\d{7,8}$").all() and text.n_unique() > 3
-    dated = _dated(table, at, text, DATE, DATES[-3:], wanted) if compact else None
-    if wanted != NUMBER and dated:
-        return dated
+    if compact and wanted != NUMBER and (form := _form(text, DATE, DATES[-3:])):
+        return Column(DATE, (), form), _note(form)
     if wanted is None and are_codes(text):
-        return None
-    if (wanted != DATE or not n) and (found := _as_number(table, at, text, wanted)):
-        return found
+        return Column(CATEGORY), ""
+    numbers, form = _numbers.as_numbers(text, table.separator)
+    if wanted == NUMBER or (not wanted and _are_numbers(text, numbers)):
+        note = form if form in STYLES else f"{table.called(at)}: numbers, {form}"
+        return Column(NUMBER, (), form), note
     some = text.drop_nulls().head(100)
     for kind, looks, forms in (
         (DATE, r"\d\d.*\d:\d\d", MOMENTS),
@@ -126,22 +135,28 @@ def _measured(table: Table, at: int, text: Series, wanted: str | None) -> Found 
         (TIME, r"\d:\d\d", TIMES),
     ):
         many = wanted or 10 * int(some.str.contains(looks).sum()) >= 8 * len(some)
-        if many and len(some) and (dated := _dated(table, at, text, kind, forms, wanted)):
-            return dated
-    return None
+        if many and (form := _form(text, kind, forms)):
+            return Column(kind, (), form), _note(form)
+    return Column(CATEGORY), ""
 
 
-def _as_number(table: Table, at: int, text: Series, wanted: str | None) -> Found | None:
-    """Text as numbers; None where more than a twentieth, or much of few values, is none."""
-    numbers, form = _numbers.as_numbers(text, table.separator)
+def _read(table: Table, text: Series, column: Column) -> tuple[Series, str]:
+    """Text as numbers, or as dates or times: in the column's form, or in another that can be read
+    in one way only; and a note of these."""
+    if column.kind == NUMBER:
+        return _numbers.as_numbers(_as_bits(text), table.separator, column.form)[0], ""
+    found = first = _in_form(text, column.kind, column.form or DATES[0])
+    others = (*PLAIN, *(f"{PLAIN[0]}{gap}{time}" for gap in " T" for time in TIMES[:2]))
+    for other in others if column.kind == DATE and column.form else ():
+        found = found.fill_null(_in_form(text.set(found.is_not_null(), None), DATE, other))
+    return found, "dates in several forms" * (found.null_count() < first.null_count())
+
+
+def _are_numbers(text: Series, numbers: Series) -> bool:
+    """Whether text is numbers but for a twentieth at most, unless its values are few."""
     n, strays = text.count(), text.count() - numbers.count()
     rare = strays <= min(max(1, n // 20), n - strays)
-    if strays and not wanted:
-        if rare and text.n_unique() > min(FEW, n // 2):
-            raise _stray(table, at, text, numbers, NUMBER)
-        return None
-    note = form if form in STYLES else f"{table.called(at)}: numbers, {form}"
-    return Column(NUMBER, (), form), _finite(table, at, numbers), note
+    return not strays or (rare and text.n_unique() > min(FEW, n // 2))
 
 
 def without_words(text: Series) -> tuple[Series, str]:
@@ -149,8 +164,8 @@ def without_words(text: Series) -> tuple[Series, str]:
     words = text.str.contains(NOTHING).fill_null(False)
     if not words.any():
         return text, ""
-    some = text.filter(words).unique().sort()
-    return text.set(words, None), ", ".join(map(repr, some[:3])) + ", ..." * (len(some) > 3)
+    some = [repr(word) for word in text.filter(words).unique().sort()]
+    return text.set(words, None), ", ".join(some[:3] + ["..."] * (len(some) > 3))
 
 
 def are_codes(text: Series) -> bool:
@@ -165,47 +180,36 @@ def _hint(table: Table, at: int, text: Series) -> str:
     """The note for categories that are mostly numbers, or ""."""
     found, _ = _numbers.as_numbers(text, table.separator)
     there, n = found.count(), text.count()
-    if are_codes(text) or 2 * there < n or found.n_unique() <= min(FEW, n // 2):
+    if not n or are_codes(text) or 2 * there < n or found.n_unique() <= min(FEW, n // 2):
         return ""
     word = text.filter(found.is_null() & text.is_not_null())[0]
     way = f"--number {table.option(at)} takes such cells as no value"
     return f"{table.called(at)}: {there} of {n} cells are numbers, but {word!r}; categories; {way}"
 
 
-def _stray(table: Table, at: int, text: Series, read: Series, kind: str) -> DataError:
-    """The error for the first cell that can't be read as most of its column."""
-    row = int((read.is_null() & text.is_not_null()).arg_max() or 0)
-    what = f"{text[row]!r} is not a {kind}, as most cells of the column are"
-    name = table.option(at)
+def _stray(
+    table: Table, at: int, text: Series, wrong: Series, column: Column, like: Column | None
+) -> DataError:
+    """The error for the first cell that can't be read as most of its column, or as in training."""
+    row, kind, name = int(wrong.arg_max() or 0), column.kind, table.option(at)
     blank = f"--{kind} {name} takes such cells as no value, " if kind != TIME else ""
-    ways = f"correct it, or {blank}--category {name} all as text"
-    return DataError(f"{table.where(at, row)}: {what}; {ways}")
+    why = f", as most cells of the column are; correct it, or {blank}--category {name} all as text"
+    if like:
+        form = like.form and f" written {'with' if kind == NUMBER else 'as'} {like.form}"
+        why = f"{form}, as in training"
+    return DataError(f"{table.where(at, row)}: {text[row]!r} is not a {kind}{why}")
 
 
-def _dated(
-    table: Table, at: int, text: Series, kind: str, forms: list[str], wanted: str | None
-) -> Found | None:
-    """Text as dates, or times of day, in one of these forms; None where most is none.
-
-    Cells in another form that can be read in one way only are read too. Raises DataError where
-    some cells are no dates, unless dates are wanted.
-    """
-    there = text.count()
+def _form(text: Series, kind: str, forms: list[str]) -> str:
+    """The one of these forms in which most of text is, as dates or times of day; "" for none."""
     head = text.drop_nulls().head(20)
-    likely = [f for f in forms if 2 * _in_form(head, kind, f).count() >= len(head)]
+    likely = [f for f in forms if 2 * _in_form(head, kind, f).count() >= len(head) > 0]
     read = {form: _in_form(text, kind, form).count() for form in likely}
     best = max(likely, key=read.__getitem__, default="")
-    if not best or there - read[best] > there // 2:
-        return None
-    found = _in_forms(text, kind, best)
-    wrong = there - found.count()
-    if wrong and not wanted:
-        raise _stray(table, at, text, found, kind)
-    note = _note(best, read[best] < there - wrong)
-    return Column(kind, (), best), _in_days(found, kind), note
+    return best if best and text.count() - read[best] <= text.count() // 2 else ""
 
 
-def _note(form: str, mixed: bool) -> str:
+def _note(form: str) -> str:
     """What was guessed of dates, in words, or ""."""
     names = {"%m": "month", "%d": "day", "%Y": "year", "%y": "year", "%b": "month"}
     gap = "" if form in DATES[-3:] else "/"
@@ -213,20 +217,8 @@ def _note(form: str, mixed: bool) -> str:
     notes = {
         f"dates as {order}": not gap or "%y" in form or form[:8] in ("%m/%d/%Y", "%d/%m/%Y"),
         "two-digit years from 1970 to 2069": "%y" in form,
-        "dates in several forms": mixed,
     }
     return ", ".join(note for note, said in notes.items() if said)
-
-
-def _in_forms(text: Series, kind: str, form: str) -> Series:
-    """Text in this form, and dates in another that can be read in one way only."""
-    found = _in_form(text, kind, form)
-    if kind == DATE:
-        for other in (*PLAIN, *(f"{PLAIN[0]}{gap}{time}" for gap in " T" for time in TIMES[:2])):
-            if found.null_count() == text.null_count():
-                break
-            found = found.fill_null(_in_form(text.set(found.is_not_null(), None), kind, other))
-    return found
 
 
 def stripped(cells: Series) -> Series:
@@ -234,31 +226,6 @@ def stripped(cells: Series) -> Series:
     text = cells.cast(polars.String).str.strip_chars()
     blank = text.is_in(list(BLANKS))
     return text.set(blank.fill_null(True), None) if blank.any() else text
-
-
-def _read_like(table: Table, at: int, text: Series, wanted: str | None, like: Column) -> Found:
-    """The column, its text read as that of `like`, and its cells."""
-    if like.kind == CATEGORY:
-        return _categories(table, at, text)
-    text, _ = without_words(text)
-    if like.kind != NUMBER and not like.form:  # learned from dates, not from text
-        column, read, _ = _guessed(table, at, text, wanted)
-        if column.kind == like.kind:
-            return column, read, ""
-        cells = text.clear(len(text)).cast(polars.Int64)
-    elif like.kind == NUMBER:
-        cells, _ = _numbers.as_numbers(_as_bits(text), table.separator, like.form)
-    else:
-        cells = _in_forms(text, like.kind, like.form)
-    wrong = cells.is_null() & text.is_not_null()
-    if wrong.any() and not wanted:
-        row = int(wrong.arg_max() or 0)
-        how = like.form and f" written {'with' if like.kind == NUMBER else 'as'} {like.form}"
-        what = f"{text[row]!r} is not a {like.kind}{how}, as in training"
-        raise DataError(f"{table.where(at, row)}: {what}")
-    if like.kind == NUMBER:
-        return like, _finite(table, at, cells), ""
-    return like, _in_days(cells, like.kind), ""
 
 
 def _as_bits(text: Series) -> Series:
@@ -280,17 +247,15 @@ def _categories(table: Table, at: int, text: Series) -> Found:
 def one_spelling(text: Series) -> tuple[Series, str]:
     """Words that differ only in their capitals in the most frequent spelling, and which they are;
     single letters stay as they are."""
-    counts = text.drop_nulls().value_counts(name="n").rename({text.name: "word"})
-    words = counts.sort(["n", "word"], descending=[True, False])["word"].to_list()
-    alike = [word.lower() if len(word) > 1 else word for word in words]
-    if len(set(alike)) == len(words):
-        return text, ""
-    spelt = dict(zip(reversed(alike), reversed(words), strict=True))  # the most frequent is last
-    to = [spelt[key] for key in alike]
-    others = [pair for pair in zip(words, to, strict=True) if pair[0] != pair[1]]
-    same = ", ".join(f"{word!r} taken as {one!r}" for word, one in others[:3])
-    text = text.replace_strict(words, to, return_dtype=polars.String)
-    return text, same + ", ..." * (len(others) > 3)
+    counts = text.drop_nulls().value_counts(name="n").rows()
+    spelt: dict[str, str] = {}
+    others = {}
+    for word, _ in sorted(counts, key=lambda count: (-count[1], count[0])):
+        one = spelt.setdefault(word.lower() if len(word) > 1 else word, word)
+        if one != word:
+            others[word] = one
+    said = [f"{word!r} taken as {one!r}" for word, one in others.items()]
+    return text.replace(others), ", ".join(said[:3] + ["..."] * (len(said) > 3))
 
 
 def _finite(table: Table, at: int, numbers: Series) -> np.ndarray:
@@ -310,16 +275,13 @@ def _in_form(text: Series, kind: str, form: str) -> Series:
         pattern, spelt = SPELT[form]
         text = text.set(~text.str.contains(pattern), None).str.replace(pattern, spelt)
         form = "%Y-%m-%d"
-    plain = text.str.replace(OFFSET, "") if "%H" in form else text
-    found = plain.str.to_datetime(form, strict=False, time_unit="us").cast(polars.Datetime("us"))
-    found = found.set(found.dt.year() < 1000, None)  # 20 is no year
-    if plain is text or found.null_count() == len(found):
-        return found
-    offset = text.str.extract_groups(OFFSET).struct
-    sign, hours, minutes = (offset.field(part).fill_null("0") for part in "123")
-    east = hours.cast(polars.Int64) * 60 + minutes.cast(polars.Int64)
-    east = east.zip_with(sign != "-", -east)
-    return (found.cast(polars.Int64) - east * MINUTE).cast(polars.Datetime("us"))
+    if "%H" in form:  # with an offset from UTC, or in UTC
+        plain = text.str.replace("Z$", "")
+        text = plain.zip_with(plain.str.contains(r":\d\d.*[+-]\d\d(:?\d\d)?$"), plain + "+00:00")
+        form += "%#z"
+    read = text.str.to_datetime(form, strict=False, time_unit="us", time_zone="UTC")
+    found = read.dt.replace_time_zone(None)
+    return found.set(found.dt.year() < 1000, None)  # 20 is no year
 
 
 def _in_days(cells: Series, kind: str) -> np.ndarray:

@@ -4,7 +4,7 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fnn.data._reading import GUESS, Reading
@@ -13,7 +13,8 @@ from fnn.data.errors import DataError
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|infinity|nan)", re.I | re.A)
 UNIT = re.compile(
-    r"(?!(?i:n\W?[adv]\.?|nan|null?|unknown|missing|none|tbd|inf|yes|no|true|false)$)"
+    r"(?!(?i:n\W?[adv]\.?|nan|null?|unknown|missing|none|nil|tbd|undefined|varies|not|inf|yes|no"
+    r"|true|false|.?blank.?)$)"
     r"[(\[]?([^\W\d]|[%$€£°#])[^\s\d]{0,11}[23²³]?[)\]]?"
 )
 """A cell of a line of units, which stands between a header and numbers."""
@@ -55,7 +56,7 @@ class Dialect(NamedTuple):
         return [i for i, cells in enumerate(lines) if cells and _are_numbers(cells)]
 
 
-def guess(content: bytes, reading: Reading = GUESS, known: Collection[str] = ()) -> Dialect:
+def guess(content: bytes, reading: Reading = GUESS, known: Mapping[str, str] = {}) -> Dialect:
     """The dialect of a file that starts with these bytes, text in UTF-8.
 
     The separator is the one of `SEPARATORS` that cuts the first lines into the most columns, the
@@ -63,16 +64,15 @@ def guess(content: bytes, reading: Reading = GUESS, known: Collection[str] = ())
     The first line is a header if none of its cells is a number, unless every column is text and
     the first line's cells come again below it; or if its cells count the columns, 0, 1, 2, as
     pandas names columns without names. A header may lack the first column's name, as R writes
-    it. A line that has one of the names `known` is a header. Lines of one cell above a header of
-    three or more are titles, and a row of units may stand below it. The separator, the header and
-    the number of lines above are not guessed where `reading` gives them. A first line `sep=;`, as
-    Excel writes it, decides the separator.
+    it. A line that has one of the names in `known`, {name: kind}, is a header. Lines of one cell
+    above a header of three or more are titles, and a row of units may stand below it. The
+    separator, the header and the number of lines above are not guessed where `reading` gives them.
+    A first line `sep=;`, as Excel writes it, decides the separator.
 
     Raises DataError where there is no line, UnicodeDecodeError for other text than UTF-8.
     """
     header, skip = reading.header, reading.skip
-    mark = 3 if content.startswith(b"\xef\xbb\xbf") else 0
-    text = content[mark:].decode()
+    text = content.decode()
     lines = list(io.StringIO(text, newline=""))
     above = _remarks(lines) if skip is None else skip
     told = EXCEL.fullmatch("".join(lines[:above]))
@@ -85,7 +85,6 @@ def guess(content: bytes, reading: Reading = GUESS, known: Collection[str] = ())
         raise DataError("empty")
     names, taken, trailing = _header(rows, header, known)
     start = above + [0, *ends][taken]
-    start += len(list(itertools.takewhile(lambda line: not line.strip("\r\n "), lines[start:])))
     notes = {
         f"separated by {SEPARATORS[separator]}": guessed and separator != ",",
         f"lines above the header left out: {titles}": titles,
@@ -96,7 +95,7 @@ def guess(content: bytes, reading: Reading = GUESS, known: Collection[str] = ())
         separator,
         end="\r" if "\r" in text and "\n" not in text else "\n",
         names=names,
-        skip=mark + len("".join(lines[:start]).encode()),
+        skip=len("".join(lines[:start]).encode()),
         lines=start,
         sample=tuple(rows[taken:]),
         trailing=trailing,
@@ -107,16 +106,16 @@ def guess(content: bytes, reading: Reading = GUESS, known: Collection[str] = ())
 
 
 def _header(
-    rows: Sequence[tuple[str, ...]], header: bool | None, known: Collection[str]
+    rows: Sequence[tuple[str, ...]], header: bool | None, known: Mapping[str, str]
 ) -> tuple[tuple[str, ...], int, bool]:
     """The names, how many rows they and the units take, and whether rows end with a separator that
     the header lacks."""
     first = rows[0]
     if header is None:
-        header = not set(known).isdisjoint(first) or _is_header(first, rows[1:])
+        header = not known.keys().isdisjoint(first) or _is_header(first, rows[1:])
     if not header:
         return (), 0, False
-    taken = 1 + _are_units(rows)
+    taken = 1 + _are_units(rows, known)
     if len(rows) == taken or any(len(row) != len(first) + 1 for row in rows[taken:]):
         return first, taken, False
     trailing = not any(row[-1] for row in rows[taken:])
@@ -132,12 +131,16 @@ def _titles(lines: Sequence[str], separator: str, header: bool | None) -> int:
     return ends[at - 1] if titles and (header or _is_header(rows[at], rows[at + 1 :])) else 0
 
 
-def _are_units(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the row below the header has units, and those below it numbers."""
-    same = [row for row in rows[2:] if len(row) == len(rows[1])] if len(rows) > 4 else []
+def _are_units(rows: Sequence[Sequence[str]], known: Mapping[str, str]) -> bool:
+    """Whether the row below the header has units, and those below it numbers, as far as it is not
+    known what they are; each may end with a separator that the header lacks."""
+    n = len(rows[1]) if len(rows) > (2 if known else 4) else 0
+    same = [row[:n] for row in rows[2:] if len(row) == n or (len(row) == n + 1 and not row[-1])]
     cells: dict[bool, list[str]] = {True: [], False: []}
-    for cell, below in zip(rows[1] if same else (), zip(*same, strict=True), strict=True):
-        cells[any(below) and _are_numbers(below)] += [cell] if cell else []
+    columns = zip(rows[0], rows[1], zip(*same, strict=True), strict=False) if n else ()
+    for name, cell, below in columns:
+        numbers = any(below) and _are_numbers(below)
+        cells[known[name] == "number" if name in known else numbers] += [cell] if cell else []
     brackets = all(cell[0] in "([" for cell in cells[False])
     return bool(cells[True]) and brackets and all(map(UNIT.fullmatch, cells[True]))
 
@@ -180,10 +183,11 @@ def _remarks(lines: Sequence[str]) -> int:
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """The separator that cuts these lines into the most columns, if all into as many."""
+    """The separator that cuts the most of these lines, all but titles, into as many columns; and
+    into the most, where several do."""
     some = [line for line in lines[: ROWS + 1] if line.strip()]
     others = re.search(r"[;\t|]", "".join(some[:1]))
-    found: dict[str, tuple[bool, int]] = {}
+    found: dict[str, tuple[int, int]] = {}
     for mark in SEPARATORS:
         cut = some
         if mark == "," and others:
@@ -193,7 +197,8 @@ def _separator(lines: Sequence[str]) -> str:
         widths = below if 2 * len(below) > len(widths) else widths
         most = max(widths, default=1)
         same = most > 1 and all(width == most for width in widths[1:] or widths)
-        found[mark] = (same and widths[0] in (most, most - 1), widths[0] if widths else 1)
+        fits = same and widths[0] in (most, most - 1)
+        found[mark] = (len(widths) if fits else 0, widths[0] if widths else 1)
     return max(found, key=lambda mark: found[mark])
 
 

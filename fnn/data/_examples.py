@@ -34,24 +34,24 @@ def of_table(
         what = "expected at least one feature and the target, got one column"
         raise DataError(f"{table.name}: {what}")
     at = targets.index(table, target, target_name)
-    notes, kind = list(table.notes), reading.kind_of(table.option(at))
-    blank = targets.text(table, at, kind).is_null()
-    if blank.any():
-        if reading.missing == "error" or blank.all():
-            raise DataError(f"{table.where(at, int(blank.arg_max() or 0))}: no value")
-        table = table.only(~blank)
-        notes.append(f"{blank.sum()} rows without a target left out")
-    y, classes, note = targets.targets(table, at, task, kind)
+    kind = reading.kind_of(table.option(at))
+    cells = targets.text(table, at, kind)
+    blank, gone = cells.is_null(), cells.null_count()
+    if gone and (reading.missing == "error" or blank.all()):
+        raise DataError(f"{table.where(at, blank.arg_max())}: no value")
+    table = table.only(~blank) if gone else table
+    y, classes, note = targets.targets(table, at, cells.drop_nulls(), task, kind)
     groups, times = _apart(table, reading)
     beside = {at, *_indices(table, (*reading.id, *reading.group))}
     learned = [i for i in range(table.frame.width) if i not in beside]
     x, found, more = _parsed(table, learned, reading, _like(table, learned, like))
     names = tuple(table.names[i] for i in learned if table.names)
     hints = () if like else _suspects.suspects([table.called(i) for i in learned], x, found, y)
-    notes += [*filter(None, [note]), *more, *hints]
+    left = [f"{gone} rows without a target left out"] if gone else []
+    notes = (*table.notes, *left, *filter(None, [note]), *more, *hints)
     return Dataset(
         table.name, x, y, classes, names, table.names[at : at + 1], None, found,
-        tuple(notes), tuple(blank.arg_true()), groups, times, table.encoding,
+        notes, tuple(blank.arg_true()), groups, times, table.encoding,
     )  # fmt: skip
 
 
@@ -78,17 +78,15 @@ def _apart(table: Table, reading: Reading) -> tuple[np.ndarray | None, np.ndarra
     return groups, times
 
 
-def inputs(
-    source: Any, encoding: Encoding, features: tuple[str, ...], reading: Reading, size: int
-) -> Iterator[Part]:
-    """The columns of a table that an encoding uses, or that have the names of features."""
-    wanted = tuple(feature.name for feature in encoding.used) or features
+def inputs(source: Any, encoding: Encoding, reading: Reading, size: int) -> Iterator[Part]:
+    """The columns of a table that an encoding uses."""
+    wanted = encoding.names
     like: list[Column | None] = []
     for table in _tables(source, reading, encoding, wanted, size):
         at = _places(table, wanted, len(encoding.features) or encoding.d_in)
         like = like or _like(table, at, encoding)
         x, found, _ = _parsed(table, at, reading, like)
-        like = [_decided(old, new) for old, new in zip(like, found, strict=True)]
+        like = list(map(_decided, like, found))
         ids = {name: table.frame[:, i] for name in reading.id for i in _indices(table, [name])}
         lost = tuple(note for note in table.notes if "left out" in note)
         if encoding.features:
@@ -109,6 +107,11 @@ def unlabelled(source: Any, reading: Reading) -> Dataset:
     return Dataset(table.name, x, y, (), table.names, columns=found, notes=(*table.notes, *notes))
 
 
+def _decided(like: Column | None, found: Column) -> Column:
+    """How the next part is read: what training does not say, the first part does."""
+    return like if like and (like.form or like.kind != found.kind) else found
+
+
 def _places(table: Table, wanted: tuple[str, ...], every: int) -> list[int]:
     """The columns of the wanted names, or all where the table or the run has no names."""
     if table.names and any(wanted):
@@ -119,14 +122,12 @@ def _places(table: Table, wanted: tuple[str, ...], every: int) -> list[int]:
     return list(range(every))
 
 
-def _check_numbers(
-    table: Table, places: list[int], found: tuple[Column, ...], x: np.ndarray
-) -> None:
+def _check_numbers(table: Table, at: list[int], found: Sequence[Column], x: np.ndarray) -> None:
     """Raise DataError for what a network that was trained on arrays can't take."""
-    for column, place in zip(found, places, strict=True):
+    for column, place in zip(found, at, strict=True):
         if column.kind != NUMBER:
             raise DataError(f"{table.where(place)}: expected numbers, got a {column.kind}")
-    _refuse_blanks(table, places, x)
+    _refuse_blanks(table, at, x)
 
 
 def _refuse_blanks(table: Table, places: Sequence[int], x: np.ndarray, hint: str = "") -> None:
@@ -134,13 +135,6 @@ def _refuse_blanks(table: Table, places: Sequence[int], x: np.ndarray, hint: str
     if (blank := np.isnan(x)).any():
         row, i = np.argwhere(blank)[0]
         raise DataError(f"{table.where(places[i], int(row))}: no value{hint}")
-
-
-def _decided(like: Column | None, found: Column) -> Column | None:
-    """How the next part of a table is read: what training does not say, the first part does."""
-    if like is None:
-        return found
-    return found if found.kind == like.kind and not like.form else like
 
 
 def _like(table: Table, places: Sequence[int], encoding: Encoding | None) -> list[Column | None]:
@@ -162,13 +156,13 @@ def _tables(
     size: int | None = None,
 ) -> Iterator[Table]:
     """The table in parts; in one without a size. It has a header if that of `like` had one."""
-    names = [feature.name for feature in like.features] if like and like.features else None
-    for table in tables.parts(
-        source,
-        reading=reading if names is None or any(names) else reading._replace(header=False),
-        size=size or readers.LIMIT + 1,
-        known=tuple(filter(None, names or ())),
-    ):
+    if reading.skip is not None and (type(reading.skip) is not int or reading.skip < 0):
+        raise ValueError(f"reading: expected a whole number of lines to skip, got {reading.skip!r}")
+    features = like.features if like else ()
+    known = {feature.name: feature.kind for feature in features if feature.name}
+    if features and not known:
+        reading = reading._replace(header=False)
+    for table in tables.parts(source, reading, size or readers.LIMIT + 1, known):
         if like is None:
             _check_names(table, reading)
         yield _named(table, reading, only)
@@ -192,13 +186,14 @@ def _named(table: Table, reading: Reading, only: Collection[str]) -> Table:
     if not any(only):  # else columns are found by their names, in each part alike
         nameless = (i for i, name in enumerate(table.names) if not name)
         gone |= {i for i in nameless if not columns.stripped(table.frame[:, i]).count()}
-    table = table.without(gone)
-    named = zip(table.frame.columns, table.names, strict=False)
-    names = tuple(name or f"Unnamed: {i}" for i, name in named)
+    kept = [i for i in range(table.frame.width) if i not in gone]
+    names = tuple(
+        table.names[i] or f"Unnamed: {table.frame.columns[i]}" for i in kept if table.names
+    )
     if len(set(names)) < len(names):
         twice = Counter(names).most_common(1)[0][0]
         raise DataError(f"{table.name}: two columns are called {twice!r}")
-    return table._replace(names=names)
+    return table._replace(names=names, frame=table.frame[:, kept] if gone else table.frame)
 
 
 def _parsed(

@@ -2,6 +2,7 @@
 
 import math
 import re
+import zlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -11,7 +12,10 @@ from fnn.data._forms import is_form
 from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column, matched
 
 MOST = 50
-"""At most this many values of a category get an input each; the rest share one."""
+"""At most this many values of a category get an input each; the rest share `GROUPS`."""
+GROUPS = 16
+"""So many inputs stand for the values of a category that have none: which one, its CRC-32 decides.
+Weinberger et al. 2009, "Feature Hashing for Large Scale Multitask Learning"."""
 ROWS = 20
 """In fewer rows, that all values differ says nothing about a column."""
 YEAR, WEEK, HOURS = CYCLES = ("year", "week", "day")
@@ -34,7 +38,7 @@ class Feature:
         a date      is encoded as a number, and for each of `cycles` has the sine and cosine of
         or a time   its place in the year, in the week, in the day
         a category  is one input per entry of `values`, 1 for that value, 0 otherwise; with `flag`
-                    another for blanks, with `rest` another for all other values
+                    another for blanks, and `rest` others for groups of all other values
 
     form is how text was read, as in `Column`: later text is read in the same form.
     """
@@ -45,7 +49,7 @@ class Feature:
     flag: bool = False
     cycles: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
-    rest: bool = False
+    rest: int = 0
     form: str = ""
     kind: ClassVar[str] = NUMBER
     known_cycles: ClassVar[tuple[str, ...]] = ()
@@ -75,11 +79,6 @@ class Feature:
         """The number of inputs."""
         return 0 if self.left_out else 1 + self.flag + 2 * len(self.cycles)
 
-    @property
-    def binary(self) -> list[bool]:
-        """Whether each input is 0 or 1, or a wave, and is not standardised."""
-        return [self.kind == CATEGORY or i > 0 for i in range(self.width)]
-
     def describe(self) -> str:
         """What becomes of the column, in words."""
         return f"left out: {self.left_out}" if self.left_out else self._use()
@@ -108,8 +107,8 @@ class Feature:
         texts = (self.name, self.left_out, self.form, *self.cycles, *self.values)
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a feature's text is of another type")
-        if not set(self.cycles) <= set(self.known_cycles):
-            raise ValueError(f"unknown cycles of {self.name!r}")
+        if not 0 <= self.rest <= GROUPS or not set(self.cycles) <= set(self.known_cycles):
+            raise ValueError(f"unknown cycles, or groups of the rest, of {self.name!r}")
         if not is_form(self.kind, self.form):
             raise ValueError(f"{self.name!r} is written {self.form!r}")
         if not math.isfinite(self.fill) or (self.known_cycles and not abs(self.fill) < 2**31):
@@ -150,7 +149,7 @@ class Category(Feature):
             left_out = f"{len(values)} different texts in {len(cells)} rows"
         if left_out:
             return cls(name, left_out, form=column.form)
-        rest = len(values) > MOST
+        rest = GROUPS if len(values) > MOST else 0
         if rest:
             values = [values[i] for i in np.sort(np.argsort(-counts, kind="stable")[:MOST])]
         return cls(name, flag=flag, values=tuple(values), rest=rest, form=column.form)
@@ -162,28 +161,34 @@ class Category(Feature):
 
     def _use(self) -> str:
         shown = f"one-hot: {len(self.values)} value{'s' * (len(self.values) != 1)}"
-        more = ["the rest"] * self.rest + ["blank"] * self.flag
-        return " and ".join([shown, *more]) if len(more) < 2 else f"{shown}, the rest and blank"
+        groups = f"the rest in {self.rest} groups" if self.rest > 1 else "the rest" * self.rest
+        *more, last = filter(None, [shown, groups, "blank" * self.flag])
+        return f"{', '.join(more)} and {last}" if more else last
 
     def inputs(self, cells: Any, xp: Any = np) -> list[Any]:
-        """As in `Feature`; the cells are indices into `values`, -1 for any other value."""
-        every = [cells == i for i in range(len(self.values))] + [cells == -1] * self.rest
+        """As in `Feature`; the cells are indices into `values`, below 0 for any other value."""
+        every = [cells == i for i in (*range(len(self.values)), *range(-1, -1 - self.rest, -1))]
         return every + [xp.isnan(cells)] * self.flag
 
     def recoded(self, column: Column, cells: np.ndarray) -> np.ndarray:
-        """Cells as indices into `values`, numbers too: -1 for a value that is none of them."""
+        """Cells as indices into `values`, numbers too: for a value that is none of them -1 minus
+        its group."""
         there, values = ~np.isnan(cells), column.values
         if column.kind != CATEGORY:
             distinct, codes = np.unique(cells[there], return_inverse=True)
-            values = tuple(_written(number) for number in distinct.tolist())
+            values = tuple(str(number + 0.0).removesuffix(".0") for number in distinct.tolist())
         else:
             codes = cells[there].astype(int)
         found = np.full(len(cells), np.nan)
-        found[there] = np.array([*matched(values, self.values), -1], float)[codes]
+        at = matched(values, self.values)
+        for i, value in enumerate(values):
+            if at[i] < 0:
+                at[i] = -1 - zlib.crc32(value.encode()) % max(1, self.rest)
+        found[there] = np.array([*at, -1], float)[codes]
         return found
 
 
-TYPES: dict[str, type] = {"cycles": tuple, "values": tuple, "flag": bool, "rest": bool}
+TYPES: dict[str, type] = {"cycles": tuple, "values": tuple, "flag": bool, "rest": int}
 """What JSON does not keep apart."""
 KINDS = {kind.kind: kind for kind in (Feature, Date, Time, Category)}
 
@@ -240,7 +245,3 @@ def _place(days: Any, cycle: str, xp: Any) -> Any:
     leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
     of_january = xp.where(of_march >= 306, of_march - 306, of_march + 59 + leap.astype(day.dtype))
     return of_january.astype(days.dtype) / 366
-
-
-def _written(number: float) -> str:
-    return str(int(number)) if number == np.floor(number) and abs(number) < 1e15 else str(number)

@@ -33,7 +33,7 @@ OTHERS = {
     rb"\x89PNG|\xff\xd8\xff|GIF8": IMAGE,
     rb"\x89HDF\r\n\x1a\n": "an HDF5 file; save its arrays as x.npy and y.npy, or a table as CSV",
     rb"\x93NUMPY": "an array of NumPy without the ending .npy; rename it",
-    rb"(?:\xef\xbb\xbf)?\s*\[\s*\[": "JSON without names; give an object per row, or CSV",
+    rb"\s*\[\s*\[": "JSON without names; give an object per row, or CSV",
 }
 """What is no table, by its first bytes, and what to do."""
 
@@ -55,19 +55,37 @@ def _workbook(path: Path, content: bytes, table: str | None) -> bytes:
     return frame.write_csv(include_header=False).encode()
 
 
-def _database(path: Path, content: bytes, table: str | None) -> polars.DataFrame:
+def _sqlite(path: Path, content: bytes, table: str | None) -> polars.DataFrame:
     with sqlite3.connect(":memory:") as connection:
         connection.deserialize(content)
         known = "select name from sqlite_master where type in ('table', 'view')"
-        names = [name for (name,) in connection.execute(known) if not name.startswith("sqlite_")]
+        return _selected(path, connection, known, table)
+
+
+def _duckdb(path: Path, content: bytes, table: str | None) -> polars.DataFrame:
+    with extras.needs("duckdb"):
+        import duckdb
+    closed = {"enable_external_access": "false"}  # a statement reads nothing but this file
+    known = "select table_name from information_schema.tables"
+    with duckdb.connect(path, read_only=True, config=closed) as connection:
+        return _selected(path, connection, known, table)
+
+
+def _selected(path: Path, connection: Any, known: str, table: str | None) -> polars.DataFrame:
+    """The table of this name, the only one without a name, or what a SELECT statement gives."""
+    if not re.match(r"(?i)\s*(select|with)\s", table or ""):
+        names = [name for (name,) in connection.execute(known).fetchall()]
+        names = [name for name in names if not name.startswith("sqlite_")]
         quoted = _chosen(path, "table", names, table).replace('"', '""')
-        query = f'select * from "{quoted}"'
-        return polars.read_database(query, connection, infer_schema_length=None)
+        table = f'select * from "{quoted}"'
+    found = connection.execute(table)
+    columns = [column[0] for column in found.description]
+    return polars.DataFrame(found.fetchall(), columns, orient="row", infer_schema_length=None)
 
 
 def _json(path: Path, content: bytes, table: str | None) -> polars.DataFrame:
     """One object per line, a list of objects, or an object of columns."""
-    several = re.sub(r"\}\s*\n\s*\{", "}, {", content.decode("utf-8-sig"))
+    several = re.sub(r"\}\s*\n\s*\{", "}, {", content.decode())
     first, *others = json.loads(f"[{several}]")
     return polars.DataFrame([first, *others] if others else first, infer_schema_length=None)
 
@@ -75,8 +93,9 @@ def _json(path: Path, content: bytes, table: str | None) -> polars.DataFrame:
 READERS: dict[bytes, Callable[[Path, bytes, str | None], Any]] = {
     rb"PK\x03\x04(?s:.*)(xl/|\[Content_Types\]\.xml|opendocument\.spreadsheet)": _workbook,
     rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": _workbook,
-    rb"SQLite format 3\0": _database,
-    rb"(?:\xef\xbb\xbf)?\s*(\{\s*\"|\[\s*\{)": _json,
+    rb"SQLite format 3\0": _sqlite,
+    rb"(?s:.{8})DUCK": _duckdb,
+    rb"\s*(\{\s*\"|\[\s*\{)": _json,
 }
 
 

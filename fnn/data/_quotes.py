@@ -44,18 +44,9 @@ def check_header(path: Path, found: Dialect) -> None:
 
 def _is_strict(content: bytes, found: Dialect) -> bool:
     """Whether quotes open a cell at its start, close it at its end, and are doubled between."""
-    quotes = _positions(content, QUOTE)
-    if len(quotes) % 2:
-        return False
-    marks = [ord(found.separator), ord(found.end), *b"\r"]
-    held = np.frombuffer(content, np.uint8)
-    opening, closing = quotes[::2], quotes[1::2]
-    doubled = closing[:-1] + 1 == opening[1:]
-    starts = (opening == 0) | np.isin(held[opening - 1], marks)
-    ends = closing == len(content) - 1
-    ends[~ends] = np.isin(held[closing[~ends] + 1], marks)
-    inner = (starts[1:] | doubled).all() and (ends[:-1] | doubled).all()
-    return bool(inner and starts[0] and ends[-1])
+    other = f"[^{re.escape(found.separator + found.end)}\r]"
+    rows = rf'(?:[^"]++|(?<!{other})"(?:[^"]++|"")*+"(?!{other}))*+'
+    return re.fullmatch(rows.encode(), content) is not None
 
 
 def line_ends(content: bytes | bytearray, end: str) -> tuple[np.ndarray, np.ndarray]:

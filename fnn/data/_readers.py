@@ -24,6 +24,10 @@ LIMIT = (
     os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if os.name != "nt" else 1 << 34
 )
 """The most bytes that one array may take: half of the machine's memory."""
+VERSIONS = {
+    b"\x93NUMPY\1\0": np.lib.format.read_array_header_1_0,
+    b"\x93NUMPY\2\0": np.lib.format.read_array_header_2_0,
+}
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
@@ -56,19 +60,13 @@ UNPACK: dict[bytes, Callable[[Any], AbstractContextManager[Any]]] = {
 
 def read_npz(path: Path, *names: str) -> list[np.ndarray]:
     """The arrays of these names in a .npz file."""
-    with open(path, "rb") as file, explained(path):
-        if not zipfile.is_zipfile(file):
-            raise DataError(f"{path}: not a .npz file, or damaged")
-        with zipfile.ZipFile(file) as archive:
-            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            arrays = []
-            for name in names:
-                if name not in members:
-                    has = ", ".join(members) or "nothing"
-                    raise DataError(f"{path}: expected an array {name!r}, the file has {has}")
-                with archive.open(members[name]) as member:
-                    arrays.append(_array(f"{path}: {name}", member))
-            return arrays
+    with explained(path), zipfile.ZipFile(path) as archive:
+        members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+        for name in names:
+            if name not in members:
+                has = ", ".join(members) or "nothing"
+                raise DataError(f"{path}: expected an array {name!r}, the file has {has}")
+        return [_array(f"{path}: {name}", archive.open(members[name])) for name in names]
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -98,33 +96,24 @@ def read_idx(path: Path) -> np.ndarray:
 
 def _array(name: str, file: IO[bytes]) -> np.ndarray:
     """The array of a file in the format of NumPy's `save`."""
-    start = file.read(len(np.lib.format.MAGIC_PREFIX) + 2)
-    versions = {
-        np.lib.format.magic(1, 0): np.lib.format.read_array_header_1_0,
-        np.lib.format.magic(2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if start not in versions:
+    start = file.read(8)
+    if start not in VERSIONS:
         raise DataError(f"{name}: not an array in NumPy's format")
-    shape, by_columns, dtype = versions[start](file)
+    shape, by_columns, dtype = VERSIONS[start](file)
     if dtype.hasobject:
         raise DataError(f"{name}: it holds Python objects, which are not loaded")
     entries = _entries(name, file, dtype, shape)
     return entries.reshape(shape[::-1]).T if by_columns else entries.reshape(shape)
 
 
-def _entries(name: str, file: IO[bytes], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """The rest of the file as the entries of an array of this dtype and shape, in one axis.
-
-    Memory is taken for the bytes that are there, not for those that the shape promises.
-    """
+def _entries(name: str, file: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """The rest of the file as the entries of an array of this dtype and shape, in one axis."""
     size = math.prod(shape) * dtype.itemsize
     if size > LIMIT:
         raise DataError(f"{name}: {shape} takes {size} bytes; at most {LIMIT} are read")
-    content = bytearray()
-    while len(content) <= size and (piece := file.read(min(size + 1 - len(content), 1 << 22))):
-        content += piece
-    if len(content) < size:
-        raise DataError(f"{name}: cut short: {len(content)} of {size} bytes for {shape}")
-    if len(content) > size:
+    content = np.empty(size, np.uint8)
+    if (got := file.readinto(content)) < size:
+        raise DataError(f"{name}: cut short: {got} of {size} bytes for {shape}")
+    if file.read(1):
         raise DataError(f"{name}: longer than the {size} bytes that {shape} takes")
-    return np.frombuffer(content, dtype)
+    return content.view(dtype)

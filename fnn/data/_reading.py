@@ -11,7 +11,7 @@ class Reading(NamedTuple):
     separator stands between the cells of a text file, and header says whether it has one; None
     guesses. With missing "error" a blank cell is an error, with "fill" NaN. encoding is that of a
     text file, skip the number of lines above its header or its first row, and table names a sheet
-    of a workbook or a table of a database.
+    of a workbook or a table of a database, or is a SELECT statement for this.
 
     The others name columns. drop are not read. category, number and date are read as that; what is
     no number, or no date, is a blank. id name the rows: predictions repeat them, and nothing is
@@ -46,12 +46,14 @@ class Reading(NamedTuple):
         return next((kind for kind, names in kinds.items() if name in names), None)
 
     def columns(self) -> set[str]:
-        """The columns that are named.
+        """The columns that are named. Raises TypeError for a word in place of a tuple.
 
         >>> sorted(Reading(drop=("name",), time="when").columns())
         ['name', 'when']
         """
         named = self.drop, self.category, self.number, self.date, self.id, self.group
+        if any(isinstance(names, str) for names in named):
+            raise TypeError(f"reading: expected tuples of names, got {self}")
         return {name for names in named for name in names} | {self.time or ""} - {""}
 
 

@@ -4,12 +4,14 @@ Polars is fast but says little about a fault. Where it fails, and wherever a mes
 a second, slower look by Python's csv module finds it.
 """
 
+import codecs
 import csv
 import functools
 import io
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -18,14 +20,12 @@ import polars
 
 from fnn.data import _dialect, _formats, _quotes, _readers as readers
 from fnn.data._dialect import Dialect
-from fnn.data._reading import GUESS, Reading
-from fnn.data.errors import DataError, explained, first_line
+from fnn.data._reading import Reading
+from fnn.data.errors import DataError, explained
 
-LINE_LIMIT = 1 << 24
-"""The most characters of one line."""
-PIECE = 1 << 22
-"""Bytes that are read at a time."""
-TOTAL = r"(?i)((grand|sub)[ -]?)?totals?:?|sum:?|summe:?|gesamt(summe)?:?|somme:?|totaal:?"
+PIECE = 1 << 24
+"""Bytes that are read at a time; no line has more."""
+TOTAL = r"(?i)^(((grand|sub)[ -]?)?totals?|sum|summe|gesamt(summe)?|somme|totaal):?$"
 """The first text of a row that sums up those above it."""
 
 
@@ -51,14 +51,6 @@ class Table(NamedTuple):
         kept = rows.arg_true()
         return self._replace(frame=self.frame.filter(rows), place=lambda i: self.place(kept[i]))
 
-    def without(self, columns: Collection[int]) -> "Table":
-        """The table without the columns of these indices."""
-        if not columns:
-            return self
-        kept = [i for i in range(self.frame.width) if i not in columns]
-        names = tuple(self.names[i] for i in kept) if self.names else ()
-        return self._replace(frame=self.frame[:, kept], names=names)
-
     def where(self, column: int, row: int | None = None) -> str:
         """The words for a cell, or for a column."""
         line = "" if row is None else f"{self.place(row)}, "
@@ -74,9 +66,7 @@ class Table(NamedTuple):
         return self.names[column] if self.names else self.frame.columns[column]
 
 
-def parts(
-    source: Any, *, reading: Reading = GUESS, size: int, known: Collection[str] = ()
-) -> Iterator[Table]:
+def parts(source: Any, reading: Reading, size: int, known: Mapping[str, str]) -> Iterator[Table]:
     """The table of a file, or of a data frame, in parts of consecutive rows, each of about `size`
     bytes of text, or of numbers. Only a part is in memory; all of a file in another format or
     encoding than CSV, Parquet and Arrow, and of a Parquet or Arrow file that is compressed or a
@@ -84,7 +74,7 @@ def parts(
 
     Each format is recognised by its first bytes; anything else is text. Either may be compressed.
     `reading` and `known` decide what is guessed otherwise: see `_dialect.guess`. A line may have at
-    most `LINE_LIMIT` characters, and a table may take at most `readers.LIMIT` bytes of memory.
+    most `PIECE` characters, and a table may take at most `readers.LIMIT` bytes of memory.
 
     Raises, where it comes to the fault, DataError with the line, and for a Parquet or Arrow file
     that another process has changed meanwhile; OSError where the file can't be opened;
@@ -97,12 +87,9 @@ def parts(
         return
     path = Path(source)
     with readers.opened(path) as file, explained(path):
-        start = file.read(PIECE)
+        start = file.read(PIECE).removeprefix(codecs.BOM_UTF8)
         if start.startswith((b"PAR1", b"ARROW1")):
-            try:
-                yield from _stored(path, file, start, size)
-            except polars.exceptions.PanicException as error:  # of Rust code: it is no Exception
-                raise DataError(f"{path}: can't be read, damaged: {first_line(error)}") from None
+            yield from _stored(path, file, start, size)
             return
         if read := _formats.reader(start):
             found = read(path, _whole(path, file, start), reading.table)
@@ -170,45 +157,34 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def _of_text(
-    path: Path, file: IO[bytes], start: bytes, reading: Reading, known: Collection[str], size: int
+    path: Path, file: IO[bytes], start: bytes, reading: Reading, known: Mapping[str, str], size: int
 ) -> Iterator[Table]:
     """The parts of a text file that begins with these bytes."""
-    while b"\n" not in start and len(start) <= LINE_LIMIT and (piece := file.read(PIECE)):
-        start += piece
-    whole = start[: start.rfind(b"\n") + 1 or None]
-    if len(whole) > LINE_LIMIT and b"\n" not in start and b"\r" not in start:
-        raise DataError(f"{path}: line 1: longer than {LINE_LIMIT} characters")
+    if len(start) == PIECE and b"\n" not in start and b"\r" not in start:
+        raise DataError(f"{path}: line 1: longer than {PIECE} characters")
     try:
-        found = _dialect.guess(whole, reading, known)
+        found = _dialect.guess(start[: start.rfind(b"\n") + 1 or None], reading, known)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     _quotes.check_header(path, found)
-    lines, none = found.lines, True
-    empty = rb"\A( *\r?\n)*" if found.end == "\n" else rb"\A( *\r)*"
+    end, lines, rows, totals = found.end.encode(), found.lines, 0, Counter[str | None]()
     parts = itertools.chain(_in_rows(path, file, start[found.skip :], found, size), [b""])
     for content, after in itertools.pairwise(parts):
         # Polars takes the number of columns from the first line.
-        body = re.sub(empty, b"", content, count=1)
-        lines += content.count(found.end.encode()) - body.count(found.end.encode())
+        body = re.sub(rb"\A([ \r]*" + end + b")*", b"", content, count=1)
+        lines += content.count(end) - body.count(end)
         frame, place = _parsed(path, body, found._replace(lines=lines))
-        lines += body.count(found.end.encode())
-        frame, notes = _without_total(frame) if not after else (frame, ())
-        if len(frame):
-            none = False
-            notes = (*found.notes, *notes)
+        lines, rows, notes = lines + body.count(end), rows + len(frame), found.notes
+        cells = polars.nth(range(min(4, found.width)))
+        words = polars.coalesce(polars.when(cells != "").then(cells))
+        first = frame.select(words.str.strip_chars()).to_series()
+        totals.update(first.filter(first.str.contains(TOTAL)))
+        if len(frame) and not after.strip() and rows > 1 and totals[first[-1]] == 1:
+            frame, notes = frame[:-1], (*notes, f"the last row, {first[-1]!r}, left out")
+        if len(frame) or notes != found.notes:
             yield Table(str(path), found.names, frame, place, notes, found.separator)
-    if none:
+    if not rows:
         raise DataError(f"{path}: a header, but no examples")
-
-
-def _without_total(frame: polars.DataFrame) -> tuple[polars.DataFrame, tuple[str, ...]]:
-    """The frame without a last row of totals, and a note of it."""
-    for cells in frame.get_columns() if len(frame) > 1 else ():
-        if cells.dtype == polars.String and (word := cells[-1]):
-            if re.fullmatch(TOTAL, word.strip()) and (cells == word).sum() == 1:
-                return frame[:-1], (f"the last row, {word!r}, left out",)
-            break
-    return frame, ()
 
 
 def _in_rows(
@@ -216,17 +192,14 @@ def _in_rows(
 ) -> Iterator[bytes]:
     """The rest of a text file of which `start` is read already, in parts of about `size` bytes
     that end where a row does."""
-    end, lines, since, before = found.end.encode(), found.lines, 0, found.lines
-    content, enough = bytearray(), size
-    step = min(PIECE, size)
+    end, lines, before = found.end.encode(), found.lines, found.lines
+    content, enough, step = bytearray(), size, min(PIECE, size)
     pieces = (start[i : i + step] for i in range(0, len(start), step))
     for piece in itertools.chain(pieces, iter(lambda: file.read(step), b"")):
-        first, last = piece.find(end), piece.rfind(end)
-        if since + (first if first >= 0 else len(piece)) > LINE_LIMIT:
-            raise DataError(f"{path}: line {lines + 1}: longer than {LINE_LIMIT} characters")
-        since = len(piece) - last - 1 if first >= 0 else since + len(piece)
         lines += piece.count(end)
         content += piece
+        if len(content) - content.rfind(end) - 1 > PIECE:
+            raise DataError(f"{path}: line {lines + 1}: longer than {PIECE} characters")
         if len(content) + 24 * found.width * (lines - before) > readers.LIMIT:
             raise _too_large(f"{path}: line {lines}")
         if len(content) < enough:

@@ -68,16 +68,15 @@ def text(table: Table, at: int, wanted: str | None = None) -> Series:
 
 
 def targets(
-    table: Table, at: int, task: str | None, wanted: str | None = None
+    table: Table, at: int, cells: Series, task: str | None, wanted: str | None = None
 ) -> tuple[np.ndarray, tuple[str, ...], str]:
-    """(y, classes, note) of the column at an index, in which no cell is blank.
+    """(y, classes, note) of the column at an index, of which `cells` are the text.
 
     y is labels (n,) int32, or, with classes (), values (n, 1) float64. With task None, the
     column holds classes if it is all text, or all whole numbers of which at most `FEW` differ;
     otherwise values. Numbers that are equal are one class, however they are written, but codes such
     as 0870 are text. The note says what was guessed.
     """
-    cells = text(table, at, wanted)
     task = task or (wanted and TASKS[wanted == NUMBER])
     numbers, form = as_numbers(cells, table.separator)
     few = numbers.n_unique() <= FEW

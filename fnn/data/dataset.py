@@ -112,22 +112,6 @@ def matched(values: Sequence[str], known: Sequence[str]) -> list[int]:
     return [where.get(v, where.get(low, -1)) for v, low in zip(values, alike, strict=True)]
 
 
-def reordered(data: Dataset, features: tuple[str, ...]) -> Dataset:
-    """The same examples with their features in the order of these names.
-
-    Where `features` or the data's own feature names are (), the data is returned unchanged.
-    Raises DataError for a feature that is missing.
-
-    >>> data = Dataset("sizes", np.array([[1.0, 2.0]]), np.ones((1, 1)), (), ("a", "b"))
-    >>> reordered(data, ("b", "a")).x
-    array([[2., 1.]])
-    """
-    if not features or not data.features or data.features == features:
-        return data
-    columns = places(data.name, data.features, features)
-    return data._replace(x=data.x[:, columns], features=features)
-
-
 def places(
     source: str, known: Sequence[str], wanted: Sequence[str], what: str = "feature"
 ) -> list[int]:

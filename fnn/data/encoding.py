@@ -50,8 +50,9 @@ class Encoding(NamedTuple):
     """What turns the columns of a dataset into the inputs of a network.
 
     features has an entry for each column of the source, those left out too, and is () where the
-    source was arrays: these are standardised alone. scaling has mean and scale (width,) of the
-    inputs; of those that are 0 or 1, a mean of 0 and a scale of 1.
+    source was arrays: these are standardised alone, and plain has the names of their columns, if
+    any. scaling has mean and scale (width,) of the inputs; of those that are 0 or 1, a mean of 0
+    and a scale of 1.
 
     `of` fits it to the training part, `aligned` brings any part into its columns, and `apply`
     makes these the inputs.
@@ -64,6 +65,7 @@ class Encoding(NamedTuple):
 
     features: tuple[Feature, ...]
     scaling: Scaling
+    plain: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, train: Dataset, keep: Collection[str] = ()) -> "Encoding":
@@ -86,7 +88,7 @@ class Encoding(NamedTuple):
                 hint = nearest(name, train.features)
                 raise DataError(f"{train.name}: no column is called {name!r}; {hint}")
         if not train.columns:
-            return cls((), Scaling.of(train.x))
+            return cls((), Scaling.of(train.x), train.features)
         kept = {train.features.index(name) for name in keep}
         features = _features(train, kept)
         if not any(f.width for f in features):  # rather what looks like row numbers than nothing
@@ -96,7 +98,8 @@ class Encoding(NamedTuple):
             raise DataError(f"{train.name}: no column can be used: {', '.join(sorted(whys))}")
         fitted = cls(tuple(features), Scaling(np.empty(0), np.empty(0)))
         plain = Scaling.of(fitted.inputs(fitted.aligned(train).x))
-        binary = np.array([each for feature in fitted.used for each in feature.binary])
+        used = fitted.used  # the first input of a column of numbers is neither 0 or 1 nor a wave
+        binary = np.array([f.kind == CATEGORY or i > 0 for f in used for i in range(f.width)])
         mean, scale = np.where(binary, 0.0, plain.mean), np.where(binary, 1.0, plain.scale)
         return cls(fitted.features, Scaling(mean, scale))
 
@@ -108,6 +111,15 @@ class Encoding(NamedTuple):
         'a'
         """
         return tuple(feature for feature in self.features if not feature.left_out)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns that are used, "" or () without a header.
+
+        >>> Encoding((Feature("a"), Feature("b", "no values")), None).names
+        ('a',)
+        """
+        return tuple(feature.name for feature in self.used) or self.plain
 
     @property
     def width(self) -> int:
@@ -142,10 +154,10 @@ class Encoding(NamedTuple):
         array([[0.],
                [1.]])
         """
-        if not self.features:
-            return part
-        names = tuple(feature.name for feature in self.used)
         at = self._places(part)
+        if not self.features:
+            named = part.features and self.names
+            return part._replace(x=part.x[:, at], features=self.names) if named else part
         columns = part.columns or (Column(NUMBER),) * part.x.shape[1]
         x = part.x[:, at]
         for i, (feature, place) in enumerate(zip(self.used, at, strict=True)):
@@ -156,7 +168,16 @@ class Encoding(NamedTuple):
                     raise DataError(f"{part.name}: column {feature.name!r}: {got}")
                 x[:, i] = cells
         kept = tuple(feature.column for feature in self.used)
-        return part._replace(x=x, features=names if part.features else (), columns=kept)
+        return part._replace(x=x, features=self.names if part.features else (), columns=kept)
+
+    def _places(self, part: Dataset) -> list[int]:
+        """The columns of the part that are used; of arrays without names, all, as no places."""
+        if part.features and any(self.names):
+            return places(part.name, part.features, self.names)
+        expected, got = len(self.features) or self.width, part.x.shape[1]
+        if expected != got:
+            raise DataError(f"{part.name}: expected {expected} features, got {got}")
+        return [i for i, feature in enumerate(self.features) if not feature.left_out]
 
     def apply(self, x: np.ndarray, first: int = 0) -> np.ndarray:
         """The columns x (n, d_in) of an aligned part as inputs (n, width) float32. A table's inputs
@@ -175,36 +196,24 @@ class Encoding(NamedTuple):
             inputs = np.clip(inputs, low, high)
         return self.scaling.apply(inputs, first)
 
-    def unseen(self, x: np.ndarray) -> list[str]:
-        """What the columns x of an aligned part hold that training never saw, one line per column:
-        categories that are none of those learned, blanks where there were none, and numbers more
-        than `FAR` standard deviations off.
+    def unseen(self, x: np.ndarray, counted: _Unseen | None = None) -> _Unseen:
+        """What the columns x of an aligned part hold that training never saw, added to what is
+        counted already: categories that are none of those learned, blanks where there were none,
+        and numbers more than `FAR` standard deviations off. Its `lines()` say so, one per column.
 
         >>> encoding = Encoding((Feature("size"),), Scaling(np.zeros(1), np.ones(1)))
-        >>> encoding.unseen(np.array([[0.5], [12.0]]))
+        >>> encoding.unseen(np.array([[0.5], [12.0]])).lines()
         ["column 'size': 1 value more than 10 standard deviations off, taken as 10"]
         """
-        return self.count_unseen(x).lines()
-
-    def count_unseen(self, x: np.ndarray, counted: _Unseen | None = None) -> _Unseen:
-        """What `unseen` says of x, added to what is counted already.
-
-        >>> encoding = Encoding((Feature("size"),), Scaling(np.zeros(1), np.ones(1)))
-        >>> counted = encoding.count_unseen(np.array([[np.nan]]))
-        >>> encoding.count_unseen(np.array([[np.nan]]), counted).lines()
-        ["column 'size': 2 blanks, where training saw none, filled with 0"]
-        """
         used = self.used
-        if not used:  # arrays have no features to count for
-            return _Unseen(used, len(x), np.zeros((3, 0), int))
+        x = x[:, : len(used)]  # arrays have no features to count for
         kinds = [(f.kind == CATEGORY and not f.rest, not f.flag, f.kind != CATEGORY) for f in used]
         first = np.cumsum([0, *(f.width for f in used)])[:-1]
         low, high = (limit[first] for limit in self._limits())
         found = (x == -1).sum(0), np.isnan(x).sum(0), ((x < low) | (x > high)).sum(0)
         counts = np.where(np.array(kinds, bool).reshape(-1, 3).T, found, 0)
-        if counted is None:
-            return _Unseen(used, len(x), counts)
-        return _Unseen(used, counted.n + len(x), counted.counts + counts)
+        n, before = (counted.n, counted.counts) if counted else (0, 0)
+        return _Unseen(used, n + len(x), before + counts)
 
     def _limits(self) -> tuple[np.ndarray, np.ndarray]:
         """The inputs before standardisation that are `FAR` below and above the mean: (width,)."""
@@ -232,16 +241,6 @@ class Encoding(NamedTuple):
         """
         return [metadata_of(feature) for feature in self.features]
 
-    def _places(self, part: Dataset) -> list[int]:
-        """The columns of the part that hold the features that are used."""
-        if part.features and any(feature.name for feature in self.features):
-            return places(part.name, part.features, [feature.name for feature in self.used])
-        if part.x.shape[1] != len(self.features):
-            raise DataError(
-                f"{part.name}: expected {len(self.features)} features, got {part.x.shape[1]}"
-            )
-        return [i for i, feature in enumerate(self.features) if not feature.left_out]
-
     def inputs(self, x: Any, xp: Any = np) -> Any:
         """The inputs (n, width) before they are standardised, of columns x (n, d_in), in the array
         module xp: numpy, or jax.numpy inside a program.
@@ -268,11 +267,9 @@ def _features(train: Dataset, kept: Collection[int]) -> list[Feature]:
     for large in np.flatnonzero(((train.x > LARGEST) | (train.x < -LARGEST)).any(0)):
         where = f"column {names[large]!r}" if names[large] else f"column {large + 1}"
         raise DataError(f"{train.name}: {where}: numbers too large to standardise")
-    there = ~np.isnan(train.x)
-    full = there.all(0)
     features = []
     for i, (name, column) in enumerate(zip(names, train.columns, strict=True)):
-        cells = train.x[:, i] if full[i] else train.x[there[:, i], i]
+        cells = train.x[~np.isnan(train.x[:, i]), i]
         kind = KINDS[column.kind]
         if len(cells):
             features.append(kind.fitted(name, column, cells, len(train.x), i, i in kept))

@@ -28,7 +28,7 @@ def explained(path: Path | str) -> Iterator[None]:
 
     An OSError that names a file itself passes unchanged: the file can't be opened. NumPy's
     parser raises, and warns of, whatever damaged input leads it to, so that nothing narrower
-    than Exception is enough here.
+    than Exception is enough here, and a panic of Polars' Rust code is not even that.
     """
     try:
         with warnings.catch_warnings():
@@ -46,7 +46,9 @@ def explained(path: Path | str) -> Iterator[None]:
         if error.filename is not None:
             raise
         raise DataError(f"{path}: can't be read: {first_line(error)}") from error
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = first_line(error)
         if "pickle" in reason:
             reason = "it holds Python objects, which are not loaded"

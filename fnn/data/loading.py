@@ -73,17 +73,10 @@ def load(
         raise DataError(f"expected a task of {' or '.join(TASKS)}, got {task!r}")
     if isinstance(source, tuple | list) and len(source) == 1:
         source = source[0]
-    several = isinstance(source, tuple | list)
-    if several and not is_mapped(source):
-        got = " ".join(map(str, source))
-        raise DataError(f"expected one source, or x.npy and y.npy, got {got}")
-    if not several and not isinstance(source, str | Path) and not _is_frame(source):
-        what = "a name, a path, two paths x.npy and y.npy, or a data frame"
-        raise TypeError(f"load: expected {what}, got {type(source).__name__}")
-    if not several and is_table(source):
+    if is_table(source):
         examples = _examples(source)
         return examples.of_table(source, target, task, target_name, reading, like)
-    first = source[0] if several else source
+    first = source[0] if is_mapped(source) else source
     if target is not None:
         raise DataError(f"{first}: only a table has a target column to choose")
     if reading != GUESS:
@@ -115,7 +108,7 @@ def mapped(source: Source, *, task: str | None = None) -> Dataset:
     (None, None)
     array([[4., 5., 6., 7.]])
     """
-    x_path, y_path = (_path(path) for path in source)
+    x_path, y_path = map(Path, source)
     y = readers.read_npy(y_path)
     with explained(x_path):
         x = np.load(x_path, mmap_mode="r", allow_pickle=False)
@@ -126,39 +119,16 @@ def mapped(source: Source, *, task: str | None = None) -> Dataset:
     return examples._replace(x=rows)
 
 
-def inputs(
-    source: Source, encoding: Encoding, features: tuple[str, ...] = (), reading: Reading = GUESS
-) -> np.ndarray:
-    """Read examples without their targets: x (n, d_in), as `encoding.apply` takes it.
-
-    See `parts`, which these are all of.
-
-    >>> import tempfile
-    >>> from fnn.data.scaling import Scaling
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder, "x.npy")
-    ...     np.save(path, np.ones((3, 2)))
-    ...     inputs(path, Encoding((), Scaling(np.zeros(2), np.ones(2)))).shape
-    (3, 2)
-    """
-    (x,) = parts(source, encoding, features, reading, readers.LIMIT + 1)
-    return x
-
-
 def parts(
-    source: Source,
-    encoding: Encoding,
-    features: tuple[str, ...] = (),
-    reading: Reading = GUESS,
-    size: int = PART,
-) -> Iterator[np.ndarray]:
-    """Read examples without their targets, in parts x (n, d_in), as `encoding.apply` takes them.
-    Of a table a part has about `size` bytes, as `tables.parts` says; all else is one part.
+    source: Source, encoding: Encoding, reading: Reading = GUESS, size: int = PART
+) -> Iterator[Part]:
+    """Read examples without their targets, in parts, x (n, d_in) as `encoding.apply` takes it. Of a
+    table a part has about `size` bytes, as `tables.parts` says; all else is one part.
 
     `source` is as for `load`, except that a folder needs no labels, a `.npz` file no y, and
     one `.npy` or IDX file is enough. Of a table whose columns have names, those that the encoding
-    uses are taken by name, or those of `features` where it has none, whatever their order and
-    whatever other columns there are; otherwise it must have the columns that were learned from.
+    uses are taken by name, whatever their order and whatever other columns there are; otherwise it
+    must have the columns that were learned from.
     Raises as `load` does.
 
     >>> import tempfile
@@ -166,29 +136,11 @@ def parts(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "x.npy")
     ...     np.save(path, np.ones((3, 2)))
-    ...     [part.shape for part in parts(path, Encoding((), Scaling(np.zeros(2), np.ones(2))))]
+    ...     [part.x.shape for part in parts(path, Encoding((), Scaling(np.zeros(2), np.ones(2))))]
     [(3, 2)]
     """
-    for part in named_parts(source, encoding, features, reading, size):
-        yield part.x
-
-
-def named_parts(
-    source: Source,
-    encoding: Encoding,
-    features: tuple[str, ...] = (),
-    reading: Reading = GUESS,
-    size: int = PART,
-) -> Iterator[Part]:
-    """As `parts`, with the columns that name the rows (`Reading.id`) and what was left out.
-
-    >>> from fnn.data import Scaling
-    >>> encoding = Encoding((), Scaling(np.zeros(4), np.ones(4)))
-    >>> [part.ids for part in named_parts("iris", encoding)]
-    [{}]
-    """
     if is_table(source):
-        yield from _examples(source).inputs(source, encoding, features, reading, size)
+        yield from _examples(source).inputs(source, encoding, reading, size)
     else:
         yield Part(_array_inputs(source, encoding), {}, ())
 
@@ -206,34 +158,36 @@ def unlabelled(source: Source, reading: Reading = GUESS) -> Dataset:
 
 def _array_inputs(source: Source, encoding: Encoding) -> np.ndarray:
     """The inputs of a source that is no table."""
-    path = _path(source)
+    path = Path(source)
     if str(source) in BUNDLED:
-        data = bundled(str(source))
-        if encoding.features:
-            return encoding.aligned(data).x
-        x = data.x
-    elif path.is_dir():
+        return encoding.aligned(bundled(str(source))).x
+    if path.is_dir():
         x = arrays.idx_images(path)
     elif path.suffix == ".npz":
         (x,) = readers.read_npz(path, "x")
     else:
         x = (readers.read_npy if path.suffix == ".npy" else readers.read_idx)(path)
     x = arrays.as_inputs(str(source), x)
-    if x.shape[1] != encoding.d_in:
-        raise DataError(f"{source}: expected {encoding.d_in} features, got {x.shape[1]}")
     return encoding.aligned(Dataset(str(source), x, np.empty(0), ())).x
 
 
 def is_table(source: Source) -> bool:
     """Whether this source is read as a table: a data frame or a file of one.
 
-    Everything is but bundled sets, `.npy` and `.npz` files, IDX files and folders.
+    Everything is but bundled sets, `.npy` and `.npz` files, IDX files and folders. Raises
+    DataError and TypeError for what is no source.
 
     >>> is_table("a.txt"), is_table("iris"), is_table("a.npz")
     (True, False, False)
     """
-    if _is_frame(source):
-        return True
+    if _is_frame(source) or is_mapped(source):
+        return not is_mapped(source)
+    if isinstance(source, tuple | list) or not str(source):
+        got = " ".join(map(str, source)) or "an empty name"
+        raise DataError(f"expected one source, or x.npy and y.npy, got {got}")
+    if not isinstance(source, str | Path):
+        what = "a name, a path, two paths x.npy and y.npy, or a data frame"
+        raise TypeError(f"load: expected {what}, got {type(source).__name__}")
     path = Path(source)
     other = path.suffix in (".npy", ".npz") or "ubyte" in path.name or path.is_dir()
     return not (str(source) in BUNDLED or other)
@@ -259,9 +213,9 @@ def _examples(source: Source) -> ModuleType:
 def _of_arrays(source: Source, task: str | None) -> Dataset:
     """The examples of a bundled set, a folder or files of arrays."""
     if is_mapped(source):
-        x, y = (readers.read_npy(_path(path)) for path in source)
+        x, y = map(readers.read_npy, map(Path, source))
         return arrays.from_arrays(f"{source[0]}, {source[1]}", x, y, task)
-    path = _path(source)
+    path = Path(source)
     if str(source) in BUNDLED:
         data = bundled(str(source))
         if task not in (None, TASKS[not data.classes]):
@@ -276,16 +230,9 @@ def _of_arrays(source: Source, task: str | None) -> Dataset:
     raise DataError(f"{path}: the targets are missing: {hint}")
 
 
-def _path(source: str | Path) -> Path:
-    """The source as a path; the empty text, which would be the working directory, is refused."""
-    if not str(source):
-        raise DataError("expected a source, got an empty name")
-    return Path(source)
-
-
 def _existing(source: str | Path) -> Path:
     """The path of a file or a folder that is there."""
-    if not (path := _path(source)).exists():
+    if not (path := Path(source)).exists():
         what = "no such file, and no bundled set of that name"
         raise DataError(f"{source}: {what}; {nearest(str(source), BUNDLED)}")
     return path

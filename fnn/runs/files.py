@@ -115,7 +115,8 @@ def _described(held: dict[str, Any]) -> Run:
     names = {kind: tuple(held[kind]) for kind in ("features", "classes", "targets")}
     d_in, *_, k = held["sizes"]
     inputs, outputs = (Scaling(_empty(d), _empty(d)) for d in (d_in, k))
-    encoding = Encoding(features_of(held.get("columns", [])), inputs)
+    columns = features_of(held.get("columns", []))
+    encoding = Encoding(columns, inputs, () if columns else names["features"])
     if encoding.features and sum(f.width for f in encoding.used) != d_in:
         raise ValueError("its columns are not those of its inputs")
     run = Run(

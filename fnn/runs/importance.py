@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fnn import numbers
 from fnn.data import Dataset
 from fnn.runs.evaluation import evaluate
 from fnn.runs.metrics import Classified
@@ -51,7 +52,8 @@ def measured(run: Run, examples: Dataset, repeats: int, seed: int) -> Importance
 
     Raises DataError as `evaluate` does.
     """
-    rng = np.random.default_rng(seed)
+    numbers.count("explain", repeats=repeats)
+    rng = np.random.default_rng(numbers.count("explain", 0, seed=seed))
     if len(examples.x) > CHUNK:
         rows = rng.permutation(len(examples.x))[:CHUNK]
         examples = examples._replace(x=examples.x[rows], y=examples.y[rows])

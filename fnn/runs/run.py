@@ -186,9 +186,7 @@ class Run(NamedTuple):
 
         Raises DataError for other features or classes than the run's.
         """
-        features = () if self.inputs.features else self.features
-        part = self.inputs.aligned(data.reordered(examples, features))
-        return data.relabelled(part, self.classes)
+        return data.relabelled(self.inputs.aligned(examples), self.classes)
 
     def read(self, source: data.Source) -> Dataset:
         """The examples of a source, with their targets, as they are written there.
@@ -209,4 +207,4 @@ class Run(NamedTuple):
     def parts(self, source: data.Source) -> Iterator[data.Part]:
         """The aligned x (n, d_in) of a source without targets, a table in parts, and what names its
         rows. Raises as `data.parts`."""
-        return data.named_parts(source, self.inputs, self.features, self.settings.reading)
+        return data.parts(source, self.inputs, self.settings.reading)

@@ -76,11 +76,14 @@ class Settings(NamedTuple):
 
     def checked(self) -> "Settings":
         """The same settings. Raises ValueError or TypeError where one has no meaning."""
+        self._check_names()
         for width in self.hidden or ():
             numbers.count("settings", hidden=width)
-        numbers.count("settings", epochs=self.epochs, batch_size=_or_one(self.batch_size))
-        numbers.count("settings", patience=_or_one(self.patience))
-        numbers.nonnegative("settings", seed=self.seed)
+        numbers.count("settings", epochs=self.epochs)
+        numbers.count("settings", 0, seed=self.seed)
+        for name, least in (("batch_size", 1), ("patience", 1), ("skip", 0)):
+            if getattr(self, name) is not None:
+                numbers.count("settings", least, **{name: getattr(self, name)})
         numbers.positive("settings", learning_rate=self.learning_rate)
         if self.weight_decay is not None:
             numbers.nonnegative("settings", weight_decay=self.weight_decay)
@@ -97,12 +100,20 @@ class Settings(NamedTuple):
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}")
-        names = itertools.chain.from_iterable(getattr(self, name) for name in COLUMNS)
-        "".join((self.encoding or "", self.table or "", self.time or "", *names))  # all are text
-        numbers.count("settings", skip=_or_one(self.skip and self.skip + 1))
         if self.seed >= 2**32 or not isinstance(self.target, str | int | None):
-            raise ValueError(f"the seed {self.seed}, the target {self.target!r}")
+            reason = "a seed below 2**32 and a target's name or index"
+            raise ValueError(f"settings: expected {reason}, got {self.seed}, {self.target!r}")
         return self
+
+    def _check_names(self) -> None:
+        """Raise TypeError for what is no tuple, and for names that are no text."""
+        for name in ("hidden", *COLUMNS):
+            if not isinstance(value := getattr(self, name), tuple | list) and value is not None:
+                raise TypeError(f"settings: expected {name} to be a tuple, got {value!r}")
+        names = itertools.chain.from_iterable(getattr(self, name) for name in COLUMNS)
+        for word in (self.encoding, self.table, self.time, *names):
+            if not isinstance(word, str | None):
+                raise TypeError(f"settings: expected names as text, got {word!r}")
 
     @classmethod
     def of(cls, saved: dict[str, Any]) -> "Settings":
@@ -120,7 +131,3 @@ class Settings(NamedTuple):
             every[name] = tuple(every[name])
         numbers.count("settings", batch_size=every["batch_size"])
         return cls(*(every[name] for name in cls._fields)).checked()
-
-
-def _or_one(number: int | None) -> int:
-    return 1 if number is None else number

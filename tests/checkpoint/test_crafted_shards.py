@@ -49,8 +49,8 @@ CRAFTED = {
     "a slice too few": (put("slices", "w", value=[[[0, 4]]]), "the files have 0 of 4 entries"),
     "no slices": (put("slices", value=[]), "not an index of fnn"),
     "slices of text": (put("slices", "w", value=["04"]), "index|slice|expected|argument"),
-    "no tree": (lambda index: index["metadata"]["fnn"].pop("tree"), "not an index of fnn"),
-    "metadata of another type": (put("metadata", value=3), "not an index of fnn"),
+    "no tree": (lambda index: index["metadata"]["fnn"].pop("tree"), "damaged: no tree"),
+    "metadata of another type": (put("metadata", value=3), "damaged: no metadata"),
     "another shape": (put("slices", "w", value=[[[0, 10**12]]]), "w"),
 }
 

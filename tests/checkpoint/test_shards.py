@@ -159,6 +159,27 @@ def test_every_damaged_byte_is_refused(tmp_path):
     same(checkpoint.load(tmp_path, tree(0)), tree(1))
 
 
+def test_shards_of_another_run_are_refused_by_name(tmp_path):
+    """A shard of A under the name of B's, in its place, or with B's index."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    checkpoint.save(a, tree(1))
+    checkpoint.save(b, tree(2))
+    (of_a,), (of_b,) = (folder.glob("model-*.safetensors") for folder in (a, b))
+    whole = of_b.read_bytes()
+    of_b.write_bytes(of_a.read_bytes())
+    with pytest.raises(CheckpointError, match=f"{of_b.name}: damaged: its header does not match"):
+        checkpoint.load(b, tree(0))
+    of_b.unlink()
+    (b / of_a.name).write_bytes(of_a.read_bytes())
+    with pytest.raises(CheckpointError, match=f"{of_b.name} is missing"):
+        checkpoint.load(b, tree(0))
+    of_b.write_bytes(whole)
+    same(checkpoint.load(b, tree(0)), tree(2))
+    (a / shards.INDEX).write_bytes((b / shards.INDEX).read_bytes())
+    with pytest.raises(CheckpointError, match=f"{of_b.name} is missing"):
+        checkpoint.load(a, tree(0))
+
+
 def test_missing_files_and_another_tree_are_refused_in_words(tmp_path):
     with pytest.raises(CheckpointError, match="without a checkpoint"):
         checkpoint.load(tmp_path, tree(0))

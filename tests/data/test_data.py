@@ -14,8 +14,10 @@ import zipfile
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import sources
 from hypothesis import given, settings
 from sklearn import preprocessing
+from sources import written
 
 from fnn import data
 from fnn.data import DataError, _readers as readers
@@ -24,20 +26,13 @@ from fnn.data._columns import FEW
 
 def inputs(source, d_in, features=()):
     """Examples without targets, for a network that was trained on arrays."""
-    return data.inputs(
-        source, data.Encoding((), data.Scaling(np.zeros(d_in), np.ones(d_in))), features
-    )
+    encoding = data.Encoding((), data.Scaling(np.zeros(d_in), np.ones(d_in)), features)
+    return sources.inputs(source, encoding)
 
 
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
 
 X = np.array([[1.5, -2.0], [0.25, 1e-3], [3.0, 4.0], [5.0, 6.5]])
-
-
-def written(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 def idx(array, code):
@@ -232,7 +227,7 @@ CSV_FAULTS = {
     "binary text": (b"\0\1\2,\3\n1,2\n", "line 1: binary, not text"),
     "binary cell": (b"a,b\n1,2\n3,\0\n", "line 3: binary, not text"),
     "two encodings": (
-        b"a,t\n" + b"1,2\n" * (1 << 21) + "1,é\n".encode("latin-1"),
+        b"a,t\n" + b"1,2000000000000\n" * (1 << 20) + "1,é\n".encode("latin-1"),
         r"not text in UTF-8: byte 0xe9; --encoding NAME, such as cp1252, decides",
     ),
     "corrupt gzip": (b"\x1f\x8b" + b"\0" * 40, "damaged|can't be read"),
@@ -523,7 +518,7 @@ import numpy as np
 from fnn import data
 everything = data.load(sys.argv[1])
 encoding = data.Encoding.of(everything)
-encoding.apply(data.inputs(sys.argv[2], encoding))
+encoding.apply(next(data.parts(sys.argv[2], encoding)).x)
 for needing in (lambda: data.load("iris"), lambda: data.split(everything, 0.5, 0)):
     try:
         needing()
@@ -552,7 +547,7 @@ def test_importing_data_imports_neither_scikit_learn_nor_jax():
 def test_labels_in_bytes_must_be_utf8(tmp_path):
     """Two such labels could decode alike, and be two classes of one name."""
     np.savez(tmp_path / "a.npz", x=X, y=np.array([b"a", b"\xff", b"\xfe", "é".encode()]))
-    with pytest.raises(DataError, match=r"a\.npz: y\[1\] is b'\\xff', expected text in UTF-8"):
+    with pytest.raises(DataError, match=r"a\.npz: y has b'\\xff', expected text in UTF-8"):
         data.load(tmp_path / "a.npz")
 
 

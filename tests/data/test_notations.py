@@ -10,24 +10,10 @@ import zipfile
 import numpy as np
 import polars as pl
 import pytest
+from sources import inputs, written
 
 from fnn import data
 from fnn.data import DataError, Encoding, Reading
-
-
-def written(path, content):
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-@pytest.fixture
-def load(tmp_path):
-    """load(text, ...) as `data.load` of a file with this text."""
-
-    def load(content, **options):
-        return data.load(written(tmp_path / "a.csv", content), **options)
-
-    return load
 
 
 def column(cells, rows=40):
@@ -68,9 +54,9 @@ def test_numbers_in_their_notations_are_read_and_told(load, tmp_path, name):
     # A later file is read as that, whatever it alone would suggest.
     encoding = Encoding.of(read)
     later = written(tmp_path / "b.csv", f'a\n"{cells[0]}"\n')
-    np.testing.assert_allclose(data.inputs(later, encoding), [values[:1]])
+    np.testing.assert_allclose(inputs(later, encoding), [values[:1]])
     with pytest.raises(DataError, match="'7 miles' is not a number written with .*as in training"):
-        data.inputs(written(tmp_path / "b.csv", "a\n7 miles\n"), encoding)
+        inputs(written(tmp_path / "b.csv", "a\n7 miles\n"), encoding)
 
 
 NO_NUMBERS = [
@@ -162,7 +148,7 @@ def test_spellings_are_one_value_and_said(load, tmp_path):
     assert "column 1 'a': 'NO' taken as 'no', 'Yes' taken as 'yes'" in read.notes
     later = written(tmp_path / "b.csv", "a\nYES\nnO\n")
     encoding = Encoding.of(read)
-    np.testing.assert_array_equal(data.inputs(later, encoding), [[1], [0]])
+    np.testing.assert_array_equal(inputs(later, encoding), [[1], [0]])
     letters = load(column(["a", "A", "b"]))
     assert letters.columns[0].values == ("A", "a", "b")
 
@@ -183,10 +169,41 @@ def test_a_title_and_units_and_a_total_are_left_out_and_told(load, tmp_path):
     )
     encoding = Encoding.of(read)
     later = written(tmp_path / "b.csv", text)
-    (part,) = data.named_parts(later, encoding)
+    (part,) = data.parts(later, encoding)
     assert (len(part.x), len(part.left_out)) == (9, 3)
     with pytest.raises(DataError, match="line 13, column 2 'weight': expected a finite number"):
         load(text.replace("z,8,", "z,inf,"))
+
+
+def test_units_in_a_short_later_file_and_beside_a_separator_after_each_row(load, tmp_path):
+    """What training read as numbers may have a unit below its name; a category never has."""
+    rows = "".join(f"{'x1'[i % 2]},{i},{i}.5\n" for i in range(9))
+    encoding = Encoding.of(load("name,weight,y\n,kg,$\n" + rows))
+    later = written(tmp_path / "b.csv", "name,weight\n,kg\nx,7\n")
+    np.testing.assert_array_equal(inputs(later, encoding), [[1, 7]])
+    for first in ("x", "undefined"):
+        later = written(tmp_path / "b.csv", f"name,weight\n{first},\n1,7\n")
+        np.testing.assert_array_equal(inputs(later, encoding)[:, 1], [np.nan, 7])
+    read = load("name,weight,y\n,kg,$\n" + rows.replace("\n", ",\n"))
+    assert (read.features, len(read.x)) == (("name", "weight"), 9)
+
+
+def test_decimal_commas_below_a_title_are_no_separators(load):
+    """Though they cut all rows into as many cells as the pipes cut the header."""
+    rows = "".join(f"{i},155+|{i}{i},92|97{i}.2|\n" for i in range(1, 10))
+    read = load("Report\n\na|b|y\n" + rows)
+    assert (read.features, read.targets) == (("a", "b"), ("y",))
+    np.testing.assert_array_equal(read.x[0], [1155, 11.92])
+
+
+def test_readings_of_another_type_are_refused(load):
+    """A word would be taken for its letters, -1 for the last line."""
+    for reading in (Reading(drop="a"), Reading(id="ay")):
+        with pytest.raises(TypeError, match="reading: expected tuples of names, got Reading"):
+            load("a,y\n1,2.5\n", reading=reading)
+    for skip in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"a whole number of lines to skip, got {skip}"):
+            load("a,y\n1,2.5\n", reading=Reading(skip=skip))
 
 
 def test_skip_decides(load):
@@ -216,7 +233,7 @@ def test_encodings_are_guessed_told_and_given(load, name):
 
 
 def test_a_late_byte_is_read_in_the_encoding_that_is_given(load):
-    text = b"a,t\n" + b"1,2\n" * (1 << 21) + "é,3\n".encode("cp1252")
+    text = b"a,t\n" + b"1,2000000000000\n" * (1 << 20) + "é,3\n".encode("cp1252")
     assert load(text, reading=Reading(encoding="cp1252", category=("a",))).columns[0].values == (
         "1", "é",
     )  # fmt: skip
@@ -285,17 +302,45 @@ def test_one_table_in_every_format(load, name):
 
 def test_a_table_of_a_database(tmp_path):
     path = tmp_path / "a.db"
-    with sqlite3.connect(path) as connection:
-        for table in ("sizes", "others"):
-            connection.execute(f"create table {table} (name text, size real, y text)")
-            connection.executemany(f"insert into {table} values (?, ?, ?)", FRAME.rows())
-    connection.close()
+    database(path, sqlite3.connect(path))
     with pytest.raises(DataError, match="has the tables sizes, others; --table NAME chooses one"):
         data.load(path)
     with pytest.raises(DataError, match="has the tables sizes, others; not size"):
         data.load(path, reading=Reading(table="size"))
     read = data.load(path, reading=Reading(table="sizes"))
     np.testing.assert_array_equal(read.x, data.load(FRAME).x)
+
+
+def database(path, connection):
+    """A database with FRAME as a table, and another table."""
+    for table in ("sizes", "others"):
+        connection.execute(f"create table {table} (name text, size real, y text)")
+        connection.executemany(f"insert into {table} values (?, ?, ?)", FRAME.rows())
+    connection.commit()
+    connection.close()
+    return path
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "duckdb"])
+def test_what_a_statement_selects_of_a_database(tmp_path, kind):
+    connect = (sqlite3 if kind == "sqlite" else pytest.importorskip("duckdb")).connect
+    path = database(tmp_path / "a.db", connect(tmp_path / "a.db"))
+    with pytest.raises(DataError, match="--table NAME chooses one"):
+        data.load(path)
+    whole = data.load(path, reading=Reading(table="sizes"))
+    np.testing.assert_array_equal(whole.x, data.load(FRAME).x)
+    statement = "select a.size * 2 as twice, a.y from sizes a where a.name = 'u'"
+    read = data.load(path, reading=Reading(table=statement))
+    assert read.features == ("twice",)
+    np.testing.assert_array_equal(read.x[:2, 0], [3, -6])
+    for wrong in ("select nothing from sizes", "select * from sizes where 1 = 0", "select"):
+        with pytest.raises(DataError, match=r"a\.db: ") as caught:
+            data.load(path, reading=Reading(table=wrong))
+        assert "\n" not in str(caught.value)
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"a\.db: "):
+        data.load(path, reading=Reading(table="with a as (select 1) delete from sizes"))
+    assert path.read_bytes() == before
 
 
 def test_frames_of_every_kind():
@@ -356,7 +401,7 @@ def test_ids_are_read_beside_the_inputs(load, tmp_path):
     assert read.features == ("size",)
     later = written(tmp_path / "b.csv", "size,name\n5,007\n6,008\n")
     reading = Reading(id=("name",))
-    parts = list(data.named_parts(later, Encoding.of(read), reading=reading, size=1))
+    parts = list(data.parts(later, Encoding.of(read), reading=reading, size=1))
     assert [name for part in parts for name in part.ids["name"]] == ["007", "008"]
 
 

@@ -2,12 +2,14 @@
 
 import gzip
 import io
+import resource
 from functools import partial
 
 import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from sources import inputs, parts
 
 from fnn import cli, data, runs
 from fnn.data import DataError, Encoding, _readers as readers
@@ -31,14 +33,14 @@ def test_text_is_read_as_in_training(way, tmp_path):
     path.write_text("\n".join([f"{name};w;y", *rows]))
     encoding = Encoding.of(data.load(path, task="regression"))
     path.write_text("\n".join([f"{name},w", *(f'"{cell}",1.5' for cell in cells)]))
-    np.testing.assert_allclose(data.inputs(path, encoding)[:, 0], expected)
+    np.testing.assert_allclose(inputs(path, encoding)[:, 0], expected)
     path.write_text("\n".join([f"{name},w,y", *(f'"{cell}",1.5,2.5' for cell in cells)]))
     again = encoding.aligned(data.load(path, task="regression", like=encoding))
     np.testing.assert_allclose(again.x[:, 0], expected)
     path.write_text(f"{name},w\n{cells[0]!r},1.5\n2020.5,1.5\nsoon,1.5\n".replace("'", '"'))
     if way != "a code of digits":
         with pytest.raises(DataError, match="'(2020.5|soon)' is not a .*, as in training"):
-            data.inputs(path, encoding)
+            inputs(path, encoding)
 
 
 def test_a_number_written_in_another_way_is_said_with_the_way(tmp_path):
@@ -47,7 +49,7 @@ def test_a_number_written_in_another_way_is_said_with_the_way(tmp_path):
     encoding = Encoding.of(data.load(path))
     path.write_text("v;y\n1.5;1\n")
     with pytest.raises(DataError, match="'1.5' is not a number written with decimal commas, as in"):
-        data.inputs(path, encoding)
+        inputs(path, encoding)
 
 
 def test_dates_that_can_be_read_in_two_ways_are_noted(tmp_path):
@@ -78,19 +80,19 @@ def test_parts_are_the_whole(kind, tmp_path):
         frame.write_parquet(content, row_group_size=7)
     path.write_bytes(gzip.compress(content.getvalue()) if "gz" in kind else content.getvalue())
     encoding = Encoding.of(data.load(path))
-    whole = data.inputs(path, encoding)
+    whole = inputs(path, encoding)
     assert whole.shape == (n, 3)
     for size in (1, 31, 97, 700, 1 << 20):
-        parts = list(data.parts(path, encoding, size=size))
-        assert len(parts) > 1 or size == 1 << 20
-        np.testing.assert_array_equal(np.concatenate(parts), whole)
-        assert str(encoding.unseen(whole)) == str(counted(encoding, parts).lines())
+        pieces = list(parts(path, encoding, size=size))
+        assert len(pieces) > 1 or size == 1 << 20
+        np.testing.assert_array_equal(np.concatenate(pieces), whole)
+        assert str(encoding.unseen(whole).lines()) == str(counted(encoding, pieces).lines())
 
 
-def counted(encoding, parts):
+def counted(encoding, pieces):
     seen = None
-    for part in parts:
-        seen = encoding.count_unseen(part, seen)
+    for part in pieces:
+        seen = encoding.unseen(part, seen)
     return seen
 
 
@@ -101,10 +103,10 @@ def test_a_fault_in_a_later_part_has_its_line(tmp_path):
     encoding = Encoding.of(data.load(path, task="regression"))
     path.write_text("a\n" + "".join(f"{i}.5\n" for i in range(50)) + '"\n",x\n')
     with pytest.raises(DataError, match="line 53"):
-        list(data.parts(path, encoding, size=20))
+        list(parts(path, encoding, size=20))
     path.write_text("a\n" + "".join(f"{i}.5\n" for i in range(50)) + "x\n")
     with pytest.raises(DataError, match="line 52, column 1 'a': 'x' is not a number"):
-        list(data.parts(path, encoding, size=20))
+        list(parts(path, encoding, size=20))
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
@@ -112,11 +114,11 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
     frame = pl.DataFrame({"a": [i / 7 for i in range(50)], "y": [i / 3 for i in range(50)]})
     frame.write_parquet(path)
     encoding = Encoding.of(data.load(path))
-    parts = data.parts(path, encoding, size=160)
-    next(parts)
+    pieces = parts(path, encoding, size=160)
+    next(pieces)
     (frame * 2).write_parquet(path)
     with pytest.raises(DataError, match="another process has changed the file"):
-        next(parts)
+        next(pieces)
 
 
 def test_a_part_takes_a_parts_memory(tmp_path, monkeypatch):
@@ -126,8 +128,8 @@ def test_a_part_takes_a_parts_memory(tmp_path, monkeypatch):
     path.write_text("a\n" + "0.5\n" * 50_000)
     monkeypatch.setattr(readers, "LIMIT", 100_000)
     with pytest.raises(DataError, match="the table is too large"):
-        data.inputs(path, encoding)
-    sizes = [len(part) for part in data.parts(path, encoding, size=4000)]
+        inputs(path, encoding)
+    sizes = [len(part) for part in parts(path, encoding, size=4000)]
     assert sum(sizes) == 50_000
     assert max(sizes) <= 2000
 
@@ -162,6 +164,19 @@ def test_predictions_in_parts(tmp_path, monkeypatch):
         assert "b.csv: line 92, column 2 'a': 'soon' is not a number" in failed.stderr
         assert (tmp_path / name).read_bytes() == before
     assert not list(tmp_path.glob("*fnn-tmp"))
+    (tmp_path / "b.csv").write_text("pet,a\n" + "".join(f"u,{i / 1500}\n" for i in range(9000)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name in ("p.csv", "p.parquet"):
+        before = (tmp_path / name).read_bytes()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+        try:
+            failed = predict("--out", tmp_path / name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (failed.exit_code, failed.stderr.count("\n")) == (1, 1)
+        assert "File too large" in failed.stderr
+        assert (tmp_path / name).read_bytes() == before
+    assert not list(tmp_path.glob("*fnn-tmp"))
 
 
 def test_a_column_without_a_name_may_be_blank_in_a_part(tmp_path):
@@ -169,9 +184,9 @@ def test_a_column_without_a_name_may_be_blank_in_a_part(tmp_path):
     path.write_text("a,,y\n" + "".join(f"{i}.5,{i % 3 / 2},{i / 3}\n" for i in range(20)))
     encoding = Encoding.of(data.load(path))
     path.write_text("a,\n" + "1.5,\n" * 20 + "1.5,0.5\n" * 20)
-    whole = data.inputs(path, encoding)
-    parts = list(data.parts(path, encoding, size=20))
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    whole = inputs(path, encoding)
+    pieces = list(parts(path, encoding, size=20))
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
 def test_a_part_may_begin_with_a_blank_line(tmp_path):
@@ -180,16 +195,30 @@ def test_a_part_may_begin_with_a_blank_line(tmp_path):
     encoding = Encoding.of(data.load(path))
     path.write_text("a,b\n" + "1.5,2.5\n\n  \n" * 20 + "x,1.5\n")
     with pytest.raises(DataError, match="line 62, column 1 'a': 'x' is not a number"):
-        list(data.parts(path, encoding, size=1))
+        list(parts(path, encoding, size=1))
     path.write_text("a,b\n" + "1.5,2.5\n\n  \n" * 20)
-    assert [len(part) for part in data.parts(path, encoding, size=1)] == [1] * 20
+    assert [len(part) for part in parts(path, encoding, size=1)] == [1] * 20
 
 
-@pytest.mark.parametrize("size", [43, 50, 1 << 20])
-def test_a_total_in_the_last_of_several_parts_is_left_out(size, tmp_path):
-    """Also where a part ends with the file (43)."""
+@pytest.mark.parametrize("size", [1, 8, 43, 50, 1 << 20])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n \n"])
+def test_a_total_in_the_last_of_several_parts_is_left_out(size, end, tmp_path):
+    """Also where a part ends with the file (43), and where it is all that its part has (1, 8)."""
     path = tmp_path / "a.csv"
     path.write_text("pet,a,y\n" + "".join(f"{'uv'[i % 2]},{i}.5,{i / 3}\n" for i in range(20)))
     encoding = Encoding.of(data.load(path))
-    path.write_text("pet,a\n" + "u,1.5\nv,2.5\n" * 10 + "Total,40\n")
-    assert sum(map(len, data.parts(path, encoding, size=size))) == 20
+    path.write_text("pet,a\n" + "u,1.5\nv,2.5\n" * 10 + "Total,40" + end)
+    read = list(data.parts(path, encoding, size=size))
+    assert sum(len(part.x) for part in read) == 20
+    assert [note for part in read for note in part.left_out] == ["the last row, 'Total', left out"]
+
+
+def test_a_word_of_earlier_rows_is_no_total(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("pet,a,y\n" + "".join(f"{'uv'[i % 2]},{i}.5,{i / 3}\n" for i in range(20)))
+    encoding = Encoding.of(data.load(path))
+    path.write_text("pet,a\n" + "Total,1.5\nv,2.5\n" * 10 + '"",2.5\n' + "Total,40\n")
+    for size in (1, 30, 1 << 20):
+        assert sum(map(len, parts(path, encoding, size=size))) == 22
+    path.write_text("pet,a\nTotal,1.5\n")
+    assert inputs(path, encoding).shape == (1, 2)

@@ -8,23 +8,10 @@ import zipfile
 import numpy as np
 import polars as pl
 import pytest
+from sources import inputs, parts, written
 
 from fnn import data
 from fnn.data import DataError, Encoding
-
-
-def written(path, content):
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-@pytest.fixture
-def load(tmp_path):
-    def load(content, **options):
-        return data.load(written(tmp_path / "a.csv", content), **options)
-
-    return load
-
 
 # Stray quotes.
 
@@ -138,11 +125,11 @@ def test_no_table_with_faulty_quotes_loses_a_row_without_a_word(tmp_path, seed):
         encoding = Encoding.of(read)
         for size in (1, 60, 1 << 20):
             try:
-                parts = list(data.parts(path, encoding, size=size))
+                pieces = list(parts(path, encoding, size=size))
             except DataError as error:
                 assert "a.csv: line " in str(error), error  # noqa: PT017
                 continue
-            assert sum(map(len, parts)) == n
+            assert sum(map(len, pieces)) == n
     assert min(outcomes.values()) > 5, outcomes
     assert messages == {True}
 
@@ -154,7 +141,7 @@ def test_a_later_file_has_no_header_where_training_had_none(load, tmp_path):
     rows = "".join(f"{'pe'[i % 2]},{'xyz'[i % 3]},{i}.5\n" for i in range(12))
     encoding = Encoding.of(load(rows))
     new = written(tmp_path / "b.csv", "p,x\ne,y\np,z\n")
-    assert data.inputs(new, encoding).shape == (3, 2)
+    assert inputs(new, encoding).shape == (3, 2)
     again = data.load(written(tmp_path / "c.csv", "p,x,1.5\ne,y,2.5\np,z,3.5\n"), like=encoding)
     assert again.x.shape == (3, 2)
 
@@ -164,14 +151,14 @@ def test_a_later_file_with_the_names_of_training_has_a_header(load, tmp_path):
         load("p,q,y\n" + "".join(f"{'pe'[i % 2]},{i},{i}.5\n" for i in range(9)))
     )
     new = written(tmp_path / "b.csv", "p,q\np,1\np,2\ne,1\n")
-    assert data.inputs(new, encoding).shape == (3, 2)
+    assert inputs(new, encoding).shape == (3, 2)
     text = "cap,stalk\np,x\ne,x\np,y\n"
     cap = Encoding.of(
         load("cap,stalk,y\n" + "".join(f"pe,{'xy'[i % 2]},{i}.5\n" for i in range(9)))
     )
     new = written(tmp_path / "b.csv", "stalk,cap\nx,stalk\nx,stalk\ny,stalk\n")
     assert len(text)
-    assert data.inputs(new, cap).shape == (3, 1)
+    assert inputs(new, cap).shape == (3, 1)
 
 
 def test_a_separator_after_each_row_moves_no_name(load):
@@ -213,9 +200,9 @@ def test_twenty_is_no_year_and_iso_is_read_beside_another_form(load, tmp_path):
     encoding = Encoding.of(load("when,y\n" + "\n".join(rows)))
     new = written(tmp_path / "b.csv", "when\n13/01/20\n")
     with pytest.raises(DataError, match="'13/01/20' is not a date written as %d/%m/%Y, as in trai"):
-        data.inputs(new, encoding)
+        inputs(new, encoding)
     new = written(tmp_path / "b.csv", "when\n13/01/2020\n2020-01-14\n")
-    assert np.diff(data.inputs(new, encoding)[:, 0]) == 1
+    assert np.diff(inputs(new, encoding)[:, 0]) == 1
 
 
 def test_one_bad_date_is_an_error_and_never_makes_names_of_the_column(load):
@@ -261,9 +248,9 @@ def test_booleans_are_the_same_however_they_are_written(tmp_path, learned, later
         flags = [bool(bit) for bit in bits]
         frame = pl.DataFrame({"flag": flags, "a": [i + 0.5 for i in range(8)], "y": flags})
         frame.write_parquet(path)
-    x = data.inputs(path, encoding)
+    x = inputs(path, encoding)
     np.testing.assert_array_equal(x, encoding.aligned(train).x)
-    assert encoding.unseen(x) == []
+    assert encoding.unseen(x).lines() == []
     again = data.load(path, task="classification", like=encoding)
     relabelled = data.relabelled(encoding.aligned(again), train.classes)
     np.testing.assert_array_equal(relabelled.x, encoding.aligned(train).x)

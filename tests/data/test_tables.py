@@ -7,32 +7,19 @@ import importlib.util
 import json
 import os
 import threading
+import zlib
 
 import hypothesis.strategies as st
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
+from sources import inputs, written
 
 from fnn import data
 from fnn.data import DataError, Encoding, Reading, _dialect as dialect, _readers as readers
 from fnn.data.dataset import Column
-
-
-def written(path, content):
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-@pytest.fixture
-def load(tmp_path):
-    """load(text) as `data.load` of a file with this text."""
-
-    def load(content, **options):
-        return data.load(written(tmp_path / "a.csv", content), **options)
-
-    return load
-
+from fnn.data.encoding import features_of
 
 # Dialects: what is guessed of a text file.
 
@@ -84,7 +71,7 @@ def test_blank_lines_and_lines_without_values_are_told_apart(tmp_path):
     assert len(learned.x) == 3
     encoding = Encoding.of(learned)
     new = written(tmp_path / "b.csv", "a,b\n\n1,2\n\n,\n3,4\n\n")
-    np.testing.assert_array_equal(data.inputs(new, encoding), [[1, 2], [np.nan, np.nan], [3, 4]])
+    np.testing.assert_array_equal(inputs(new, encoding), [[1, 2], [np.nan, np.nan], [3, 4]])
 
 
 def test_columns_without_a_name_and_without_values_are_not_there(load):
@@ -191,7 +178,7 @@ def test_one_table_in_every_form(tmp_path):
         assert (read.features, read.targets) == (tuple(FRAME)[:-1], ("y",)), name
         bare = source.drop(columns="y") if name == "pandas" else source
         encoding = Encoding.of(read)
-        found = encoding.apply(data.inputs(bare, encoding))
+        found = encoding.apply(inputs(bare, encoding))
         np.testing.assert_array_equal(found, encoding.apply(encoding.aligned(read).x), name)
 
 
@@ -296,7 +283,7 @@ def test_blanks_are_the_training_parts_median_and_a_flag():
     z = encoding.apply(other.x)
     np.testing.assert_allclose(z[0, 2], 0.5 * (2.5 - 3) / 0.5 / np.std([1, 2, 3, 6]), rtol=1e-6)
     np.testing.assert_array_equal(z[0, 3:], [0, 0, 0])
-    assert encoding.unseen(other.x) == [
+    assert encoding.unseen(other.x).lines() == [
         "column 'b': 1 blank, where training saw none, filled with 2.5",
         "column 'c': 1 of 2 values was never seen in training",
     ]
@@ -366,25 +353,31 @@ def test_an_index_without_a_name_is_left_out(load):
     encoding = Encoding.of(read)
     assert encoding.left_out() == ["left out: 'Unnamed: 0' (row numbers)"]
     assert Encoding.of(read, ("Unnamed: 0",)).d_in == 2
-    np.testing.assert_array_equal(data.inputs(pl.DataFrame({"a": [1, 2]}), encoding), [[1], [2]])
+    np.testing.assert_array_equal(inputs(pl.DataFrame({"a": [1, 2]}), encoding), [[1], [2]])
 
 
-def test_many_categories_share_an_input_and_free_text_is_left_out():
+def test_many_categories_share_inputs_by_groups_and_free_text_is_left_out():
     n = 400
     many = [f"v{i % 5 if i % 2 else i % 120}" for i in range(n)]
     free = [f"text {i % 300}" for i in range(n)]
     train = table(many=many, free=free, size=np.arange(n) * 0.5)
     found = features(train)
-    assert found["many"].width == 51
-    assert found["many"].rest
+    assert found["many"].width == 66
+    assert found["many"].describe() == "one-hot: 50 values and the rest in 16 groups"
     assert {"v1", "v3"} <= set(found["many"].values)
     assert found["free"].left_out == "300 different texts in 400 rows"
     encoding = Encoding.of(train)
     z = encoding.apply(encoding.aligned(train).x)
-    np.testing.assert_array_equal(z[:, :51].sum(1), np.ones(n))
+    np.testing.assert_array_equal(z[:, :66].sum(1), np.ones(n))
+    assert (z[:, 50:66].sum(0) > 0).sum() > 8  # the 51st value is not lost among all others
     new = encoding.aligned(table(many=["v1", "never"], free=["", ""], size=[1.0, 2.0]))
-    assert encoding.apply(new.x)[1, 50] == 1
-    assert encoding.unseen(new.x) == []
+    assert encoding.apply(new.x)[1, 50 + zlib.crc32(b"never") % 16] == 1
+    held = encoding.as_metadata()
+    assert features_of(held) == encoding.features
+    held[0]["rest"] = True  # as older runs have it
+    old = Encoding(features_of(held), encoding.scaling)
+    assert old.aligned(table(many=["v1", "never"], size=[1.0, 2.0])).x[1, 0] == -1
+    assert encoding.unseen(new.x).lines() == []
 
 
 def test_dates_become_days_and_places_in_cycles():
@@ -431,13 +424,15 @@ def test_columns_are_found_by_name_and_by_place():
     train = data.load(pl.DataFrame({"a": [1.0, 2.5], "b": ["u", "v"], "y": [0.5, 1.5]}))
     encoding = Encoding.of(train)
     turned = pl.DataFrame({"note": ["?", "!"], "b": ["v", "u"], "a": [2.5, 1.0]})
-    np.testing.assert_array_equal(data.inputs(turned, encoding), [[2.5, 1], [1, 0]])
+    np.testing.assert_array_equal(inputs(turned, encoding), [[2.5, 1], [1, 0]])
     with pytest.raises(DataError, match="the column 'b' is missing; known are a, c"):
-        data.inputs(pl.DataFrame({"a": [1.0], "c": ["u"]}), encoding)
+        inputs(pl.DataFrame({"a": [1.0], "c": ["u"]}), encoding)
     with pytest.raises(DataError, match="row 1, column 1 'a': 'x' is not a number"):
-        data.inputs(pl.DataFrame({"a": ["x", "y"], "b": ["u", "v"]}), encoding)
-    numbers = data.inputs(pl.DataFrame({"a": [1.0], "b": [7]}), encoding)
-    assert encoding.unseen(numbers) == ["column 'b': 1 of 1 values was never seen in training"]
+        inputs(pl.DataFrame({"a": ["x", "y"], "b": ["u", "v"]}), encoding)
+    numbers = inputs(pl.DataFrame({"a": [1.0], "b": [7]}), encoding)
+    assert encoding.unseen(numbers).lines() == [
+        "column 'b': 1 of 1 values was never seen in training"
+    ]
 
 
 def test_text_of_two_meanings_is_read_as_in_training(tmp_path):
@@ -447,7 +442,7 @@ def test_text_of_two_meanings_is_read_as_in_training(tmp_path):
     encoding = Encoding.of(train)
     encoding = encoding._replace(features=data.encoding.features_of(encoding.as_metadata()))
     new = written(tmp_path / "b.csv", 'day,price\n05/02/2024,"1,234"\n')
-    found = data.inputs(new, encoding)
+    found = inputs(new, encoding)
     np.testing.assert_allclose(found - train.x[0], [[-8, 1.234 - 0.25]])
     alone = data.load(written(tmp_path / "c.csv", 'day,price,y\n05/02/2024,"1,234",1.5\n'))
     assert alone.x[0, 1] == 1234
@@ -456,7 +451,7 @@ def test_text_of_two_meanings_is_read_as_in_training(tmp_path):
 
 def test_codes_that_are_numbers_in_a_later_file_are_still_codes():
     encoding = Encoding.of(table(a=["1", "2", "2b", "1"] * 2, b=np.arange(8) * 0.5))
-    new = data.inputs(pl.DataFrame({"a": [2, 1], "b": [1.0, 1.0]}), encoding)
+    new = inputs(pl.DataFrame({"a": [2, 1], "b": [1.0, 1.0]}), encoding)
     np.testing.assert_array_equal(new[:, 0], [1, 0])
 
 
@@ -528,10 +523,10 @@ def test_fuzzed_columns(tmp_path_factory, columns, header, mark, quoted, keep):
             z = encoding.apply(aligned.x)
             assert z.shape == (len(part.x), encoding.width)
             assert np.isfinite(z).all()
-            encoding.unseen(aligned.x)
+            encoding.unseen(aligned.x).lines()
         assert data.encoding.features_of(encoding.as_metadata()) == encoding.features
         if read.features:
-            bare = data.inputs(path, encoding)
+            bare = inputs(path, encoding)
             whole = encoding.aligned(read).x
             assert bare.shape[1] == whole.shape[1]
     except DataError as error:
@@ -552,7 +547,7 @@ def test_an_error_of_entry_is_no_distance(tmp_path):
     z = encoding.apply(x)
     np.testing.assert_array_equal(x, before)
     np.testing.assert_allclose(z[3:5, 0], (10, -10), rtol=1e-6)
-    assert encoding.unseen(x) == [
+    assert encoding.unseen(x).lines() == [
         "column 'height': 1 blank, where training saw none, filled with 1.709",
         "column 'height': 2 values more than 10 standard deviations off, taken as 10",
     ]

@@ -710,3 +710,33 @@ def test_unknown_sources_are_one_line(tmp_path):
     one_line(command("train", tmp_path / "no.csv", "--out", tmp_path), "no.csv: no such file")
     with pytest.raises(DataError):
         data.load("digitz")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1.5}, "expected seed to be a whole number, got 1.5"),
+        ({"seed": -1}, "expected seed of at least 0, got -1"),
+        ({"seed": 2**32}, r"expected a seed below 2\*\*32"),
+        ({"skip": 1.5}, "expected skip to be a whole number, got 1.5"),
+        ({"skip": -1}, "expected skip of at least 0, got -1"),
+        ({"patience": 2.0}, "expected patience to be a whole number, got 2.0"),
+        ({"epochs": None}, "expected epochs to be a whole number, got None"),
+        ({"batch_size": 8.0}, "expected batch_size to be a whole number, got 8.0"),
+        ({"hidden": 8}, "expected hidden to be a tuple, got 8"),
+        ({"hidden": (8.0,)}, "expected hidden to be a whole number, got 8.0"),
+        ({"drop": "size"}, "expected drop to be a tuple, got 'size'"),
+        ({"id": (3,)}, "expected names as text, got 3"),
+        ({"target": 1.5}, "expected a seed below .*, got 0, 1.5"),
+    ],
+)
+def test_settings_of_another_type_are_refused_by_name(change, message):
+    with pytest.raises((TypeError, ValueError), match=f"^settings: {message}"):
+        runs.train("iris", runs.Settings(**change))
+
+
+@pytest.mark.parametrize("change", [{"repeats": 1.5}, {"repeats": 0}, {"seed": 1.5}])
+def test_counts_of_an_explanation_are_whole(change):
+    run = runs.train("iris", runs.Settings(hidden=(4,), epochs=1))
+    with pytest.raises((TypeError, ValueError), match="explain: expected (repeats|seed)"):
+        run.explain("iris", **change)
