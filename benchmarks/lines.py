@@ -30,8 +30,23 @@ TWINS = {
         "accumulate",
         "private",
     ],
+    "recipes": [
+        "finetune",
+        "lora",
+        "gan",
+        "optimizer",
+        "resume",
+        "ctc",
+        "sam",
+        "vae",
+        "flow",
+        "ppo",
+        "contrastive",
+        "quantise",
+    ],
+    "transformer": ["transformer"],
 }
-"""By page in docs/, the twins of its programs, in their order."""
+"""By page in docs/, the twins of its first programs, in their order."""
 
 
 class Pair(NamedTuple):
@@ -42,13 +57,17 @@ class Pair(NamedTuple):
     shown: str
 
 
+def programs(page: str) -> list[tuple[str, str]]:
+    """The programs of a page in docs/ that show what they print, and that."""
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    return re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
+
+
 def pairs() -> dict[str, Pair]:
     """By the name of the twin."""
     found = {}
     for page, names in TWINS.items():
-        text = (ROOT / "docs" / f"{page}.md").read_text()
-        programs = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
-        for name, (ours, shown) in zip(names, programs, strict=True):
+        for name, (ours, shown) in zip(names, programs(page)[: len(names)], strict=True):
             theirs = (ROOT / "docs" / "twins" / f"{name}.py").read_text()
             found[name] = Pair(ours, theirs, shown)
     return found

@@ -37,6 +37,21 @@ def test_a_twin_prints_what_the_page_shows(name, tmp_path, monkeypatch):
     assert agree(printed.getvalue(), program.shown, rtol=0.25), printed.getvalue()
 
 
+SAME = {"ppo", "ctc", "quantise", "optimizer"}
+"""Recipes a part of which, such as an environment, is the same in both; the page says so."""
+
+
+@pytest.mark.parametrize("name", [*lines.TWINS["recipes"], *lines.TWINS["transformer"]])
+def test_a_recipe_is_shorter_than_its_twin(name):
+    ours, theirs, _ = lines.pairs()[name]
+    assert lines.lines(ours) <= (0.75 if name in SAME else 0.6) * lines.lines(theirs)
+
+
+@pytest.mark.parametrize("page", ["examples", "experiments", "recipes"])
+def test_every_program_of_these_pages_has_a_twin(page):
+    assert len(lines.programs(page)) == len(lines.TWINS[page])
+
+
 @pytest.fixture(scope="module", autouse=True)
 def as_many_cores_as_devices():
     """The command makes each core a device, which cannot change once JAX has begun."""
