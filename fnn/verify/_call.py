@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from fnn.base import Array
 from fnn.verify._arrays import Function, as_arrays, differentiable, in_float64, unit_roundoff
@@ -107,6 +108,12 @@ def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array], list[
     return value, grads, outputs
 
 
+def listed(result: tuple[Any, list[Any], list[Any]]) -> list[np.ndarray]:
+    """What `differentiate` gives, as one list in float64."""
+    value, grads, outputs = result
+    return [np.asarray(a, np.float64) for a in (value, *grads, *outputs)]
+
+
 def evaluate_moved(call: Call, inputs: Inputs, directions: list[Any], steps: Any) -> Any:
     """The scalars of such a call where each array of theta is moved along its direction, for each
     of the steps.
@@ -148,32 +155,6 @@ def run(program: Function, call: Any, *arrays: Any) -> Any:
     return program(call, *arrays) if got is run else got
 
 
-JAX = os.path.dirname(jax.__file__)
-COMPILED = 3
-"""How many functions of the same form and shapes are compiled before others run as they are."""
-
-
-def run_gradient(call: Call, inputs: Inputs) -> Any:
-    """call(inputs), compiled; where `COMPILED` other functions of the same form were, as it is:
-    its operations are known by then, and to compile the next one takes longer than to run it.
-    """
-    shapes = tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(inputs))
-    try:
-        compiled = _compiled_calls(call.rule, call.form, call.kinds, shapes)
-        if call not in compiled and len(compiled) >= COMPILED:
-            return call(inputs)
-        compiled.add(call)
-    except TypeError:  # a function that has no hash
-        pass
-    return run(evaluate, call, inputs)
-
-
-@lru_cache(maxsize=256)
-def _compiled_calls(*form: Any) -> set[Call]:
-    """The calls of this form and these shapes that were compiled: a set to add to."""
-    return set()
-
-
 @contextmanager
 def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     """`in_float64`, for functions of these inputs that may close over NumPy arrays.
@@ -184,47 +165,18 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     """
     held = any(_has_numpy_constant(traced(f, *inputs)) for f in functions)
     if held:
-        _clear_caches()
+        jax.clear_caches()
     try:
         with in_float64():
             yield
     finally:
         if held:
-            _clear_caches()
-
-
-def _clear_caches() -> None:
-    """Let go of every program that holds an array of NumPy's, ours included."""
-    _traced.cache_clear()
-    jax.clear_caches()
-
-
-def same_arrays(one: Inputs, other: Inputs) -> bool:
-    """Whether two inputs have the same arrays, by shape, dtype and every entry."""
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=False)
-    same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
-    same_form = [*map(len, one)] == [*map(len, other)]
-    return same_form and all(a is b or same(a, b) for a, b in pairs)
+            jax.clear_caches()
 
 
 def traced(function: Any, *inputs: Any) -> Any:
-    """The function's jaxpr at inputs of these shapes; None where it can't be traced."""
-    leaves, form = jax.tree.flatten(inputs)
-
-    def trace() -> Any:
-        try:
-            shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-            return _traced(function, form, shapes, bool(jax.enable_x64.value))
-        except (AttributeError, TypeError):  # a leaf that is no array, a function without a hash
-            return jax.make_jaxpr(function)(*inputs)
-
-    return attempt(trace)
-
-
-@lru_cache(maxsize=256)
-def _traced(function: Function, form: Any, shapes: tuple[Any, ...], x64: bool) -> Any:
-    flat = lambda *leaves: function(*jax.tree.unflatten(form, leaves))
-    return jax.make_jaxpr(flat)(*shapes)
+    """The function's jaxpr at these inputs; None where it can't be traced."""
+    return attempt(jax.make_jaxpr(function), *inputs)
 
 
 def _has_numpy_constant(program: Any) -> bool:
@@ -238,49 +190,30 @@ def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
     """
     if not (program := traced(call, inputs)):
         return 0.0
-    used = [differentiable(v.aval) for v in program.jaxpr.invars]
-    return _coarsest(program, used, [True] * len(program.jaxpr.outvars))
+    needed, _ = dce_jaxpr(program.jaxpr, [True] * len(program.out_avals), instantiate=True)
+    return _coarsest(needed, [differentiable(v.aval) for v in needed.invars])
 
 
-def _coarsest(program: Any, used: Sequence[bool], wanted: Sequence[bool]) -> float:
-    """The same of a jaxpr; `used` says which of its inputs count, `wanted` which results."""
+def _coarsest(program: Any, used: Sequence[bool]) -> float:
+    """The same of a jaxpr, `used` saying which of its inputs count."""
     inner = getattr(program, "jaxpr", program)
     counted = {v for v, counts in zip(inner.invars, used, strict=True) if counts}
     found = 0.0
-    needed = _needed(inner, wanted)
     for equation in inner.eqns:
         used = [not hasattr(v, "val") and v in counted for v in equation.invars]
-        if not any(used) or not needed.intersection(equation.outvars):
-            continue
-        floats = [v for v in equation.outvars if differentiable(v.aval)]
-        counted.update(floats)
-        roundoffs = (unit_roundoff(v.aval.dtype) for v in floats)
-        parts = (_of_part(part, equation, used, needed) for part in _inner(equation))
-        found = max([found, *roundoffs, *parts])
+        if any(used):
+            floats = [v for v in equation.outvars if differentiable(v.aval)]
+            counted.update(floats)
+            found = max([found, *(unit_roundoff(v.aval.dtype) for v in floats)])
+            for part in _inner(equation):
+                # What a loop or call is given, or the last of it, are the inputs of what is inside.
+                n = len(getattr(part, "jaxpr", part).invars)
+                inputs = used[len(used) - n :] if n <= len(used) else [True] * n
+                found = max(found, _coarsest(part, inputs))
     return found
 
 
-def _of_part(part: Any, equation: Any, used: Sequence[bool], needed: set[Any]) -> float:
-    """`_coarsest` of a jaxpr inside an equation."""
-    inner = getattr(part, "jaxpr", part)
-    n = len(inner.invars)
-    # The operands of most loops and calls are the inputs of what is inside, the last n.
-    inputs = used[len(used) - n :] if n <= len(used) else [True] * n
-    wanted = [v in needed for v in equation.outvars]
-    # What a loop carries feeds its other results.
-    if equation.primitive.name in ("scan", "while") or len(inner.outvars) != len(wanted):
-        wanted = [True] * len(inner.outvars)
-    return _coarsest(part, inputs, wanted)
-
-
-def _needed(inner: Any, wanted: Sequence[bool]) -> set[Any]:
-    """The variables of a jaxpr that its wanted results are computed from, and these."""
-    pairs = zip(inner.outvars, wanted, strict=True)
-    needed = {v for v, counts in pairs if counts and not hasattr(v, "val")}
-    for equation in reversed(inner.eqns):
-        if needed.intersection(equation.outvars):
-            needed.update(v for v in equation.invars if not hasattr(v, "val"))
-    return needed
+JAX = os.path.dirname(jax.__file__)
 
 
 def custom_rules(call: Call, inputs: Inputs) -> list[str]:

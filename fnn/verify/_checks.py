@@ -29,17 +29,25 @@ A gradient that can't be had in float64 (a kernel for float32, say) passes by it
 against autodiff in float64.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fnn.verify._arrays import ROUNDOFF
-from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, compared, measure, plainly, side_by_side
+from fnn.verify._leaf import (
+    FLOOR,
+    NONE,
+    TOLERANCE,
+    Check,
+    Checks,
+    compared,
+    measure,
+    plainly,
+    side_by_side,
+)
 from fnn.verify._reference import Reference, Slope, along_entry
 
-ENTRY = "entry"
-"""The reason of a native check that failed at an entry by its own conditioning."""
 TIE = "tie or border"
 """Why the float64 check is skipped where the gradient jumps as the inputs move by a roundoff, and
 the leaf and autodiff take different values among those it has around."""
@@ -155,7 +163,7 @@ class Spread:
         if (apart := ~self.steady & (self.error > TOLERANCE)).any():
             entries = _worst(np.where(apart, self.error, 0.0))
             # What jumps without a kink is rounding, such as that of 1 - y where y is nearly 1.
-            inside = 0 < tested.position <= len(reference.inputs.theta)
+            inside = reference.inside(tested.position)
             kink = not inside or entry_slope(tested, reference, entries[0]).kink
             return Check("skipped", reason=TIE if kink else "rounding", entries=entries)
         # A reference of which less than four digits hold is rounding, and can confirm nothing.
@@ -166,10 +174,11 @@ class Spread:
 
 def _zero_check(tested: Tested, reference: Reference) -> Check:
     """The float64 check where the reference is zero throughout."""
-    error, _ = measure(tested.best, reference.stacks[tested.position][0], FLOOR)
-    moves = reference.moves(tested.position, 1, FLOOR)
-    found = _within(error, (64 * (m + ROUNDOFF * reference.size) for m in moves))
-    zero = found.verdict == "pass" and 0 < tested.position <= len(reference.inputs.theta)
+    stacks = reference.moved_stacks(tested.position)
+    moves = max(np.abs(near - at).max() for at, near, _ in stacks)
+    error = np.abs(tested.best).max() if np.isfinite(tested.best).all() else np.inf
+    found = compared(float(error), float(64 * (moves + ROUNDOFF * reference.size)))
+    zero = found.verdict == "pass" and reference.inside(tested.position)
     return Check("skipped", reason="zero") if zero else found
 
 
@@ -187,39 +196,50 @@ def _worst(excess: np.ndarray) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(i) for i in index) for index in found)
 
 
-def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> Check:
+def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray, level: float) -> Check:
     """The leaf in the dtype that the user runs against autodiff in float64; `autodiff` is the
     leaf by autodiff in the user's dtype.
+
+    Each entry has its own conditioning, and stands beside autodiff's own error in it, down to
+    this part, `level`, of the largest: at 1 the leaf is measured as a whole, below it small
+    entries do not drown among large ones.
     """
-    expected = reference.stacks[tested.position][0]
-    if reference.roundoff <= ROUNDOFF:
+    stack, unit = reference.stacks[tested.position], reference.roundoff
+    expected = stack[0]
+    if unit <= ROUNDOFF:
         return Check("skipped", reason="as float64")
     if reference.open[tested.position].all():
         return Check("skipped", reason="not finite")
     native, autodiff = _in_range(tested, reference, autodiff)
-    error, _ = measure(native, expected, 1)
-    own, _ = measure(autodiff, expected, 1)
-    unit = reference.roundoff * (1 if expected.any() else reference.size)
-    own = own if np.isfinite(own) else 0.0
+    above = lambda a: np.maximum(a, level * a.max())
+    whole = np.abs(expected).max() or reference.size or 1.0
+    size = np.maximum(np.abs(expected) + level * whole, np.finfo(float).tiny)
+    error = np.where(np.isfinite(native), np.abs(native - expected), np.inf)
+    own = np.abs(autodiff - expected)
+    own = above(np.where(np.isfinite(own), own, 0.0))
+    # With many digits, rounding within the computation adds up to more than its inputs' show.
+    slack = 8 if level == 1 or unit > 2.0**-12 else 64
     # As wrong as autodiff itself is right; more than that within a grant that has a limit.
-    known = 8 * unit + min(8 * own, GRANT * unit)
-    firm = compared(error, max(known, 2 * min(own, 0.05)))
-    if firm.verdict == "pass":
-        return firm
-    moves = reference.moves(tested.position, 2, 1)
-    found = _within(error, (max(known + 8 * m, 2 * own) for m in moves))
-    wide = max(0.1, 128 * reference.roundoff)
-    if found.verdict == "fail" or found.bound <= wide:
-        return found
+    known = slack * unit * size + np.minimum(slack * own, GRANT * unit * size)
+    firm = allowed = np.maximum(known, 2 * np.minimum(own, 0.05 * size))
+    away = np.zeros(expected.shape)
+    for moved in () if (error <= firm).all() else reference.moved_stacks(tested.position):
+        away = np.fmax(away, np.abs(moved[2] - moved[0]))
+        allowed = np.maximum(known + slack * above(away), 2 * own)
+        if (error <= allowed).all():
+            break
+    excess = np.where(error > allowed, error / allowed, 0.0)
+    if excess.any():
+        entries = _worst(excess)
+        i = entries[0]
+        return Check("fail", float(error[i] / size[i]), float(allowed[i] / size[i]), "", entries)
     # Of the entries that need it, is there one whose own bound is too wide to tell?
-    away = np.max([np.abs(s[2] - s[0]) for s in reference.moved_stacks(tested.position)], 0)
-    size = np.abs(expected).max() or 1.0
-    bound = known + 8 * away / size
-    needed = np.abs(native - expected) / size > firm.bound
-    if not (bound[needed] <= wide).all():
-        entries = _worst(np.where(needed, bound, 0.0))
-        return Check("skipped", reason=CANCELS if 8 * own > 0.1 else "rounding", entries=entries)
-    return compared(error, float(bound[needed].max()))
+    wide = np.where(error > firm, known + slack * away, 0.0) / (np.abs(expected) + whole)
+    if wide.max() > max(0.1, 128 * unit):
+        cancels = (8 * own / size).max() > 0.1
+        return Check("skipped", reason=CANCELS if cancels else "rounding", entries=_worst(wide))
+    at = _worst(error / allowed)[:1] or ((0,) * error.ndim,)
+    return Check("pass", float(error[at[0]] / size[at[0]]), float(allowed[at[0]] / size[at[0]]))
 
 
 def _in_range(
@@ -235,108 +255,47 @@ def _in_range(
     return put(tested.native), put(autodiff)
 
 
-def _within(error: float, bounds: Iterator[float]) -> Check:
-    """The error against the largest bound. The next bound is computed only while the check
-    fails: a unit within a roundoff of its kink shows in some moves of the inputs alone."""
-    found = compared(error, next(bounds))
-    while found.verdict == "fail" and (bound := next(bounds, None)) is not None:
-        found = compared(error, max(found.bound, bound))
-    return found
-
-
-def entry_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> Check:
-    """Each entry of the native gradient by its own conditioning, and beside autodiff's own error
-    in that entry: small entries do not drown among large ones. Down to the floor of the float64
-    check. It fails with the error of the worst entry, and is skipped where it finds none.
-    """
-    stack = reference.stacks[tested.position]
-    if reference.roundoff <= ROUNDOFF or not stack[0].any():
-        return NONE
-    native, autodiff = _in_range(tested, reference, autodiff)
-    size = np.abs(stack[0]) + FLOOR * np.abs(stack[0]).max()
-    own = np.abs(autodiff - stack[0])
-    error = np.abs(native - stack[0])
-    own = np.where(np.isfinite(own), own, 0.0)
-    # With many digits, rounding within the computation adds up to more than its inputs' show.
-    slack = 8 if reference.roundoff > 2.0**-12 else 64
-    known = slack * reference.roundoff * size
-    known += np.minimum(slack * own, GRANT * reference.roundoff * size)
-    away = np.zeros(stack[0].shape)
-    for moved in reference.moved_stacks(tested.position):
-        away = np.fmax(away, np.abs(moved[2] - moved[0]))
-        with np.errstate(invalid="ignore"):
-            allowed = np.maximum(known + slack * away, 2 * own)
-            excess = error / allowed
-        if not excess.max() > 1:
-            return NONE
-    entries = _worst(np.where(excess > 1, excess, 0.0))
-    i = entries[0]
-    return Check("fail", float(error[i] / size[i]), float(allowed[i] / size[i]), ENTRY, entries)
-
-
 def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[Check]:
     """Each leaf along a direction of its own, `Reference.directions`.
 
     First all leaves move at once, and the slope must be the sum of what each predicts: an error
-    of one would have to be undone by another's. A leaf that this leaves open moves alone.
+    of one would have to be undone by another's. A leaf that this leaves open moves alone: from
+    both first steps, unless the first decides; at a kink with its ties kept, where there are any.
     """
-    inside = [leaf for leaf in leaves if 0 < leaf.position <= len(reference.inputs.theta)]
     grads = {
         leaf.position: reference.stacks[leaf.position][0] if leaf.wide is None else leaf.wide
-        for leaf in inside
+        for leaf in leaves
+        if reference.inside(leaf.position)
     }
-    predicted = Predicted(reference, grads)
-    first = predicted.moved(tuple(grads), steps(reference.unit)[0]) if grads else {}
-    found = {
-        j: check if check.verdict == "pass" else predicted.alone(j) for j, check in first.items()
-    }
+    first, second = steps(reference.unit)
+
+    def moved(positions: tuple[int, ...], step: float, tied: bool = False) -> dict[int, Check]:
+        slope = reference.along(positions, step, tied)
+        along = reference.directions(tied)
+        shares = {j: float((along[j - 1] * grads[j]).sum()) for j in positions}
+        rest = slope.value - sum(shares.values())
+        return {j: _differences_check(slope, rest, shares[j], reference.unit) for j in positions}
+
+    found = moved(tuple(grads), first) if grads else {}
+    for j in [j for j, check in found.items() if check.verdict != "pass"]:
+        found[j] = moved((j,), first)[j]
+        if found[j].verdict != "pass":
+            kink = found[j].reason == KINK
+            again = moved((j,), first if kink else second, tied=kink)[j]
+            found[j] = found[j] if again.verdict == "skipped" or again.reason == KINK else again
     return [found.get(leaf.position, NONE) for leaf in leaves]
 
 
-class Predicted(NamedTuple):
-    """The gradients that predict the slopes of f, by their positions."""
-
-    reference: Reference
-    grads: dict[int, np.ndarray]
-
-    def moved(
-        self, positions: tuple[int, ...], first: float, tied: bool = False
-    ) -> dict[int, Check]:
-        """The check of each of these leaves where they move together, from a step of `first`."""
-        # A slope of which less than four digits hold confirms nothing; fewer, where f has few.
-        firm = min(max(1e-4, 20 * self.reference.unit ** (1 / 3)), 0.1)
-        slope = self.reference.along(positions, first, tied)
-        along = self.reference.directions(tied)
-        shares = {j: float((along[j - 1] * self.grads[j]).sum()) for j in positions}
-        rest = slope.value - sum(shares.values())
-        return {j: _differences_check(slope, rest, shares[j], firm) for j in positions}
-
-    def alone(self, j: int) -> Check:
-        """The check where one leaf moves alone: from both first steps, unless the first decides;
-        at a kink with its ties kept, where there are any."""
-        found = NONE
-        for first in steps(self.reference.unit):
-            check = self.moved((j,), first)[j]
-            if found.verdict == "skipped" or check.verdict == "pass":
-                found = check
-            if check.verdict == "pass" or check.reason == KINK:
-                break
-        if found.reason == KINK and self.reference.directions(True)[j - 1].any():
-            tied = self.moved((j,), steps(self.reference.unit)[0], tied=True)[j]
-            found = tied if tied.reason != KINK else found
-        return found
-
-
-def _differences_check(slope: Slope, difference: float, share: float, firm: float) -> Check:
-    """`difference` is how far the slope is from what is predicted, `share` the leaf's part; a
-    bound above `firm` is too wide to tell."""
+def _differences_check(slope: Slope, difference: float, share: float, unit: float) -> Check:
+    """`difference` is how far the slope is from what is predicted, `share` the leaf's part, `unit`
+    the roundoff of f."""
     size = max(abs(share), abs(share + difference))
     if size == 0 or not np.isfinite(slope.bound):
         return Check("skipped", reason="zero" if size == 0 else "not finite")
     error, bound = abs(difference) / size, slope.bound / size
-    reason = KINK if slope.kink else "rounding"
-    if error <= bound and bound > firm:
-        return Check("skipped", reason=reason)
+    # A slope of which less than four digits hold confirms nothing; fewer, where f has few.
+    if error <= bound > min(max(1e-4, 20 * unit ** (1 / 3)), 0.1):
+        return Check("skipped", reason=KINK if slope.kink else "rounding")
     return compared(error, bound)._replace(reason=KINK if slope.kink else "")
 
 
@@ -350,25 +309,21 @@ def entry_slope(
 
 
 def decide(
-    tested: Tested,
-    expected: np.ndarray,
-    checks: tuple[Check, Check, Check],
-    slopes: Iterable[tuple[tuple[int, ...], Slope | None]],
-    custom: Sequence[str] = (),
+    tested: Tested, reference: Reference, checks: Checks, custom: Sequence[str] = ()
 ) -> tuple[str, str, tuple[int, ...]]:
-    """The verdict of a leaf, the reason, and the index of the worst entry.
-
-    checks are float64, native and differences; slopes are those along the entries that the float64
-    check refused, with their indices, worst first; custom are the functions with derivative rules
-    of their own that autodiff has run.
+    """The verdict of a leaf, the reason, and the index of the worst entry; custom are the
+    functions with derivative rules of their own that autodiff has run.
     """
     float64, native, differences = checks
+    expected = reference.stacks[tested.position][0]
     _, index = measure(tested.best, expected, FLOOR)
     if float64.verdict == "fail":
         doubts = []
-        for at, slope in slopes:
+        contradicted = differences.verdict == "fail" and differences.reason != KINK
+        for at in float64.entries or (index,):
+            inside = reference.inside(tested.position)
+            slope = entry_slope(tested, reference, at) if inside else None
             verdict, note = _against_slope(float(tested.best[at]), float(expected[at]), slope)
-            contradicted = differences.verdict == "fail" and differences.reason != KINK
             if verdict == "inconclusive" and slope and slope.kink and contradicted:
                 verdict, note = "fail", f"{note}; finite differences contradict it"
             if verdict == "fail":
@@ -376,7 +331,7 @@ def decide(
             doubts.append((_values(tested.best, expected, at) + note, at))
         return "inconclusive", *doubts[0]
     if native.verdict == "fail":
-        index = native.entries[0] if native.entries else measure(tested.native, expected, 1)[1]
+        index = native.entries[0]
         note = f"in the dtype that runs: {_values(tested.native, expected, index)}"
         return "fail", note, index
     if doubt := _doubt(tested, expected, checks, custom):
@@ -406,41 +361,38 @@ def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str,
     return "fail", ""
 
 
-def _doubt(
-    tested: Tested, expected: np.ndarray, checks: tuple[Check, Check, Check], custom: Sequence[str]
-) -> str:
+def _doubt(tested: Tested, expected: np.ndarray, checks: Checks, custom: Sequence[str]) -> str:
     """Why checks of which none found an error do not add up to a pass; "" where they do."""
     float64, native, differences = checks
+    skipped, why = float64.verdict == "skipped", float64.reason
+    rule = f"autodiff ran the rule of {', '.join(custom)}, and finite differences"
+    _, worst = measure(tested.best, expected, FLOOR)
+    values = _values(tested.best, expected, float64.entries[0] if float64.entries else worst)
     if differences.verdict == "fail":
-        if custom:
-            return (
-                f"autodiff ran the rule of {', '.join(custom)}, and finite differences contradict "
-                "it: if that is what is under test, it was checked against itself; hand in "
-                "reference=, the function without the rule"
-            )
-        return "finite differences contradict autodiff: is a rule overridden?"
-    if float64.verdict != "skipped":
-        if native.verdict == "skipped" and native.reason in ("rounding", CANCELS, LOSES):
-            return (
-                f"right in float64, but the native check is skipped: {native.reason}; at these "
-                "inputs this dtype holds too few digits to tell"
-            )
-        return ""
-    if float64.reason == TIE:
-        values = _values(tested.best, expected, float64.entries[0])
-        return f"{values}; a tie or border, where more than one value is right"
-    if float64.reason == CANCELS:
-        _, index = measure(tested.best, expected, FLOOR)
-        return f"{_values(tested.best, expected, index)}; autodiff itself cancels here"
-    if float64.reason == "zero":
-        return "the reference is zero everywhere: right and missing look alike"
-    if tested.wide is not None or float64.reason != tested.reason:
-        return f"the float64 reference can't decide: {float64.reason}"
-    if native.verdict == "skipped":
-        return f"float64: {float64.reason}; the native check is skipped: {native.reason}"
-    if custom and differences.verdict == "skipped" and differences.reason != "none":
         return (
-            f"autodiff ran the rule of {', '.join(custom)}, and finite differences can't "
-            f"confirm it: {differences.reason}"
+            f"{rule} contradict it: if that is what is under test, it was checked against itself; "
+            "hand in reference=, the function without the rule"
+            if custom
+            else "finite differences contradict autodiff: is a rule overridden?"
         )
+    if not skipped:
+        return (
+            f"right in float64, but the native check is skipped: {native.reason}; at these inputs "
+            "this dtype holds too few digits to tell"
+            if native.reason in ("rounding", CANCELS, LOSES)
+            else ""
+        )
+    known = {
+        TIE: f"{values}; a tie or border, where more than one value is right",
+        CANCELS: f"{values}; autodiff itself cancels here",
+        "zero": "the reference is zero everywhere: right and missing look alike",
+    }
+    if why in known:
+        return known[why]
+    if tested.wide is not None or why != tested.reason:
+        return f"the float64 reference can't decide: {why}"
+    if native.verdict == "skipped":
+        return f"float64: {why}; the native check is skipped: {native.reason}"
+    if custom and differences.verdict == "skipped" and differences.reason != "none":
+        return f"{rule} can't confirm it: {differences.reason}"
     return ""

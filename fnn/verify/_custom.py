@@ -14,7 +14,7 @@ from fnn.base import Array
 from fnn.verify._arrays import Function, as_arrays, differentiable, random_cotangent, widened
 from fnn.verify._call import attempt, coarsest_roundoff, custom_rules, float64_section, split
 from fnn.verify._gradients import at_both_cotangents, product, shapes_of
-from fnn.verify._leaf import measure, plainly, unfit
+from fnn.verify._leaf import measure, plainly, same, unfit
 from fnn.verify._report import Report
 
 LAW = 1e-6
@@ -142,11 +142,11 @@ def _broken_law(f: Function, args: Any, dy: Any, within: float) -> str:
         u, v = (random_cotangent(jax.random.key(seed), floats) for seed in (1, 2))
         tangents = (u, v, [*map(jnp.add, u, v)])
         du, dv, both = (flat(jax.jvp(of_floats, floats, t)[1]) for t in tangents)
-        if not all(_same(a + b, c, within) for a, b, c in zip(du, dv, both, strict=True)):
+        if not all(same(a + b, c, within) for a, b, c in zip(du, dv, both, strict=True)):
             return "the tangents are not linear: f'(u + v) is not f'(u) + f'(v)"
     y, pull = jax.vjp(of_floats, *floats)
     pairs = zip(flat(of_floats(*floats)), flat(y), strict=True)
-    if not all(_same(*pair, within) for pair in pairs):
+    if not all(same(*pair, within) for pair in pairs):
         return "it returns something else when it is differentiated"
     if forward:
         pulled = pull(_like(dy, y))
@@ -156,15 +156,6 @@ def _broken_law(f: Function, args: Any, dy: Any, within: float) -> str:
         if np.isfinite(right) and not abs(left - right) <= within * size:
             return f"forward mode gives {plainly(left)} where reverse mode gives {plainly(right)}"
     return ""
-
-
-def _same(expected: Any, got: Any, within: float) -> bool:
-    """Whether two arrays agree, in their infinite and NaN entries too."""
-    a, b = np.asarray(expected, np.float64), np.asarray(got, np.float64)
-    known = np.isfinite(a)
-    if a.shape != b.shape or not np.array_equal(a[~known], b[~known], equal_nan=True):
-        return False
-    return not known.any() or measure(b[known], a[known], 1)[0] <= within
 
 
 def _as_declared(report: Report, expected: Mapping[Any, Any], number: int) -> Report:

@@ -28,7 +28,7 @@ from fnn.verify._call import attempt, float64_section
 from fnn.verify._causes import UNKNOWN
 from fnn.verify._engine import Task, compare
 from fnn.verify._layers import first_wrong_layer, first_wrong_part, per_example_leaf
-from fnn.verify._leaf import FLOOR, measure, unfit
+from fnn.verify._leaf import same, unfit
 from fnn.verify._report import Report
 
 
@@ -70,20 +70,15 @@ def check_layer(
             f"check_layer: expected a layer, got {layer!r}; check_custom takes a function with a "
             f"derivative of its own"
         )
-    inputs = as_arrays((params, x))
+    report = _check_pair("check_layer", layer[1:3], params, x, key, reference, returned=False)
+    if reference is not None:
+        return report
 
     def both(params: Params, x: Any) -> Any:
         y, residuals = layer.forward(params, x)
         return layer.backward(params, residuals, arrays.random_cotangent(key, y))
 
-    if reference is not None:
-        dy = arrays.random_cotangent(key, shapes_of(reference, *inputs))
-        gradient = (_by_backward, (layer.forward, layer.backward))
-        theta = {"dparams": params, "dx": x}
-        objective = (_product_of_params, reference)
-        return at_both_cotangents("check_layer", objective, gradient, theta, dy)
-    report = check_vjp(layer.forward, layer.backward, params, x, key=key)
-    report = replace(report, name="check_layer")
+    inputs = as_arrays((params, x))
     with float64_section([both], *inputs):
         params, x = widened(inputs)
         if report.verdict == "fail":
@@ -120,24 +115,35 @@ def check_vjp(
     >>> check_vjp(forward, backward, jnp.array(0.5), jnp.array([1.0, 2.0])).verdict
     'pass'
     """
+    returned = reference is not None
+    return _check_pair("check_vjp", (forward, backward), params, x, key, reference, returned)
+
+
+def _check_pair(
+    name: str,
+    functions: tuple[Function, Function],
+    params: Params,
+    x: Any,
+    key: Array | None,
+    reference: Function | None,
+    returned: bool,
+) -> Report:
+    """The report on a forward and backward pair; what forward returns is checked where
+    `returned`."""
+    forward, backward = functions
     inputs = as_arrays((params, x))
 
     def y_of(params: Any, x: Any) -> Any:
         result = forward(params, x)
         if not (isinstance(result, tuple | list) and len(result) == 2):
             got = type(result).__name__
-            raise TypeError(f"check_vjp: expected forward to return (y, residuals), got {got}")
+            raise TypeError(f"{name}: expected forward to return (y, residuals), got {got}")
         return result[0]
 
     dy = arrays.random_cotangent(key, shapes_of(reference or y_of, *inputs))
-    functions = (forward, backward)
-    theta = {"dparams": params, "dx": x}
-    objective: Task
-    if reference is None:
-        objective, gradient = (_forward_product, forward), (_by_backward, functions)
-    else:
-        objective, gradient = (_product_of_params, reference), (_y_and_by_backward, functions)
-    report = at_both_cotangents("check_vjp", objective, gradient, theta, dy)
+    objective = (_product, reference) if reference else (_forward_product, forward)
+    gradient = (_y_and_by_backward if returned else _by_backward, functions)
+    report = at_both_cotangents(name, objective, gradient, {"dparams": params, "dx": x}, dy)
     if report.verdict != "fail":
         return report
 
@@ -238,12 +244,12 @@ def check_gradients(
 
 
 def _value(objective_fn: Function, theta: Any, *args: Any) -> tuple[Any, list[Any]]:
-    return objective_fn(theta["grads"], *args), []
+    value = objective_fn(theta["grads"], *args)
+    return value, [value]
 
 
 def _value_and_grads(value_and_grad_fn: Function, theta: Any, *args: Any) -> Any:
-    value, grads = value_and_grad_fn(theta["grads"], *args)
-    return {"value": value, "grads": grads}
+    return dict(zip(("value", "grads"), value_and_grad_fn(theta["grads"], *args), strict=True))
 
 
 def _sum_of_losses(value: Function, theta: Any, target: Any) -> tuple[Any, list[Any]]:
@@ -254,12 +260,12 @@ def _by_rule(gradient: Function, theta: Any, target: Any) -> Any:
     return {"gradient": gradient(theta["gradient"], target)}
 
 
+def _product(reference: Function, theta: Any, dy: Any) -> Any:
+    return product(reference(theta["dparams"], theta["dx"]), dy)
+
+
 def _forward_product(forward: Function, theta: Any, dy: Any) -> Any:
     return product(forward(theta["dparams"], theta["dx"])[0], dy)
-
-
-def _product_of_params(reference: Function, theta: Any, dy: Any) -> Any:
-    return product(reference(theta["dparams"], theta["dx"]), dy)
 
 
 def product(y: Any, dy: Any) -> tuple[Any, list[Any]]:
@@ -269,16 +275,16 @@ def product(y: Any, dy: Any) -> tuple[Any, list[Any]]:
     return sum(jnp.sum(a * b) for a, b in pairs), [a for a, _ in pairs]
 
 
-def _by_backward(functions: tuple[Function, ...], theta: Any, dy: Any) -> Any:
-    tree = _y_and_by_backward(functions, theta, dy)
-    return {"dparams": tree["dparams"], "dx": tree["dx"]}
-
-
-def _y_and_by_backward(functions: tuple[Function, ...], theta: Any, dy: Any) -> Any:
+def _y_and_by_backward(functions: tuple[Function, Function], theta: Any, dy: Any) -> Any:
     forward, backward = functions
     y, residuals = forward(theta["dparams"], theta["dx"])
     dparams, dx = backward(theta["dparams"], residuals, dy)
     return {"y": y, "dparams": dparams, "dx": dx}
+
+
+def _by_backward(functions: tuple[Function, Function], theta: Any, dy: Any) -> Any:
+    tree = _y_and_by_backward(functions, theta, dy)
+    return {"dparams": tree["dparams"], "dx": tree["dx"]}
 
 
 def _mixes(value: Function, prediction: Any, target: Any, axes: int) -> bool:
@@ -316,28 +322,19 @@ LINEAR = 1e-6
 def nonlinear_leaves(
     forward: Function, backward: Function, params: Params, x: Any, dy: Any
 ) -> set[str]:
-    """The leaves of (dparams, dx) where backward(u + v) is not backward(u) + backward(v), for
-    u = dy and another cotangent v. Empty where they can't be compared.
+    """The leaves of (dparams, dx) where backward(-2 dy) is not -2 backward(dy), as it is whatever
+    cancels in it: doubling rounds nothing. Empty where they can't be compared.
     """
-    other = arrays.random_cotangent(jax.random.key(1), dy)
-    both = arrays.map_floats(jnp.add, dy, other)
 
     def pulled() -> list[dict[str, Any]]:
         _, residuals = forward(params, x)
-        trees = (backward(params, residuals, d) for d in (dy, other, both))
+        doubled = arrays.map_floats(lambda a: -2 * a, dy)
+        trees = (backward(params, residuals, d) for d in (dy, doubled))
         return [arrays.named_leaves(dict(zip(("dparams", "dx"), t, strict=True))) for t in trees]
 
-    once, again, together = attempt(pulled, otherwise=({}, {}, {}))
+    once, doubled = attempt(pulled, otherwise=({}, {}))
     return {
         name
-        for name, leaf in together.items()
-        if differentiable(leaf) and leaf.size and not _added(once[name], again[name], leaf)
+        for name, leaf in doubled.items()
+        if differentiable(leaf) and leaf.size and not same(-2 * once[name], leaf, LINEAR)
     }
-
-
-def _added(u: Any, v: Any, together: Any) -> bool:
-    """Whether together = u + v. Where that is not finite, nothing is known."""
-    total, got = np.asarray(u) + np.asarray(v), np.asarray(together)
-    if total.shape != got.shape or not (np.isfinite(total).all() and np.isfinite(got).all()):
-        return True
-    return measure(got, total, FLOOR)[0] <= LINEAR

@@ -117,6 +117,16 @@ def measure(got: np.ndarray, expected: np.ndarray, floor: float) -> tuple[float,
     return float(error[index]), tuple(int(i) for i in index)
 
 
+def same(expected: Any, got: Any, within: float) -> bool:
+    """Whether two arrays agree, in their infinite and NaN entries too; the others up to `within`
+    of the largest."""
+    a, b = np.asarray(expected, np.float64), np.asarray(got, np.float64)
+    known = np.isfinite(a)
+    if a.shape != b.shape or not np.array_equal(a[~known], b[~known], equal_nan=True):
+        return False
+    return not known.any() or measure(b[known], a[known], 1)[0] <= within
+
+
 def side_by_side(expected: Any, got: Any) -> str:
     """Two different numbers as a note shows them: with as many digits as tell them apart."""
     digits = next((n for n in (6, 12) if f"{expected:.{n}g}" != f"{got:.{n}g}"), 17)

@@ -52,7 +52,7 @@ def _judged(leaf: Tested, reference: Reference) -> Opened:
     """The leaf's open entries, up to `MOST` of them."""
     places = [tuple(map(int, at)) for at in np.argwhere(reference.open[leaf.position])]
     found = Opened(unknown=max(len(places) - MOST, 0))
-    inside = 0 < leaf.position <= len(reference.inputs.theta)
+    inside = reference.inside(leaf.position)
     for at in places[:MOST]:
         verdict, expected = (_by_slope if inside else _returned)(leaf, reference, at)
         if verdict == "wrong":

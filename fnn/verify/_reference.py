@@ -17,7 +17,6 @@ import numpy as np
 from fnn.verify import _call as calls
 from fnn.verify._arrays import ROUNDOFF
 from fnn.verify._call import Call, Inputs
-from fnn.verify._leaf import measure
 
 MOVES = 8
 """How often the inputs are moved by a roundoff before a check fails. To pass, once will do."""
@@ -68,8 +67,11 @@ class Reference:
 
     def _row(self, inputs: Inputs) -> list[np.ndarray]:
         """The value, the gradient and the outputs at these inputs."""
-        value, grads, outputs = gradient_of(self.call, inputs)
-        return [np.asarray(a, np.float64) for a in (value, *grads, *outputs)]
+        return calls.listed(gradient_of(self.call, inputs))
+
+    def inside(self, position: int) -> bool:
+        """Whether the array at this position is a gradient, of an array of theta."""
+        return 0 < position <= len(self.inputs.theta)
 
     def closed(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """The arrays, by position, with zeros at the open entries."""
@@ -81,13 +83,6 @@ class Reference:
         far = (self.unit, max(self.roundoff, FAR))
         rows = [self.centre, *(self._row(moved(self.inputs, u, random)) for u in far)]
         return self.closed([np.stack(leaves) for leaves in zip(*rows, strict=True)])
-
-    def moves(self, position: int, row: int, floor: float) -> Iterator[float]:
-        """How far an array of `stacks` moves when every input moves by a roundoff (row 1:
-        f's, row 2: the user's): again and again, by other signs.
-        """
-        for stack in self.moved_stacks(position):
-            yield measure(stack[row], stack[0], floor)[0]
 
     def moved_stacks(self, position: int) -> Iterator[np.ndarray]:
         """An array of `stacks`, again and again with its inputs moved by other signs."""

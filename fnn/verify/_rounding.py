@@ -14,7 +14,7 @@ import numpy as np
 
 from fnn.verify._arrays import ROUNDOFF, at_highest_precision, differentiable, named_leaves
 from fnn.verify._call import Call, Inputs, attempt, differentiate, evaluate
-from fnn.verify._checks import CANCELS, ENTRY, LOSES, Tested, native_check, relative
+from fnn.verify._checks import CANCELS, LOSES, Tested, native_check, relative
 from fnn.verify._leaf import TOLERANCE, Check, Checks, compared, measure
 from fnn.verify._reference import MOVES, Reference, moved
 
@@ -83,15 +83,15 @@ class Rounding:
     def _native(self, leaf: Tested, check: Check, float64: Check) -> Check:
         expected = self.reference.stacks[leaf.position][0]
         error = np.abs(leaf.native - expected)
-        away = np.zeros(expected.shape) + self.of_native.get(leaf.name, 0.0)
-        bound = away if check.reason == ENTRY else np.full(away.shape, away.max())
-        wrong = check.entries or np.ndindex(error.shape)
-        if not all(error[i] <= 64 * bound[i] < np.inf for i in wrong):
+        bound = np.zeros(expected.shape) + self.of_native.get(leaf.name, 0.0)
+        whole = float64.verdict != "pass"
+        bound = np.full(bound.shape, bound.max()) if whole else bound
+        if not all(error[i] <= 64 * bound[i] < np.inf for i in check.entries):
             return Check("skipped", reason=CANCELS) if float64.reason == CANCELS else check
-        if check.reason == ENTRY and self.reference.roundoff <= 2.0**-12:
+        if not whole and self.reference.roundoff <= 2.0**-12:
             # With many digits few are lost; the leaf as a whole decides.
             own = expected if self.autodiff is None else self.autodiff[leaf.position]
-            return native_check(leaf, self.reference, own)
+            return native_check(leaf, self.reference, own, 1.0)
         return Check("skipped", reason=LOSES)
 
 
