@@ -21,18 +21,17 @@ from fnn.verify._arrays import Function, as_arrays, differentiable, in_float64, 
 
 
 class Inputs(NamedTuple):
-    """The arrays of a call: those it is differentiated in, other floats, and all other arrays."""
+    """The arrays of a call: those it is differentiated in, and all others."""
 
     theta: list[Any]
-    floats: list[Any]
-    others: list[Any]
+    rest: list[Any]
 
 
 class Call(NamedTuple):
     """rule(function, theta, *rest) as a function of `Inputs`.
 
-    `kinds` says of each leaf of (theta, rest) which list it is in: "theta", "floats", "others",
-    or "fixed" for a value that the user's function gets as it is. Equal calls share one
+    `kinds` says of each leaf of (theta, rest) which list it is in: "theta", "rest", or
+    "fixed" for a value that the user's function gets as it is. Equal calls share one
     compilation; `rules` are the function's derivative rules, which may be defined anew.
     """
 
@@ -67,15 +66,13 @@ def split(rule: Function, function: Any, theta: Any, rest: tuple[Any, ...]) -> t
     theta = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, float) else a, theta)
     leaves, form = jax.tree.flatten(as_arrays((theta, rest)))
     inside = len(jax.tree.leaves(theta))
-    lists: dict[str, list[Any]] = {"theta": [], "floats": [], "others": [], "fixed": []}
+    lists: dict[str, list[Any]] = {"theta": [], "rest": [], "fixed": []}
     kinds = []
     for i, leaf in enumerate(leaves):
-        if differentiable(leaf):
-            kind = "theta" if i < inside else "floats"
-        elif i < inside and hasattr(leaf, "dtype") and jnp.iscomplexobj(leaf):
+        array = isinstance(leaf, jax.Array | np.ndarray)
+        if i < inside and array and jnp.iscomplexobj(leaf):
             raise TypeError(f"verify: expected real parameters, got {leaf.dtype}{leaf.shape}")
-        else:
-            kind = "others" if isinstance(leaf, jax.Array | np.ndarray) else "fixed"
+        kind = "theta" if i < inside and differentiable(leaf) else "rest" if array else "fixed"
         kinds.append(kind)
         lists[kind].append(leaf)
     fixed = tuple(lists.pop("fixed"))
@@ -251,6 +248,6 @@ def _inner(equation: Any) -> list[Any]:
 
 def axis_lengths(inputs: Inputs) -> Sequence[int]:
     """Batch sizes and axis lengths above 1: where a wrong constant factor may come from."""
-    shapes = [a.shape for a in (*inputs.floats, *inputs.others, *inputs.theta) if a.ndim]
+    shapes = [a.shape for a in (*inputs.rest, *inputs.theta) if a.ndim]
     batches = [int(np.prod(shape[:-1])) for shape in shapes]
     return [n for n in dict.fromkeys([*batches, *sum(shapes, ())]) if n > 1]

@@ -14,9 +14,13 @@ differences   The gradient along one unit direction per leaf, against a slope by
               differences. A gradient that can't be had in float64 would show nothing but its
               rounding: autodiff's takes its place, and the native check holds the two together.
 
-At a kink the direction is changed: entries of equal size move together, zeros not at all.
 A check is skipped where it can't tell: next to a kink, where rounding is as large as what is
 measured, and where the reference is zero or not finite.
+
+The entries of a leaf at which the reference is not finite are judged one by one. Of a gradient,
+differences decide: autodiff is NaN at a zero row of a norm, where a rule of one's own is not. What
+is returned must be infinite where the reference is. Where neither autodiff nor differences are
+finite, an entry is not judged.
 
 What the checks of a leaf add up to.
 
@@ -29,23 +33,13 @@ A gradient that can't be had in float64 (a kernel for float32, say) passes by it
 against autodiff in float64.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from fnn.verify._arrays import ROUNDOFF
-from fnn.verify._leaf import (
-    FLOOR,
-    NONE,
-    TOLERANCE,
-    Check,
-    Checks,
-    compared,
-    measure,
-    plainly,
-    side_by_side,
-)
+from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, Checks, compared, measure, values_at
 from fnn.verify._reference import Reference, Slope, along_entry
 
 TIE = "tie or border"
@@ -61,9 +55,13 @@ GRANT = 16
 """What is granted for autodiff's own error, eightfold, is at most this many roundoffs."""
 CANCELS = "autodiff cancels"
 """Why the native check is skipped where autodiff itself is left with hardly a digit there."""
-
 LOSES = "loses digits that autodiff keeps"
 """Why the native check is skipped where the gradient is right but for its own rounding."""
+WHY = "the reference and its differences are not finite there"
+MOST = 64
+"""How many entries are judged. The others count as unknown."""
+COARSE = 1e-2
+"""A slope whose bound is more than this part of the leaf's size confirms nothing."""
 
 
 def steps(unit: float) -> tuple[float, float]:
@@ -74,13 +72,22 @@ def steps(unit: float) -> tuple[float, float]:
     return unit ** (17 / 53), unit ** (12 / 53)
 
 
+class Opened(NamedTuple):
+    """What is known of the entries of a leaf at which the reference is not finite: the verdict of
+    the leaf, where they decide it, a note, and the index of the first wrong one."""
+
+    verdict: str = ""
+    note: str = ""
+    at: tuple[int, ...] = ()
+
+
 class Tested(NamedTuple):
     """One leaf of the gradient under test.
 
     `position` is its place in the reference's stacks: 0 is the value, the arrays of theta follow.
     `native` is what the user runs. `wide` is the same computed in float64, or None, for the
-    `reason`. Positions behind theta's are arrays that the function returns. `opened`
-    is what `_open` knows of entries at which the reference is not finite.
+    `reason`. Positions behind theta's are arrays that the function returns. `opened` is what is
+    known of the entries at which the reference is not finite.
     """
 
     name: str
@@ -88,7 +95,7 @@ class Tested(NamedTuple):
     native: np.ndarray
     wide: np.ndarray | None
     reason: str
-    opened: Any = None
+    opened: Opened = Opened()
 
     @property
     def best(self) -> np.ndarray:
@@ -105,71 +112,38 @@ def float64_check(tested: Tested, reference: Reference) -> Check:
         return Check("skipped", reason=tested.reason)
     if not expected.any():
         return _zero_check(tested, reference)
-    spread = Spread(tested.wide, expected)
-    for at, near, far in reference.moved_stacks(tested.position):
-        tells = reference.roundoff > 4 * reference.unit or reference.unit == ROUNDOFF
-        spread.include(at, near, far, tells)
-        if spread.right.all():
-            break
-    return spread.check(tested, reference)
-
-
-class Spread:
-    """A leaf beside what its reference moves to when every input moves by a roundoff: `away`, by
-    how much at most; `steady`, which entries do not jump; `low` and `high`, between which the
-    others do."""
-
-    def __init__(self, got: np.ndarray, expected: np.ndarray) -> None:
-        self.got, self.expected = got, expected
-        self.error = relative(got - expected, expected)
-        self.low = self.high = expected
-        self.away, self.steady = np.zeros(expected.shape), np.ones(expected.shape, bool)
-
-    def include(self, at: np.ndarray, near: np.ndarray, far: np.ndarray, tells: bool) -> None:
-        """Rows of the reference's stacks; whether the last two tell a jump from rounding."""
+    error, slack = relative(tested.wide - expected, expected), JUMP * scale(expected)
+    low = high = expected
+    away, steady = np.zeros(expected.shape), np.ones(expected.shape, bool)
+    # Whether rows of the stacks tell a jump from rounding.
+    tells = reference.roundoff > 4 * reference.unit or reference.unit == ROUNDOFF
+    for at, *rows in reference.moved_stacks(tested.position):
         # Where a moved row is not finite, a domain ends.
-        moved, moved_far = (
-            np.where(np.isfinite(row), relative(row - at, self.expected), 0.0)
-            for row in (near, far)
-        )
-        self.away = np.maximum(self.away, moved)
-        if tells:
-            self.steady &= ~((moved > JUMP) & (moved_far <= 8 * moved))
-        self.low = np.fmin(self.low, np.fmin(near, far))
-        self.high = np.fmax(self.high, np.fmax(near, far))
-
-    @property
-    def bound(self) -> np.ndarray:
-        """Of each entry's error."""
-        bound = np.maximum(64 * self.away, self.away[self.steady].max(initial=0.0))
-        return np.where(self.steady, np.maximum(TOLERANCE, bound), TOLERANCE)
-
-    @property
-    def right(self) -> np.ndarray:
-        """The entries within their bound, or among the values around their jump."""
-        slack = JUMP * (np.abs(self.expected) + FLOOR * np.abs(self.expected).max())
-        between = (self.low - slack <= self.got) & (self.got <= self.high + slack)
-        return (self.error <= self.bound) | (~self.steady & between)
-
-    def check(self, tested: Tested, reference: Reference) -> Check:
-        """The float64 check that follows."""
-        bound, wrong = self.bound, ~self.right
-        if wrong.any():
-            entries = _worst(np.where(wrong, self.error / bound, 0.0))
-            at = entries[0]
-            return Check("fail", float(self.error[at]), float(bound[at]), "", entries)
-        if self.steady.size > 1 and not self.steady.any():  # a gradient of nothing but rounding
-            return Check("skipped", reason="rounding", entries=_worst(self.away)[:1])
-        if (apart := ~self.steady & (self.error > TOLERANCE)).any():
-            entries = _worst(np.where(apart, self.error, 0.0))
-            # What jumps without a kink is rounding, such as that of 1 - y where y is nearly 1.
-            inside = reference.inside(tested.position)
-            kink = not inside or entry_slope(tested, reference, entries[0]).kink
-            return Check("skipped", reason=TIE if kink else "rounding", entries=entries)
-        # A reference of which less than four digits hold is rounding, and can confirm nothing.
-        if bound.max() > 1e-4:
-            return Check("skipped", reason="rounding", entries=_worst(bound)[:1])
-        return Check("pass", float(self.error.max()), float(bound.max()))
+        moved, far = (np.where(np.isfinite(r), relative(r - at, expected), 0.0) for r in rows)
+        away = np.maximum(away, moved)
+        steady &= ~((moved > JUMP) & (far <= 8 * moved)) if tells else True
+        low, high = np.fmin(low, np.fmin(*rows)), np.fmax(high, np.fmax(*rows))
+        bound = np.maximum(64 * away, away[steady].max(initial=0.0))
+        bound = np.where(steady, np.maximum(TOLERANCE, bound), TOLERANCE)
+        between = ~steady & (low - slack <= tested.wide) & (tested.wide <= high + slack)
+        wrong = ~(between | (error <= bound))
+        if not wrong.any():
+            break
+    if wrong.any():
+        entries = _worst(np.where(wrong, error / bound, 0.0))
+        return Check("fail", float(error[entries[0]]), float(bound[entries[0]]), "", entries)
+    if steady.size > 1 and not steady.any():  # a gradient of nothing but rounding
+        return Check("skipped", reason="rounding", entries=_worst(away)[:1])
+    if (apart := ~steady & (error > TOLERANCE)).any():
+        entries = _worst(np.where(apart, error, 0.0))
+        # What jumps without a kink is rounding, such as that of 1 - y where y is nearly 1.
+        inside = reference.inside(tested.position)
+        kink = not inside or entry_slope(tested, reference, entries[0]).kink
+        return Check("skipped", reason=TIE if kink else "rounding", entries=entries)
+    # A reference of which less than four digits hold is rounding, and can confirm nothing.
+    if bound.max() > 1e-4:
+        return Check("skipped", reason="rounding", entries=_worst(bound)[:1])
+    return Check("pass", float(error.max()), float(bound.max()))
 
 
 def _zero_check(tested: Tested, reference: Reference) -> Check:
@@ -182,11 +156,15 @@ def _zero_check(tested: Tested, reference: Reference) -> Check:
     return Check("skipped", reason="zero") if zero else found
 
 
+def scale(expected: np.ndarray) -> np.ndarray:
+    """What `measure` divides the difference of each entry by."""
+    size = np.abs(expected) + FLOOR * np.abs(expected).max()
+    return size if size.any() else np.ones(size.shape)
+
+
 def relative(difference: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Each entry of a difference as `measure` has it: relative, infinite where not finite."""
-    size = np.abs(expected) + FLOOR * np.abs(expected).max()
-    size = size if size.any() else 1.0
-    return np.where(np.isfinite(difference), np.abs(difference) / size, np.inf)
+    return np.where(np.isfinite(difference), np.abs(difference) / scale(expected), np.inf)
 
 
 def _worst(excess: np.ndarray) -> tuple[tuple[int, ...], ...]:
@@ -221,25 +199,25 @@ def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray, lev
     slack = 8 if level == 1 or unit > 2.0**-12 else 64
     # As wrong as autodiff itself is right; more than that within a grant that has a limit.
     known = slack * unit * size + np.minimum(slack * own, GRANT * unit * size)
-    firm = allowed = np.maximum(known, 2 * np.minimum(own, 0.05 * size))
+    firm = strict = np.maximum(known, 2 * np.minimum(own, 0.05 * size))
     away = np.zeros(expected.shape)
     for moved in () if (error <= firm).all() else reference.moved_stacks(tested.position):
         away = np.fmax(away, np.abs(moved[2] - moved[0]))
-        allowed = np.maximum(known + slack * above(away), 2 * own)
-        if (error <= allowed).all():
+        strict = known + slack * above(away)
+        if (error <= np.maximum(strict, 2 * own)).all():
             break
-    excess = np.where(error > allowed, error / allowed, 0.0)
-    if excess.any():
-        entries = _worst(excess)
-        i = entries[0]
-        return Check("fail", float(error[i] / size[i]), float(allowed[i] / size[i]), "", entries)
+    loose = np.maximum(strict, 2 * own)
     # Of the entries that need it, is there one whose own bound is too wide to tell?
-    wide = np.where(error > firm, known + slack * away, 0.0) / (np.abs(expected) + whole)
-    if wide.max() > max(0.1, 128 * unit):
+    limit = max(0.1, 128 * unit) * (np.abs(expected) + whole)
+    hidden = (error > firm) & (loose > limit)
+    if (error <= loose).all() and (wide := np.where(hidden & (strict > limit), strict, 0)).any():
         cancels = (8 * own / size).max() > 0.1
         return Check("skipped", reason=CANCELS if cancels else "rounding", entries=_worst(wide))
-    at = _worst(error / allowed)[:1] or ((0,) * error.ndim,)
-    return Check("pass", float(error[at[0]] / size[at[0]]), float(allowed[at[0]] / size[at[0]]))
+    bound = np.where(hidden, strict, loose)
+    at = (_worst(error / bound) or ((0,) * error.ndim,))[0]
+    entries = _worst(np.where(error > bound, error / bound, 0.0))
+    found = compared(float(error[at] / size[at]), float(bound[at] / size[at]))
+    return found._replace(entries=entries)
 
 
 def _in_range(
@@ -260,7 +238,7 @@ def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[C
 
     First all leaves move at once, and the slope must be the sum of what each predicts: an error
     of one would have to be undone by another's. A leaf that this leaves open moves alone: from
-    both first steps, unless the first decides; at a kink with its ties kept, where there are any.
+    both first steps, unless the first decides.
     """
     grads = {
         leaf.position: reference.stacks[leaf.position][0] if leaf.wide is None else leaf.wide
@@ -269,20 +247,18 @@ def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[C
     }
     first, second = steps(reference.unit)
 
-    def moved(positions: tuple[int, ...], step: float, tied: bool = False) -> dict[int, Check]:
-        slope = reference.along(positions, step, tied)
-        along = reference.directions(tied)
-        shares = {j: float((along[j - 1] * grads[j]).sum()) for j in positions}
+    def moved(positions: Collection[int], step: float) -> dict[int, Check]:
+        slope = reference.along(positions, step)
+        shares = {j: float((reference.directions[j - 1] * grads[j]).sum()) for j in positions}
         rest = slope.value - sum(shares.values())
         return {j: _differences_check(slope, rest, shares[j], reference.unit) for j in positions}
 
-    found = moved(tuple(grads), first) if grads else {}
+    found = moved(grads, first) if grads else {}
     for j in [j for j, check in found.items() if check.verdict != "pass"]:
-        found[j] = moved((j,), first)[j]
-        if found[j].verdict != "pass":
-            kink = found[j].reason == KINK
-            again = moved((j,), first if kink else second, tied=kink)[j]
-            found[j] = found[j] if again.verdict == "skipped" or again.reason == KINK else again
+        found |= moved([j], first)
+        if found[j].verdict != "pass" and found[j].reason != KINK:
+            again = moved([j], second)
+            found |= again if again[j].verdict != "skipped" else {}
     return [found.get(leaf.position, NONE) for leaf in leaves]
 
 
@@ -327,21 +303,16 @@ def decide(
             if verdict == "inconclusive" and slope and slope.kink and contradicted:
                 verdict, note = "fail", f"{note}; finite differences contradict it"
             if verdict == "fail":
-                return verdict, _values(tested.best, expected, at) + note, at
-            doubts.append((_values(tested.best, expected, at) + note, at))
+                return verdict, values_at(at, tested.best, expected) + note, at
+            doubts.append((values_at(at, tested.best, expected) + note, at))
         return "inconclusive", *doubts[0]
     if native.verdict == "fail":
         index = native.entries[0]
-        note = f"in the dtype that runs: {_values(tested.native, expected, index)}"
+        note = f"in the dtype that runs: {values_at(index, tested.native, expected)}"
         return "fail", note, index
     if doubt := _doubt(tested, expected, checks, custom):
         return "inconclusive", doubt, index
     return "pass", "", index
-
-
-def _values(got: np.ndarray, expected: np.ndarray, index: tuple[int, ...]) -> str:
-    where = f"at {list(index)} " if index else ""
-    return where + side_by_side(expected[index], got[index])
 
 
 def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str, str]:
@@ -353,7 +324,7 @@ def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str,
         # Autodiff on one side and this on the other contradict each other. Where either splits
         # the tie (a maximum's two arguments share it, |x| has 0 at 0), both are right.
         sided = [min(abs(d - low), abs(d - high)) <= slack for d in (wanted, got)]
-        note = f"; a tie or border, with slopes {plainly(low)} and {plainly(high)}"
+        note = f"; a tie or border, with slopes {low:.6g} and {high:.6g}"
         return ("inconclusive" if between and not all(sided) else "fail"), note
     if slope and abs(slope.value - got) <= slope.bound < abs(slope.value - wanted):
         note = "; finite differences agree with what is under test, not with autodiff"
@@ -367,7 +338,7 @@ def _doubt(tested: Tested, expected: np.ndarray, checks: Checks, custom: Sequenc
     skipped, why = float64.verdict == "skipped", float64.reason
     rule = f"autodiff ran the rule of {', '.join(custom)}, and finite differences"
     _, worst = measure(tested.best, expected, FLOOR)
-    values = _values(tested.best, expected, float64.entries[0] if float64.entries else worst)
+    values = values_at(float64.entries[0] if float64.entries else worst, tested.best, expected)
     if differences.verdict == "fail":
         return (
             f"{rule} contradict it: if that is what is under test, it was checked against itself; "
@@ -396,3 +367,58 @@ def _doubt(tested: Tested, expected: np.ndarray, checks: Checks, custom: Sequenc
     if custom and differences.verdict == "skipped" and differences.reason != "none":
         return f"{rule} can't confirm it: {differences.reason}"
     return ""
+
+
+# Entries at which the reference is not finite.
+
+
+def judge(leaf: Tested, reference: Reference) -> Tested:
+    """The leaf with what is known of its open entries, which become zero as in the reference."""
+    open = reference.open[leaf.position]
+    if not open.any():
+        return leaf
+    one = _by_slope if reference.inside(leaf.position) else _returned
+    places = [tuple(map(int, at)) for at in np.argwhere(open)]
+    found = [one(leaf, reference, at) for at in places[:MOST]]
+    verdicts = [verdict for verdict, _ in found]
+    unknown = verdicts.count("unknown") + len(places) - len(found)
+    opened = Opened(
+        note=f"{unknown} of {open.size} entries are not judged: {WHY}" if unknown else ""
+    )
+    if open.all() and (unknown or any(expected != "0" for _, expected in found)):
+        opened = opened._replace(verdict="inconclusive" if unknown == open.size else "pass")
+    if "wrong" in verdicts:
+        i = verdicts.index("wrong")
+        at, expected = places[i], found[i][1]
+        got = leaf.best[at] if np.isfinite(leaf.native[at]) else leaf.native[at]
+        where = f"at {list(at)} " if at else ""
+        opened = Opened("fail", f"{where}expected {expected}, got {got:.6g}", at)
+    wide = None if leaf.wide is None else np.where(open, 0.0, leaf.wide)
+    return leaf._replace(native=np.where(open, 0.0, leaf.native), wide=wide, opened=opened)
+
+
+def _returned(leaf: Tested, reference: Reference, at: tuple[int, ...]) -> tuple[str, str]:
+    expected = reference.centre[leaf.position][at]
+    same = leaf.best[at] == leaf.native[at] == expected
+    return "unknown" if np.isnan(expected) else "right" if same else "wrong", f"{expected:.6g}"
+
+
+def _by_slope(leaf: Tested, reference: Reference, at: tuple[int, ...]) -> tuple[str, str]:
+    """Wrong is what the differences from both first steps refute."""
+    size = np.abs(reference.stacks[leaf.position][0]).max()
+    found = []
+    for first in steps(reference.unit):
+        slope = entry_slope(leaf, reference, at, first)
+        low, high = sorted((slope.left, slope.right)) if slope.kink else (slope.value, slope.value)
+        scale = max(abs(low), abs(high), size)
+        bound = 1e-6 * scale if slope.kink else slope.bound
+        known = (leaf.best[at], TOLERANCE), (leaf.native[at], 64 * reference.roundoff)
+        far = [max(low - g, g - high) > bound + part * scale for g, part in known]
+        bad = not np.isfinite([g for g, _ in known]).all()
+        if not np.isfinite(slope.bound) or (slope.kink and bad):
+            found.append(("unknown", ""))
+        elif bad or any(far):
+            found.append(("wrong", f"{low:.6g} by differences, where autodiff is not finite"))
+        else:
+            found.append(("unknown" if bound > COARSE * scale else "right", f"{low or high:.3g}"))
+    return min(found, key=lambda one: ("right", "unknown", "wrong").index(one[0]))

@@ -13,13 +13,12 @@ import numpy as np
 from fnn.verify import _arrays as arrays, _call as calls, _checks as checking
 from fnn.verify._arrays import Function
 from fnn.verify._call import Call, Inputs, attempt
-from fnn.verify._causes import likely_cause, misshapen_cause, swapped
+from fnn.verify._causes import NARROW, Wrong, likely_cause, misshapen_cause, swapped
 from fnn.verify._checks import Tested
 from fnn.verify._leaf import FLOOR, Check, Checks, Leaf, joined, unfit
-from fnn.verify._open import judge
 from fnn.verify._reference import Reference
 from fnn.verify._report import Report, blind_spots
-from fnn.verify._rounding import Rounding
+from fnn.verify._rounding import Pair
 
 Task = tuple[Function, Any]
 """A rule of `Call`, and the user's function that it is given."""
@@ -35,7 +34,7 @@ def compare(name: str, objective: Task, gradient: Task, theta: Any, *args: Any) 
     """
     call, inputs = calls.split(*objective, theta, args)
     tested_call = call.of(*gradient)
-    dtype = arrays.coarsest_dtype((*inputs.theta, *inputs.floats))
+    dtype = arrays.coarsest_dtype(arrays.floats(inputs))
     with arrays.at_highest_precision():
         native = calls.run(calls.evaluate, tested_call, inputs)
         autodiff = attempt(calls.run, calls.differentiate, call, inputs)
@@ -43,29 +42,25 @@ def compare(name: str, objective: Task, gradient: Task, theta: Any, *args: Any) 
         reference = _reference(call, inputs, arrays.unit_roundoff(dtype))
         wide, refusal = _in_float64(tested_call, reference)
         fitting, misfits = _fitting(native, call.arguments(inputs)[0], call.kinds, reference)
-        tested = [judge(_tested(*leaf, wide, refusal), reference) for leaf in fitting]
+        tested = [_tested(*leaf, wide.get(leaf[0]), refusal) for leaf in fitting]
+        tested = [checking.judge(leaf, reference) for leaf in tested]
         own = autodiff and reference.closed(calls.listed(autodiff))
-        leaves = Comparison(tested_call, inputs, tested, reference, own).leaves()
+        leaves = Comparison(tested_call, inputs, reference, own, tested).leaves()
     leaves = [swapped(leaf, leaves) for leaf in leaves]
     return Report(name, (*leaves, *misfits), str(dtype), blind=blind_spots(inputs))
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The leaves of the call under test at the user's inputs, beside their reference; `autodiff`
-    is the reference in the dtype that the user runs, or None.
-    """
+class Comparison(Pair):
+    """The leaves of the call under test at the user's inputs, beside their reference."""
 
-    call: Call
-    inputs: Inputs
     tested: list[Tested]
-    reference: Reference
-    autodiff: list[np.ndarray] | None
 
     def leaves(self) -> list[Leaf]:
         """Each leaf with its checks, its verdict and the likely cause of an error."""
         checks = self.checks()
-        if not any(found.unsettled for found in checks):
+        # Where the reference is confirmed, and matched in float64, nothing is left to explain.
+        if all(c.float64.verdict == "pass" and c.differences.verdict != "fail" for c in checks):
             return self._decided(checks)
         custom = calls.custom_rules(self.reference.call, self.reference.inputs)
         if narrow := self._narrowed():
@@ -94,8 +89,7 @@ class Comparison:
         if coarsest <= max(arrays.ROUNDOFF, reference.unit):
             return None
         roundoff, unit = max(reference.roundoff, own), max(reference.unit, own)
-        names = ("float32", "float16", "bfloat16")
-        inside = next((n for n in names if arrays.unit_roundoff(n) == coarsest), "less")
+        inside = next((n for n in NARROW if arrays.unit_roundoff(n) == coarsest), "less")
         return replace(
             self,
             tested=[
@@ -105,26 +99,32 @@ class Comparison:
         )
 
     def _decided(self, checks: list[Checks], custom: Sequence[str] = ()) -> list[Leaf]:
-        rounding = Rounding(self.call, self.inputs, self.reference, self.autodiff)
         pairs = zip(self.tested, checks, strict=True)
-        return [self._leaf(leaf, rounding.beside(leaf, found), custom) for leaf, found in pairs]
+        return [self._leaf(leaf, self.beside(leaf, found), custom) for leaf, found in pairs]
 
     def _leaf(self, tested: Tested, checks: Checks, custom: Sequence[str]) -> Leaf:
         """The leaf, decided."""
         expected = self.reference.stacks[tested.position][0]
         verdict, note, index = checking.decide(tested, self.reference, checks, custom)
         if verdict == "fail":
-            got = tested.best if checks.float64.verdict == "fail" else tested.native
             inside = self.reference.inside(tested.position)
             theta = self.inputs.theta[tested.position - 1] if inside else 0.0
-            theta, lengths = np.asarray(theta, np.float64), calls.axis_lengths(self.inputs)
-            integers = [a for a in self.inputs.others if jnp.issubdtype(a.dtype, jnp.integer)]
-            note = joined(note, likely_cause(got, expected, theta, lengths, integers))
-        if tested.opened:
-            open = self.reference.open[tested.position]
-            verdict, note, index = tested.opened.beside(verdict, note, index, open)
-            if tested.opened.wrong:
-                checks = checks._replace(float64=Check("fail", np.inf, 0.0))
+            right = checks.float64.verdict == "pass"
+            wrong = Wrong(
+                tested.best if checks.float64.verdict == "fail" else tested.native,
+                expected,
+                np.asarray(theta, np.float64),
+                calls.axis_lengths(self.inputs),
+                [a for a in self.inputs.rest if jnp.issubdtype(a.dtype, jnp.integer)],
+                [n for n in NARROW if right or tested.reason.endswith(f" {n}")],
+            )
+            note = joined(note, likely_cause(wrong))
+        if tested.opened.verdict == "fail":
+            checks = checks._replace(float64=Check("fail", np.inf, 0.0))
+        elif tested.opened.verdict:
+            note = ""
+        verdict, note = tested.opened.verdict or verdict, joined(tested.opened.note, note)
+        index = tested.opened.at or index
         return Leaf(tested.name, verdict, *checks, index, note, tested.best, expected)
 
 
@@ -142,24 +142,20 @@ def _in_float64(call: Call, reference: Reference) -> tuple[dict[str, np.ndarray]
     if reference.unit > arrays.ROUNDOFF:
         return {}, "the reference raises"
     try:
-        wide = calls.run(calls.evaluate, call, reference.inputs)
+        wide = arrays.named_leaves(calls.run(calls.evaluate, call, reference.inputs))
     except TimeoutError:
         raise
     except Exception as error:  # a kernel for float32 may raise anything
         return {}, f"raises {type(error).__name__}"
-    return {name: np.asarray(leaf) for name, leaf in arrays.named_leaves(wide).items()}, "absent"
+    return {name: np.asarray(leaf) for name, leaf in wide.items()}, "absent"
 
 
-def _tested(
-    name: str, position: int, native: np.ndarray, wide: dict[str, np.ndarray], refusal: str
-) -> Tested:
-    """A leaf under test, with itself computed in float64 where it is there in that dtype."""
-    found = wide.get(name)
-    if found is None:
-        return Tested(name, position, native, None, refusal)
-    if arrays.unit_roundoff(found.dtype) > arrays.ROUNDOFF or found.shape != native.shape:
-        return Tested(name, position, native, None, f"gives {found.dtype}")
-    return Tested(name, position, native, found, "")
+def _tested(name: str, position: int, native: np.ndarray, found: Any, refusal: str) -> Tested:
+    """A leaf under test, with itself as `found` in float64, where that is of this dtype."""
+    if found is not None:
+        narrow = arrays.unit_roundoff(found.dtype) > arrays.ROUNDOFF
+        refusal = f"gives {found.dtype}" if narrow or found.shape != native.shape else ""
+    return Tested(name, position, native, None if refusal else found, refusal)
 
 
 def _fitting(
@@ -175,7 +171,8 @@ def _fitting(
     positions = {name: i for i, name in enumerate(outputs, first)}
     fitting, misfits = [], []
     if others and len(outputs) != (number := len(reference.stacks) - first):
-        misfits.append(unfit("y", f"expected {number} arrays, got {len(outputs)}"))
+        name = next(iter(others)).partition(".")[0]
+        misfits.append(unfit(name, f"expected {number} arrays, got {len(outputs)}"))
         positions = {}
     positions |= {name: i for i, name in enumerate(inside, 1)}
     for name, position in positions.items():
@@ -183,8 +180,7 @@ def _fitting(
             misfits.append(unfit(name, "only the reference has it"))
             continue
         leaf = np.asarray(got[name])
-        array = np.asarray(leaf, np.float64)
-        shape = reference.stacks[position][0].shape
+        array, shape = np.asarray(leaf, np.float64), reference.centre[position].shape
         dtype = given[name].dtype if name in given else leaf.dtype
         if (leaf.shape, leaf.dtype) != (shape, dtype):
             note = f"expected {dtype}{shape}, got {leaf.dtype}{leaf.shape}"
@@ -195,19 +191,9 @@ def _fitting(
             fitting.append((name, position, array))
     unknown = got.keys() - given.keys() - others.keys()
     misfits += [unfit(name, "only the gradient under test has it") for name in sorted(unknown)]
-    return fitting, misfits or _other_trees(tree, theta)
-
-
-def _other_trees(tree: Any, theta: Any) -> list[Leaf]:
-    """The parts of theta that have another tree than the gradient. With integers among the
-    parameters, whatever stands in their place is right."""
-    forms = {
-        key: (jax.tree.structure(part), jax.tree.structure(tree[key]))
-        for key, part in theta.items()
-    }
-    return [
-        unfit(key, f"expected the tree {wanted}, got {found}")
-        for key, (wanted, found) in forms.items()
-        if str(wanted) != str(found)
-        and all(map(arrays.differentiable, jax.tree.leaves(theta[key])))
-    ]
+    for key, part in theta.items() if not misfits else ():
+        wanted, found = (str(jax.tree.structure(a)) for a in (part, tree[key]))
+        # With integers among the parameters, whatever stands in their place is right.
+        if wanted != found and all(map(arrays.differentiable, jax.tree.leaves(part))):
+            misfits.append(unfit(key, f"expected the tree {wanted}, got {found}"))
+    return fitting, misfits

@@ -23,13 +23,16 @@ import numpy as np
 
 from fnn.base import Array, Layer, Loss, Params, check_loss as expect_loss
 from fnn.verify import _arrays as arrays
-from fnn.verify._arrays import Function, as_arrays, differentiable, widened
-from fnn.verify._call import attempt, float64_section
+from fnn.verify._arrays import Function, as_arrays, differentiable, floats, widened
+from fnn.verify._call import attempt, float64_section, split
 from fnn.verify._causes import UNKNOWN
 from fnn.verify._engine import Task, compare
 from fnn.verify._layers import first_wrong_layer, first_wrong_part, per_example_leaf
 from fnn.verify._leaf import same, unfit
 from fnn.verify._report import Report
+
+LINEAR = 1e-6
+"""Relative. What is not multiplied by the cotangent differs by about its own size."""
 
 
 def check_layer(
@@ -70,7 +73,9 @@ def check_layer(
             f"check_layer: expected a layer, got {layer!r}; check_custom takes a function with a "
             f"derivative of its own"
         )
-    report = _check_pair("check_layer", layer[1:3], params, x, key, reference, returned=False)
+    report = check_vjp(layer.forward, layer.backward, params, x, reference=reference, key=key)
+    leaves = tuple(leaf for leaf in report.leaves if leaf.name.startswith("d"))
+    report = replace(report, name="check_layer", leaves=leaves)
     if reference is not None:
         return report
 
@@ -115,43 +120,34 @@ def check_vjp(
     >>> check_vjp(forward, backward, jnp.array(0.5), jnp.array([1.0, 2.0])).verdict
     'pass'
     """
-    returned = reference is not None
-    return _check_pair("check_vjp", (forward, backward), params, x, key, reference, returned)
-
-
-def _check_pair(
-    name: str,
-    functions: tuple[Function, Function],
-    params: Params,
-    x: Any,
-    key: Array | None,
-    reference: Function | None,
-    returned: bool,
-) -> Report:
-    """The report on a forward and backward pair; what forward returns is checked where
-    `returned`."""
-    forward, backward = functions
     inputs = as_arrays((params, x))
 
     def y_of(params: Any, x: Any) -> Any:
         result = forward(params, x)
         if not (isinstance(result, tuple | list) and len(result) == 2):
             got = type(result).__name__
-            raise TypeError(f"{name}: expected forward to return (y, residuals), got {got}")
+            raise TypeError(f"check_vjp: expected forward to return (y, residuals), got {got}")
         return result[0]
 
     dy = arrays.random_cotangent(key, shapes_of(reference or y_of, *inputs))
     objective = (_product, reference) if reference else (_forward_product, forward)
-    gradient = (_y_and_by_backward if returned else _by_backward, functions)
-    report = at_both_cotangents(name, objective, gradient, {"dparams": params, "dx": x}, dy)
+    gradient = (_y_and_by_backward if reference else _by_backward, (forward, backward))
+    theta = {"dparams": params, "dx": x}
+    report = at_both_cotangents("check_vjp", objective, gradient, theta, dy)
     if report.verdict != "fail":
         return report
 
-    def both(*inputs: Any) -> Any:
-        return backward(inputs[0], forward(*inputs)[1], dy)
+    def pulled(params: Any, x: Any, dy: Any) -> dict[str, Any]:
+        trees = backward(params, forward(params, x)[1], dy)
+        return arrays.named_leaves(dict(zip(("dparams", "dx"), trees, strict=True)))
 
-    with float64_section([both], *inputs):
-        nonlinear = nonlinear_leaves(*functions, *widened((*inputs, dy)))
+    with float64_section([pulled], *inputs, dy):
+        *at, dy = widened((*inputs, dy))
+        # Whatever cancels in it, -2 dy rounds as dy does.
+        doubled = attempt(pulled, *at, arrays.map_floats(lambda a: -2 * a, dy), otherwise={})
+        once = attempt(pulled, *at, dy, otherwise=doubled)
+        pairs = {name: (-2 * once[name], leaf) for name, leaf in doubled.items() if floats(leaf)}
+        nonlinear = [name for name, pair in pairs.items() if not same(*pair, LINEAR)]
     cause = "not linear in dy: something in it is not multiplied by the cotangent"
     leaves = [
         replace(leaf, note=f"{leaf.note.removesuffix(f'; {UNKNOWN}')}; {cause}")
@@ -163,13 +159,26 @@ def _check_pair(
 
 
 def at_both_cotangents(name: str, objective: Task, gradient: Task, theta: Any, dy: Any) -> Report:
-    """`compare` with the cotangent dy; in half precision also with |dy|, for a sum that overflows,
-    or stops growing, shows only where its terms are of one sign."""
+    """`compare` with the cotangent dy; in half precision also with `_one_sided`, for a sum that
+    overflows, or stops growing, shows only where its terms are of one sign."""
     report = compare(name, objective, gradient, theta, dy)
     if report.verdict == "fail" or report.dtype not in ("float16", "bfloat16"):
         return report
-    again = compare(name, objective, gradient, theta, arrays.map_floats(abs, dy))
+    again = compare(name, objective, gradient, theta, _one_sided(objective, theta, dy))
     return again if again.verdict == "fail" else report
+
+
+def _one_sided(objective: Task, theta: Any, dy: Any) -> Any:
+    """The cotangent with the signs of J v, where v moves the smallest arrays most: most terms of a
+    sum over the batch are then of one sign."""
+    call, inputs = split(*objective, theta, (dy,))
+    with float64_section([call], inputs):
+        at = widened(inputs)
+        steps = zip(at.theta, arrays.random_cotangent(None, at.theta), strict=True)
+        moved = [a + 1e-3 * v * (abs(a).max() or 1.0) / a.size if a.size else a for a, v in steps]
+        pairs = zip(call(at)[1], call(at._replace(theta=moved))[1], strict=True)
+        signs = iter([np.where(b < a, -1, 1) for a, b in pairs])
+    return arrays.map_floats(lambda d: abs(d) * next(signs).astype(d.dtype), dy)
 
 
 def shapes_of(f: Function, *inputs: Any) -> Any:
@@ -222,13 +231,8 @@ def check_gradients(
     >>> report.verdict, [leaf.name for leaf in report.leaves if leaf.verdict == "fail"]
     ('fail', ['grads'])
     """
-    report = compare(
-        "check_gradients",
-        (_value, objective_fn),
-        (_value_and_grads, value_and_grad_fn),
-        {"grads": params},
-        *args,
-    )
+    objective, gradient = (_value, objective_fn), (_value_and_grads, value_and_grad_fn)
+    report = compare("check_gradients", objective, gradient, {"grads": params}, *args)
     inner = inspect.unwrap(value_and_grad_fn)
     if report.verdict == "fail" and isinstance(inner, partial):
         match inner.args, args:
@@ -249,7 +253,8 @@ def _value(objective_fn: Function, theta: Any, *args: Any) -> tuple[Any, list[An
 
 
 def _value_and_grads(value_and_grad_fn: Function, theta: Any, *args: Any) -> Any:
-    return dict(zip(("value", "grads"), value_and_grad_fn(theta["grads"], *args), strict=True))
+    value, grads = value_and_grad_fn(theta["grads"], *args)
+    return {"value": jnp.asarray(value), "grads": grads}
 
 
 def _sum_of_losses(value: Function, theta: Any, target: Any) -> tuple[Any, list[Any]]:
@@ -294,12 +299,8 @@ def _mixes(value: Function, prediction: Any, target: Any, axes: int) -> bool:
         alone = lambda p, t: value(*jax.tree.map(lambda a: a[None], (p, t)))[0]
         for _ in range(axes):
             alone = jax.vmap(alone)
-        pair = lambda: (np.asarray(alone(*batch)), np.asarray(value(*batch)))
-        if not (found_and_expected := attempt(pair)):
-            return False
-    found, expected = found_and_expected
-    same = found.shape == expected.shape
-    return not (same and np.allclose(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True))
+        one, other = attempt(lambda: (value(*batch), alone(*batch)), otherwise=(0.0, 0.0))
+    return not same(one, other, 1e-4)
 
 
 def _not_one_per_example(prediction: Any, shape: tuple[int, ...], axes: int | None) -> str:
@@ -313,28 +314,3 @@ def _not_one_per_example(prediction: Any, shape: tuple[int, ...], axes: int | No
         fits = len(shape) > 0 and all(leaf.shape[: len(shape)] == shape for leaf in leaves)
         wanted = f"over the leading axes of {[leaf.shape for leaf in leaves]}"
     return "" if fits else f"expected one loss per example, {wanted}, got {shape}"
-
-
-LINEAR = 1e-6
-"""Relative. What is not multiplied by the cotangent differs by about its own size."""
-
-
-def nonlinear_leaves(
-    forward: Function, backward: Function, params: Params, x: Any, dy: Any
-) -> set[str]:
-    """The leaves of (dparams, dx) where backward(-2 dy) is not -2 backward(dy), as it is whatever
-    cancels in it: doubling rounds nothing. Empty where they can't be compared.
-    """
-
-    def pulled() -> list[dict[str, Any]]:
-        _, residuals = forward(params, x)
-        doubled = arrays.map_floats(lambda a: -2 * a, dy)
-        trees = (backward(params, residuals, d) for d in (dy, doubled))
-        return [arrays.named_leaves(dict(zip(("dparams", "dx"), t, strict=True))) for t in trees]
-
-    once, doubled = attempt(pulled, otherwise=({}, {}))
-    return {
-        name
-        for name, leaf in doubled.items()
-        if differentiable(leaf) and leaf.size and not same(-2 * once[name], leaf, LINEAR)
-    }

@@ -58,16 +58,6 @@ class Checks(NamedTuple):
     native: Check
     differences: Check
 
-    @property
-    def refused(self) -> bool:
-        """Whether the gradient differs from the reference."""
-        return "fail" in (self.float64.verdict, self.native.verdict)
-
-    @property
-    def unsettled(self) -> bool:
-        """Whether the reference is not confirmed, or not matched in float64."""
-        return self.float64.verdict != "pass" or self.differences.verdict == "fail"
-
 
 @dataclass(frozen=True)
 class Leaf:
@@ -93,11 +83,6 @@ class Leaf:
     def checks(self) -> Checks:
         """The three together."""
         return Checks(self.float64, self.native, self.differences)
-
-    @property
-    def relative(self) -> float:
-        """The float64 check's error: the largest relative difference of an entry."""
-        return self.float64.error
 
 
 def unfit(name: str, note: str) -> Leaf:
@@ -133,9 +118,15 @@ def side_by_side(expected: Any, got: Any) -> str:
     return f"expected {expected:.{digits}g}, got {got:.{digits}g}"
 
 
-def joined(*notes: str) -> str:
+def values_at(index: tuple[int, ...], got: np.ndarray, expected: np.ndarray) -> str:
+    """Both values of an entry as a note shows them, and where they are."""
+    where = f"at {list(index)} " if index else ""
+    return where + side_by_side(expected[index], got[index])
+
+
+def joined(*notes: str, by: str = "; ") -> str:
     """Those of the notes that say something, as one."""
-    return "; ".join(filter(None, notes))
+    return by.join(filter(None, notes))
 
 
 def plainly(value: Any) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 from fnn.adapters.optax import from_optax
 from fnn.base import Array, Optimizer, Params, at_least_float32
 from fnn.verify._arrays import ROUNDOFF, coarsest_dtype, named_leaves, unit_roundoff, widened
-from fnn.verify._causes import likely_cause
+from fnn.verify._causes import NARROW, Wrong, likely_cause
 from fnn.verify._leaf import NONE, TOLERANCE, Leaf, compared, joined, measure, side_by_side, unfit
 from fnn.verify._report import Report
 
@@ -152,16 +152,15 @@ def _leaf(name: str, moves: list[list[np.ndarray]], theta: np.ndarray, unit: flo
         return Leaf(name, "inconclusive", in_float64, as_run, NONE, index, note)
     failed = in_float64.verdict == "fail"
     got, bound = (wide, in_float64.bound) if failed else (native, as_run.bound)
-    size = np.abs(expected).max()
-    wrong = ~(np.abs(got - expected).max(1) <= bound * size)
-    t = int(np.argmax(wrong)) if wrong.any() else index[0]
+    right = np.abs(got - expected).max(1) <= bound * np.abs(expected).max()
+    t = index[0] if right.all() else int(np.argmin(right))
     i = measure(got[t], expected[t], 1)[1]
     values = side_by_side(expected[t][i], got[t][i])
     note = f"first wrong at update {t + 1}: the move of entry {list(i)}, {values}"
     # A step is along minus a gradient, which is what a cause is known of.
-    theta = theta + expected[:t].sum(0)
-    cause = likely_cause(-got[t], -expected[t], theta, ())
-    note = joined(note, cause)
+    narrow, theta = () if failed else NARROW, theta + expected[:t].sum(0)
+    wrong_step = Wrong(-got[t], -expected[t], theta, narrow=narrow)
+    note = joined(note, likely_cause(wrong_step))
     return Leaf(name, "fail", in_float64, as_run, NONE, (t, *i), note, wide, expected)
 
 
