@@ -160,7 +160,9 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     program holds it, whether x64 is on or not. So where a function has such a constant, JAX's
     caches are cleared on both sides of the section.
     """
-    held = any(_has_numpy_constant(traced(f, *inputs)) for f in functions)
+    programs = chain.from_iterable(_programs(traced(f, *inputs)) for f in functions)
+    constants = chain.from_iterable(getattr(program, "consts", ()) for program in programs)
+    held = any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
     if held:
         jax.clear_caches()
     try:
@@ -174,11 +176,6 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
 def traced(function: Any, *inputs: Any) -> Any:
     """The function's jaxpr at these inputs; None where it can't be traced."""
     return attempt(jax.make_jaxpr(function), *inputs)
-
-
-def _has_numpy_constant(program: Any) -> bool:
-    constants = (c for inner in _programs(program) for c in getattr(inner, "consts", ()))
-    return any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
 
 
 def coarsest_roundoff(call: Call, inputs: Inputs) -> float:

@@ -69,7 +69,6 @@ PLACES: dict[str, Callable[[Wrong], Any]] = {
     "where x >= 0": lambda w: w.theta >= 0,
     "in the rows that the integers name more than once": lambda w: _named_again(w),
     "on the diagonal": lambda w: _diagonal(w.got),
-    "off the diagonal": lambda w: ~_diagonal(w.got),
 }
 """Where a leaf may be wrong: an array of booleans, of its shape or with a single column."""
 

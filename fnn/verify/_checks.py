@@ -14,6 +14,7 @@ differences   The gradient along one unit direction per leaf, against a slope by
               differences. A gradient that can't be had in float64 would show nothing but its
               rounding: autodiff's takes its place, and the native check holds the two together.
 
+At a kink the direction is changed: entries of equal size move together, zeros not at all.
 A check is skipped where it can't tell: next to a kink, where rounding is as large as what is
 measured, and where the reference is zero or not finite.
 
@@ -238,7 +239,7 @@ def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[C
 
     First all leaves move at once, and the slope must be the sum of what each predicts: an error
     of one would have to be undone by another's. A leaf that this leaves open moves alone: from
-    both first steps, unless the first decides.
+    both first steps, unless the first decides; at a kink with its ties kept, where there are any.
     """
     grads = {
         leaf.position: reference.stacks[leaf.position][0] if leaf.wide is None else leaf.wide
@@ -247,18 +248,19 @@ def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[C
     }
     first, second = steps(reference.unit)
 
-    def moved(positions: Collection[int], step: float) -> dict[int, Check]:
-        slope = reference.along(positions, step)
-        shares = {j: float((reference.directions[j - 1] * grads[j]).sum()) for j in positions}
+    def moved(positions: Collection[int], step: float, tied: bool = False) -> dict[int, Check]:
+        slope, along = reference.along(positions, step, tied), reference.directions(tied)
+        shares = {j: float((along[j - 1] * grads[j]).sum()) for j in positions}
         rest = slope.value - sum(shares.values())
         return {j: _differences_check(slope, rest, shares[j], reference.unit) for j in positions}
 
     found = moved(grads, first) if grads else {}
     for j in [j for j, check in found.items() if check.verdict != "pass"]:
         found |= moved([j], first)
-        if found[j].verdict != "pass" and found[j].reason != KINK:
-            again = moved([j], second)
-            found |= again if again[j].verdict != "skipped" else {}
+        if found[j].verdict != "pass":
+            kink = found[j].reason == KINK
+            again = moved([j], first if kink else second, tied=kink)
+            found |= again if again[j].verdict != "skipped" and again[j].reason != KINK else {}
     return [found.get(leaf.position, NONE) for leaf in leaves]
 
 
@@ -340,19 +342,14 @@ def _doubt(tested: Tested, expected: np.ndarray, checks: Checks, custom: Sequenc
     _, worst = measure(tested.best, expected, FLOOR)
     values = values_at(float64.entries[0] if float64.entries else worst, tested.best, expected)
     if differences.verdict == "fail":
-        return (
-            f"{rule} contradict it: if that is what is under test, it was checked against itself; "
-            "hand in reference=, the function without the rule"
-            if custom
-            else "finite differences contradict autodiff: is a rule overridden?"
-        )
+        itself = "if that is what is under test, it was checked against itself; hand in reference="
+        other = "finite differences contradict autodiff: is a rule overridden?"
+        return f"{rule} contradict it: {itself}, the function without the rule" if custom else other
     if not skipped:
-        return (
-            f"right in float64, but the native check is skipped: {native.reason}; at these inputs "
-            "this dtype holds too few digits to tell"
-            if native.reason in ("rounding", CANCELS, LOSES)
-            else ""
-        )
+        few = "at these inputs this dtype holds too few digits to tell"
+        lost = native.reason in ("rounding", CANCELS, LOSES)
+        note = f"right in float64, but the native check is skipped: {native.reason}; {few}"
+        return note if lost else ""
     known = {
         TIE: f"{values}; a tie or border, where more than one value is right",
         CANCELS: f"{values}; autodiff itself cancels here",

@@ -63,9 +63,8 @@ class Comparison(Pair):
         if all(c.float64.verdict == "pass" and c.differences.verdict != "fail" for c in checks):
             return self._decided(checks)
         custom = calls.custom_rules(self.reference.call, self.reference.inputs)
-        if narrow := self._narrowed():
-            return narrow._decided(narrow.checks(), custom)
-        return self._decided(checks, custom)
+        narrow = self._narrowed()
+        return narrow._decided(narrow.checks(), custom) if narrow else self._decided(checks, custom)
 
     def checks(self) -> list[Checks]:
         """The three checks of each leaf."""

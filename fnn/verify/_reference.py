@@ -9,7 +9,7 @@ of f's rounding, u sum |df/dtheta||theta|.
 """
 
 from collections.abc import Callable, Collection, Iterator
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +54,7 @@ class Reference:
         self.call, self.inputs, self.roundoff, self.unit = call, inputs, roundoff, unit
         self.norms = [norm(p) or 1.0 for p in inputs.theta]
         self._moved = lru_cache(self._at_moved_inputs)
+        self.directions = lru_cache(self._directions)
         self.centre = self._row(inputs)
         self.open = [~np.isfinite(a) for a in self.centre]
         self.stacks = self._moved(0)
@@ -88,10 +89,10 @@ class Reference:
         for seed in range(MOVES):
             yield self._moved(seed)[position]
 
-    @cached_property
-    def directions(self) -> list[np.ndarray]:
+    def _directions(self, tied: bool) -> list[np.ndarray]:
         """For each array of theta a direction of its length: half along the gradient, where a wrong
-        factor shows most, half at random, where everything else does."""
+        factor shows most, half at random, where everything else does. `tied`: one that keeps
+        entries of equal size so; zero where there are none."""
         random, directions = np.random.default_rng(1), []
         for j, length in enumerate(self.norms, 1):
             gradient = self.stacks[j][0]
@@ -99,12 +100,13 @@ class Reference:
             along = gradient / (norm(gradient) or 1.0)
             v *= 1 if (v * along).sum() >= 0 else -1  # they must not cancel
             v = v / (norm(v) or 1.0) + along
+            v = together_where_tied(v, np.asarray(self.inputs.theta[j - 1])) if tied else v
             directions.append(length * v / (norm(v) or 1.0))
         return directions
 
-    def along(self, positions: Collection[int], first: float) -> Slope:
+    def along(self, positions: Collection[int], first: float, tied: bool) -> Slope:
         """The slope where the arrays at these positions move along their directions."""
-        moving = [v if j in positions else 0 * v for j, v in enumerate(self.directions, 1)]
+        moving = [v if j in positions else 0 * v for j, v in enumerate(self.directions(tied), 1)]
         return self.slope(moving, first)
 
     def slope(self, directions: list[np.ndarray], first: float) -> Slope:
@@ -179,6 +181,17 @@ def along_entry(theta: list[Any], j: int, index: tuple[int, ...]) -> list[np.nda
     directions = [np.zeros(p.shape) for p in theta]
     directions[j][index] = 1.0
     return directions
+
+
+def together_where_tied(direction: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """The direction, changed so that entries of theta that are of equal size stay so: each gets
+    their mean. Zeros stay where they are. Zero where no entries are tied.
+    """
+    sign = np.sign(theta).ravel()
+    _, group, count = np.unique(np.abs(theta), return_inverse=True, return_counts=True)
+    sums = np.bincount(group.ravel(), sign * direction.ravel(), len(count))
+    together = (sign * (sums / count)[group.ravel()]).reshape(theta.shape)
+    return together if count.max(initial=0) > 1 or not sign.all() else 0 * together
 
 
 def norm(a: Any) -> float:

@@ -186,8 +186,8 @@ class Report:
         leaves = []
         for leaf in self.leaves:
             of_leaf = {name: getattr(leaf, name) for name in ("name", "verdict", "note", "index")}
-            checks = leaf.checks._asdict()
-            leaves.append(of_leaf | {name: _as_dict(check) for name, check in checks.items()})
+            checks = {name: _as_dict(check) for name, check in leaf.checks._asdict().items()}
+            leaves.append(of_leaf | checks)
         own = ("name", "verdict", "dtype", "place", "blind")
         return json.dumps({name: getattr(self, name) for name in own} | {"leaves": leaves})
 
