@@ -31,6 +31,7 @@ from fnn.verify._layers import first_wrong_layer, first_wrong_part, per_example_
 from fnn.verify._leaf import same, unfit
 from fnn.verify._report import Report
 
+HALF = ("float16", "bfloat16")
 LINEAR = 1e-6
 """Relative. What is not multiplied by the cotangent differs by about its own size."""
 
@@ -162,7 +163,7 @@ def at_both_cotangents(name: str, objective: Task, gradient: Task, theta: Any, d
     """`compare` with the cotangent dy; in half precision also with `_one_sided`, for a sum that
     overflows, or stops growing, shows only where its terms are of one sign."""
     report = compare(name, objective, gradient, theta, dy)
-    if report.verdict == "fail" or report.dtype not in ("float16", "bfloat16"):
+    if report.verdict == "fail" or report.dtype not in HALF:
         return report
     again = compare(name, objective, gradient, theta, _one_sided(objective, theta, dy))
     return again if again.verdict == "fail" else report
