@@ -35,7 +35,7 @@ against autodiff in float64.
 """
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -221,9 +221,7 @@ def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray, lev
     return found._replace(entries=entries)
 
 
-def _in_range(
-    tested: Tested, reference: Reference, autodiff: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _in_range(tested: Tested, reference: Reference, autodiff: np.ndarray) -> tuple[Any, Any]:
     """The native leaf and autodiff's, with the expected value in place of an infinite or NaN one
     where the user's dtype can't hold it, or autodiff in that dtype has none either.
     """
@@ -277,18 +275,14 @@ def _differences_check(slope: Slope, difference: float, share: float, unit: floa
     return compared(error, bound)._replace(reason=KINK if slope.kink else "")
 
 
-def entry_slope(
-    tested: Tested, reference: Reference, index: tuple[int, ...], first: float | None = None
-) -> Slope:
+def entry_slope(leaf: Tested, reference: Reference, at: Any, first: float | None = None) -> Slope:
     """The slope of f along one entry of the leaf alone."""
-    directions = along_entry(reference.inputs.theta, tested.position - 1, index)
+    directions = along_entry(reference.inputs.theta, leaf.position - 1, at)
     first = steps(reference.unit)[0] if first is None else first
-    return reference.slope(directions, first * reference.norms[tested.position - 1])
+    return reference.slope(directions, first * reference.norms[leaf.position - 1])
 
 
-def decide(
-    tested: Tested, reference: Reference, checks: Checks, custom: Sequence[str] = ()
-) -> tuple[str, str, tuple[int, ...]]:
+def decide(tested: Tested, reference: Reference, checks: Checks, custom: Sequence[str]) -> Any:
     """The verdict of a leaf, the reason, and the index of the worst entry; custom are the
     functions with derivative rules of their own that autodiff has run.
     """

@@ -41,8 +41,8 @@ def compare(name: str, objective: Task, gradient: Task, theta: Any, *args: Any) 
     with calls.float64_section([call, tested_call], inputs):
         reference = _reference(call, inputs, arrays.unit_roundoff(dtype))
         wide, refusal = _in_float64(tested_call, reference)
-        fitting, misfits = _fitting(native, call.arguments(inputs)[0], call.kinds, reference)
-        tested = [_tested(*leaf, wide.get(leaf[0]), refusal) for leaf in fitting]
+        fitting, misfits = _fit(native, call.arguments(inputs)[0], call.kinds, reference)
+        tested = [_tested(n, at, leaf, wide.get(n), refusal) for n, at, leaf in fitting]
         tested = [checking.judge(leaf, reference) for leaf in tested]
         own = autodiff and reference.closed(calls.listed(autodiff))
         leaves = Comparison(tested_call, inputs, reference, own, tested).leaves()
@@ -157,9 +157,7 @@ def _tested(name: str, position: int, native: np.ndarray, found: Any, refusal: s
     return Tested(name, position, native, None if refusal else found, refusal)
 
 
-def _fitting(
-    tree: Any, theta: Any, kinds: tuple[str, ...], reference: Reference
-) -> tuple[list[tuple[str, int, np.ndarray]], list[Leaf]]:
+def _fit(tree: Any, theta: Any, kinds: Any, reference: Reference) -> tuple[list[Any], list[Leaf]]:
     """The leaves of the gradient `tree` that have their parameter's path, shape and dtype, as
     (name, position in the reference's stacks, array); and failed leaves for the others."""
     got, given = arrays.named_leaves(tree), arrays.named_leaves(theta)

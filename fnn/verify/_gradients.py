@@ -206,10 +206,8 @@ def check_loss(
     'fail'
     """
     expect_loss("check_loss", loss)
-    theta = {"gradient": prediction}
-    report = compare(
-        "check_loss", (_sum_of_losses, loss.value), (_by_rule, loss.gradient), theta, target
-    )
+    objective, gradient = (_sum_of_losses, loss.value), (_by_rule, loss.gradient)
+    report = compare("check_loss", objective, gradient, {"gradient": prediction}, target)
     inputs = as_arrays((prediction, target))
     shape = jax.eval_shape(loss.value, *inputs).shape
     note = _not_one_per_example(inputs[0], shape, example_axes)

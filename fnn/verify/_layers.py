@@ -112,10 +112,10 @@ def per_example_leaf(
 
 def _has_examples(x: Any) -> bool:
     leaves = jax.tree.leaves(x)
-    if not all(jnp.ndim(leaf) > differentiable(leaf) for leaf in leaves):
-        return False
-    lengths = {leaf.shape[0] for leaf in leaves}
-    return len(lengths) == 1 and min(lengths) > 1
+    lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
+    return len(lengths) == 1 and all(
+        jnp.ndim(leaf) > differentiable(leaf) and len(leaf) > 1 for leaf in leaves
+    )
 
 
 def _alone(layer: Layer, params: Params, x: Any, key: Array | None) -> tuple[Any, Any, Any]:
