@@ -202,7 +202,7 @@ def _place(wrong: Wrong) -> str:
         there = entries.any(rows, keepdims=True)
         if (holds == there).all() and not holds.all():
             return f"all wrong entries are {name}, and no others"
-        if holds[there].all() and 0 < holds.sum() <= 2 * there.sum() and not holds.all():
+        if name.startswith("where") and holds[there].all() and holds.sum() <= 2 * there.sum():
             few = few or f"all wrong entries are {name}"
     same = wrong.theta.shape == entries.shape
     return (_sizes_where(np.abs(wrong.theta), entries) if same else "") or few

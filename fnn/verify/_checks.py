@@ -58,7 +58,6 @@ CANCELS = "autodiff cancels"
 """Why the native check is skipped where autodiff itself is left with hardly a digit there."""
 LOSES = "loses digits that autodiff keeps"
 """Why the native check is skipped where the gradient is right but for its own rounding."""
-WHY = "the reference and its differences are not finite there"
 MOST = 64
 """How many entries are judged. The others count as unknown."""
 COARSE = 1e-2
@@ -373,9 +372,8 @@ def judge(leaf: Tested, reference: Reference) -> Tested:
     found = [one(leaf, reference, at) for at in places[:MOST]]
     verdicts = [verdict for verdict, _ in found]
     unknown = verdicts.count("unknown") + len(places) - len(found)
-    opened = Opened(
-        note=f"{unknown} of {open.size} entries are not judged: {WHY}" if unknown else ""
-    )
+    left = "entries are not judged: the reference and its differences are not finite there"
+    opened = Opened(note=f"{unknown} of {open.size} {left}" if unknown else "")
     if open.all() and (unknown or any(expected != "0" for _, expected in found)):
         opened = opened._replace(verdict="inconclusive" if unknown == open.size else "pass")
     if "wrong" in verdicts:
