@@ -198,19 +198,18 @@ def _place(wrong: Wrong) -> str:
         holds = np.asarray(place(wrong))
         if holds.ndim != entries.ndim or (holds.shape != entries.shape and "rows" not in name):
             continue
-        rows = tuple(i for i, n in enumerate(holds.shape) if n == 1)
+        rows: Any = tuple(np.flatnonzero(np.equal(holds.shape, 1)))
         there = entries.any(rows, keepdims=True)
         if (holds == there).all() and not holds.all():
             return f"all wrong entries are {name}, and no others"
         if name.startswith("where") and holds[there].all() and holds.sum() <= 2 * there.sum():
             few = few or f"all wrong entries are {name}"
-    same = wrong.theta.shape == entries.shape
-    return (_sizes_where(np.abs(wrong.theta), entries) if same else "") or few
+    return _sizes_where(np.abs(wrong.theta), entries) or few
 
 
 def _sizes_where(size: np.ndarray, wrong: np.ndarray) -> str:
     """The size above or below which all entries are wrong, and no others."""
-    if wrong.sum() == 1 and size[wrong].min() <= 3:
+    if size.shape != wrong.shape or (wrong.sum() == 1 and size[wrong].min() <= 3):
         return ""
     least, most = size[wrong].min(), size[wrong].max()
     if least > (right := size[~wrong].max()):

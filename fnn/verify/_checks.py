@@ -121,7 +121,7 @@ def float64_check(tested: Tested, reference: Reference) -> Check:
         # Where a moved row is not finite, a domain ends.
         moved, far = (np.where(np.isfinite(r), relative(r - at, expected), 0.0) for r in rows)
         away = np.maximum(away, moved)
-        steady &= ~((moved > JUMP) & (far <= 8 * moved)) if tells else True
+        steady &= ~(tells & (moved > JUMP) & (far <= 8 * moved))
         low, high = np.fmin(low, np.fmin(*rows)), np.fmax(high, np.fmax(*rows))
         bound = np.maximum(64 * away, away[steady].max(initial=0.0))
         bound = np.where(steady, np.maximum(TOLERANCE, bound), TOLERANCE)
@@ -380,7 +380,7 @@ def judge(leaf: Tested, reference: Reference) -> Tested:
         i = verdicts.index("wrong")
         at, expected = places[i], found[i][1]
         got = leaf.best[at] if np.isfinite(leaf.native[at]) else leaf.native[at]
-        where = f"at {list(at)} " if at else ""
+        where = f"at {list(at)} " * bool(at)
         opened = Opened("fail", f"{where}expected {expected}, got {got:.6g}", at)
     wide = None if leaf.wide is None else np.where(open, 0.0, leaf.wide)
     return leaf._replace(native=np.where(open, 0.0, leaf.native), wide=wide, opened=opened)

@@ -67,9 +67,8 @@ def check_custom(
             f"check_custom: expected a jax.custom_vjp or jax.custom_jvp, or reference=, the same "
             f"function in plain operations; got {f!r}"
         )
-    static = getattr(f, "nondiff_argnums", ())
     args = arrays.as_arrays(args)
-    theta = {"args": tuple(Static(a) if i in static else a for i, a in enumerate(args))}
+    theta = {"args": _with_static(args, getattr(f, "nondiff_argnums", ()))}
     of_floats, floats = _of_floats(reference, theta["args"])
     dy = random_cotangent(key, shapes_of(of_floats, *floats))
     objective = (_product_of_args, reference)
@@ -104,6 +103,10 @@ class Static:
 
     def __hash__(self) -> int:
         return id(self.value)
+
+
+def _with_static(args: Any, static: Any) -> tuple[Any, ...]:
+    return tuple(Static(a) if i in static else a for i, a in enumerate(args))
 
 
 def _plain(args: Any) -> Any:

@@ -162,16 +162,8 @@ def _fit(tree: Any, theta: Any, kinds: Any, reference: Reference) -> tuple[list[
     (name, position in the reference's stacks, array); and failed leaves for the others."""
     got, given = arrays.named_leaves(tree), arrays.named_leaves(theta)
     others = {name: leaf for name, leaf in got.items() if name.partition(".")[0] not in theta}
-    outputs = [name for name, leaf in others.items() if arrays.differentiable(leaf)]
-    first = 1 + len(reference.inputs.theta)
-    inside = [name for name, kind in zip(given, kinds, strict=False) if kind == "theta"]
-    positions = {name: i for i, name in enumerate(outputs, first)}
-    fitting, misfits = [], []
-    if others and len(outputs) != (number := len(reference.stacks) - first):
-        name = next(iter(others)).partition(".")[0]
-        misfits.append(unfit(name, f"expected {number} arrays, got {len(outputs)}"))
-        positions = {}
-    positions |= {name: i for i, name in enumerate(inside, 1)}
+    positions, misfits = _positions(others, [*zip(given, kinds, strict=False)], reference)
+    fitting: list[Any] = []
     for name, position in positions.items():
         if name not in got:
             misfits.append(unfit(name, "only the reference has it"))
@@ -188,9 +180,30 @@ def _fit(tree: Any, theta: Any, kinds: Any, reference: Reference) -> tuple[list[
             fitting.append((name, position, array))
     unknown = got.keys() - given.keys() - others.keys()
     misfits += [unfit(name, "only the gradient under test has it") for name in sorted(unknown)]
-    for key, part in theta.items() if not misfits else ():
-        wanted, found = (str(jax.tree.structure(a)) for a in (part, tree[key]))
-        # With integers among the parameters, whatever stands in their place is right.
-        if wanted != found and all(map(arrays.differentiable, jax.tree.leaves(part))):
-            misfits.append(unfit(key, f"expected the tree {wanted}, got {found}"))
-    return fitting, misfits
+    return fitting, misfits or _other_trees(tree, theta)
+
+
+def _positions(
+    others: dict[str, Any], given: list[tuple[str, str]], reference: Reference
+) -> tuple[dict[str, int], list[Leaf]]:
+    """The position in the reference's stacks of each leaf that should be there, by its name: what
+    is returned behind theta; and a failed leaf where that is of another number."""
+    inside = [name for name, kind in given if kind == "theta"]
+    first, outputs = 1 + len(inside), [n for n, a in others.items() if arrays.differentiable(a)]
+    positions = {name: i for i, name in enumerate(inside, 1)}
+    if not others or len(outputs) == (number := len(reference.stacks) - first):
+        return {n: i for i, n in enumerate(outputs, first)} | positions, []
+    name = next(iter(others)).partition(".")[0]
+    return positions, [unfit(name, f"expected {number} arrays, got {len(outputs)}")]
+
+
+def _other_trees(tree: Any, theta: Any) -> list[Leaf]:
+    """The parts of theta that have another tree than the gradient. With integers among the
+    parameters, whatever stands in their place is right."""
+    form = lambda part: str(jax.tree.structure(part))
+    real = lambda part: all(map(arrays.differentiable, jax.tree.leaves(part)))
+    return [
+        unfit(key, f"expected the tree {form(part)}, got {form(tree[key])}")
+        for key, part in theta.items()
+        if form(part) != form(tree[key]) and real(part)
+    ]

@@ -87,10 +87,7 @@ def per_example_leaf(
     parameter's largest per-example gradient, or by 1e-7 of it.
     """
     found = [leaf for leaf in leaves if leaf.name.startswith("dparams")]
-    right = bool(found) and all(leaf.verdict == "pass" for leaf in found)
-    real = all(map(differentiable, jax.tree.leaves(params)))
-    takes_reduce = attempt(inspect.signature(layer.backward).bind, 0, 0, 0, 0)
-    if not (right and real and takes_reduce and _has_examples(x)):
+    if not (found and _applies(layer, params, x, found)):
         return None
     if not (alone := attempt(run, _alone, layer, params, x, key)):
         return None
@@ -108,6 +105,14 @@ def per_example_leaf(
     note = f"right as a sum, but no per-example statistic can use it: {wrong}"
     check = Check("pass", worst, bound)
     return unfit("per-example", note) if wrong else Leaf("per-example", "pass", check, NONE, NONE)
+
+
+def _applies(layer: Layer, params: Params, x: Any, found: Sequence[Leaf]) -> bool:
+    """Whether the parameters' gradients are right, and a backward with `reduce` can be asked."""
+    right = all(leaf.verdict == "pass" for leaf in found)
+    real = all(map(differentiable, jax.tree.leaves(params)))
+    takes_reduce = attempt(inspect.signature(layer.backward).bind, 0, 0, 0, 0)
+    return bool(right and real and takes_reduce and _has_examples(x))
 
 
 def _has_examples(x: Any) -> bool:
