@@ -38,6 +38,7 @@ class _Network(BaseEstimator):
         epochs: int = 100,
         patience: int | None = None,
         weight_decay: float | None = None,
+        members: int | None = None,
         random_state: Any = 0,
     ) -> None:
         given = locals()

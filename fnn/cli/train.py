@@ -21,7 +21,7 @@ from fnn.parallel import processes
 from fnn.runs import files, report, training
 from fnn.runs.evaluation import evaluate
 from fnn.runs.run import Run
-from fnn.runs.settings import NETWORKS, Settings
+from fnn.runs.settings import FEWEST, MEMBERS, MOST, NETWORKS, Settings
 from fnn.runs.training import Examples
 from fnn.training.fitting import DivergedError, epochs_since_best
 
@@ -51,11 +51,14 @@ of_training = options.of_settings((
     ("epochs", options.COUNT, None, "Passes over the training part."),
     ("weight-decay", options.SHARE, "0.01",
      "Share of itself that each parameter loses per epoch; only with adamw."),
+    ("members", options.COUNT, f"{MEMBERS} of mlp, 1 for fewer than {FEWEST} examples or more than {MOST}",
+     "Networks whose mean is predicted: each leaves out a fold of the training part, and keeps its "
+     "best epoch there."),
     ("seed", options.SEED, None,
      "Decides the split, the initial parameters and the order of the examples."),
     ("patience", options.COUNT, None,
-     "Use a fifth of the training part for validation, stop after this many epochs in a row "
-     "that did not lower its loss, and keep the network of the best epoch."),
+     "Stop after this many epochs in a row that did not lower the loss on the members' folds; of "
+     "one network, on a fifth of the training part, and keep its best epoch."),
 ))  # fmt: skip
 
 
@@ -186,7 +189,7 @@ def _continued(ctx: click.Context, given: Settings, earlier: Settings, out: Path
 def _show_plan(source: str, run: Run, examples: Examples) -> None:
     """Print what is about to be trained, and on what."""
     settings = run.settings
-    parts = zip(("for training", "for validation", "held out"), examples, strict=True)
+    parts = zip(("for training", "for validation", "held out"), examples[:3], strict=True)
     counts = {name: len(part.x) for name, part in parts if part is not None}
     n = sum(counts.values())
     outputs = _counted(run.sizes[-1], "class" if run.classes else "value")
@@ -201,7 +204,8 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
     decay = settings.weight_decay
     decayed = "" if decay is None else f"weight decay {decay:g} per epoch, "
     size = sum(leaf.size for leaf in jax.tree.leaves(run.progress.state.params))
-    network = "" if settings.network == "mlp" else f"{settings.network} "
+    network = f"{run.members} members of " if run.members > 1 else ""
+    network += "" if settings.network == "mlp" else f"{settings.network} "
     click.echo(
         f"network   {network}{'-'.join(map(str, run.sizes))}, {settings.activation}, "
         f"{size} parameters\ntraining  {settings.optimizer}({settings.learning_rate:g}), "

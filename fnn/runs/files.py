@@ -153,10 +153,10 @@ def _check_types(held: dict[str, Any]) -> None:
 
 
 def _tree(run: Run) -> dict[str, Any]:
-    """The run's arrays. Without patience, the best state is the newest and is not repeated."""
+    """The run's arrays. Without patience or members, the best state is the newest, not repeated."""
     progress, scaling = run.progress, run.inputs.scaling
     tree = {"state": progress.state, "inputs": scaling, "outputs": run.outputs}
-    if run.settings.patience is not None:
+    if run.settings.patience is not None or run.members > 1:
         tree["best"] = progress.best
     if len(run.seen):
         tree["seen"] = run.seen

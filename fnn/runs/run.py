@@ -12,9 +12,11 @@ from fnn.base import Layer, Loss, Optimizer
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.combinators import serial
 from fnn.data import DataError, Dataset, Encoding, Reading, Scaling
+from fnn.gradients import Gradient
 from fnn.layers.flatten import unflatten
 from fnn.models import cnn, mlp
 from fnn.optimizers import adamw
+from fnn.runs import members
 from fnn.runs.settings import Settings
 from fnn.training.fitting import Progress
 
@@ -139,7 +141,19 @@ class Run(NamedTuple):
         return self.targets or (("value",) if k == 1 else tuple(f"value {i}" for i in range(k)))
 
     @property
+    def members(self) -> int:
+        """The number of networks whose mean the run predicts."""
+        return self.settings.members or 1  # files from before there were members have none
+
+    @property
     def network(self) -> Layer:
+        """What predicts: the member, or the ensemble of several."""
+        if self.members == 1:
+            return self.member
+        return members.ensemble(self.member, self.members, self.outputs is None)
+
+    @property
+    def member(self) -> Layer:
         """The network of these sizes, a perceptron or a convolutional network, whose hidden sizes
         are channels and whose input is a square image; for classes its outputs are logits.
 
@@ -163,17 +177,24 @@ class Run(NamedTuple):
         return losses.softmax_cross_entropy if self.outputs is None else losses.mse
 
     @property
+    def gradient(self) -> Gradient | None:
+        """What trains the members; None for one network, which knows its own."""
+        return None if self.members == 1 else members.gradient(self.member, self.loss)
+
+    @property
     def optimizer(self) -> Optimizer:
-        """The update rule, at the run's learning rate.
+        """The update rule, at the run's learning rate, for each member.
 
         The weight decay is the share of itself that a parameter loses per epoch, not per step:
         the more examples there are, the less each of them has to be held back by.
         """
         rate, decay = self.settings.learning_rate, self.settings.weight_decay
         if decay is None:
-            return OPTIMIZERS[self.settings.optimizer](rate)
-        steps = -(-self.learned // (self.settings.batch_size or self.learned))
-        return adamw(rate, weight_decay=decay / (steps * rate))
+            rule = OPTIMIZERS[self.settings.optimizer](rate)
+        else:
+            steps = -(-self.learned // (self.settings.batch_size or self.learned))
+            rule = adamw(rate, weight_decay=decay / (steps * rate))
+        return rule if self.members == 1 else members.each(rule)
 
     def standardised(self, part: Dataset) -> tuple[np.ndarray, np.ndarray]:
         """x and y of aligned examples as the network sees them: float32, and values to predict in

@@ -9,6 +9,8 @@ from fnn.data import Reading
 
 NETWORKS = {"mlp": (256,), "cnn": (16, 32)}
 """The kinds of networks, each with its hidden widths by default."""
+MEMBERS, FEWEST, MOST = 8, 40, 50_000
+"""The members by default, for a perceptron and so many examples."""
 BATCH, DECAY = 32, 0.01
 """The batch size by default, where there are so many examples; adamw's weight decay by default."""
 COLUMNS = ("drop", "keep", "category", "number", "date", "id", "group")
@@ -18,12 +20,14 @@ COLUMNS = ("drop", "keep", "category", "number", "date", "id", "group")
 class Settings(NamedTuple):
     """What a run is asked to do; the fields are the options of `fnn train`.
 
-    With hidden, batch_size or weight_decay None, the default depends on the network, the number
-    of examples or the optimizer: see `completed`. seed decides the split, the initial parameters
-    and the order of the examples. With patience, a fifth of the training part is for validation.
+    With hidden, batch_size, weight_decay or members None, the default depends on the network, the
+    number of examples or the optimizer: see `completed`. seed decides the split, the initial
+    parameters and the order of the examples. With patience, a fifth of the training part is for
+    validation.
     target, task and keep, and the fields of `fnn.data.Reading`, say how a table is read.
     weight_decay, for adamw only, is the share of itself that a parameter loses per epoch. network
-    is "mlp" or "cnn".
+    is "mlp" or "cnn". Of several members, each leaves out a fold of the training part, which takes
+    the place of the fifth: see `fnn.runs.members`.
 
     >>> Settings(hidden=(64,), epochs=40).patience is None
     True
@@ -55,6 +59,7 @@ class Settings(NamedTuple):
     id: tuple[str, ...] = ()
     group: tuple[str, ...] = ()
     time: str | None = None
+    members: int | None = None
 
     @property
     def reading(self) -> Reading:
@@ -68,9 +73,11 @@ class Settings(NamedTuple):
     def completed(self, examples: int) -> "Settings":
         """The settings with the defaults that depend on others, for so many training examples."""
         decay = DECAY if self.weight_decay is None else self.weight_decay
+        several = self.network == "mlp" and FEWEST <= examples <= MOST
         return self._replace(
             hidden=NETWORKS[self.network] if self.hidden is None else self.hidden,
             batch_size=self.batch_size or min(BATCH, examples),
+            members=self.members or (MEMBERS if several else 1),
             weight_decay=decay if self.optimizer == "adamw" else self.weight_decay,
         )
 
@@ -79,7 +86,7 @@ class Settings(NamedTuple):
         for width in self.hidden or ():
             numbers.count("settings", hidden=width)
         numbers.count("settings", epochs=self.epochs, batch_size=_or_one(self.batch_size))
-        numbers.count("settings", patience=_or_one(self.patience))
+        numbers.count("settings", patience=_or_one(self.patience), members=_or_one(self.members))
         numbers.nonnegative("settings", seed=self.seed)
         numbers.positive("settings", learning_rate=self.learning_rate)
         if self.weight_decay is not None:

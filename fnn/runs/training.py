@@ -1,5 +1,6 @@
 """How a run comes to be: its data read and split, its network trained."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from fnn import data
 from fnn.data import DataError, Dataset, Encoding, Scaling
 from fnn.parallel import ShardedExamples, processes
-from fnn.runs import digests
+from fnn.runs import digests, members
 from fnn.runs.evaluation import HELD_OUT
 from fnn.runs.run import Run
 from fnn.runs.settings import Settings
@@ -24,11 +25,13 @@ OnEpoch = Callable[[Run], bool | None]
 
 
 class Examples(NamedTuple):
-    """The parts of the data: for training, for validation (with patience), and held out, if any."""
+    """The parts of the data: for training, for validation (with patience), and held out, if any;
+    folds says which fold each example to train on is in, where there are several members."""
 
     train: Dataset
     validation: Dataset | None
     test: Dataset | None
+    folds: np.ndarray | None = None
 
 
 def train(
@@ -81,9 +84,12 @@ def begin(
     `prepare` does.
     """
     measures = not is_shared or processes.is_first()
-    validation = None
-    learned = len(train.x)
-    if settings.patience is not None:
+    several = 1 if is_shared else settings.completed(len(train.x)).members
+    settings = settings._replace(members=settings.members or several)
+    if is_shared and settings.members != 1:
+        raise DataError(f"{train.name}: several processes train --members 1")
+    validation, learned = None, len(train.x)
+    if settings.patience is not None and settings.members == 1:
         train, validation = data.split(train, HELD_OUT, settings.seed)
     if settings.batch_size is not None and settings.batch_size > len(train.x):
         size = f"the batch size {settings.batch_size}"
@@ -109,7 +115,16 @@ def begin(
     if is_shared:
         run = _from_first(run)
     state = initial_state(run)
-    return run._replace(progress=Progress(state, [], state)), Examples(train, validation, test)
+    is_split = run.members > 1
+    folds = members.folds(train, run.members, settings.seed) if is_split else None
+    examples = Examples(train, validation, test, folds)
+    return run._replace(progress=Progress(state, [], state)), examples
+
+
+def arrays(run: Run, part: Dataset, folds: np.ndarray | None, rows: Any = ...) -> Any:
+    """These rows as `Run.gradient` takes them: (x, y) or, of members, (x, (y, fold))."""
+    x, y = run.standardised(part._replace(x=part.x[rows], y=part.y[rows]))
+    return (x, y) if folds is None else (x, (y, folds[rows]))
 
 
 def _scaled(train: Dataset, settings: Settings, measures: bool) -> tuple[Encoding, Scaling | None]:
@@ -158,45 +173,80 @@ def advance(
     if processes.is_first() and examples.test is not None:
         test = jax.tree.map(jnp.asarray, run.standardised(examples.test))
     quality = "test_accuracy" if run.outputs is None else "test_RMSE"
-    start = run.progress
+    start, patience = run.progress, run.settings.patience
     history, best = list(start.history), start.best
+    fold = examples.folds
+    keep = None if fold is None else _keeping(run, examples.train, fold, best if history else None)
     if mesh is not None:
         everywhere = processes.everywhere((start.state, start.best), mesh)
         start = Progress(everywhere[0], start.history, everywhere[1])
 
-    def placed(part: Dataset) -> Any:
-        if mesh is None:
-            return run.standardised(part)
-        rows = lambda i: run.standardised(part._replace(x=part.x[i], y=part.y[i]))
-        return ShardedExamples.read(rows, len(part.x), mesh)
+    def placed(part: Dataset, folds: np.ndarray | None = None) -> Any:
+        rows = functools.partial(arrays, run, part, folds)
+        return rows() if mesh is None else ShardedExamples.read(rows, len(part.x), mesh)
+
+    def is_over() -> bool:
+        return keep is not None and patience is not None and epochs_since_best(history) >= patience
 
     def note(number: int, state: Any, entry: dict[str, Any]) -> bool | None:
         nonlocal run, best
         state = state if mesh is None else processes.here(state)
+        if keep is not None:
+            best, loss = keep(state, best)
+            entry = entry | {"validation_loss": loss}
         if test is not None:
-            test_loss, test_quality = measure(state.params, *test)
+            shown = state if keep is None else best
+            test_loss, test_quality = measure(shown.params, *test)
             entry = entry | {"test_loss": test_loss, quality: test_quality}
         history.append(entry)
-        if examples.validation is None or epochs_since_best(history) == 0:
+        if keep is None and (examples.validation is None or epochs_since_best(history) == 0):
             best = state
         run = run._replace(progress=Progress(state, history, best))
-        return on_epoch(run)
+        return on_epoch(run) or is_over()
 
     fit(
         run.network,
         run.loss,
         run.optimizer,
-        placed(examples.train),
+        placed(examples.train, fold),
         key=jax.random.key(run.settings.seed),
-        epochs=run.settings.epochs,
+        epochs=len(history) if is_over() else run.settings.epochs,
         batch_size=run.settings.batch_size,
         validation=examples.validation and placed(examples.validation),
-        patience=run.settings.patience,
+        patience=patience if keep is None else None,
         start=start,
         on_epoch=note,
         mesh=mesh,
+        gradient=run.gradient,
     )
     return run
+
+
+def _keeping(
+    run: Run, train: Dataset, fold: np.ndarray, best: Any
+) -> Callable[[Any, Any], tuple[Any, float]]:
+    """keep(state, best) -> (the state with each member's parameters of its best epoch so far, the
+    mean of the members' losses on their folds after this one). best is where a run goes on."""
+    rows = members.places(fold, run.members)
+    x, y = (a[rows] for a in run.standardised(train))
+
+    @jax.jit
+    def chosen(state: Any, best: Any, least: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        of_one = lambda p, x, y: run.loss.value(predicted(run.member, p, x), y).mean()
+        now = jax.vmap(of_one)(state.params, x, y)
+        better = lambda a: jnp.expand_dims(now < least, tuple(range(1, a.ndim)))
+        params = jax.tree.map(lambda a, b: jnp.where(better(a), a, b), state.params, best.params)
+        return state._replace(params=params), jnp.minimum(now, least), now.mean()
+
+    none = jnp.full(run.members, jnp.inf)
+    least = none if best is None else chosen(best, best, none)[1]
+
+    def keep(state: Any, best: Any) -> tuple[Any, float]:
+        nonlocal least
+        best, least, loss = chosen(state, best, least)
+        return best, float(loss)
+
+    return keep
 
 
 def _measure(run: Run) -> Callable[..., tuple[float, float]]:
