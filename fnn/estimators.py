@@ -39,6 +39,7 @@ class _Network(BaseEstimator):
         patience: int | None = None,
         weight_decay: float | None = None,
         members: int | None = None,
+        bins: int | None = None,
         random_state: Any = 0,
     ) -> None:
         given = locals()

@@ -19,14 +19,14 @@ from fnn.cli.evaluate import show
 from fnn.cli.spread import Spread
 from fnn.parallel import processes
 from fnn.runs import files, report, training
+from fnn.runs.baselines import Baselines
+from fnn.runs.bins import BINS
 from fnn.runs.evaluation import evaluate
 from fnn.runs.run import Run
 from fnn.runs.settings import FEWEST, MEMBERS, MOST, NETWORKS, Settings
 from fnn.runs.training import Examples
 from fnn.training.fitting import DivergedError, epochs_since_best
 
-LINES, FIRST = 25, 5
-"""The most epochs that are printed, of which the first ones without a gap."""
 SAVE_EVERY = "Seconds between saves while training; 0 saves after each epoch."
 WAYS = "--overwrite replaces it, --out chooses another folder"
 
@@ -51,9 +51,12 @@ of_training = options.of_settings((
     ("epochs", options.COUNT, None, "Passes over the training part."),
     ("weight-decay", options.SHARE, "0.01",
      "Share of itself that each parameter loses per epoch; only with adamw."),
-    ("members", options.COUNT, f"{MEMBERS} of mlp, 1 for fewer than {FEWEST} examples or more than {MOST}",
+    ("members", options.COUNT,
+     f"{MEMBERS} of mlp; 1 for fewer than {FEWEST} examples, or more than {MOST}",
      "Networks whose mean is predicted: each leaves out a fold of the training part, and keeps its "
      "best epoch there."),
+    ("bins", options.Whole(min=0), f"{BINS} where they help a linear model",
+     "Further inputs per number: its place between as many quantiles."),
     ("seed", options.SEED, None,
      "Decides the split, the initial parameters and the order of the examples."),
     ("patience", options.COUNT, None,
@@ -123,8 +126,17 @@ def train(
         if not run.progress.history:
             raise click.ClickException("stopped before the end of the first epoch: nothing to save")
         run.save(out)
-        problems = run.report(out, f"{name}, {'-'.join(map(str, run.sizes))}")
+        title = f"{Path(source[0]).name}, {'-'.join(map(str, run.sizes))}"
+        problems = report.write(out, run.progress.history, title)
+        if examples.test is not None:
+            found = evaluate(run, examples.test)
+            base = Baselines.of(run, examples.train, examples.test)
+            parts = examples.train, examples.test
+            problems += report.page(out, run, *parts, found, base, title)
     _show_outcome(run, examples, out, times, problems)
+    if examples.test is not None:
+        show(found, "test ")
+        click.echo(report.summary(found, base))
     if stopped:
         raise SystemExit(128 + stopped)
 
@@ -137,7 +149,7 @@ def _version(out: Path, source: tuple[str, ...], overwrite: bool) -> tuple[int, 
     """The version of the run in the folder. Raises ClickException where a file of another kind
     would be replaced."""
     version = files.version(out)
-    for name in (files.FILE, report.HISTORY, report.PICTURE):
+    for name in (files.FILE, *report.FILES):
         files.check_apart(out / name, *source)
         if version is None and not overwrite and (out / name).is_file():
             raise click.ClickException(f"{out / name} does not belong to a run; {WAYS}")
@@ -206,8 +218,10 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
     size = sum(leaf.size for leaf in jax.tree.leaves(run.progress.state.params))
     network = f"{run.members} members of " if run.members > 1 else ""
     network += "" if settings.network == "mlp" else f"{settings.network} "
+    bins = run.bins.columns
+    binned = f"{_counted(len(bins), 'input')} in {settings.bins} bins too, " if bins else ""
     click.echo(
-        f"network   {network}{'-'.join(map(str, run.sizes))}, {settings.activation}, "
+        f"network   {network}{'-'.join(map(str, run.sizes))}, {settings.activation}, {binned}"
         f"{size} parameters\ntraining  {settings.optimizer}({settings.learning_rate:g}), "
         f"{decayed}batches of {settings.batch_size}, {settings.epochs} epochs"
     )
@@ -246,8 +260,7 @@ def _check_gradient(run: Run, examples: Examples) -> None:
 def _train(
     run: Run, examples: Examples, out: Path | None, save_every: float, mesh: Mesh | None
 ) -> tuple[Run, list[float], int]:
-    """Train, print at most `LINES` epochs, and save at intervals of save_every seconds, unless
-    out is None.
+    """Train, and save at intervals of save_every seconds, unless out is None.
 
     Returns the run, the time at the end of each epoch, and the number of the signal that ended
     the training, or 0. A run that diverges is saved as it was after the last finite epoch, and
@@ -256,23 +269,13 @@ def _train(
     times: list[float] = []
     saved = time.perf_counter()
     epochs = run.settings.epochs
-    every = -(-epochs // (LINES - FIRST - 1))
-    shown = 0
-
-    def show(history: list[dict[str, float]]) -> None:
-        nonlocal shown
-        shown = len(history)
-        numbers = "  ".join(f"{k.replace('_', ' ')} {v:#.4g}" for k, v in history[-1].items())
-        bar.write(f"epoch {shown:{len(str(epochs))}}  {numbers}")
 
     def on_epoch(newest: Run) -> bool:
         nonlocal run, saved
         run = newest
         times.append(time.perf_counter())
-        history = run.progress.history
-        if len(history) <= FIRST or len(history) % every == 0 or len(history) == epochs:
-            show(history)
         bar.update()
+        bar.set_postfix(test_loss=run.progress.history[-1].get("test_loss"), refresh=False)
         if out is not None and times[-1] - saved >= save_every:
             run.save(out)
             saved = time.perf_counter()
@@ -291,8 +294,6 @@ def _train(
                 run.save(out)
                 kept = f"{out} has the network after epoch {len(run.progress.history)}"
             raise click.ClickException(f"{error}; {kept}") from error
-        if shown < len(run.progress.history) > done:
-            show(run.progress.history)
         if received:
             bar.write(f"interrupted after {len(run.progress.history)} of {epochs} epochs")
     return run, times, received[0] if received else 0
@@ -301,12 +302,15 @@ def _train(
 def _show_outcome(
     run: Run, examples: Examples, out: Path, times: list[float], problems: list[str]
 ) -> None:
-    """Print what was saved, how fast training was, and the metrics on the held-out examples."""
-    click.echo(f"saved     {out}: {files.FILE}, {report.HISTORY}, {report.PICTURE}")
+    """Print how training went, and what was saved."""
+    history = run.progress.history
+    shown = {name.replace("_", " "): f"{value:#.4g}" for name, value in history[-1].items()}
+    rate = ""
+    if len(times) > 1:
+        number = len(examples.train.x) * (len(times) - 1) / (times[-1] - times[0])
+        rate = f", {number:.0f} examples per second"
+    last = ", ".join(f"{name} {value}" for name, value in shown.items())
+    click.echo(f"trained   {_counted(len(history), 'epoch')}{rate}: {last}")
+    click.echo(f"saved     {out}: {', '.join((files.FILE, *report.FILES))}")
     for problem in problems:
         click.echo(f"Warning: {problem}", err=True)
-    if len(times) > 1:
-        rate = len(examples.train.x) * (len(times) - 1) / (times[-1] - times[0])
-        click.echo(f"speed     {rate:.0f} examples per second, from the second epoch on")
-    if examples.test is not None:
-        show(evaluate(run, examples.test), "test ")

@@ -20,6 +20,7 @@ from fnn import atomic, checkpoint, numbers
 from fnn.checkpoint import CheckpointError
 from fnn.data import DataError, Encoding, Scaling
 from fnn.data.encoding import features_of
+from fnn.runs.bins import Bins
 from fnn.runs.run import Run
 from fnn.runs.settings import Settings
 from fnn.runs.training import initial_state
@@ -39,7 +40,11 @@ def save(folder: Path, run: Run) -> None:
     plain = ("digest", "learned", "features", "classes", "targets", "sizes")
     metadata = {name: getattr(run, name) for name in plain}
     metadata |= {"settings": run.settings._asdict(), "seen": len(run.seen)}
-    metadata |= {"columns": run.inputs.as_metadata(), "history": run.progress.history}
+    metadata |= {
+        "binned": run.bins.columns,
+        "columns": run.inputs.as_metadata(),
+        "history": run.progress.history,
+    }
     checkpoint.save(folder / FILE, _tree(run), metadata)
 
 
@@ -104,6 +109,7 @@ def load(folder: str | Path) -> Run:
         seen=tree.get("seen", run.seen),
         inputs=run.inputs._replace(scaling=tree["inputs"]),
         outputs=tree["outputs"],
+        bins=run.bins._replace(edges=tree.get("edges", run.bins.edges)),
         progress=Progress(tree["state"], held["history"], tree.get("best", tree["state"])),
     )
 
@@ -118,6 +124,10 @@ def _described(held: dict[str, Any]) -> Run:
     encoding = Encoding(features_of(held.get("columns", [])), inputs)
     if encoding.features and sum(f.width for f in encoding.used) != d_in:
         raise ValueError("its columns are not those of its inputs")
+    binned = tuple(held.get("binned", []))
+    if not set(binned) <= set(range(d_in)):
+        raise ValueError("its bins are not those of its inputs")
+    edges = np.broadcast_to(np.float32(0), (len(binned), (settings.bins or 0) + 1))
     run = Run(
         settings=settings,
         digest=held["digest"],
@@ -127,6 +137,7 @@ def _described(held: dict[str, Any]) -> Run:
         inputs=encoding,
         outputs=None if names["classes"] else outputs,
         progress=Progress(None, held["history"], None),
+        bins=Bins(binned, edges),
     )
     if settings.weight_decay is not None:
         numbers.count("run", learned=run.learned)
@@ -158,6 +169,8 @@ def _tree(run: Run) -> dict[str, Any]:
     tree = {"state": progress.state, "inputs": scaling, "outputs": run.outputs}
     if run.settings.patience is not None or run.members > 1:
         tree["best"] = progress.best
+    if run.bins.columns:
+        tree["edges"] = run.bins.edges
     if len(run.seen):
         tree["seen"] = run.seen
     return tree

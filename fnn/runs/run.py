@@ -1,9 +1,10 @@
 """A run: a network with everything that its training decided."""
 
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,12 +18,15 @@ from fnn.layers.flatten import unflatten
 from fnn.models import cnn, mlp
 from fnn.optimizers import adamw
 from fnn.runs import members
+from fnn.runs.bins import Bins
 from fnn.runs.settings import Settings
 from fnn.training.fitting import Progress
 
 if TYPE_CHECKING:
     from fnn.runs.importance import Importance
     from fnn.runs.metrics import Classified, Predicted
+
+NONE = Bins((), np.zeros((0, 1), np.float32))
 
 
 class Run(NamedTuple):
@@ -33,7 +37,7 @@ class Run(NamedTuple):
     number of examples per epoch. features, classes and targets are their names, () where there are
     none; features are those of the columns that are used. inputs makes the columns the network's
     inputs, and outputs is the scaling of the values to predict, None for classes. settings are
-    completed.
+    completed, and bins are of the inputs.
 
     >>> import fnn
     >>> run = fnn.runs.train("iris", fnn.runs.Settings(hidden=(8,), epochs=1))
@@ -51,6 +55,7 @@ class Run(NamedTuple):
     inputs: Encoding
     outputs: Scaling | None
     progress: Progress
+    bins: Bins = NONE
 
     def predict(self, source: data.Source) -> np.ndarray:
         """Probabilities (n, classes), or values (n, k) in their own units, one row per example.
@@ -148,9 +153,7 @@ class Run(NamedTuple):
     @property
     def network(self) -> Layer:
         """What predicts: the member, or the ensemble of several."""
-        if self.members == 1:
-            return self.member
-        return members.ensemble(self.member, self.members, self.outputs is None)
+        return _network(*self._shape, self.members)
 
     @property
     def member(self) -> Layer:
@@ -159,17 +162,13 @@ class Run(NamedTuple):
 
         Raises DataError where the columns are no square image.
         """
-        activation = ACTIVATIONS[self.settings.activation]
-        if self.settings.network == "mlp":
-            return mlp(self.sizes, activation)
-        d_in, *channels, k = self.sizes
-        side = math.isqrt(d_in)
-        if side**2 != d_in or side < 2 ** len(channels):
-            raise DataError(
-                f"network cnn: expected square images of at least {2 ** len(channels)} by "
-                f"{2 ** len(channels)} pixels, one column per pixel, got {d_in} columns"
-            )
-        return serial(unflatten(side, side, 1), cnn((side, side, 1), channels, k, activation))
+        return _member(*self._shape)
+
+    @property
+    def _shape(self) -> tuple[Any, ...]:
+        bins = self.bins.columns, self.bins.edges.tobytes()
+        kind = self.settings.network, self.settings.activation
+        return *kind, self.sizes, self.outputs is None, *bins
 
     @property
     def loss(self) -> Loss:
@@ -231,3 +230,31 @@ class Run(NamedTuple):
         """The aligned x (n, d_in) of a source without targets, a table in parts, and what names its
         rows. Raises as `data.parts`."""
         return data.named_parts(source, self.inputs, self.features, self.settings.reading)
+
+
+@functools.lru_cache(maxsize=8)  # a program is compiled once per layer
+def _network(*shape: Any) -> Layer:
+    *of_member, classifies, columns, edges, k = shape
+    member = _member(*of_member, classifies, columns, edges)
+    return member if k == 1 else members.ensemble(member, k, classifies)
+
+
+@functools.lru_cache(maxsize=8)
+def _member(
+    kind: str, activation: str, sizes: tuple[int, ...], classifies: bool, *bins: Any
+) -> Layer:
+    function = ACTIVATIONS[activation]
+    d_in, *channels, k = sizes
+    if kind == "mlp":
+        columns, edges = bins
+        if not columns:
+            return mlp(sizes, function)
+        binned = Bins(columns, np.frombuffer(edges, np.float32).reshape(len(columns), -1))
+        return serial(binned.layer, mlp((d_in + binned.edges[:, 1:].size, *channels, k), function))
+    side = math.isqrt(d_in)
+    if side**2 != d_in or side < 2 ** len(channels):
+        raise DataError(
+            f"network cnn: expected square images of at least {2 ** len(channels)} by "
+            f"{2 ** len(channels)} pixels, one column per pixel, got {d_in} columns"
+        )
+    return serial(unflatten(side, side, 1), cnn((side, side, 1), channels, k, function))

@@ -27,7 +27,8 @@ class Settings(NamedTuple):
     target, task and keep, and the fields of `fnn.data.Reading`, say how a table is read.
     weight_decay, for adamw only, is the share of itself that a parameter loses per epoch. network
     is "mlp" or "cnn". Of several members, each leaves out a fold of the training part, which takes
-    the place of the fifth: see `fnn.runs.members`.
+    the place of the fifth: see `fnn.runs.members`. With bins, a number has as many inputs more, see
+    `fnn.runs.bins`; with None, several members have them where they help a linear model.
 
     >>> Settings(hidden=(64,), epochs=40).patience is None
     True
@@ -60,6 +61,7 @@ class Settings(NamedTuple):
     group: tuple[str, ...] = ()
     time: str | None = None
     members: int | None = None
+    bins: int | None = None
 
     @property
     def reading(self) -> Reading:
@@ -87,7 +89,7 @@ class Settings(NamedTuple):
             numbers.count("settings", hidden=width)
         numbers.count("settings", epochs=self.epochs, batch_size=_or_one(self.batch_size))
         numbers.count("settings", patience=_or_one(self.patience), members=_or_one(self.members))
-        numbers.nonnegative("settings", seed=self.seed)
+        numbers.nonnegative("settings", seed=self.seed, bins=self.bins or 0)
         numbers.positive("settings", learning_rate=self.learning_rate)
         if self.weight_decay is not None:
             numbers.nonnegative("settings", weight_decay=self.weight_decay)

@@ -13,6 +13,7 @@ from fnn import data
 from fnn.data import DataError, Dataset, Encoding, Scaling
 from fnn.parallel import ShardedExamples, processes
 from fnn.runs import digests, members
+from fnn.runs.bins import BINS, WIDE, Bins
 from fnn.runs.evaluation import HELD_OUT
 from fnn.runs.run import Run
 from fnn.runs.settings import Settings
@@ -100,8 +101,11 @@ def begin(
     parts = [train] if validation is None else [train, validation]
     few = measures and learned <= digests.SEEN
     seen = [digests.of_examples(part) for part in parts if few]
+    settings = settings.completed(len(train.x))
+    k = settings.members or 1
+    folds = members.folds(train, k, settings.seed) if k > 1 else None
     run = Run(
-        settings=settings.completed(len(train.x)),
+        settings=settings,
         digest=digest or "0" * 64,
         seen=np.concatenate(seen or [np.empty(0, np.uint64)]),
         learned=len(train.x),
@@ -112,13 +116,26 @@ def begin(
         outputs=outputs,
         progress=Progress(None, [], None),
     )
-    if is_shared:
-        run = _from_first(run)
+    run = _from_first(run) if is_shared else _binned(run, train, folds)
     state = initial_state(run)
-    is_split = run.members > 1
-    folds = members.folds(train, run.members, settings.seed) if is_split else None
-    examples = Examples(train, validation, test, folds)
-    return run._replace(progress=Progress(state, [], state)), examples
+    run = run._replace(progress=Progress(state, [], state))
+    return run, Examples(train, validation, test, folds)
+
+
+def _binned(run: Run, train: Dataset, folds: np.ndarray | None) -> Run:
+    """The run with bins: as many as its settings say; by default, if they help."""
+    count = run.settings.bins
+    if count is None:
+        count = 0 if folds is None else BINS
+    if not count or run.settings.network != "mlp":
+        return run._replace(settings=run.settings._replace(bins=0))
+    x, y = run.standardised(train)
+    found = Bins.of(x, count)
+    if run.settings.bins is None and folds is not None:
+        target = np.eye(len(run.classes))[y] if run.classes else y
+        if not 0 < len(found.columns) <= WIDE or not found.help(x, target, folds):
+            found = Bins.of(x, count := 0)
+    return run._replace(bins=found, settings=run.settings._replace(bins=count))
 
 
 def arrays(run: Run, part: Dataset, folds: np.ndarray | None, rows: Any = ...) -> Any:
