@@ -27,8 +27,8 @@ def predictions(run: Run, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     network = run.network
 
     def of(x: np.ndarray, first: int) -> np.ndarray:
-        z = _forward(network, run.progress.best.params, run.inputs.apply(x, first))
-        piece = np.asarray(jax.nn.softmax(z) if run.outputs is None else z)
+        z = run.inputs.apply(x, first)
+        piece = np.asarray(_forward(network, run.outputs is None, run.progress.best.params, z))
         return piece if run.outputs is None else run.outputs.undo(piece)
 
     done, left = 0, np.empty((0, run.inputs.d_in))
@@ -43,9 +43,10 @@ def predictions(run: Run, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         yield of(left, done)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(network: Layer, params: Params, x: jax.Array) -> jax.Array:
-    return network.forward(params, x)[0]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _forward(network: Layer, classifies: bool, params: Params, x: jax.Array) -> jax.Array:
+    y = network.forward(params, x)[0]
+    return jax.nn.softmax(y) if classifies else y
 
 
 def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:

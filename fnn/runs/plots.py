@@ -61,7 +61,7 @@ def history_of(history: list[dict[str, float]], title: str) -> Figure:
         axes.annotate(text, end, **BESIDE, color=colour, fontsize="small")
     for axes, name in [(left, "loss"), (right, panels[-1][1].replace("_", " "))]:
         axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         if "validation_loss" in history[0]:
             best = len(history) - epochs_since_best(history)
             axes.axvline(best, color="0.6", linestyle=":", label=f"best epoch, {best}", zorder=0)

@@ -148,4 +148,5 @@ def _cell(part: Dataset, row: int, column: int) -> str:
 
 
 def _section(title: str, figure: Any) -> str:
-    return f'<h2>{title}</h2><img alt="{title}" src="{plots.embedded(figure)}">'
+    picture = f'<img alt="{title}" src="{plots.embedded(figure)}">'
+    return f'<h2>{title}</h2><div class="wide">{picture}</div>'

@@ -7,11 +7,11 @@ from fnn import data, numbers
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.data import Reading
 
-NETWORKS = {"mlp": (256,), "cnn": (16, 32)}
+NETWORKS = {"mlp": (128, 128), "cnn": (16, 32)}
 """The kinds of networks, each with its hidden widths by default."""
 MEMBERS, FEWEST, MOST = 8, 40, 50_000
 """The members by default, for a perceptron and so many examples."""
-BATCH, DECAY = 32, 0.01
+BATCH, DECAY = 64, 0.01
 """The batch size by default, where there are so many examples; adamw's weight decay by default."""
 COLUMNS = ("drop", "keep", "category", "number", "date", "id", "group")
 """The settings that name columns."""
@@ -37,9 +37,9 @@ class Settings(NamedTuple):
     hidden: tuple[int, ...] | None = None
     activation: str = "relu"
     optimizer: str = "adamw"
-    learning_rate: float = 0.001
+    learning_rate: float = 0.002
     batch_size: int | None = None
-    epochs: int = 100
+    epochs: int = 40
     seed: int = 0
     patience: int | None = None
     target: str | None = None
