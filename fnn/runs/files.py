@@ -3,6 +3,7 @@
     run.safetensors   the state, the scaling, the settings and the history: the whole run
     history.csv       the history as a table, see `report`
     curves.png        the history as a picture
+    report.html       a page about the run
 
 Everything that a run needs is in one file, so that a crash leaves the run as it was after some
 epoch. With the data, a run's settings decide every bit of its result.
