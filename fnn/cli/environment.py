@@ -22,7 +22,7 @@ def settle() -> None:
     be written and no other folder is set."""
     for name, value in SETTINGS.items():
         jax.config.update(name, value)
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         with suppress(OSError, RuntimeError):
             cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
             folder = Path(cache, "fnn", "programs")

@@ -68,7 +68,7 @@ def test_what_a_user_does_with_a_run(tmp_path):
     settings = runs.Settings(hidden=(8,), epochs=2, batch_size=16, seed=3)
     run = runs.train("iris", settings, seen.append)
     assert [len(r.settings.hidden) for r in seen] == [1, 1]
-    assert run.settings == settings._replace(weight_decay=0.01, members=8)  # the defaults
+    assert run.settings == settings._replace(weight_decay=0.01, members=8, bins=10)  # the defaults
     assert runs.train("iris", settings).progress.history == run.progress.history
     chances = run.predict("iris")
     np.testing.assert_allclose(chances.sum(-1), 1, rtol=1e-5)
@@ -116,7 +116,7 @@ def test_going_on_is_bit_for_bit_never_having_stopped(tmp_path, name):
 def test_a_run_comes_back_bit_for_bit(tmp_path):
     run, _ = finished(tmp_path)
     back = files.load(tmp_path)
-    arrays = {"seen": None, "inputs": None, "progress": None}
+    arrays = {"seen": None, "inputs": None, "progress": None, "bins": None}
     assert back._replace(**arrays) == run._replace(**arrays)
     np.testing.assert_array_equal(back.seen, run.seen)
     assert back.progress.history == run.progress.history
@@ -134,7 +134,7 @@ def test_a_run_written_before_a_setting_existed_has_its_default(tmp_path):
     tree = {"state": state, "inputs": inputs, "outputs": run.outputs}
     assert files.load(tmp_path).settings == settings._replace(patience=None)
     later = ("patience", "target", "task", "separator", "header", "missing", "drop", "keep")
-    later += ("members",)
+    later += ("members", "bins")
     for name in later:
         del metadata["settings"][name]
     del metadata["seen"], metadata["columns"]
