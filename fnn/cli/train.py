@@ -19,8 +19,8 @@ from fnn.cli.evaluate import show
 from fnn.cli.spread import Spread
 from fnn.parallel import processes
 from fnn.runs import files, report, training
-from fnn.runs.baselines import Baselines
-from fnn.runs.bins import BINS
+from fnn.runs._baselines import Baselines
+from fnn.runs._bins import BINS
 from fnn.runs.evaluation import evaluate
 from fnn.runs.run import Run
 from fnn.runs.settings import FEWEST, MEMBERS, MOST, NETWORKS, Settings
@@ -124,17 +124,7 @@ def train(
         if not run.progress.history:
             raise click.ClickException("stopped before the end of the first epoch: nothing to save")
         run.save(out)
-        title = f"{Path(source[0]).name}, {'-'.join(map(str, run.sizes))}"
-        problems = report.write(out, run.progress.history, title)
-        if examples.test is not None:
-            found = evaluate(run, examples.test)
-            base = Baselines.of(run, examples.train, examples.test)
-            parts = examples.train, examples.test
-            problems += report.page(out, run, *parts, found, base, title)
-    _show_outcome(run, examples, out, times, problems)
-    if examples.test is not None:
-        show(found, "test ")
-        click.echo(report.summary(found, base))
+        _report(run, examples, out, Path(source[0]).name, times)
     if stopped:
         raise SystemExit(128 + stopped)
 
@@ -300,18 +290,25 @@ def _train(
     return run, times, received[0] if received else 0
 
 
-def _show_outcome(
-    run: Run, examples: Examples, out: Path, times: list[float], problems: list[str]
-) -> None:
-    """Print how training went, and what was saved."""
-    history = run.progress.history
-    shown = {name.replace("_", " "): f"{value:#.4g}" for name, value in history[-1].items()}
+def _report(run: Run, examples: Examples, out: Path, name: str, times: list[float]) -> None:
+    """Write and print how training went, and the metrics on the held-out examples."""
+    title, test = f"{name}, {'-'.join(map(str, run.sizes))}", examples.test
+    history, lines = run.progress.history, []
+    problems = report.write(out, history, title)
+    if test is not None:
+        found, base = evaluate(run, test), Baselines.of(run, examples.train, test)
+        problems += report.page(out, run, examples.train, test, found, base, title)
+        lines = [report.summary(found, base)]
     rate = ""
     if len(times) > 1:
         number = len(examples.train.x) * (len(times) - 1) / (times[-1] - times[0])
         rate = f", {number:.0f} examples per second"
-    last = ", ".join(f"{name} {value}" for name, value in shown.items())
+    last = ", ".join(f"{key.replace('_', ' ')} {value:#.4g}" for key, value in history[-1].items())
     click.echo(f"trained   {_counted(len(history), 'epoch')}{rate}: {last}")
     click.echo(f"saved     {out}: {', '.join((files.FILE, *report.FILES))}")
     for problem in problems:
         click.echo(f"Warning: {problem}", err=True)
+    if test is not None:
+        show(found, "test ")
+    for line in lines:
+        click.echo(line)

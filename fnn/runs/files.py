@@ -21,7 +21,7 @@ from fnn import atomic, checkpoint, numbers
 from fnn.checkpoint import CheckpointError
 from fnn.data import DataError, Encoding, Scaling
 from fnn.data.encoding import features_of
-from fnn.runs.bins import Bins
+from fnn.runs._bins import Bins
 from fnn.runs.run import Run
 from fnn.runs.settings import Settings
 from fnn.runs.training import initial_state

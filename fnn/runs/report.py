@@ -15,8 +15,8 @@ import numpy as np
 
 from fnn import _html, atomic
 from fnn.data import Dataset
-from fnn.runs import importance, plots
-from fnn.runs.baselines import Baselines
+from fnn.runs import _plots, importance
+from fnn.runs._baselines import Baselines
 from fnn.runs.metrics import Classified, Predicted
 from fnn.runs.run import Run
 from fnn.runs.text import printable
@@ -48,7 +48,7 @@ def write(folder: Path, history: list[dict[str, float]], title: str) -> list[str
     writer.writerows({"epoch": i} | entry for i, entry in enumerate(history, 1))
     return [
         *_attempt(folder / HISTORY, lambda path: atomic.write(path, text.getvalue().encode())),
-        *_attempt(folder / PICTURE, lambda path: plots.curves(history, path, title)),
+        *_attempt(folder / PICTURE, lambda path: _plots.curves(history, path, title)),
     ]
 
 
@@ -109,17 +109,17 @@ def _sections(run: Run, test: Dataset, found: Any) -> Iterator[str]:
     drawn = np.random.default_rng(0).permutation(len(test.x))[:ROWS]
     some = test._replace(x=test.x[drawn], y=test.y[drawn])
     guess = run.predict(test.x)
-    yield _section("Training", plots.history_of(run.progress.history, ""))
+    yield _section("Training", _plots.history_of(run.progress.history, ""))
     if isinstance(found, Classified):
-        yield _section("Confusion and calibration", plots.classified(found, test.y, guess))
+        yield _section("Confusion and calibration", _plots.classified(found, test.y, guess))
         costs = -np.log(np.maximum(guess[np.arange(len(guess)), test.y], 1e-30))
     else:
-        yield _section("Predictions and residuals", plots.predicted(found.names, test.y, guess))
+        yield _section("Predictions and residuals", _plots.predicted(found.names, test.y, guess))
         costs = np.abs((guess - test.y) / run.outputs.scale).max(1)  # type: ignore[union-attr]
     if test.x.shape[1] <= COLUMNS:
         worth = importance.measured(run, some, 1, 0)
-        yield _section("Importance of the columns", plots.importance_of(worth, ""))
-        yield _section("Partial dependence", plots.dependence(run, some, worth.columns))
+        yield _section("Importance of the columns", _plots.importance_of(worth, ""))
+        yield _section("Partial dependence", _plots.dependence(run, some, worth.columns))
     worst = np.argsort(-costs, kind="stable")[:WORST]
     names = test.features or tuple(f"column {i + 1}" for i in range(test.x.shape[1]))
     shown = range(min(len(names), 20))
@@ -148,5 +148,5 @@ def _cell(part: Dataset, row: int, column: int) -> str:
 
 
 def _section(title: str, figure: Any) -> str:
-    picture = f'<img alt="{title}" src="{plots.embedded(figure)}">'
+    picture = f'<img alt="{title}" src="{_plots.embedded(figure)}">'
     return f'<h2>{title}</h2><div class="wide">{picture}</div>'

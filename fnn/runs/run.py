@@ -17,8 +17,8 @@ from fnn.gradients import Gradient
 from fnn.layers.flatten import unflatten
 from fnn.models import cnn, mlp
 from fnn.optimizers import adamw
-from fnn.runs import members
-from fnn.runs.bins import Bins
+from fnn.runs import _members
+from fnn.runs._bins import Bins
 from fnn.runs.settings import Settings
 from fnn.training.fitting import Progress
 
@@ -178,7 +178,7 @@ class Run(NamedTuple):
     @property
     def gradient(self) -> Gradient | None:
         """What trains the members; None for one network, which knows its own."""
-        return None if self.members == 1 else members.gradient(self.member, self.loss)
+        return None if self.members == 1 else _members.gradient(self.member, self.loss)
 
     @property
     def optimizer(self) -> Optimizer:
@@ -193,7 +193,7 @@ class Run(NamedTuple):
         else:
             steps = -(-self.learned // (self.settings.batch_size or self.learned))
             rule = adamw(rate, weight_decay=decay / (steps * rate))
-        return rule if self.members == 1 else members.each(rule)
+        return rule if self.members == 1 else _members.each(rule)
 
     def standardised(self, part: Dataset) -> tuple[np.ndarray, np.ndarray]:
         """x and y of aligned examples as the network sees them: float32, and values to predict in
@@ -236,7 +236,7 @@ class Run(NamedTuple):
 def _network(*shape: Any) -> Layer:
     *of_member, classifies, columns, edges, k = shape
     member = _member(*of_member, classifies, columns, edges)
-    return member if k == 1 else members.ensemble(member, k, classifies)
+    return member if k == 1 else _members.ensemble(member, k, classifies)
 
 
 @functools.lru_cache(maxsize=8)

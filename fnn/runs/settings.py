@@ -27,8 +27,8 @@ class Settings(NamedTuple):
     target, task and keep, and the fields of `fnn.data.Reading`, say how a table is read.
     weight_decay, for adamw only, is the share of itself that a parameter loses per epoch. network
     is "mlp" or "cnn". Of several members, each leaves out a fold of the training part, which takes
-    the place of the fifth: see `fnn.runs.members`. With bins, a number has as many inputs more, see
-    `fnn.runs.bins`; with None, several members have them where they help a linear model.
+    the place of the fifth: see `fnn.runs._members`. With bins, a number has as many inputs more:
+    see `fnn.runs._bins`; with None, several members have them where they help a linear model.
 
     >>> Settings(hidden=(64,), epochs=40).patience is None
     True

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from fnn import data
 from fnn.data import DataError, Dataset, Encoding, Scaling
 from fnn.parallel import ShardedExamples, processes
-from fnn.runs import digests, members
-from fnn.runs.bins import BINS, WIDE, Bins
+from fnn.runs import _members, digests
+from fnn.runs._bins import BINS, WIDE, Bins
 from fnn.runs.evaluation import HELD_OUT
 from fnn.runs.run import Run
 from fnn.runs.settings import Settings
@@ -85,16 +85,9 @@ def begin(
     `prepare` does.
     """
     measures = not is_shared or processes.is_first()
-    several = 1 if is_shared else settings.completed(len(train.x)).members
-    settings = settings._replace(members=settings.members or several)
-    if is_shared and settings.members != 1:
-        raise DataError(f"{train.name}: several processes train --members 1")
-    validation, learned = None, len(train.x)
-    if settings.patience is not None and settings.members == 1:
-        train, validation = data.split(train, HELD_OUT, settings.seed)
-    if settings.batch_size is not None and settings.batch_size > len(train.x):
-        size = f"the batch size {settings.batch_size}"
-        raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")
+    settings = _settled(settings, train, is_shared)
+    learned = len(train.x)
+    train, validation = _validated(train, settings)
     inputs, outputs = _scaled(train, settings, measures)
     train = inputs.aligned(train)
     validation, test = (part and inputs.aligned(part) for part in (validation, test))
@@ -103,7 +96,7 @@ def begin(
     seen = [digests.of_examples(part) for part in parts if few]
     settings = settings.completed(len(train.x))
     k = settings.members or 1
-    folds = members.folds(train, k, settings.seed) if k > 1 else None
+    folds = _members.folds(train, k, settings.seed) if k > 1 else None
     run = Run(
         settings=settings,
         digest=digest or "0" * 64,
@@ -120,6 +113,26 @@ def begin(
     state = initial_state(run)
     run = run._replace(progress=Progress(state, [], state))
     return run, Examples(train, validation, test, folds)
+
+
+def _settled(settings: Settings, train: Dataset, is_shared: bool) -> Settings:
+    """The settings with the number of members, which are for one process's examples only."""
+    several = 1 if is_shared else settings.completed(len(train.x)).members
+    settings = settings._replace(members=settings.members or several)
+    if is_shared and settings.members != 1:
+        raise DataError(f"{train.name}: several processes train --members 1")
+    return settings
+
+
+def _validated(train: Dataset, settings: Settings) -> tuple[Dataset, Dataset | None]:
+    """The parts to train on and, for the patience of one network, to validate on."""
+    validation = None
+    if settings.patience is not None and settings.members == 1:
+        train, validation = data.split(train, HELD_OUT, settings.seed)
+    if settings.batch_size is not None and settings.batch_size > len(train.x):
+        size = f"the batch size {settings.batch_size}"
+        raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")
+    return train, validation
 
 
 def _binned(run: Run, train: Dataset, folds: np.ndarray | None) -> Run:
@@ -244,7 +257,7 @@ def _keeping(
 ) -> Callable[[Any, Any], tuple[Any, float]]:
     """keep(state, best) -> (the state with each member's parameters of its best epoch so far, the
     mean of the members' losses on their folds after this one). best is where a run goes on."""
-    rows = members.places(fold, run.members)
+    rows = _members.places(fold, run.members)
     x, y = (a[rows] for a in run.standardised(train))
 
     @jax.jit

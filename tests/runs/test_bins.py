@@ -7,7 +7,7 @@ import numpy as np
 import fnn
 from fnn import runs
 from fnn.runs import files
-from fnn.runs.bins import Bins
+from fnn.runs._bins import Bins
 
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 2, seed=1)
 

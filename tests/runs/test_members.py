@@ -8,14 +8,14 @@ import pytest
 import fnn
 from fnn import runs
 from fnn.data import DataError, Dataset
-from fnn.runs import members, training
+from fnn.runs import _members, training
 
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 4, seed=1, members=3)
 
 
 @pytest.mark.parametrize("classifies", [True, False])
 def test_an_ensemble_is_a_layer(classifies):
-    network = members.ensemble(fnn.mlp((3, 5, 4)), 3, classifies)
+    network = _members.ensemble(fnn.mlp((3, 5, 4)), 3, classifies)
     params, x = network.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (6, 3))
     assert fnn.verify.check_layer(network, params, x).verdict == "pass"
     one = lambda i: fnn.mlp((3, 5, 4)).forward(jax.tree.map(lambda a: a[i], params), x)[0]
@@ -26,10 +26,10 @@ def test_an_ensemble_is_a_layer(classifies):
 
 def test_a_member_never_learns_from_its_fold():
     layer, loss = fnn.dense(2, 1), fnn.mse
-    params = members.ensemble(layer, 2, False).init(jax.random.key(0))
+    params = _members.ensemble(layer, 2, False).init(jax.random.key(0))
     x, y = jnp.arange(8.0).reshape(4, 2), jnp.ones((4, 1))
     fold = jnp.array([0, 1, 1, 0])
-    _, grads = members.gradient(layer, loss)(params, (x, (y, fold)), jax.random.key(1))
+    _, grads = _members.gradient(layer, loss)(params, (x, (y, fold)), jax.random.key(1))
     for i in range(2):
         kept = np.flatnonzero(fold != i)
         own = jax.tree.map(lambda a, i=i: a[i], params)
@@ -41,7 +41,7 @@ def test_a_member_never_learns_from_its_fold():
 def test_each_copy_is_updated_as_if_alone(rule):
     rule = rule(0.1)
     params = {"W": jax.random.normal(jax.random.key(0), (3, 4, 2))}
-    both, one = members.each(rule), {"W": params["W"][1]}
+    both, one = _members.each(rule), {"W": params["W"][1]}
     state, alone = both.update(both.init(params), params), rule.update(rule.init(one), one)
     np.testing.assert_allclose(state.params["W"][1], alone.params["W"], rtol=1e-5)
     assert int(state.step) == 1
@@ -53,23 +53,23 @@ def dataset(n, **fields):
 
 def test_folds_have_the_same_shares_of_each_class():
     y = np.repeat([0, 1, 2], [40, 16, 8]).astype(np.int32)
-    found = members.folds(dataset(64, y=y, classes=("a", "b", "c")), 8, 0)
+    found = _members.folds(dataset(64, y=y, classes=("a", "b", "c")), 8, 0)
     counts = np.array([np.bincount(y[found == i], minlength=3) for i in range(8)])
     np.testing.assert_array_equal(counts, [[5, 2, 1]] * 8)
-    places = members.places(found, 8)
+    places = _members.places(found, 8)
     assert sorted(places.ravel()) == list(range(64))
 
 
 def test_folds_keep_groups_whole_and_times_together():
     groups = np.repeat(np.arange(9), 5)
-    found = members.folds(dataset(45, groups=groups), 4, 0)
+    found = _members.folds(dataset(45, groups=groups), 4, 0)
     assert all(len(set(found[groups == g])) == 1 for g in range(9))
     assert set(found) == {0, 1, 2, 3}
     times = np.random.default_rng(0).permutation(np.repeat(np.arange(20.0), 2))
-    found = members.folds(dataset(40, times=times), 4, 0)
+    found = _members.folds(dataset(40, times=times), 4, 0)
     np.testing.assert_array_equal(found, times // 5)
     with pytest.raises(DataError, match="2 groups to train on: 3 members need 3"):
-        members.folds(dataset(10, groups=np.arange(10) % 2), 3, 0)
+        _members.folds(dataset(10, groups=np.arange(10) % 2), 3, 0)
 
 
 def test_each_member_keeps_its_own_best_epoch():

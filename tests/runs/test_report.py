@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from fnn import runs
 from fnn.runs import evaluation, report, training
-from fnn.runs.baselines import Baselines
+from fnn.runs._baselines import Baselines
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 3, seed=1, members=2)

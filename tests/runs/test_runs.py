@@ -21,7 +21,7 @@ from sklearn import datasets, metrics
 from fnn import atomic, checkpoint, cli, data, runs
 from fnn.checkpoint import CheckpointError
 from fnn.data import DataError
-from fnn.runs import digests, evaluation, files, plots, report, training
+from fnn.runs import _plots, digests, evaluation, files, report, training
 
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 6, seed=1, members=1)
 
@@ -532,7 +532,7 @@ HISTORY = [{"loss": 1.0, "test_loss": 1.5, "test_accuracy": 0.5}]
 
 
 def test_a_picture_that_fails_costs_a_warning_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "curves", lambda *args: 1 / 0)
+    monkeypatch.setattr(_plots, "curves", lambda *args: 1 / 0)
     result = command("train", "iris", "--epochs", 1, "--hidden", 4, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert "test accuracy" in result.stdout
