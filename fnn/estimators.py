@@ -33,11 +33,13 @@ class _Network(BaseEstimator):
         hidden: tuple[int, ...] | None = None,
         activation: str = "relu",
         optimizer: str = "adamw",
-        learning_rate: float = 0.001,
+        learning_rate: float = 0.002,
         batch_size: int | None = None,
-        epochs: int = 100,
+        epochs: int = 40,
         patience: int | None = None,
         weight_decay: float | None = None,
+        members: int | None = None,
+        bins: int | None = None,
         random_state: Any = 0,
     ) -> None:
         given = locals()

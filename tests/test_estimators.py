@@ -134,7 +134,10 @@ def test_importance_and_calibration():
         ({"optimizer": "adm"}, "unknown optimizer 'adm'"),
         ({"epochs": 0}, "epochs of at least 1"),
         ({"batch_size": 1000}, "the batch size 1000 is larger than the 150 examples"),
-        ({"batch_size": 121, "patience": 2}, "the batch size 121 is larger than the 120 examples"),
+        (
+            {"batch_size": 121, "patience": 2, "members": 1},
+            "the batch size 121 is larger than the 120 examples",
+        ),
     ],
 )
 def test_arguments_without_a_meaning_are_refused_by_fit(change, message):

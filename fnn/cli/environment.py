@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import jax
 
@@ -17,9 +18,18 @@ SETTINGS = {
 
 
 def settle() -> None:
-    """Set JAX as in `SETTINGS`."""
+    """Set JAX as in `SETTINGS`, and keep compiled programs in the user's cache folder, if that can
+    be written and no other folder is set."""
     for name, value in SETTINGS.items():
         jax.config.update(name, value)
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        with suppress(OSError, RuntimeError):
+            cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            folder = Path(cache, "fnn", "programs")
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                jax.config.update("jax_compilation_cache_dir", str(folder))
+                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def described() -> str:

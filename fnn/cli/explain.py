@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from fnn.cli import options
-from fnn.runs import evaluation, files, importance, plots
+from fnn.runs import _plots, evaluation, files, importance
 
 PICTURE = "importance.png"
 
@@ -28,7 +28,7 @@ def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Pa
     trained = files.load(run)
     picture = out or run / PICTURE
     files.check_apart(picture, *source, run / files.FILE)
-    plots.make_room(picture)
+    _plots.make_room(picture)
     examples, which = evaluation.held_out(trained, trained.read(source))
     click.echo(f"data      {' '.join(source)}: {which}")
     for line in evaluation.evaluate(trained, examples).lines():
@@ -36,5 +36,5 @@ def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Pa
     found = importance.measured(trained, examples, repeats, seed)
     click.echo(f"worse by, when a column is shuffled (mean ± deviation of {repeats} shuffles):")
     click.echo(found.table())
-    plots.importances(found, picture, f"{' '.join(source)}: {which}")
+    _plots.importances(found, picture, f"{' '.join(source)}: {which}")
     click.echo(f"drawn     {picture}")

@@ -43,9 +43,11 @@ def plan(source: tuple[str, ...], device: str, as_json: bool, **given: Any) -> N
     batch, n = run.settings.batch_size or run.learned, run.learned
     if batch % number and batch != n:
         raise click.UsageError(f"--batch-size {batch}: expected one that {number} devices divide")
-    data = run.standardised(examples.train)
+    data = training.arrays(run, examples.train, examples.folds)
     network = "-".join(map(str, run.sizes))
-    told: dict[str, Any] = {"network": network, "batch_size": batch, "examples": n, "epoch": {}}
+    several = f"{run.members} members of " if run.members > 1 else ""
+    told: dict[str, Any] = {"network": network, "members": run.members, "batch_size": batch}
+    told |= {"examples": n, "epoch": {}}
     rows = [HEADINGS]
     shown = lambda number, form: "-" if number is None else format(number, form)
     for method in ("replicated", "fully sharded")[:number]:
@@ -58,7 +60,7 @@ def plan(source: tuple[str, ...], device: str, as_json: bool, **given: Any) -> N
         told["epoch"][method] = modelled | json.loads(found.to_json())
     if as_json:
         return click.echo(json.dumps(told, allow_nan=False))
-    click.echo(f"{network} on {device}: {n} examples per epoch, in batches of {batch}\n")
+    click.echo(f"{several}{network} on {device}: {n} examples per epoch, in batches of {batch}\n")
     click.echo(aligned(rows, "<<>") + NOTE)
 
 
@@ -67,7 +69,8 @@ def _compiled(run: Run, data: Any, device: str, shard_params: bool) -> targets.R
     mesh, network, optimizer, n = targets.mesh(device), run.network, run.optimizer, run.learned
     on = mesh if mesh.size > 1 else None
     batch = run.settings.batch_size or n
-    epoch = make_epoch(network, run.loss, optimizer, batch, mesh=on, shard_params=shard_params)
+    settings: dict[str, Any] = {"gradient": run.gradient, "shard_params": shard_params}
+    epoch = make_epoch(network, run.loss, optimizer, batch, mesh=on, **settings)
 
     def placed(a: Any, where: jax.NamedSharding, *first: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*first, *a.shape[len(first) :]), a.dtype, sharding=where)
@@ -76,7 +79,7 @@ def _compiled(run: Run, data: Any, device: str, shard_params: bool) -> targets.R
     parts = shardings(lambda key: optimizer.init(held.init(key)), mesh)
     state = jax.tree.map(placed, run.progress.state, parts)
     rows, split = mesh.size * -(-n // mesh.size), jax.NamedSharding(mesh, jax.P("data"))
-    xy = tuple(placed(a, split, rows) for a in data)
+    xy = jax.tree.map(lambda a: placed(a, split, rows), data)
     examples = xy if on is None else ShardedExamples(xy, n, mesh.size)
     key = jax.random.key(0)
     return targets.compile_for(device, jax.jit(epoch, donate_argnums=0), state, examples, key)

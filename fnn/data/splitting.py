@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from fnn import extras
 from fnn.data.dataset import Dataset
 from fnn.data.errors import DataError
 
@@ -44,7 +43,7 @@ def split(data: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Data
     has groups, a share of these.
 
     Raises ValueError for a fraction outside (0, 1), DataError for too few examples, groups or
-    classes, and ModuleNotFoundError where scikit-learn is not installed.
+    classes.
 
     >>> data = Dataset("line", np.arange(10.0)[:, None], np.ones((10, 1)), ())
     >>> train, test = split(data, 0.2, seed=0)
@@ -71,20 +70,58 @@ def _chosen(data: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.n
     if data.times is not None:
         late = data.times >= np.sort(data.times)[-math.ceil(fraction * n)]
         return np.flatnonzero(~late), np.flatnonzero(late)
-    with extras.needs("data"):
-        from sklearn.model_selection import GroupShuffleSplit, train_test_split
+    random = np.random.RandomState(seed)
     if data.groups is not None:
-        if len(np.unique(data.groups)) < 2:
+        codes = np.unique(data.groups, return_inverse=True)[1]
+        if (count := codes.max() + 1) < 2:
             raise DataError(f"{data.name}: all examples are of one group")
-        splitter = GroupShuffleSplit(1, test_size=fraction, random_state=seed)
-        return next(splitter.split(data.x, groups=data.groups))
+        held = np.isin(codes, random.permutation(count)[: math.ceil(fraction * count)])
+        return np.flatnonzero(~held), np.flatnonzero(held)
     single = np.bincount(data.y)[data.y] < 2 if k else np.zeros(n, bool)
     several = np.flatnonzero(~single)
     least = len(np.unique(data.y[several])) if k else 1
     size = min(max(math.ceil(fraction * len(several)), least), len(several) - least)
-    classes = data.y[several] if k else None
-    train, test = train_test_split(several, test_size=size, random_state=seed, stratify=classes)
-    return np.concatenate([train, np.flatnonzero(single)]), test
+    train, test = _drawn(data.y[several] if k else np.zeros(len(several), int), size, random)
+    return np.concatenate([several[train], np.flatnonzero(single)]), several[test]
+
+
+def _drawn(
+    labels: np.ndarray, size: int, random: np.random.RandomState
+) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of all labels (n,) but `size`, and of these: the same that scikit-learn's
+    `train_test_split` draws, stratified where there are several labels."""
+    n = len(labels)
+    codes, counts = np.unique(labels, return_inverse=True, return_counts=True)[1:]
+    if len(counts) == 1:
+        order = random.permutation(n)
+        return order[size:], order[:size]
+    learned = _shares(counts, n - size, random)
+    held = _shares(counts - learned, size, random)
+    places = np.split(np.argsort(codes, kind="stable"), np.cumsum(counts)[:-1])
+    parts: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    for of_class, a, b in zip(places, learned, held, strict=True):
+        of_class = of_class[random.permutation(len(of_class))]
+        parts[0].append(of_class[:a])
+        parts[1].append(of_class[a : a + b])
+    train, test = (random.permutation(np.concatenate(part)) for part in parts)
+    return train, test
+
+
+def _shares(counts: np.ndarray, size: int, random: np.random.RandomState) -> np.ndarray:
+    """How many of `size` draws go to each class: the mode of the multivariate hypergeometric
+    distribution, nearly, ties drawn."""
+    exact = counts / counts.sum() * size
+    found = np.floor(exact)
+    rest = exact - found
+    left = int(size - found.sum())
+    for value in np.unique(rest)[::-1]:
+        if left <= 0:
+            break
+        tied = np.flatnonzero(rest == value)
+        chosen = random.choice(tied, size=min(len(tied), left), replace=False)
+        found[chosen] += 1
+        left -= len(chosen)
+    return found.astype(int)
 
 
 def _rows(data: Dataset, rows: np.ndarray) -> Dataset:

@@ -1,11 +1,13 @@
 """What a run predicts, how good that is, and which examples may measure it."""
 
+import functools
 from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
 
 from fnn import data
+from fnn.base import Layer, Params
 from fnn.data import DataError, Dataset
 from fnn.runs import digests
 from fnn.runs.metrics import Classified, Predicted
@@ -22,11 +24,11 @@ def predictions(run: Run, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
     Raises DataError for another number of features, where it comes to the fault.
     """
-    finish = jax.nn.softmax if run.outputs is None else lambda values: values
-    forward = jax.jit(lambda params, x: finish(run.network.forward(params, x)[0]))
+    network = run.network
 
     def of(x: np.ndarray, first: int) -> np.ndarray:
-        piece = np.asarray(forward(run.progress.best.params, run.inputs.apply(x, first)))
+        z = run.inputs.apply(x, first)
+        piece = np.asarray(_forward(network, run.outputs is None, run.progress.best.params, z))
         return piece if run.outputs is None else run.outputs.undo(piece)
 
     done, left = 0, np.empty((0, run.inputs.d_in))
@@ -39,6 +41,12 @@ def predictions(run: Run, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
             done, left = done + CHUNK, left[CHUNK:]
     if len(left):
         yield of(left, done)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _forward(network: Layer, classifies: bool, params: Params, x: jax.Array) -> jax.Array:
+    y = network.forward(params, x)[0]
+    return jax.nn.softmax(y) if classifies else y
 
 
 def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:

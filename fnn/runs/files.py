@@ -3,6 +3,7 @@
     run.safetensors   the state, the scaling, the settings and the history: the whole run
     history.csv       the history as a table, see `report`
     curves.png        the history as a picture
+    report.html       a page about the run
 
 Everything that a run needs is in one file, so that a crash leaves the run as it was after some
 epoch. With the data, a run's settings decide every bit of its result.
@@ -20,6 +21,7 @@ from fnn import atomic, checkpoint, numbers
 from fnn.checkpoint import CheckpointError
 from fnn.data import DataError, Encoding, Scaling
 from fnn.data.encoding import features_of
+from fnn.runs._bins import Bins
 from fnn.runs.run import Run
 from fnn.runs.settings import Settings
 from fnn.runs.training import initial_state
@@ -39,7 +41,11 @@ def save(folder: Path, run: Run) -> None:
     plain = ("digest", "learned", "features", "classes", "targets", "sizes")
     metadata = {name: getattr(run, name) for name in plain}
     metadata |= {"settings": run.settings._asdict(), "seen": len(run.seen)}
-    metadata |= {"columns": run.inputs.as_metadata(), "history": run.progress.history}
+    metadata |= {
+        "binned": run.bins.columns,
+        "columns": run.inputs.as_metadata(),
+        "history": run.progress.history,
+    }
     checkpoint.save(folder / FILE, _tree(run), metadata)
 
 
@@ -104,6 +110,7 @@ def load(folder: str | Path) -> Run:
         seen=tree.get("seen", run.seen),
         inputs=run.inputs._replace(scaling=tree["inputs"]),
         outputs=tree["outputs"],
+        bins=run.bins._replace(edges=tree.get("edges", run.bins.edges)),
         progress=Progress(tree["state"], held["history"], tree.get("best", tree["state"])),
     )
 
@@ -119,6 +126,10 @@ def _described(held: dict[str, Any]) -> Run:
     encoding = Encoding(columns, inputs, () if columns else names["features"])
     if encoding.features and sum(f.width for f in encoding.used) != d_in:
         raise ValueError("its columns are not those of its inputs")
+    binned = tuple(held.get("binned", []))
+    if not set(binned) <= set(range(d_in)):
+        raise ValueError("its bins are not those of its inputs")
+    edges = np.broadcast_to(np.float32(0), (len(binned), (settings.bins or 0) + 1))
     run = Run(
         settings=settings,
         digest=held["digest"],
@@ -128,6 +139,7 @@ def _described(held: dict[str, Any]) -> Run:
         inputs=encoding,
         outputs=None if names["classes"] else outputs,
         progress=Progress(None, held["history"], None),
+        bins=Bins(binned, edges),
     )
     if settings.weight_decay is not None:
         numbers.count("run", learned=run.learned)
@@ -154,11 +166,13 @@ def _check_types(held: dict[str, Any]) -> None:
 
 
 def _tree(run: Run) -> dict[str, Any]:
-    """The run's arrays. Without patience, the best state is the newest and is not repeated."""
+    """The run's arrays. Without patience or members, the best state is the newest, not repeated."""
     progress, scaling = run.progress, run.inputs.scaling
     tree = {"state": progress.state, "inputs": scaling, "outputs": run.outputs}
-    if run.settings.patience is not None:
+    if run.settings.patience is not None or run.members > 1:
         tree["best"] = progress.best
+    if run.bins.columns:
+        tree["edges"] = run.bins.edges
     if len(run.seen):
         tree["seen"] = run.seen
     return tree

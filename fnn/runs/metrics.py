@@ -41,27 +41,36 @@ class Classified(NamedTuple):
         cls, classes: tuple[str, ...], labels: np.ndarray, probabilities: np.ndarray
     ) -> "Classified":
         """Compare labels (n,), indices into classes, with predicted probabilities (n, k)."""
-        from sklearn import metrics
-
-        every = np.arange(len(classes))
-        guesses = probabilities.argmax(-1)
+        k, guesses = len(classes), probabilities.argmax(-1)
+        confusion = np.bincount(k * labels + guesses, minlength=k * k).reshape(k, k)
+        right = np.diag(confusion)
+        with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+            precision, recall = right / confusion.sum(0), right / confusion.sum(1)
         # In float64 the rounding of float32 keeps a row from adding up to one.
-        probabilities = probabilities.astype(np.float64)
-        probabilities /= probabilities.sum(-1, keepdims=True)
-        precision, recall, *_ = metrics.precision_recall_fscore_support(
-            labels, guesses, labels=every, zero_division=np.nan
-        )
-        ranked = len(classes) == 2 == len(np.unique(labels))
+        chances = probabilities.astype(np.float64)
+        chances /= chances.sum(-1, keepdims=True)
+        likelihood = np.maximum(chances[np.arange(len(labels)), labels], np.finfo(np.float64).eps)
         return cls(
             classes,
-            metrics.confusion_matrix(labels, guesses, labels=every),
-            float(metrics.accuracy_score(labels, guesses)),
+            confusion,
+            float(right.sum() / len(labels)),
             float(np.nanmean(recall)),
             precision,
             recall,
-            float(metrics.log_loss(labels, probabilities, labels=every)),
-            float(metrics.roc_auc_score(labels, probabilities[:, 1])) if ranked else math.nan,
+            float(-np.log(likelihood).mean()),
+            _area(labels == 1, chances[:, 1]) if k == 2 == len(np.unique(labels)) else math.nan,
         )
+
+    @property
+    def chief(self) -> tuple[str, float]:
+        """The measure that matters most, and its name."""
+        return "log loss", self.log_loss
+
+    def measures(self) -> dict[str, float]:
+        """Each metric of all classes together, by name."""
+        found = {"accuracy": self.accuracy, "balanced accuracy": self.balanced_accuracy}
+        found["log loss"] = self.log_loss
+        return found | ({"ROC AUC": self.roc_auc} if len(self.classes) == 2 else {})
 
     @property
     def examples(self) -> np.ndarray:
@@ -92,11 +101,9 @@ class Classified(NamedTuple):
 
     def lines(self) -> list[str]:
         """The metrics for people, one per line."""
-        rest = {"balanced accuracy": self.balanced_accuracy, "log loss": self.log_loss}
-        if len(self.classes) == 2 and not math.isnan(self.roc_auc):
-            rest["ROC AUC"] = self.roc_auc
-        first = f"accuracy {self.accuracy:.4f} (the largest class alone: {self.largest:.4f})"
-        return [first, *(f"{name} {number:.4f}" for name, number in rest.items())]
+        alone = {"accuracy": f" (the largest class alone: {self.largest:.4f})"}
+        there = {name: x for name, x in self.measures().items() if not math.isnan(x)}
+        return [f"{name} {number:.4f}{alone.get(name, '')}" for name, number in there.items()]
 
     def per_class(self) -> str:
         """A row per class: its examples, its precision and its recall. Of more than `SHOWN`
@@ -159,24 +166,32 @@ class Predicted(NamedTuple):
         cls, names: tuple[str, ...], y: np.ndarray, prediction: np.ndarray, mean: np.ndarray
     ) -> "Predicted":
         """Compare the true values y (n, k) with a prediction (n, k) and with a mean (k,)."""
-        from sklearn import metrics
-
         # In units of its largest magnitude: the squares of values of any size are then finite.
         unit = np.abs([y.max(0), y.min(0), prediction.max(0), prediction.min(0), mean]).max(0)
         unit = np.where(unit > 0, unit, 1).astype(np.float64)
         y, prediction = y / unit, prediction / unit
-        always = np.broadcast_to(mean / unit, y.shape)
-        rmse, rmse_of_mean, mae, mae_of_mean = (
-            unit * metric(y, guess, multioutput="raw_values")
-            for metric in (metrics.root_mean_squared_error, metrics.mean_absolute_error)
-            for guess in (prediction, always)
-        )
-        r2 = np.full(len(names), math.nan)
-        varies = y.min(0) < y.max(0)
-        if varies.any():
-            both = y[:, varies], prediction[:, varies]
-            r2[varies] = metrics.r2_score(*both, multioutput="raw_values")
+        errors = [np.abs(y - prediction), np.abs(y - mean / unit)]
+        rmse, rmse_of_mean = (unit * np.sqrt(np.square(error).mean(0)) for error in errors)
+        mae, mae_of_mean = (unit * error.mean(0) for error in errors)
+        variance = np.where(y.min(0) < y.max(0), y.var(0), np.nan)
+        r2 = 1 - np.square(errors[0]).mean(0) / variance
         return cls(names, rmse, rmse_of_mean, mae, mae_of_mean, r2, len(y))
+
+    @property
+    def chief(self) -> tuple[str, float]:
+        """The measure that matters most, and its name: the RMSE, of several values the mean R2."""
+        several = len(self.names) > 1
+        return ("mean R2", float(self.r2.mean())) if several else ("RMSE", float(self.rmse[0]))
+
+    def measures(self) -> dict[str, float]:
+        """Each metric of each value, by name."""
+        each = {"RMSE": self.rmse, "MAE": self.mae, "R2": self.r2}
+        several = len(self.names) > 1
+        return {
+            f"{metric} {name}" if several else metric: float(found[i])
+            for i, name in enumerate(self.names)
+            for metric, found in each.items()
+        }
 
     def numbers(self) -> dict[str, Any]:
         """The metrics for programs, as JSON has them: numbers are finite or None. Of several
@@ -201,6 +216,15 @@ class Predicted(NamedTuple):
             ]
             lines.append(f"R2{of} {self.r2[i]:.4f}")
         return lines
+
+
+def _area(positive: np.ndarray, score: np.ndarray) -> float:
+    """The area under the ROC curve: how often a positive example has the higher score, ties
+    counting half. Mann & Whitney 1947."""
+    _, places, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    m = int(positive.sum())
+    return float((ranks[positive].sum() - m * (m + 1) / 2) / (m * (len(score) - m)))
 
 
 def _finite(number: float) -> float | None:

@@ -1,9 +1,10 @@
 """A run: a network with everything that its training decided."""
 
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -12,15 +13,20 @@ from fnn.base import Layer, Loss, Optimizer
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.combinators import serial
 from fnn.data import DataError, Dataset, Encoding, Reading, Scaling
+from fnn.gradients import Gradient
 from fnn.layers.flatten import unflatten
 from fnn.models import cnn, mlp
 from fnn.optimizers import adamw
+from fnn.runs import _members
+from fnn.runs._bins import Bins
 from fnn.runs.settings import Settings
 from fnn.training.fitting import Progress
 
 if TYPE_CHECKING:
     from fnn.runs.importance import Importance
     from fnn.runs.metrics import Classified, Predicted
+
+NONE = Bins((), np.zeros((0, 1), np.float32))
 
 
 class Run(NamedTuple):
@@ -31,7 +37,7 @@ class Run(NamedTuple):
     number of examples per epoch. features, classes and targets are their names, () where there are
     none; features are those of the columns that are used. inputs makes the columns the network's
     inputs, and outputs is the scaling of the values to predict, None for classes. settings are
-    completed.
+    completed, and bins are of the inputs.
 
     >>> import fnn
     >>> run = fnn.runs.train("iris", fnn.runs.Settings(hidden=(8,), epochs=1))
@@ -49,6 +55,7 @@ class Run(NamedTuple):
     inputs: Encoding
     outputs: Scaling | None
     progress: Progress
+    bins: Bins = NONE
 
     def predict(self, source: data.Source) -> np.ndarray:
         """Probabilities (n, classes), or values (n, k) in their own units, one row per example.
@@ -139,23 +146,29 @@ class Run(NamedTuple):
         return self.targets or (("value",) if k == 1 else tuple(f"value {i}" for i in range(k)))
 
     @property
+    def members(self) -> int:
+        """The number of networks whose mean the run predicts."""
+        return self.settings.members or 1  # files from before there were members have none
+
+    @property
     def network(self) -> Layer:
+        """What predicts: the member, or the ensemble of several."""
+        return _network(*self._shape, self.members)
+
+    @property
+    def member(self) -> Layer:
         """The network of these sizes, a perceptron or a convolutional network, whose hidden sizes
         are channels and whose input is a square image; for classes its outputs are logits.
 
         Raises DataError where the columns are no square image.
         """
-        activation = ACTIVATIONS[self.settings.activation]
-        if self.settings.network == "mlp":
-            return mlp(self.sizes, activation)
-        d_in, *channels, k = self.sizes
-        side = math.isqrt(d_in)
-        if side**2 != d_in or side < 2 ** len(channels):
-            raise DataError(
-                f"network cnn: expected square images of at least {2 ** len(channels)} by "
-                f"{2 ** len(channels)} pixels, one column per pixel, got {d_in} columns"
-            )
-        return serial(unflatten(side, side, 1), cnn((side, side, 1), channels, k, activation))
+        return _member(*self._shape)
+
+    @property
+    def _shape(self) -> tuple[Any, ...]:
+        bins = self.bins.columns, self.bins.edges.tobytes()
+        kind = self.settings.network, self.settings.activation
+        return *kind, self.sizes, self.outputs is None, *bins
 
     @property
     def loss(self) -> Loss:
@@ -163,17 +176,24 @@ class Run(NamedTuple):
         return losses.softmax_cross_entropy if self.outputs is None else losses.mse
 
     @property
+    def gradient(self) -> Gradient | None:
+        """What trains the members; None for one network, which knows its own."""
+        return None if self.members == 1 else _members.gradient(self.member, self.loss)
+
+    @property
     def optimizer(self) -> Optimizer:
-        """The update rule, at the run's learning rate.
+        """The update rule, at the run's learning rate, for each member.
 
         The weight decay is the share of itself that a parameter loses per epoch, not per step:
         the more examples there are, the less each of them has to be held back by.
         """
         rate, decay = self.settings.learning_rate, self.settings.weight_decay
         if decay is None:
-            return OPTIMIZERS[self.settings.optimizer](rate)
-        steps = -(-self.learned // (self.settings.batch_size or self.learned))
-        return adamw(rate, weight_decay=decay / (steps * rate))
+            rule = OPTIMIZERS[self.settings.optimizer](rate)
+        else:
+            steps = -(-self.learned // (self.settings.batch_size or self.learned))
+            rule = adamw(rate, weight_decay=decay / (steps * rate))
+        return rule if self.members == 1 else _members.each(rule)
 
     def standardised(self, part: Dataset) -> tuple[np.ndarray, np.ndarray]:
         """x and y of aligned examples as the network sees them: float32, and values to predict in
@@ -208,3 +228,31 @@ class Run(NamedTuple):
         """The aligned x (n, d_in) of a source without targets, a table in parts, and what names its
         rows. Raises as `data.parts`."""
         return data.parts(source, self.inputs, self.settings.reading)
+
+
+@functools.lru_cache(maxsize=8)  # a program is compiled once per layer
+def _network(*shape: Any) -> Layer:
+    *of_member, classifies, columns, edges, k = shape
+    member = _member(*of_member, classifies, columns, edges)
+    return member if k == 1 else _members.ensemble(member, k, classifies)
+
+
+@functools.lru_cache(maxsize=8)
+def _member(
+    kind: str, activation: str, sizes: tuple[int, ...], classifies: bool, *bins: Any
+) -> Layer:
+    function = ACTIVATIONS[activation]
+    d_in, *channels, k = sizes
+    if kind == "mlp":
+        columns, edges = bins
+        if not columns:
+            return mlp(sizes, function)
+        binned = Bins(columns, np.frombuffer(edges, np.float32).reshape(len(columns), -1))
+        return serial(binned.layer, mlp((d_in + binned.edges[:, 1:].size, *channels, k), function))
+    side = math.isqrt(d_in)
+    if side**2 != d_in or side < 2 ** len(channels):
+        raise DataError(
+            f"network cnn: expected square images of at least {2 ** len(channels)} by "
+            f"{2 ** len(channels)} pixels, one column per pixel, got {d_in} columns"
+        )
+    return serial(unflatten(side, side, 1), cnn((side, side, 1), channels, k, function))

@@ -7,9 +7,11 @@ from fnn import data, numbers
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.data import Reading
 
-NETWORKS = {"mlp": (256,), "cnn": (16, 32)}
+NETWORKS = {"mlp": (128, 128), "cnn": (16, 32)}
 """The kinds of networks, each with its hidden widths by default."""
-BATCH, DECAY = 32, 0.01
+MEMBERS, FEWEST, MOST = 8, 40, 50_000
+"""The members by default, for a perceptron and so many examples."""
+BATCH, DECAY = 64, 0.01
 """The batch size by default, where there are so many examples; adamw's weight decay by default."""
 COLUMNS = ("drop", "keep", "category", "number", "date", "id", "group")
 """The settings that name columns."""
@@ -18,12 +20,15 @@ COLUMNS = ("drop", "keep", "category", "number", "date", "id", "group")
 class Settings(NamedTuple):
     """What a run is asked to do; the fields are the options of `fnn train`.
 
-    With hidden, batch_size or weight_decay None, the default depends on the network, the number
-    of examples or the optimizer: see `completed`. seed decides the split, the initial parameters
-    and the order of the examples. With patience, a fifth of the training part is for validation.
+    With hidden, batch_size, weight_decay or members None, the default depends on the network, the
+    number of examples or the optimizer: see `completed`. seed decides the split, the initial
+    parameters and the order of the examples. With patience, a fifth of the training part is for
+    validation.
     target, task and keep, and the fields of `fnn.data.Reading`, say how a table is read.
     weight_decay, for adamw only, is the share of itself that a parameter loses per epoch. network
-    is "mlp" or "cnn".
+    is "mlp" or "cnn". Of several members, each leaves out a fold of the training part, which takes
+    the place of the fifth: see `fnn.runs._members`. With bins, a number has as many inputs more:
+    see `fnn.runs._bins`; with None, several members have them where they help a linear model.
 
     >>> Settings(hidden=(64,), epochs=40).patience is None
     True
@@ -32,9 +37,9 @@ class Settings(NamedTuple):
     hidden: tuple[int, ...] | None = None
     activation: str = "relu"
     optimizer: str = "adamw"
-    learning_rate: float = 0.001
+    learning_rate: float = 0.002
     batch_size: int | None = None
-    epochs: int = 100
+    epochs: int = 40
     seed: int = 0
     patience: int | None = None
     target: str | None = None
@@ -55,6 +60,8 @@ class Settings(NamedTuple):
     id: tuple[str, ...] = ()
     group: tuple[str, ...] = ()
     time: str | None = None
+    members: int | None = None
+    bins: int | None = None
 
     @property
     def reading(self) -> Reading:
@@ -68,9 +75,11 @@ class Settings(NamedTuple):
     def completed(self, examples: int) -> "Settings":
         """The settings with the defaults that depend on others, for so many training examples."""
         decay = DECAY if self.weight_decay is None else self.weight_decay
+        several = self.network == "mlp" and FEWEST <= examples <= MOST
         return self._replace(
             hidden=NETWORKS[self.network] if self.hidden is None else self.hidden,
             batch_size=self.batch_size or min(BATCH, examples),
+            members=self.members or (MEMBERS if several else 1),
             weight_decay=decay if self.optimizer == "adamw" else self.weight_decay,
         )
 
@@ -81,8 +90,9 @@ class Settings(NamedTuple):
             numbers.count("settings", hidden=width)
         numbers.count("settings", epochs=self.epochs)
         numbers.count("settings", 0, seed=self.seed)
-        for name, least in (("batch_size", 1), ("patience", 1), ("skip", 0)):
+        for name in ("batch_size", "patience", "members", "skip", "bins"):
             if getattr(self, name) is not None:
+                least = 0 if name in ("skip", "bins") else 1
                 numbers.count("settings", least, **{name: getattr(self, name)})
         numbers.positive("settings", learning_rate=self.learning_rate)
         if self.weight_decay is not None:

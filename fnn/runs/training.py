@@ -1,5 +1,6 @@
 """How a run comes to be: its data read and split, its network trained."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ from jax.sharding import Mesh
 from fnn import data
 from fnn.data import DataError, Dataset, Encoding, Scaling
 from fnn.parallel import ShardedExamples, processes
-from fnn.runs import digests
+from fnn.runs import _members, digests
+from fnn.runs._bins import BINS, WIDE, Bins
 from fnn.runs.evaluation import HELD_OUT
 from fnn.runs.run import Run
 from fnn.runs.settings import Settings
@@ -24,11 +26,13 @@ OnEpoch = Callable[[Run], bool | None]
 
 
 class Examples(NamedTuple):
-    """The parts of the data: for training, for validation (with patience), and held out, if any."""
+    """The parts of the data: for training, for validation (with patience), and held out, if any;
+    folds says which fold each example to train on is in, where there are several members."""
 
     train: Dataset
     validation: Dataset | None
     test: Dataset | None
+    folds: np.ndarray | None = None
 
 
 def train(
@@ -81,21 +85,20 @@ def begin(
     `prepare` does.
     """
     measures = not is_shared or processes.is_first()
-    validation = None
+    settings = _settled(settings, train, is_shared)
     learned = len(train.x)
-    if settings.patience is not None:
-        train, validation = data.split(train, HELD_OUT, settings.seed)
-    if settings.batch_size is not None and settings.batch_size > len(train.x):
-        size = f"the batch size {settings.batch_size}"
-        raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")
+    train, validation = _validated(train, settings)
     inputs, outputs = _scaled(train, settings, measures)
     train = inputs.aligned(train)
     validation, test = (part and inputs.aligned(part) for part in (validation, test))
     parts = [train] if validation is None else [train, validation]
     few = measures and learned <= digests.SEEN
     seen = [digests.of_examples(part) for part in parts if few]
+    settings = settings.completed(len(train.x))
+    k = settings.members or 1
+    folds = _members.folds(train, k, settings.seed) if k > 1 else None
     run = Run(
-        settings=settings.completed(len(train.x)),
+        settings=settings,
         digest=digest or "0" * 64,
         seen=np.concatenate(seen or [np.empty(0, np.uint64)]),
         learned=len(train.x),
@@ -106,10 +109,52 @@ def begin(
         outputs=outputs,
         progress=Progress(None, [], None),
     )
-    if is_shared:
-        run = _from_first(run)
+    run = _from_first(run) if is_shared else _binned(run, train, folds)
     state = initial_state(run)
-    return run._replace(progress=Progress(state, [], state)), Examples(train, validation, test)
+    run = run._replace(progress=Progress(state, [], state))
+    return run, Examples(train, validation, test, folds)
+
+
+def _settled(settings: Settings, train: Dataset, is_shared: bool) -> Settings:
+    """The settings with the number of members, which are for one process's examples only."""
+    several = 1 if is_shared else settings.completed(len(train.x)).members
+    settings = settings._replace(members=settings.members or several)
+    if is_shared and settings.members != 1:
+        raise DataError(f"{train.name}: several processes train --members 1")
+    return settings
+
+
+def _validated(train: Dataset, settings: Settings) -> tuple[Dataset, Dataset | None]:
+    """The parts to train on and, for the patience of one network, to validate on."""
+    validation = None
+    if settings.patience is not None and settings.members == 1:
+        train, validation = data.split(train, HELD_OUT, settings.seed)
+    if settings.batch_size is not None and settings.batch_size > len(train.x):
+        size = f"the batch size {settings.batch_size}"
+        raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")
+    return train, validation
+
+
+def _binned(run: Run, train: Dataset, folds: np.ndarray | None) -> Run:
+    """The run with bins: as many as its settings say; by default, if they help."""
+    count = run.settings.bins
+    if count is None:
+        count = 0 if folds is None else BINS
+    if not count or run.settings.network != "mlp":
+        return run._replace(settings=run.settings._replace(bins=0))
+    x, y = run.standardised(train)
+    found = Bins.of(x, count)
+    if run.settings.bins is None and folds is not None:
+        target = np.eye(len(run.classes))[y] if run.classes else y
+        if not 0 < len(found.columns) <= WIDE or not found.help(x, target, folds):
+            found = Bins.of(x, count := 0)
+    return run._replace(bins=found, settings=run.settings._replace(bins=count))
+
+
+def arrays(run: Run, part: Dataset, folds: np.ndarray | None, rows: Any = ...) -> Any:
+    """These rows as `Run.gradient` takes them: (x, y) or, of members, (x, (y, fold))."""
+    x, y = run.standardised(part._replace(x=part.x[rows], y=part.y[rows]))
+    return (x, y) if folds is None else (x, (y, folds[rows]))
 
 
 def _scaled(train: Dataset, settings: Settings, measures: bool) -> tuple[Encoding, Scaling | None]:
@@ -158,45 +203,80 @@ def advance(
     if processes.is_first() and examples.test is not None:
         test = jax.tree.map(jnp.asarray, run.standardised(examples.test))
     quality = "test_accuracy" if run.outputs is None else "test_RMSE"
-    start = run.progress
+    start, patience = run.progress, run.settings.patience
     history, best = list(start.history), start.best
+    fold = examples.folds
+    keep = None if fold is None else _keeping(run, examples.train, fold, best if history else None)
     if mesh is not None:
         everywhere = processes.everywhere((start.state, start.best), mesh)
         start = Progress(everywhere[0], start.history, everywhere[1])
 
-    def placed(part: Dataset) -> Any:
-        if mesh is None:
-            return run.standardised(part)
-        rows = lambda i: run.standardised(part._replace(x=part.x[i], y=part.y[i]))
-        return ShardedExamples.read(rows, len(part.x), mesh)
+    def placed(part: Dataset, folds: np.ndarray | None = None) -> Any:
+        rows = functools.partial(arrays, run, part, folds)
+        return rows() if mesh is None else ShardedExamples.read(rows, len(part.x), mesh)
+
+    def is_over() -> bool:
+        return keep is not None and patience is not None and epochs_since_best(history) >= patience
 
     def note(number: int, state: Any, entry: dict[str, Any]) -> bool | None:
         nonlocal run, best
         state = state if mesh is None else processes.here(state)
+        if keep is not None:
+            best, loss = keep(state, best)
+            entry = entry | {"validation_loss": loss}
         if test is not None:
-            test_loss, test_quality = measure(state.params, *test)
+            shown = state if keep is None else best
+            test_loss, test_quality = measure(shown.params, *test)
             entry = entry | {"test_loss": test_loss, quality: test_quality}
         history.append(entry)
-        if examples.validation is None or epochs_since_best(history) == 0:
+        if keep is None and (examples.validation is None or epochs_since_best(history) == 0):
             best = state
         run = run._replace(progress=Progress(state, history, best))
-        return on_epoch(run)
+        return on_epoch(run) or is_over()
 
     fit(
         run.network,
         run.loss,
         run.optimizer,
-        placed(examples.train),
+        placed(examples.train, fold),
         key=jax.random.key(run.settings.seed),
-        epochs=run.settings.epochs,
+        epochs=len(history) if is_over() else run.settings.epochs,
         batch_size=run.settings.batch_size,
         validation=examples.validation and placed(examples.validation),
-        patience=run.settings.patience,
+        patience=patience if keep is None else None,
         start=start,
         on_epoch=note,
         mesh=mesh,
+        gradient=run.gradient,
     )
     return run
+
+
+def _keeping(
+    run: Run, train: Dataset, fold: np.ndarray, best: Any
+) -> Callable[[Any, Any], tuple[Any, float]]:
+    """keep(state, best) -> (the state with each member's parameters of its best epoch so far, the
+    mean of the members' losses on their folds after this one). best is where a run goes on."""
+    rows = _members.places(fold, run.members)
+    x, y = (a[rows] for a in run.standardised(train))
+
+    @jax.jit
+    def chosen(state: Any, best: Any, least: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        of_one = lambda p, x, y: run.loss.value(predicted(run.member, p, x), y).mean()
+        now = jax.vmap(of_one)(state.params, x, y)
+        better = lambda a: jnp.expand_dims(now < least, tuple(range(1, a.ndim)))
+        params = jax.tree.map(lambda a, b: jnp.where(better(a), a, b), state.params, best.params)
+        return state._replace(params=params), jnp.minimum(now, least), now.mean()
+
+    none = jnp.full(run.members, jnp.inf)
+    least = none if best is None else chosen(best, best, none)[1]
+
+    def keep(state: Any, best: Any) -> tuple[Any, float]:
+        nonlocal least
+        best, least, loss = chosen(state, best, least)
+        return best, float(loss)
+
+    return keep
 
 
 def _measure(run: Run) -> Callable[..., tuple[float, float]]:

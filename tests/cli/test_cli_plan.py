@@ -67,7 +67,7 @@ def test_what_is_modelled_is_called_modelled():
     found = json.loads(plan("iris", "--target", "H100", "--json").stdout)
     assert found["epoch"]["replicated"]["modelled_examples_per_second"] == 240
     assert found["epoch"]["replicated"]["modelled_seconds"] == 0.5
-    assert (found["network"], found["examples"]) == ("4-256-3", 120)
+    assert [found[key] for key in ("network", "members", "examples")] == ["4-256-3", 8, 120]
 
 
 @pytest.mark.usefixtures("on_a_cpu")
