@@ -215,12 +215,13 @@ def lanczos(product: Callable[[Params], Params], start: Params, steps: int) -> S
     Array([1., 2., 4.], dtype=float32)
     """
     steps = numbers.count("lanczos", steps=steps)
-    flat, unravel = ravel_pytree(start)
+    narrow, unravel = ravel_pytree(start)
+    flat = narrow.astype(at_least_float32(narrow.dtype))
 
     def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], Any]:
         basis, q = carry
         basis = basis.at[i].set(q)
-        w = ravel_pytree(product(unravel(q)))[0]
+        w = ravel_pytree(product(unravel(q.astype(narrow.dtype))))[0].astype(q.dtype)
         alpha = w @ q
         for _ in range(2):  # twice: one pass leaves its own rounding error
             w = w - (basis @ w) @ basis

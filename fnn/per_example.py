@@ -151,7 +151,8 @@ def cosines(
     def along(factor: Factor, examples: int) -> tuple[Array, Array, Array]:
         total = factor.total()
         inner = factor.products(examples, Direct(total[None], factor.ndim))[..., 0]
-        return factor.squared_norm(examples), inner, jnp.square(total)
+        wide = total.astype(at_least_float32(total.dtype))
+        return factor.squared_norm(examples), inner, jnp.square(wide)
 
     def cosine(losses: Array, found: Any) -> Array:
         over = lambda i, shape: _over_parameters(jax.tree.leaves(found)[i::3], shape, losses.dtype)
@@ -416,7 +417,8 @@ def _reduced(
 def _norm_of_all(norms: list[Array], shape: tuple[int, ...], dtype: Any) -> Array:
     """The norm over all parameters, from those of each (*copies, *shape)."""
     start = jnp.zeros((1, *shape), at_least_float32(dtype))
-    return safe_norm(jnp.concatenate([start, *(_copies(a, shape) for a in norms)]), (0,))
+    each = [_copies(a, shape).astype(start.dtype) for a in norms]
+    return safe_norm(jnp.concatenate([start, *each]), (0,))
 
 
 def _copies(a: Array, shape: tuple[int, ...]) -> Array:
@@ -427,5 +429,5 @@ def _copies(a: Array, shape: tuple[int, ...]) -> Array:
 def _over_parameters(tree: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """The sum of all leaves (*copies, *shape), over the copies too."""
     start = jnp.zeros(shape, at_least_float32(dtype))
-    leaves = jax.tree.leaves(tree)
+    leaves = [leaf.astype(start.dtype) for leaf in jax.tree.leaves(tree)]
     return sum((leaf.sum(tuple(range(leaf.ndim - len(shape)))) for leaf in leaves), start=start)

@@ -399,9 +399,12 @@ class Zero(Factor):
     dtype: Any
 
     @classmethod
-    def like(cls, factor: Factor) -> "Zero":
+    def like(cls, factor: Factor) -> Factor:
         """Zeros in place of the factor's gradients."""
         parameter = jax.eval_shape(factor.total)
+        is_whole = lambda part: isinstance(part, Whole)
+        for part in filter(is_whole, jax.tree.leaves(factor, is_leaf=is_whole)):
+            return Whole(jnp.zeros(parameter.shape, parameter.dtype), part.name)
         return cls(parameter.shape, factor.batch, parameter.dtype)
 
     @property
@@ -439,6 +442,11 @@ class Widened(Wrapped):
 
     def rows(self, examples: int | None = None) -> "Direct":
         return self.factor.rows(examples)._in(at_least_float32(self.dtype))
+
+    def products(self, examples: int | None = None, other: Factor | None = None) -> Array:
+        if other is None or isinstance(other, Wrapped):
+            return super().products(examples, other)
+        return self.wide().products(examples, other)
 
     def squared(self, examples: int | None = None) -> Factor:
         return Widened(self.factor.squared(examples), at_least_float32(self.dtype))
@@ -504,7 +512,7 @@ def total(factor: Factor) -> Array:
 
 def safe_norm(a: Array, axes: tuple[int, ...]) -> Array:
     """The Euclidean norm over these axes, in at least float32. Numbers whose squares would overflow
-    or underflow are multiplied by a power of two first. The derivative at 0 is 0."""
+    or underflow are divided by a power of two first. The derivative at 0 is 0."""
     a = _widened(a)
     if not axes:
         return jnp.abs(a)
@@ -512,11 +520,11 @@ def safe_norm(a: Array, axes: tuple[int, ...]) -> Array:
     largest = jnp.abs(a).max(axes, keepdims=True, initial=0)
     limit, power = 2.0 ** (15 * exponents // 32), 2.0 ** (3 * exponents // 4)
     large, small = largest > limit, largest < 1 / limit
-    factor = jnp.where(large, 1 / power, jnp.where(small, power, 1.0)).astype(a.dtype)
-    undo = jnp.where(large, power, jnp.where(small, 1 / power, 1.0)).astype(a.dtype)
-    squares = _square(a * factor).sum(axes)
+    # Not a product: XLA turns (a s)^2 of a constant a into a^2 s^2, which is 0 times infinity.
+    unit = jnp.where(large, power, jnp.where(small, 1 / power, 1.0)).astype(a.dtype)
+    squares = _square(a / unit).sum(axes)
     root = jnp.sqrt(jnp.where(squares > 0, squares, 1))
-    return jnp.where(squares > 0, root * undo.reshape(root.shape), squares)
+    return jnp.where(squares > 0, root * unit.reshape(root.shape), squares)
 
 
 def _outer_total(factor: Outer, dtype: Any) -> Array:
@@ -536,11 +544,13 @@ def _in_dtype(factor: Factor, dtype: Any) -> Factor:
     """The factor with its floating-point arrays in dtype; a `Widened` inside is unwrapped."""
 
     def one(part: Any) -> Any:
+        if isinstance(part, Zero):
+            return replace(part, dtype=dtype)
         if isinstance(part, Widened):
             return _in_dtype(part.factor, dtype)
         return part.astype(dtype) if is_floating(part) else part
 
-    return jax.tree.map(one, factor, is_leaf=lambda part: isinstance(part, Widened))
+    return jax.tree.map(one, factor, is_leaf=lambda part: isinstance(part, Widened | Zero))
 
 
 def _joined(factor: Factor, examples: int) -> Outer | None:

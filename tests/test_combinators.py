@@ -409,6 +409,27 @@ def test_masks_of_copies_whatever_their_factors(layer, m):
 
 
 @pytest.mark.optimized
+@pytest.mark.parametrize("wrap", [lambda f: f, fnn.remat, lambda f: fnn.compute_in(f, "bfloat16")])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        fnn.at(fnn.batch_norm(4), KEY),
+        fnn.from_function(fnn.dense(4, 4).init, partial(fnn.apply, fnn.dense(4, 4))),
+    ],
+    ids=["batch_norm", "from_function"],
+)
+def test_what_has_no_gradient_per_example_can_be_frozen(layer, wrap):
+    network, free = (fnn.serial(fnn.dense(4, 4), f) for f in (fnn.frozen(wrap(layer)), wrap(layer)))
+    params, x, y = network.init(KEY), *jax.random.normal(KEY, (2, 6, 4))
+    value, grads = fnn.value_and_grad(network, fnn.mse)(params, x, y)
+    expected_value, expected = fnn.value_and_grad(free, fnn.mse)(params, x, y)
+    assert value == expected_value
+    chex.assert_trees_all_equal(grads[0], expected[0])
+    chex.assert_trees_all_equal(grads[1], jax.tree.map(jnp.zeros_like, expected[1]))
+    with pytest.raises(TypeError, match="its gradient exists for the whole batch only"):
+        fnn.per_example.squared_norms(network, fnn.mse)(params, x, y)
+
+
 def test_frozen_weight_gradients_are_not_computed():
     """The flops of the compiled gradient: those of dX are there, those of dW are not."""
     m, d = 64, 128

@@ -385,3 +385,10 @@ def test_lanczos_weights_integrate_functions_of_the_matrix():
         np.testing.assert_allclose((weights * values**power).sum(), expected, rtol=1e-9)
     exact = curvature.lanczos(lambda v: 2 * v, jnp.ones(3), 2)
     np.testing.assert_allclose(exact.weights @ exact.values, 2, rtol=1e-6)
+
+
+def test_lanczos_of_a_narrow_network_is_in_float32():
+    start = jnp.arange(1.0, 4.0).astype(jnp.bfloat16)
+    found = curvature.lanczos(lambda v: jnp.array([1, 2, 4], v.dtype) * v, start, 3)
+    assert {leaf.dtype.name for leaf in found} == {"float32"}
+    np.testing.assert_allclose(found.values, [1, 2, 4], rtol=0.02)

@@ -8,6 +8,7 @@ import pytest
 
 import fnn
 from fnn import gradients
+from fnn.reductions import safe_norm
 
 KEY = jax.random.key(5)
 X = jax.random.normal(KEY, (10, 3))
@@ -112,3 +113,23 @@ def test_what_is_no_gradient_is_refused_by_name(make, wrong):
 def test_numbers_out_of_range_are_refused(make):
     with pytest.raises(ValueError, match="expected"):
         make()
+
+
+@pytest.mark.parametrize("of", [gradients.clipped, gradients.sam])
+@pytest.mark.parametrize("wrap", [fnn.frozen, lambda layer: fnn.lora(layer, 1)])
+def test_gradients_that_are_zero_when_compiled_are_not_nan(wrap, of):
+    """XLA reorders the products of constants: the square of the power of two that `safe_norm`
+    multiplied zeros by was infinite."""
+    network = fnn.serial(wrap(fnn.dense(2, 2)), fnn.dense(2, 1))
+    params, batch = network.init(jax.random.key(0)), (jnp.ones((3, 2)), jnp.ones((3, 1)))
+    f = of(gradients.of(network, fnn.mse), 0.1)
+    for ours, expected in zip(
+        *(jax.tree.leaves(each(params, batch, None)) for each in (jax.jit(f), f)), strict=True
+    ):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1.0, 1e30])
+def test_the_norm_of_constants_is_what_it_is_of_arguments(size):
+    found = jax.jit(lambda: safe_norm(jnp.full((4, 4), size), (0, 1)))()
+    np.testing.assert_allclose(found, np.float32(4 * size), rtol=1e-6)

@@ -480,6 +480,40 @@ def test_clipping_in_narrow_dtypes_drops_no_example_and_keeps_the_bound(network,
     assert max_norm * (1 - 2e-2) < norm <= max_norm * (1 + 1e-5)  # float32's sums
 
 
+OF_ALL_PARAMETERS = {
+    "squared_norms": per_example.squared_norms,
+    "gram": per_example.gram,
+    "cosines": per_example.cosines,
+    "noise": per_example.gradient_noise_scale,
+    "clipped": lambda network, loss: per_example.clipped_value_and_grad(network, loss, 0.5),
+}
+
+
+@pytest.mark.parametrize("statistic", OF_ALL_PARAMETERS.values(), ids=OF_ALL_PARAMETERS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "layer", [fnn.lora(fnn.dense(4, 4), 2), fnn.conv1d(4, 4)], ids=["lora", "conv1d"]
+)
+def test_statistics_over_parameters_of_more_than_one_dtype(layer, dtype, statistic):
+    """In float64 some are computed in float32; the products of all of them are added up. And in
+    bfloat16 they are added up in float32."""
+    with jax.enable_x64(dtype == "float64"):
+        narrow, plain = (
+            fnn.serial(inner, fnn.flatten(2), fnn.dense(8, 2))
+            for inner in (fnn.compute_in(layer, jnp.float32), layer)
+        )
+        rng = np.random.default_rng(0)
+        draw = lambda a: rng.normal(size=a.shape)
+        params = jax.tree.map(draw, jax.eval_shape(plain.init, KEY))
+        case = params, rng.normal(size=(3, 2, 4)), rng.normal(size=(3, 2))
+        found = statistic(narrow, fnn.mse)(*jax.tree.map(lambda a: jnp.asarray(a, dtype), case))
+        of = lambda a: jnp.asarray(a, jnp.float64 if dtype == "float64" else jnp.float32)
+        expected = statistic(plain, fnn.mse)(*jax.tree.map(of, case))
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        rtol = 1e-4 if dtype == "float64" else 0.1
+        np.testing.assert_allclose(a.astype(float), b, rtol=rtol, atol=rtol * np.abs(b).max())
+
+
 def test_squared_norms_in_float16_with_positions_do_not_overflow():
     def norms(dtype):
         network = fnn.dense(2, 2)

@@ -28,7 +28,8 @@ ATTACKS = {
     "crafted": ("crafted", 250, 20),
     "generated": ("generated", 250, 20),
     "compositions": ("compose", 500, 20),
-    "nestings": ("compose", 500, 20),
+    "sharded": ("sharded", 25, 20),
+    "nestings": ("nestings", 500, 20),
 }
 """Each attack's module, how much of it is a round, and how many rounds, each of its own seed."""
 OTHERS = ("memory", "notice")
