@@ -8,7 +8,7 @@ from jax.tree_util import DictKey
 
 from fnn.axes import check_tracked, is_mapped, varying
 from fnn.base import Array, Grads, Layer, Params, Residuals, check_layer, measured, varying_with
-from fnn.parallel.factors import Scattered, Summed, is_summed
+from fnn.parallel.factors import Scattered, Sliced, Summed, is_summed
 from fnn.reductions import Factor, Reduce, for_each_copy, total
 
 
@@ -118,19 +118,17 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
 
         def one(part: Array, dim: int, factor: Factor) -> Any:
             copies = part.ndim - factor.ndim
-            if 0 <= dim < copies and not is_summed(factor, axis):
+            if 0 <= dim < copies:
                 raise ValueError(
                     f"fully_sharded: expected params that are not split along the copies of a "
                     f"repeat, got {part.shape}: write repeat(fully_sharded(layer, axis), n)"
                 )
 
             def of(factor: Factor) -> Any:
-                if is_summed(factor, axis):
-                    return reduce(factor)
-                cut = dim >= 0
-                return reduce(
-                    Scattered(factor, axis, dim - copies) if cut else Summed(factor, axis)
-                )
+                summed = is_summed(factor, axis)
+                if dim < 0:
+                    return reduce(factor if summed else Summed(factor, axis))
+                return reduce((Sliced if summed else Scattered)(factor, axis, dim - copies))
 
             return for_each_copy(of, part.shape[:copies])(factor)
 

@@ -3,6 +3,7 @@
     Summed(factor, axis)          the total is summed over the devices of the axis, which have
                                   different examples
     Scattered(factor, axis, dim)  as Summed, but each device keeps its part of the total along dim
+    Sliced(factor, axis, dim)     the same part of a total that is already summed
     Shard(factor, axis)           the parameter is this device's part, of a layer split over axis
 
 Per-example results stay on the device that has the example. So per-example weights, as in clipping,
@@ -45,6 +46,22 @@ class Scattered(Wrapped):
     def total(self) -> Array:
         value = self.factor.total()
         return jax.lax.psum_scatter(value, self.axis, scatter_dimension=self.dim, tiled=True)
+
+
+@pytree("axis", "dim")
+class Sliced(Wrapped):
+    """The gradients of a parameter that is split over the axis along `dim`, of a layer that sums
+    them over the axis itself."""
+
+    factor: Factor
+    axis: str
+    dim: int
+
+    def total(self) -> Array:
+        value = self.factor.total()
+        size = value.shape[self.dim] // jax.lax.axis_size(self.axis)
+        start = jax.lax.axis_index(self.axis) * size
+        return jax.lax.dynamic_slice_in_dim(value, start, size, self.dim)
 
 
 @pytree("axis")

@@ -79,6 +79,7 @@ METHODS = {
         False,
     ),
     "around repeat": ("deep", deep(DENSE), deep(DENSE), DATA, True),
+    "around replicated": ("deep", deep(DENSE), deep(replicated(DENSE, "data")), DATA, True),
     "repeat, remat, tensor": (
         "blocks",
         deep(PLAIN_BLOCK),
@@ -89,7 +90,7 @@ METHODS = {
 }
 
 
-DEFAULT = ("fully sharded by tensor", "repeat, remat, tensor")
+DEFAULT = ("fully sharded by tensor", "around replicated", "repeat, remat, tensor")
 every_method = [
     pytest.param(name, marks=[] if name in DEFAULT else [pytest.mark.long]) for name in METHODS
 ]
