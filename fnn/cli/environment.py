@@ -1,6 +1,7 @@
 """JAX as the commands set it, whatever the environment says."""
 
 import os
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +31,9 @@ def settle() -> None:
             if os.access(folder, os.W_OK):
                 jax.config.update("jax_compilation_cache_dir", str(folder))
                 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+                # What a full disk or a kill left of a program there is compiled anew.
+                broken = "Error (reading|writing) persistent compilation cache"
+                warnings.filterwarnings("ignore", message=broken)
 
 
 def described() -> str:

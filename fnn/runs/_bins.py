@@ -43,7 +43,8 @@ class Bins(NamedTuple):
     @property
     def layer(self) -> Layer:
         """x (..., d) -> (..., d + columns * bins)."""
-        columns, low, width = np.array(self.columns), self.edges[:, :-1], np.diff(self.edges)
+        low, width = self.edges[:, :-1], np.diff(self.edges)
+        columns = np.array(self.columns, np.int32)  # as JAX has them, in float64 too
 
         def places(x: Array) -> Array:
             return (x[..., columns, None] - low.astype(x.dtype)) / width.astype(x.dtype)

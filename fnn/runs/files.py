@@ -127,7 +127,7 @@ def _described(held: dict[str, Any]) -> Run:
     if encoding.features and sum(f.width for f in encoding.used) != d_in:
         raise ValueError("its columns are not those of its inputs")
     binned = tuple(held.get("binned", []))
-    if not set(binned) <= set(range(d_in)):
+    if not all(i in range(d_in) for i in binned):
         raise ValueError("its bins are not those of its inputs")
     edges = np.broadcast_to(np.float32(0), (len(binned), (settings.bins or 0) + 1))
     run = Run(

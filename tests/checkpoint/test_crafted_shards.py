@@ -44,7 +44,7 @@ def put(*path, value):
 
 
 CRAFTED = {
-    "a file elsewhere": (elsewhere, "no name of a file of shards"),
+    "a file elsewhere": (elsewhere, "is not the name of a file of shards"),
     "overlapping slices": (put("slices", "w", value=[[[0, 4]], [[0, 4]]]), "overlap"),
     "a slice too few": (put("slices", "w", value=[[[0, 4]]]), "the files have 0 of 4 entries"),
     "no slices": (put("slices", value=[]), "not an index of fnn"),

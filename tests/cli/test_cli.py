@@ -228,8 +228,8 @@ def passengers(tmp_path_factory):
         lives = "yes" if (kind == "first") != (age < 16) else "no"
         rows.append(f"{i + 1};Passenger {i};{kind};{shown};{day};{cabin};{lives}")
     (folder / "a.csv").write_text("\n".join(rows) + "\n")
-    args = ("--epochs", 40, "--hidden", 16, "--learning-rate", 0.01, "--out", folder / "run")
-    result = run("train", folder / "a.csv", *args)
+    args = ("--epochs", 40, "--batch-size", 32, "--hidden", 16, "--learning-rate", 0.01)
+    result = run("train", folder / "a.csv", *args, "--out", folder / "run")
     assert result.exit_code == 0, result.output
     return folder, rows, result.stdout
 

@@ -67,7 +67,7 @@ def test_what_is_modelled_is_called_modelled():
     found = json.loads(plan("iris", "--target", "H100", "--json").stdout)
     assert found["epoch"]["replicated"]["modelled_examples_per_second"] == 240
     assert found["epoch"]["replicated"]["modelled_seconds"] == 0.5
-    assert [found[key] for key in ("network", "members", "examples")] == ["4-256-3", 8, 120]
+    assert [found[key] for key in ("network", "members", "examples")] == ["4-128-128-3", 8, 120]
 
 
 @pytest.mark.usefixtures("on_a_cpu")
@@ -75,8 +75,8 @@ def test_a_target_column_has_an_option_of_its_own(tmp_path):
     table = tmp_path / "a.csv"
     table.write_text("kind,size\n" + "a,1.5\nb,2\na,1.25\n" * 20)
     args = (table, "--target", "H100", "--json")
-    assert json.loads(plan(*args, "--target-column", "kind").stdout)["network"] == "1-256-2"
-    assert json.loads(plan(*args).stdout)["network"] == "2-256-1"
+    assert json.loads(plan(*args, "--target-column", "kind").stdout)["network"] == "1-128-128-2"
+    assert json.loads(plan(*args).stdout)["network"] == "2-128-128-1"
 
 
 def test_the_options_are_those_of_train():
