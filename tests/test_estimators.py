@@ -31,7 +31,7 @@ KEY_CHECKS = (
 )
 
 
-@pytest.mark.parametrize("kind", [Classifier, Regressor])
+@pytest.mark.parametrize("kind", [Classifier, pytest.param(Regressor, marks=pytest.mark.long)])
 def test_what_scikit_learn_expects_first(kind):
     for estimator, check in estimator_checks.estimator_checks_generator(kind(**QUICK)):
         if check.func.__name__ in KEY_CHECKS:
@@ -105,6 +105,7 @@ def test_a_data_frame_with_text_and_blanks(pets):
         Classifier(**QUICK).fit(polars.DataFrame({"a": ["x"] * 40}), sound[:40])
 
 
+@pytest.mark.long
 def test_what_people_put_around_an_estimator(pets):
     iris = load_iris()
     model = make_pipeline(StandardScaler(), Classifier(**QUICK))

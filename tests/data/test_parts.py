@@ -138,7 +138,7 @@ def test_predictions_in_parts(tmp_path, monkeypatch):
     """To a file, to standard output, as Parquet; with a fault in the middle, FILE is as it was."""
     rows = [f"{'uv'[i % 2]},{i % 7}.5,{i}.5\n" for i in range(40)]
     (tmp_path / "a.csv").write_text("pet,a,y\n" + "".join(rows))
-    settings = runs.Settings((4,), "tanh", "sgd", 0.1, 32, 1, seed=0)
+    settings = runs.Settings((4,), "tanh", "sgd", 0.1, 32, 1, seed=0, members=1)
     files.save(tmp_path, training.prepare(tmp_path / "a.csv", settings)[0])
 
     def predict(*out):
