@@ -292,7 +292,8 @@ def _train(
 
 def _report(run: Run, examples: Examples, out: Path, name: str, times: list[float]) -> None:
     """Write and print how training went, and the metrics on the held-out examples."""
-    title, test = f"{name}, {'-'.join(map(str, run.sizes))}", examples.test
+    several = f"{run.members} members of " if run.members > 1 else ""
+    title, test = f"{name}, {several}{'-'.join(map(str, run.sizes))}", examples.test
     history, lines = run.progress.history, []
     problems = report.write(out, history, title)
     if test is not None:
