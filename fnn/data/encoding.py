@@ -206,7 +206,7 @@ class Encoding(NamedTuple):
         ["column 'size': 1 value more than 10 standard deviations off, taken as 10"]
         """
         used = self.used
-        x = x[:, : len(used)]  # arrays have no features to count for
+        x = x[:, : len(used)] if used else np.empty((0, 0))  # arrays have no features to count for
         kinds = [(f.kind == CATEGORY and not f.rest, not f.flag, f.kind != CATEGORY) for f in used]
         first = np.cumsum([0, *(f.width for f in used)])[:-1]
         low, high = (limit[first] for limit in self._limits())

@@ -67,7 +67,7 @@ def test_two_processes_train_together_as_one_does_and_the_first_alone_speaks(tmp
     first, second = map(ended, two(*TRAIN, "--out", tmp_path))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert first[1].startswith("devices   2 in 2 processes\n")
-    assert len(re.findall("^epoch", first[1], re.M)) == 3
+    assert len(re.findall("^trained   3 epochs", first[1], re.M)) == 1
     assert second[1:] == ("", "")
     check_same(files.load(tmp_path), alone)
     # It goes on alone, on one device and on two.
