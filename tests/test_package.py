@@ -53,7 +53,8 @@ def test_what_the_wheel_and_the_sdist_contain(dist):
         info = f"fnn-{fnn.__version__}.dist-info"
         fields = HeaderParser().parsestr(archive.read(f"{info}/METADATA").decode())
     sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "fnn").rglob("*.py*")}
-    sources = {name for name in sources if not name.endswith(".pyc")} | {"fnn/py.typed"}
+    sources = {name for name in sources if not name.endswith(".pyc")}
+    sources |= {"fnn/py.typed", "fnn/runs/report.html"}
     assert {name for name in names if not name.startswith(info)} == sources
     assert any(name.endswith("LICENSE") for name in names)
     assert (fields["Name"], fields["Version"]) == ("fnn", fnn.__version__)
