@@ -13,7 +13,9 @@ pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[1]
 REUSED = {"experiments.md"}
 """Pages of several programs, which give a name to another function again."""
-OPTIONAL = ["union-attr", "index"]
+APART = {"recipes.md"}
+"""Pages of programs that each stand for themselves."""
+OPTIONAL = ["union-attr", "index", "misc"]
 """Programs know which of two results they have, and do not narrow it."""
 
 
@@ -22,8 +24,9 @@ def test_the_pages_programs_have_types_that_agree(tmp_path):
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         programs = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
         if programs and page.name not in REUSED:
-            path = tmp_path / f"page_{page.stem.lower().replace('-', '_')}.py"
-            path.write_text("\n\n".join(programs))
+            name = page.stem.lower().replace("-", "_")
+            for i, text in enumerate(programs if page.name in APART else ["\n\n".join(programs)]):
+                (tmp_path / f"page_{name}_{i}.py").write_text(text)
     flags = [
         "--check-untyped-defs",
         "--allow-redefinition",
