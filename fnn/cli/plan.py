@@ -33,7 +33,7 @@ def plan(source: tuple[str, ...], device: str, as_json: bool, **given: Any) -> N
 
     SOURCE and the options are as for train, but --target is the device. Its compiler says whether
     an epoch fits into its memory, and models the time; nothing is run. For several devices there
-    are two answers: each holds all parameters, or a part of them.
+    are two answers with --members 1: each holds all parameters, or a part of them.
     """
     try:
         number = targets.mesh(device).size
@@ -50,7 +50,7 @@ def plan(source: tuple[str, ...], device: str, as_json: bool, **given: Any) -> N
     told |= {"examples": n, "epoch": {}}
     rows = [HEADINGS]
     shown = lambda number, form: "-" if number is None else format(number, form)
-    for method in ("replicated", "fully sharded")[:number]:
+    for method in ("replicated", "fully sharded")[: number if run.members == 1 else 1]:
         found = _compiled(run, data, device, method == "fully sharded")
         speed, time = found.seconds and n / found.seconds, found.seconds and 1e3 * found.seconds
         held = None if found.temp_bytes is None else (found.argument_bytes + found.temp_bytes) / 1e6
