@@ -23,6 +23,9 @@ def settle() -> None:
     be written and no other folder is set."""
     for name, value in SETTINGS.items():
         jax.config.update(name, value)
+    # What a full disk or a kill left of a program there is compiled anew.
+    broken = "Error (reading|writing) persistent compilation cache"
+    warnings.filterwarnings("ignore", message=broken)
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         with suppress(OSError, RuntimeError):
             cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -31,9 +34,6 @@ def settle() -> None:
             if os.access(folder, os.W_OK):
                 jax.config.update("jax_compilation_cache_dir", str(folder))
                 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-                # What a full disk or a kill left of a program there is compiled anew.
-                broken = "Error (reading|writing) persistent compilation cache"
-                warnings.filterwarnings("ignore", message=broken)
 
 
 def described() -> str:
