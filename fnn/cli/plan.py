@@ -45,7 +45,6 @@ def plan(source: tuple[str, ...], device: str, as_json: bool, **given: Any) -> N
         raise click.UsageError(f"--batch-size {batch}: expected one that {number} devices divide")
     data = training.arrays(run, examples.train, examples.folds)
     network = "-".join(map(str, run.sizes))
-    several = f"{run.members} members of " if run.members > 1 else ""
     told: dict[str, Any] = {"network": network, "members": run.members, "batch_size": batch}
     told |= {"examples": n, "epoch": {}}
     rows = [HEADINGS]
@@ -60,7 +59,9 @@ def plan(source: tuple[str, ...], device: str, as_json: bool, **given: Any) -> N
         told["epoch"][method] = modelled | json.loads(found.to_json())
     if as_json:
         return click.echo(json.dumps(told, allow_nan=False))
-    click.echo(f"{several}{network} on {device}: {n} examples per epoch, in batches of {batch}\n")
+    click.echo(
+        f"{run.several}{network} on {device}: {n} examples per epoch, in batches of {batch}\n"
+    )
     click.echo(aligned(rows, "<<>") + NOTE)
 
 

@@ -151,6 +151,11 @@ class Run(NamedTuple):
         return self.settings.members or 1  # files from before there were members have none
 
     @property
+    def several(self) -> str:
+        """What stands before the name of the network, such as "8 members of "; "" of one."""
+        return f"{self.members} members of " if self.members > 1 else ""
+
+    @property
     def network(self) -> Layer:
         """What predicts: the member, or the ensemble of several."""
         return _network(*self._shape, self.members)
