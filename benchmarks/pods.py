@@ -23,7 +23,7 @@ from fnn import targets
 from fnn.parallel import fully_sharded
 
 MODEL, EXAMPLES = Model(16, 4096), 16_384
-TARGETS = ("TPU v5e:4x4", "TPU v5e:16x16", "TPU v5p:8x8x16")
+TARGETS = ("TPU v5e:4x4", "TPU v5e:16x16", "TPU v5p:8x8x16", "TPU v5p:16x16x16")
 KEPT = Path(__file__).parent / "results" / "pods.json"
 HEADINGS = ["", "target", "arguments, MB", "temporary, MB", "sent, MB", "model, MB", "collectives",
             "beside kernels", "us, modelled"]  # fmt: skip
