@@ -83,10 +83,9 @@ def write(folder: Path, leaves: dict[str, Any], described: dict[str, Any]) -> No
     def write_index() -> bytes:
         if jax.process_index():
             return b""
-        names = [_file(process, row[:32]) for process, row in enumerate(written)]
         sizes = {
-            name: [row[:32].hex(), int.from_bytes(row[32:40], "little")]
-            for name, row in zip(names, written, strict=True)
+            _file(process, row[:32]): [row[:32].hex(), int.from_bytes(row[32:40], "little")]
+            for process, row in enumerate(written)
         }
         cut = {name: list(s) for name, s in slices.items() if [*s] != [_whole(leaves[name].shape)]}
         index = {
@@ -94,10 +93,10 @@ def write(folder: Path, leaves: dict[str, Any], described: dict[str, Any]) -> No
                 "fnn": {"sha256": BLANK, **described, "files": sizes, "slices": cut},
                 "total_size": sum(leaf.nbytes for leaf in leaves.values()),
             },
-            "weight_map": {key: names[process] for key, process, _ in pieces},
+            "weight_map": {key: [*sizes][process] for key, process, _ in pieces},
         }
         text = json.dumps(index, indent=1).encode()
-        atomic.write(folder / INDEX, text.replace(BLANK.encode(), _digest(text), 1))
+        atomic.write(folder / INDEX, text.replace(BLANK.encode(), digest(text), 1))
         for path in folder.iterdir():
             old = NAME.fullmatch(path.name) and path.name not in sizes
             if old or (path.name.startswith(".") and path.name.endswith(atomic.UNFINISHED)):
@@ -110,28 +109,24 @@ def write(folder: Path, leaves: dict[str, Any], described: dict[str, Any]) -> No
 
 def _check_free(folder: Path) -> None:
     """Raise FileExistsError if the folder's index was written by another library."""
-    try:
-        with open(folder / INDEX, "rb") as file:
-            index = json.loads(file.read(LIMIT))
-        foreign = "fnn" not in index.get("metadata", {})
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # none, or damaged
-        return
-    if foreign:
+    index = folder / INDEX
+    text = index.read_bytes() if index.is_file() else b""
+    if b'"weight_map"' in text and b'"fnn": {' not in text:
         raise FileExistsError(errno.EEXIST, "the index of another library's files", str(folder))
 
 
 class Folder:
     """A folder written by `write`, to read from.
 
-    described is what was passed to `write`. Raises FileNotFoundError if there is no index, and
-    ValueError if it is damaged or not from fnn.
+    described is what was passed to `write`. Raises ValueError if there is no index, and if it is
+    damaged or not from fnn.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with open(path / INDEX, "rb") as file:
-            self._text = file.read(LIMIT)
         try:
+            with open(path / INDEX, "rb") as file:
+                self._text = file.read(LIMIT)
             index = json.loads(self._text)
             self.described = index["metadata"]["fnn"]
             claimed = self.described["sha256"].encode("ascii")
@@ -139,9 +134,11 @@ class Folder:
             held = [self.described[key] for key in ("files", "slices")]
             if not all(isinstance(entry, dict) for entry in (*held, self._weight_map)):
                 raise TypeError("an entry of another type")
+        except FileNotFoundError as error:
+            raise ValueError("a folder without a checkpoint of fnn") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{INDEX}: not an index of fnn, or damaged") from error
-        if len(claimed) != 64 or _digest(self._text.replace(claimed, BLANK.encode(), 1)) != claimed:
+        if digest(self._text, claimed) != claimed:
             raise ValueError(f"{INDEX}: damaged: its content does not match its SHA-256")
         self._files: dict[str, _File] = {}
 
@@ -295,5 +292,11 @@ def _digests(array: np.ndarray) -> list[str]:
     return [hashlib.sha256(content[i : i + BLOCK].data).hexdigest() for i in starts]
 
 
-def _digest(text: bytes) -> bytes:
-    return hashlib.sha256(text).hexdigest().encode()
+def digest(content: bytes, held: bytes = BLANK.encode()) -> bytes:
+    """The SHA-256 of the content, with the first occurrence of the digest that it holds replaced by
+    `BLANK`."""
+    at, view = content.find(held), memoryview(content)
+    found = hashlib.sha256(view[:at])
+    found.update(BLANK.encode())
+    found.update(view[at + len(BLANK) :])
+    return found.hexdigest().encode()

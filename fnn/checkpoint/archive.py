@@ -14,12 +14,11 @@ The digest covers every byte. Loading a file that was truncated, extended or cha
 raises an error before its content is used.
 """
 
-import hashlib
 import json
 import logging
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,6 @@ MALFORMED = (
     RecursionError,
 )  # fmt: skip
 """What reading a header with a different structure raises."""
-_BLANK = b"0" * 64
 
 
 class CheckpointError(Error, ValueError):
@@ -96,16 +94,15 @@ def save(path: str | Path, tree: Params, metadata: dict[str, Any] | None = None)
             shards.write(Path(path), arrays, described)
             return
         arrays = {name: np.asarray(a, order="C") for name, a in arrays.items()}
-        held = json.dumps({"sha256": _BLANK.decode(), **described})
+        held = json.dumps({"sha256": shards.BLANK, **described})
         data = safetensors.numpy.save(arrays, {"fnn": held})
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, UnicodeEncodeError) as error:
         raise TypeError(f"{path}: {error}") from error
     except RecursionError:
         raise TypeError("checkpoint: metadata: nested too deeply") from None
-    except UnicodeEncodeError as error:
-        raise TypeError(f"{path}: a leaf's name is not text: {error.object!r}") from error
-    before, after = _around(data, _BLANK)
-    atomic.write(path, before, _digest(before, after), after)
+    # safetensors writes the metadata first, and the digest is the first of it
+    at, view = data.find(shards.BLANK.encode()), memoryview(data)
+    atomic.write(path, view[:at], shards.digest(data), view[at + len(shards.BLANK) :])
     LOG.info("saved %s", path)
 
 
@@ -127,15 +124,12 @@ def load(path: str | Path, like: Params) -> Params:
     ...     load(Path(folder, "c"), like={"w": jnp.zeros(2)})
     {'w': Array([1., 1.], dtype=float32)}
     """
-    if not os.path.isdir(path):
-        data, described = _read(path)
-        return _restored(path, like, described, _whole(path, data))
     while True:
-        folder = _opened(path)
+        opened = _opened(path)
         try:
-            return _restored(path, like, folder.described, folder.read)
+            return _restored(path, like, opened.described, opened.read)
         except CheckpointError:
-            if folder.is_current():  # otherwise a new save has removed files meanwhile
+            if opened.is_current():  # otherwise a new save has removed files meanwhile
                 raise
 
 
@@ -151,8 +145,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     ...     read_metadata(Path(folder, "c"))["layers"]
     [3, 4]
     """
-    described = _opened(path).described if os.path.isdir(path) else _read(path)[1]
-    return described["metadata"]
+    return _opened(path).described["metadata"]
 
 
 Read = Callable[[str, np.dtype, tuple[int, ...], tuple[slice, ...]], np.ndarray]
@@ -171,87 +164,64 @@ def _restored(path: str | Path, like: Params, described: dict[str, Any], read: R
             for name, node in nodes.items()
             if not isinstance(node, Container)
         ]
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (*MALFORMED, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return jax.tree.unflatten(jax.tree.structure(like), restored)
 
 
-def _whole(path: str | Path, data: bytes) -> Read:
-    """Read from the bytes of one file. Raises CheckpointError if they are not safetensors."""
-    try:
-        tensors = dict(safetensors.deserialize(data))
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+class _File:
+    """One file written by `save`, with its digest verified.
+
+    described is the JSON object under `fnn`. The header is read first, then as much as it states,
+    and a byte more where there is one. Raises ValueError if the file is damaged or not from fnn.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            with open(path, "rb") as file:
+                start = file.read(8)
+                length = int.from_bytes(start, "little")
+                if length > HEADER_LIMIT:
+                    raise ValueError(f"a header of {length} bytes, of at most {HEADER_LIMIT}")
+                start += file.read(length)
+                header = json.loads(start[8:])
+                self.described = json.loads(header.pop("__metadata__")["fnn"])
+                claimed = self.described["sha256"].encode("ascii")
+                size = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+                self._data = start + file.read(size + 1)
+        except MALFORMED as error:
+            raise ValueError("not a checkpoint of fnn, or damaged") from error
+        if shards.digest(self._data, claimed) != claimed:
+            raise ValueError("damaged: its content does not match its SHA-256")
+
+    def is_current(self) -> bool:
+        """Whether all of it is read already."""
+        return True
+
+    @cached_property
+    def _tensors(self) -> dict[str, Any]:
+        return dict(safetensors.deserialize(self._data))
 
     def read(
-        name: str, dtype: np.dtype, shape: tuple[int, ...], index: tuple[slice, ...]
+        self, name: str, dtype: np.dtype, shape: tuple[int, ...], index: tuple[slice, ...]
     ) -> np.ndarray:
-        return np.array(np.frombuffer(tensors[name]["data"], dtype).reshape(shape)[index])
+        """As `shards.Folder.read`."""
+        return np.array(np.frombuffer(self._tensors[name]["data"], dtype).reshape(shape)[index])
 
-    return read
 
-
-def _opened(path: str | Path) -> shards.Folder:
-    """The folder's index. Raises CheckpointError if it is missing, damaged or another version."""
+def _opened(path: str | Path) -> _File | shards.Folder:
+    """The file, or the folder's index. Raises CheckpointError if it is missing, damaged or another
+    version."""
     try:
-        folder = shards.Folder(Path(path))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: a folder without a checkpoint of fnn") from error
+        opened = shards.Folder(Path(path)) if os.path.isdir(path) else _File(path)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    _check_described(path, folder.described)
-    return folder
-
-
-def _check_described(path: str | Path, described: dict[str, Any]) -> None:
-    """Raise CheckpointError for another layout than this version's."""
-    if (got := described.get("version")) != VERSION:
+    if (got := opened.described.get("version")) != VERSION:
         raise CheckpointError(f"{path}: expected layout version {VERSION}, got {got!r}")
     for entry in ("tree", "keys", "metadata"):
-        if not isinstance(described.get(entry), dict):
+        if not isinstance(opened.described.get(entry), dict):
             raise CheckpointError(f"{path}: damaged: no {entry}")
-
-
-def _read(path: str | Path) -> tuple[bytes, dict[str, Any]]:
-    """The file's bytes, with their digest verified, and the JSON object under `fnn`.
-
-    The header is read first, then as much as it states, and a byte more where there is one.
-    """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if length > HEADER_LIMIT:
-                raise ValueError(f"a header of {length} bytes, of at most {HEADER_LIMIT}")
-            start += file.read(length)
-            header = json.loads(start[8:])
-            described = json.loads(header.pop("__metadata__")["fnn"])
-            claimed = described["sha256"].encode("ascii")
-            size = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-            data = start + file.read(size + 1)
-    except MALFORMED as error:
-        raise CheckpointError(f"{path}: not a checkpoint of fnn, or damaged") from error
-    _check_described(path, described)
-    if _digest(*_around(data, claimed)) != claimed:
-        raise CheckpointError(f"{path}: damaged: its content does not match its SHA-256")
-    return data, described
-
-
-def _around(data: bytes, digest: bytes) -> tuple[memoryview, memoryview]:
-    """The bytes before and after the digest.
-
-    The digest is at the first occurrence of its digits, because safetensors writes the metadata
-    first, and `save` puts the digest first in it.
-    """
-    at = data.find(digest)
-    return memoryview(data)[:at], memoryview(data)[at + len(_BLANK) :]
-
-
-def _digest(before: memoryview, after: memoryview) -> bytes:
-    content = hashlib.sha256(before)
-    content.update(_BLANK)
-    content.update(after)
-    return content.hexdigest().encode()
+    return opened
 
 
 def _check_metadata(metadata: Any) -> None:
@@ -269,8 +239,8 @@ def _restore(name: str, read: Read, like: Any, keys: dict[str, str]) -> Any:
     sharding = getattr(like, "sharding", None) if getattr(like, "committed", True) else None
     if is_key(like):
         shape = jax.eval_shape(jax.random.key_data, like).shape
-        raw = read(name, np.dtype(np.uint32), shape, tuple(map(slice, shape)))
-        key = jax.random.wrap_key_data(jnp.asarray(raw), impl=keys[name])
+        raw = _restore(name, read, jax.ShapeDtypeStruct(shape, np.uint32), keys)
+        key = jax.random.wrap_key_data(raw, impl=keys[name])
         return key if sharding is None else jax.device_put(key, sharding, may_alias=False)
     dtype = np.dtype(like.dtype).newbyteorder("=")
     part = partial(read, name, dtype, like.shape)

@@ -23,7 +23,7 @@ def crafted(folder, change):
     change(index)
     index["metadata"]["fnn"]["sha256"] = shards.BLANK
     text = json.dumps(index).encode()
-    path.write_bytes(text.replace(shards.BLANK.encode(), shards._digest(text), 1))
+    path.write_bytes(text.replace(shards.BLANK.encode(), shards.digest(text), 1))
 
 
 def elsewhere(index):
