@@ -78,9 +78,7 @@ def _selected(path: Path, connection: Any, known: str, table: str | None) -> pol
         names = [name for name in names if not name.startswith("sqlite_")]
         quoted = _chosen(path, "table", names, table).replace('"', '""')
         table = f'select * from "{quoted}"'
-    found = connection.execute(table)
-    columns = [column[0] for column in found.description]
-    return polars.DataFrame(found.fetchall(), columns, orient="row", infer_schema_length=None)
+    return polars.read_database(table, connection, infer_schema_length=None)
 
 
 def _json(path: Path, content: bytes, table: str | None) -> polars.DataFrame:

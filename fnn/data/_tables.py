@@ -9,11 +9,10 @@ import csv
 import functools
 import io
 import itertools
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars
@@ -87,27 +86,26 @@ def parts(source: Any, reading: Reading, size: int, known: Mapping[str, str]) ->
         return
     path = Path(source)
     with readers.opened(path) as file, explained(path):
-        start = file.read(PIECE).removeprefix(codecs.BOM_UTF8)
+        pieces = iter(lambda: file.read(PIECE), b"")
+        start = next(pieces, b"").removeprefix(codecs.BOM_UTF8)
         if start.startswith((b"PAR1", b"ARROW1")):
-            yield from _stored(path, file, start, size)
+            plain = path.is_file() and isinstance(file, io.BufferedReader)
+            yield from _stored(path, start, path if plain else _whole(path, start, pieces), size)
             return
         if read := _formats.reader(start):
-            found = read(path, _whole(path, file, start), reading.table)
+            found = read(path, _whole(path, start, pieces), reading.table)
             if not isinstance(found, bytes):
                 yield _of_frame(str(path), found)
                 return
-            file = io.BytesIO(found)
-            start, reading = file.read(PIECE), reading._replace(separator=",")
+            start, reading = found, reading._replace(separator=",")
         if reading.encoding:  # holds where the text is not UTF-8, maybe only at its end
-            start = _whole(path, file, start)
+            start = _whole(path, start, pieces)
         encoding, note = _formats.encoding(start, reading.encoding)
         if encoding:
-            content = _whole(path, file, start).decode(encoding)
-            file = io.BytesIO(content.removeprefix("\ufeff").encode())
-            start = file.read(PIECE)
+            start = _whole(path, start, pieces).decode(encoding).removeprefix("\ufeff").encode()
         _formats.refuse(path, start)
         lasting = None if note.startswith("text in UTF-16") else encoding
-        for table in _of_text(path, file, start, reading, known, size):
+        for table in _of_text(path, itertools.chain([start], pieces), reading, known, size):
             yield table._replace(notes=(*filter(None, [note]), *table.notes), encoding=lasting)
 
 
@@ -132,11 +130,10 @@ def _frame(source: Any) -> polars.DataFrame:
         return polars.DataFrame({str(n): source[n].tolist() for n in source}, strict=False)
 
 
-def _stored(path: Path, file: IO[bytes], start: bytes, size: int) -> Iterator[Table]:
-    """The parts of a Parquet or Arrow file, whose number of rows is read before its content."""
-    plain = path.is_file() and isinstance(file, io.BufferedReader)
+def _stored(path: Path, start: bytes, content: Any, size: int) -> Iterator[Table]:
+    """The parts of a Parquet or Arrow file, whose number of rows is read before its content, which
+    is the path itself or bytes."""
     before = _version(path)
-    content: Any = path if plain else _whole(path, file, start)
     lazy = (polars.scan_parquet if start.startswith(b"PAR1") else polars.scan_ipc)(content)
     rows, width = lazy.select(polars.len()).collect().item(), len(lazy.collect_schema())
     many = max(1, size // (8 * max(1, width)))
@@ -146,7 +143,7 @@ def _stored(path: Path, file: IO[bytes], start: bytes, size: int) -> Iterator[Ta
         try:
             frame = lazy.slice(at, many).collect()
         finally:
-            if plain and _version(path) != before:
+            if content is path and _version(path) != before:
                 raise DataError(f"{path}: another process has changed the file while it was read")
         yield _of_frame(str(path), frame, at)
 
@@ -157,25 +154,24 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def _of_text(
-    path: Path, file: IO[bytes], start: bytes, reading: Reading, known: Mapping[str, str], size: int
+    path: Path, pieces: Iterator[bytes], reading: Reading, known: Mapping[str, str], size: int
 ) -> Iterator[Table]:
-    """The parts of a text file that begins with these bytes."""
-    if len(start) == PIECE and b"\n" not in start and b"\r" not in start:
+    """The parts of a text file of which these are the bytes."""
+    start = next(pieces)
+    head = start[:PIECE]
+    if len(head) == PIECE and b"\n" not in head and b"\r" not in head:
         raise DataError(f"{path}: line 1: longer than {PIECE} characters")
     try:
-        found = _dialect.guess(start[: start.rfind(b"\n") + 1 or None], reading, known)
+        found = _dialect.guess(head[: head.rfind(b"\n") + 1 or None], reading, known)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     _quotes.check_header(path, found)
-    end, lines, rows, totals = found.end.encode(), found.lines, 0, Counter[str | None]()
-    parts = itertools.chain(_in_rows(path, file, start[found.skip :], found, size), [b""])
-    for content, after in itertools.pairwise(parts):
-        # Polars takes the number of columns from the first line.
-        body = re.sub(rb"\A([ \r]*" + end + b")*", b"", content, count=1)
-        lines += content.count(end) - body.count(end)
-        frame, place = _parsed(path, body, found._replace(lines=lines))
-        lines, rows, notes = lines + body.count(end), rows + len(frame), found.notes
-        cells = polars.nth(range(min(4, found.width)))
+    lines, rows, totals = found.lines, 0, Counter[str | None]()
+    parts = _in_rows(path, itertools.chain([start[found.skip :]], pieces), found, size)
+    for content, after in itertools.pairwise(itertools.chain(parts, [b""])):
+        frame, place = _parsed(path, content, found._replace(lines=lines))
+        lines, rows = lines + content.count(found.end.encode()), rows + len(frame)
+        cells, notes = polars.nth(range(min(4, found.width))), found.notes
         words = polars.coalesce(polars.when(cells != "").then(cells))
         first = frame.select(words.str.strip_chars()).to_series()
         totals.update(first.filter(first.str.contains(TOTAL)))
@@ -187,15 +183,11 @@ def _of_text(
         raise DataError(f"{path}: a header, but no examples")
 
 
-def _in_rows(
-    path: Path, file: IO[bytes], start: bytes, found: Dialect, size: int
-) -> Iterator[bytes]:
-    """The rest of a text file of which `start` is read already, in parts of about `size` bytes
-    that end where a row does."""
+def _in_rows(path: Path, pieces: Iterator[bytes], found: Dialect, size: int) -> Iterator[bytes]:
+    """A text file in parts of about `size` bytes that end where a row does."""
     end, lines, before = found.end.encode(), found.lines, found.lines
     content, enough, step = bytearray(), size, min(PIECE, size)
-    pieces = (start[i : i + step] for i in range(0, len(start), step))
-    for piece in itertools.chain(pieces, iter(lambda: file.read(step), b"")):
+    for piece in (read[i : i + step] for read in pieces for i in range(0, len(read), step)):
         lines += piece.count(end)
         content += piece
         if len(content) - content.rfind(end) - 1 > PIECE:
@@ -215,10 +207,10 @@ def _in_rows(
     yield bytes(content)
 
 
-def _whole(path: Path, file: IO[bytes], start: bytes) -> bytes:
-    """The content of a file of which `start` is read already; at most `readers.LIMIT` bytes."""
+def _whole(path: Path, start: bytes, pieces: Iterator[bytes]) -> bytes:
+    """The content of a file that begins with `start`; at most `readers.LIMIT` bytes."""
     content = bytearray(start)
-    for piece in iter(lambda: file.read(PIECE), b""):
+    for piece in pieces:
         content += piece
         if len(content) > readers.LIMIT:
             raise _too_large(path)
@@ -229,36 +221,34 @@ def _parsed(
     path: Path, content: bytes, found: Dialect
 ) -> tuple[polars.DataFrame, Callable[[int], str]]:
     """The frame of the lines after the header, and the place of each of its rows."""
-    if b"\0" in content or any("\0" in name for name in found.names):
-        list(_lines(path, content, found))
-        raise DataError(f"{path}: line {found.lines}: binary, not text")
+    before, binary, _ = content.partition(b"\0")
+    if binary or any("\0" in name for name in found.names):
+        line = found.lines + (before.count(found.end.encode()) + 1 if binary else 0)
+        raise DataError(f"{path}: line {line}: binary, not text")
     content, n = _quotes.checked(path, content, found)
     lines: Callable[[], polars.Series] = functools.cache(
         lambda: polars.Series(_lines(path, content, found), dtype=polars.Int64)
     )
+    names = found.separator.join(map(str, range(found.width))) + found.end
     try:
-        frame = polars.read_csv(
-            content,
-            has_header=False,
+        frame = polars.read_csv(  # which takes the number of columns from the first line
+            names.encode() + content,
             separator=found.separator,
             eol_char=found.end,
-            schema={str(i): polars.String for i in range(found.width)},
-            raise_if_empty=False,
+            infer_schema=False,
         )
     except Exception:
         lines()
         raise
     if len(frame) != n:
         raise DataError(f"{path}: {n} rows, of which Polars reads {len(frame)}")
-    if frame[:, -1].null_count():  # a short or a blank line, or just a blank cell
-        every = lines()
-        if len(every) == n and (every == 0).any():
-            frame = frame.filter(every > 0)
-            lines = lambda: every.filter(every > 0)
+    if frame[:, -1].null_count() and len(lines()) == n:  # a short or blank line, or a blank cell
+        frame = frame.filter(lines() > 0)
+    place = lambda row: f"line {lines().filter(lines() > 0)[row]}"
     if found.trailing and not (last := frame[:, -1].fill_null("") == "").all():
-        line, width = lines()[int(last.arg_min() or 0)], found.width - 1
-        raise DataError(f"{path}: line {line}: expected {width} columns, got {width + 1}")
-    return frame, lambda row: f"line {lines()[row]}"
+        row, width = int(last.arg_min() or 0), found.width - 1
+        raise DataError(f"{path}: {place(row)}: expected {width} columns, got {width + 1}")
+    return frame, place
 
 
 def _lines(path: Path, content: bytes, found: Dialect) -> Iterator[int]:
@@ -267,15 +257,10 @@ def _lines(path: Path, content: bytes, found: Dialect) -> Iterator[int]:
         reader = csv.reader(text, delimiter=found.separator, strict=True)
         try:
             for cells in reader:
-                line = found.lines + reader.line_num
-                if "\0" in "".join(cells):
-                    raise DataError(f"{path}: line {line}: binary, not text")
                 blank = len(cells) <= 1 and not "".join(cells).strip()
                 if not blank and len(cells) != found.width:
-                    raise DataError(
-                        f"{path}: line {line}: expected {found.width} columns, got {len(cells)}"
-                    )
-                yield 0 if blank else line
+                    raise csv.Error(f"expected {found.width} columns, got {len(cells)}")
+                yield 0 if blank else found.lines + reader.line_num
         except csv.Error as error:
             line = found.lines + reader.line_num
             raise DataError(f"{path}: line {line}: {error}") from error

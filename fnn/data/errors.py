@@ -1,9 +1,7 @@
 """The error for data that can't be used, and what its messages need."""
 
 import difflib
-import gzip
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,25 +32,15 @@ def explained(path: Path | str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except DataError:
-        raise
     except UnicodeDecodeError as error:
         what = f"not text in {error.encoding.upper()}: byte 0x{error.object[error.start]:02x}"
         hint = "--encoding NAME, such as cp1252, decides"
         raise DataError(f"{path}: {what}; {hint}") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged or cut short: {error}") from error
-    except OSError as error:
-        if error.filename is not None:
+    except BaseException as error:
+        known = isinstance(error, DataError) or getattr(error, "filename", None) is not None
+        if known or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
             raise
         raise DataError(f"{path}: can't be read: {first_line(error)}") from error
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        reason = first_line(error)
-        if "pickle" in reason:
-            reason = "it holds Python objects, which are not loaded"
-        raise DataError(f"{path}: can't be read: {reason}") from error
 
 
 def first_line(error: BaseException) -> str:

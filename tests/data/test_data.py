@@ -223,15 +223,16 @@ CSV_FAULTS = {
     "one column": ("1\n2\n", "one column"),
     "same names": ("a,a,b\n1,2,x\n", "two columns are called 'a'"),
     "quote left open": ('1,"2\n', "a.csv: line"),
-    "binary": (bytes(range(256)), r"not text in UTF-8: byte 0x80"),
+    "binary": (bytes(range(256)), "line 1: binary, not text"),
+    "not UTF-8": (bytes(range(1, 256)), r"not text in UTF-8: byte 0x80"),
     "binary text": (b"\0\1\2,\3\n1,2\n", "line 1: binary, not text"),
     "binary cell": (b"a,b\n1,2\n3,\0\n", "line 3: binary, not text"),
     "two encodings": (
         b"a,t\n" + b"1,2000000000000\n" * (1 << 20) + "1,é\n".encode("latin-1"),
         r"not text in UTF-8: byte 0xe9; --encoding NAME, such as cp1252, decides",
     ),
-    "corrupt gzip": (b"\x1f\x8b" + b"\0" * 40, "damaged|can't be read"),
-    "cut gzip": (gzip.compress(b"1,2.5\n" * 999)[:-9], "damaged or cut short"),
+    "corrupt gzip": (b"\x1f\x8b" + b"\0" * 40, "can't be read"),
+    "cut gzip": (gzip.compress(b"1,2.5\n" * 999)[:-9], "Compressed file ended before"),
     "pickle": (pickle.dumps({"x": 1}), "a pickle, which is never loaded"),
 }
 
@@ -369,7 +370,7 @@ IDX_FAULTS = {
     "none": (idx(IMAGES[:0], 8), "no examples"),
     "counts": (idx(IMAGES[:3], 8), "x has 3 examples, but y has 4"),
     "nan": (idx(np.full((4, 1), np.nan), 0x0D), r"x\[0, 0\] is nan"),
-    "gzip": (gzip.compress(idx(IMAGES, 8))[:-12], "damaged or cut short"),
+    "gzip": (gzip.compress(idx(IMAGES, 8))[:-12], "Compressed file ended before"),
 }
 
 
