@@ -45,10 +45,9 @@ def stream(path: str | Path, pieces: Iterable[bytes | memoryview]) -> None:
     'two pieces'
     """
     try:
-        try:
+        old = None
+        with suppress(FileNotFoundError):
             old = os.stat(path)
-        except FileNotFoundError:
-            old = None
         if old is None or stat.S_ISREG(old.st_mode):
             _replace(Path(os.path.realpath(path)), old, pieces)
         else:

@@ -19,7 +19,7 @@ from fnn.runs.settings import Settings
 
 with extras.needs("data"):
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-    from sklearn.utils import check_array, check_random_state, column_or_1d
+    from sklearn.utils import check_random_state
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
@@ -48,12 +48,12 @@ class _Network(BaseEstimator):
 
     def _trained(self, examples: Dataset) -> Self:
         """Train on examples whose targets are set."""
-        random = self.random_state
+        given = self.get_params()
+        random = given.pop("random_state")
         if not isinstance(random, int | np.integer):
             random = check_random_state(random).randint(2**31)
-        given = {name: value for name, value in self.get_params().items() if name != "random_state"}
         hidden = None if self.hidden is None else tuple(self.hidden)
-        settings = Settings()._replace(**(given | {"hidden": hidden, "seed": int(random)}))
+        settings = Settings(**(given | {"hidden": hidden, "seed": int(random)}))
         self.run_ = training.advance(*training.begin(examples, None, settings.checked()))
         self.n_iter_ = len(self.run_.progress.history)
         return self
@@ -99,8 +99,7 @@ class Classifier(ClassifierMixin, _Network):
         >>> Classifier(epochs=1).fit([[0.0], [1.0]], [0, 1]).classes_
         array([0, 1])
         """
-        _check_given("Classifier", y)
-        y = column_or_1d(y, warn=True)
+        y = validate_data(self, y=y)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         names = tuple(f"{i}: {name}" for i, name in enumerate(self.classes_))
@@ -143,8 +142,7 @@ class Regressor(RegressorMixin, _Network):
         >>> Regressor(epochs=1).fit([[0.0], [1.0]], [0.5, 1.0]).n_iter_
         1
         """
-        _check_given("Regressor", y)
-        y = check_array(y, dtype=np.float64, ensure_2d=False, input_name="y")
+        y = np.asarray(validate_data(self, y=y, multi_output=True), np.float64)
         self._shape = y.shape[1:]
         return self._trained(self._examples(X, y.reshape(len(y), -1)))
 
@@ -161,9 +159,3 @@ class Regressor(RegressorMixin, _Network):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
-
-
-def _check_given(name: str, y: Any) -> None:
-    """Raise ValueError, in scikit-learn's words, where there is no y."""
-    if y is None:
-        raise ValueError(f"{name} requires y to be passed, but the target y is None")

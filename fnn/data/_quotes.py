@@ -9,8 +9,6 @@ from fnn.data._dialect import Dialect, is_number
 from fnn.data.errors import DataError
 
 QUOTE = ord('"')
-PIECE = 1 << 24
-"""Bytes that are looked through at a time."""
 FAULT = 'a quote opens a cell and is not closed at its end; write a quote in a quoted cell as ""'
 
 
@@ -56,9 +54,7 @@ def line_ends(content: bytes | bytearray, end: str) -> tuple[np.ndarray, np.ndar
 
 
 def _positions(content: bytes | bytearray, byte: int) -> np.ndarray:
-    held = np.frombuffer(content, np.uint8)
-    starts = range(0, len(content) + 1, PIECE)
-    return np.concatenate([np.flatnonzero(held[i : i + PIECE] == byte) + i for i in starts])
+    return np.flatnonzero(np.frombuffer(content, np.uint8) == byte)
 
 
 def _check_lines(

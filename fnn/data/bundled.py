@@ -17,9 +17,7 @@ def bundled(name: str) -> Dataset:
         from sklearn import datasets
 
     bunch = getattr(datasets, f"load_{name}")()
-    x = np.asarray(bunch.data, np.float32)
-    features = tuple(str(feature) for feature in bunch.feature_names)
-    if name == "diabetes":
-        return Dataset(name, x, np.asarray(bunch.target, np.float32)[:, None], (), features)
-    classes = tuple(str(label) for label in bunch.target_names)
-    return Dataset(name, x, np.asarray(bunch.target, np.int32), classes, features)
+    classes = tuple(map(str, bunch.get("target_names", ())))
+    y = bunch.target.astype(np.int32) if classes else bunch.target.astype(np.float32)[:, None]
+    features = tuple(map(str, bunch.feature_names))
+    return Dataset(name, bunch.data.astype(np.float32), y, classes, features)

@@ -58,30 +58,30 @@ def split(data: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Data
         return data._replace(test=None), data.test
     if len(data.x) < 2:
         raise DataError(f"{data.name}: 1 example: 2 are needed, to train on and to hold out")
-    train, test = _chosen(data, test_fraction, seed)
+    train, test = _chosen(data, test_fraction, np.random.RandomState(seed))
     if not len(train):
         raise DataError(f"{data.name}: all examples are of one time or group, or the last are")
     return _rows(data, train), _rows(data, test)
 
 
-def _chosen(data: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _chosen(
+    data: Dataset, fraction: float, random: np.random.RandomState
+) -> tuple[np.ndarray, np.ndarray]:
     """The indices of both parts."""
-    n, k = len(data.x), len(data.classes)
+    held = None
     if data.times is not None:
-        late = data.times >= np.sort(data.times)[-math.ceil(fraction * n)]
-        return np.flatnonzero(~late), np.flatnonzero(late)
-    random = np.random.RandomState(seed)
-    if data.groups is not None:
-        codes = np.unique(data.groups, return_inverse=True)[1]
-        if (count := codes.max() + 1) < 2:
-            raise DataError(f"{data.name}: all examples are of one group")
-        held = np.isin(codes, random.permutation(count)[: math.ceil(fraction * count)])
+        held = data.times >= np.sort(data.times)[-math.ceil(fraction * len(data.x))]
+    elif data.groups is not None:
+        groups = random.permutation(np.unique(data.groups))
+        held = np.isin(data.groups, groups[: math.ceil(fraction * len(groups))])
+    if held is not None:
         return np.flatnonzero(~held), np.flatnonzero(held)
-    single = np.bincount(data.y)[data.y] < 2 if k else np.zeros(n, bool)
+    labels = data.y if data.classes else np.zeros(len(data.x), int)
+    single = np.bincount(labels)[labels] < 2
     several = np.flatnonzero(~single)
-    least = len(np.unique(data.y[several])) if k else 1
+    least = len(np.unique(labels[several]))
     size = min(max(math.ceil(fraction * len(several)), least), len(several) - least)
-    train, test = _drawn(data.y[several] if k else np.zeros(len(several), int), size, random)
+    train, test = _drawn(labels[several], size, random)
     return np.concatenate([several[train], np.flatnonzero(single)]), several[test]
 
 
@@ -96,14 +96,10 @@ def _drawn(
         order = random.permutation(n)
         return order[size:], order[:size]
     learned = _shares(counts, n - size, random)
-    held = _shares(counts - learned, size, random)
+    _shares(counts - learned, size, random)  # all that is left, but scikit-learn draws here
     places = np.split(np.argsort(codes, kind="stable"), np.cumsum(counts)[:-1])
-    parts: tuple[list[np.ndarray], list[np.ndarray]] = [], []
-    for of_class, a, b in zip(places, learned, held, strict=True):
-        of_class = of_class[random.permutation(len(of_class))]
-        parts[0].append(of_class[:a])
-        parts[1].append(of_class[a : a + b])
-    train, test = (random.permutation(np.concatenate(part)) for part in parts)
+    cut = [np.split(random.permutation(a), [k]) for a, k in zip(places, learned, strict=True)]
+    train, test = (random.permutation(np.concatenate(part)) for part in zip(*cut, strict=True))
     return train, test
 
 

@@ -391,7 +391,7 @@ def test_groups_stay_together_and_times_in_order(load):
         load(text, target="size", reading=Reading(time="y"))
     with pytest.raises(DataError, match="no column is called 'patent'; did you mean 'patient'"):
         load(text, reading=Reading(group=("patent",)))
-    with pytest.raises(DataError, match="all examples are of one group"):
+    with pytest.raises(DataError, match="all examples are of one time or group"):
         data.split(grouped._replace(groups=np.zeros(n)), 0.2, 0)
 
 
