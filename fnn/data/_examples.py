@@ -43,14 +43,13 @@ def of_table(
     y, classes, note = targets.targets(table, at, cells.drop_nulls(), task, kind)
     groups, times = _apart(table, reading)
     beside = {at, *_indices(table, (*reading.id, *reading.group))}
-    learned = [i for i in range(table.frame.width) if i not in beside]
-    x, found, more = _parsed(table, learned, reading, _like(table, learned, like))
-    names = tuple(table.names[i] for i in learned if table.names)
-    hints = () if like else _suspects.suspects([table.called(i) for i in learned], x, found, y)
+    learned = table.at([i for i in range(table.frame.width) if i not in beside])
+    x, found, more = _parsed(learned, reading, _like(learned, like))
+    hints = () if like else _suspects.suspects(learned.called, x, found, y)
     left = [f"{gone} rows without a target left out"] if gone else []
     notes = (*table.notes, *left, *filter(None, [note]), *more, *hints)
     return Dataset(
-        table.name, x, y, classes, names, table.names[at : at + 1], None, found,
+        table.name, x, y, classes, learned.names, table.names[at : at + 1], None, found,
         notes, tuple(blank.arg_true()), groups, times, table.encoding,
     )  # fmt: skip
 
@@ -74,35 +73,33 @@ def _apart(table: Table, reading: Reading) -> tuple[np.ndarray | None, np.ndarra
         column, times, _ = columns.parse_column(table, place, None, kind)
         if column.kind == CATEGORY:
             raise DataError(f"{table.where(place)}: expected dates or numbers to split by")
-        _refuse_blanks(table, [place], times[:, None], " to split by")
+        _refuse_blanks(table.at([place]), times[:, None], " to split by")
     return groups, times
 
 
 def inputs(source: Any, encoding: Encoding, reading: Reading, size: int) -> Iterator[Part]:
     """The columns of a table that an encoding uses."""
-    wanted = encoding.names
     like: list[Column | None] = []
-    for table in _tables(source, reading, encoding, wanted, size):
-        at = _places(table, wanted, len(encoding.features) or encoding.d_in)
-        like = like or _like(table, at, encoding)
-        x, found, _ = _parsed(table, at, reading, like)
+    for table in _tables(source, reading, encoding, encoding.names, size):
+        used = _used(table, encoding)
+        like = like or _like(used, encoding)
+        x, found, _ = _parsed(used, reading, like)
         like = list(map(_decided, like, found))
         ids = {name: table.frame[:, i] for name in reading.id for i in _indices(table, [name])}
         lost = tuple(note for note in table.notes if "left out" in note)
         if encoding.features:
-            names = wanted if table.names and any(wanted) else ()
+            names = used.names if any(encoding.names) else ()
             part = Dataset(table.name, x, np.empty(0), (), names, columns=found)
             x = encoding.aligned(part).x
         else:
-            _check_numbers(table, at, found, x)
+            _check_numbers(used, found, x)
         yield Part(x, ids, lost)
 
 
 def unlabelled(source: Any, reading: Reading) -> Dataset:
     """All columns of a table, as those of examples without targets."""
     (table,) = _tables(source, reading)
-    every = range(table.frame.width)
-    x, found, notes = _parsed(table, every, reading, [None] * len(every))
+    x, found, notes = _parsed(table, reading, [None] * table.frame.width)
     y = np.empty((len(x), 0))
     return Dataset(table.name, x, y, (), table.names, columns=found, notes=(*table.notes, *notes))
 
@@ -112,40 +109,38 @@ def _decided(like: Column | None, found: Column) -> Column:
     return like if like and (like.form or like.kind != found.kind) else found
 
 
-def _places(table: Table, wanted: tuple[str, ...], every: int) -> list[int]:
-    """The columns of the wanted names, or all where the table or the run has no names."""
-    if table.names and any(wanted):
-        return places(table.name, table.names, wanted, "column")
-    if table.frame.width != every:
-        got = table.frame.width
+def _used(table: Table, encoding: Encoding) -> Table:
+    """The columns of the encoding's names, or all where the table or the run has no names."""
+    if table.names and any(encoding.names):
+        return table.at(places(table.name, table.names, encoding.names, "column"))
+    every, got = len(encoding.features) or encoding.d_in, table.frame.width
+    if got != every:
         raise DataError(f"{table.name}: expected {every} columns, the features, got {got}")
-    return list(range(every))
+    return table
 
 
-def _check_numbers(table: Table, at: list[int], found: Sequence[Column], x: np.ndarray) -> None:
+def _check_numbers(table: Table, found: Sequence[Column], x: np.ndarray) -> None:
     """Raise DataError for what a network that was trained on arrays can't take."""
-    for column, place in zip(found, at, strict=True):
+    for i, column in enumerate(found):
         if column.kind != NUMBER:
-            raise DataError(f"{table.where(place)}: expected numbers, got a {column.kind}")
-    _refuse_blanks(table, at, x)
+            raise DataError(f"{table.where(i)}: expected numbers, got a {column.kind}")
+    _refuse_blanks(table, x)
 
 
-def _refuse_blanks(table: Table, places: Sequence[int], x: np.ndarray, hint: str = "") -> None:
-    """Raise DataError for the first cell of x that has no value."""
-    if (blank := np.isnan(x)).any():
-        row, i = np.argwhere(blank)[0]
-        raise DataError(f"{table.where(places[i], int(row))}: no value{hint}")
+def _refuse_blanks(table: Table, x: np.ndarray, hint: str = "") -> None:
+    """Raise DataError for the first cell of x, of the columns of a table, that has no value."""
+    for row, i in np.argwhere(np.isnan(x)):
+        raise DataError(f"{table.where(i, int(row))}: no value{hint}")
 
 
-def _like(table: Table, places: Sequence[int], encoding: Encoding | None) -> list[Column | None]:
-    """What the columns at these places were when the encoding was fitted; None for those that it
-    does not use."""
+def _like(table: Table, encoding: Encoding | None) -> list[Column | None]:
+    """What the columns were when the encoding was fitted; None for those that it does not use."""
     features = encoding.features if encoding else ()
     known = [None if feature.left_out else feature.column for feature in features]
     if table.names and any(feature.name for feature in features):
         named = {feature.name: column for feature, column in zip(features, known, strict=True)}
-        return [named.get(table.names[place]) for place in places]
-    return known if len(known) == len(places) else [None] * len(places)
+        return [named.get(name) for name in table.names]
+    return known if len(known) == table.frame.width else [None] * table.frame.width
 
 
 def _tables(
@@ -186,28 +181,27 @@ def _named(table: Table, reading: Reading, only: Collection[str]) -> Table:
     if not any(only):  # else columns are found by their names, in each part alike
         nameless = (i for i, name in enumerate(table.names) if not name)
         gone |= {i for i in nameless if not columns.stripped(table.frame[:, i]).count()}
-    kept = [i for i in range(table.frame.width) if i not in gone]
-    names = tuple(
-        table.names[i] or f"Unnamed: {table.frame.columns[i]}" for i in kept if table.names
-    )
+    table = table.at([i for i in range(table.frame.width) if i not in gone]) if gone else table
+    names = [name or f"Unnamed: {table.frame.columns[i]}" for i, name in enumerate(table.names)]
     if len(set(names)) < len(names):
         twice = Counter(names).most_common(1)[0][0]
         raise DataError(f"{table.name}: two columns are called {twice!r}")
-    return table._replace(names=names, frame=table.frame[:, kept] if gone else table.frame)
+    return table._replace(names=tuple(names))
 
 
 def _parsed(
-    table: Table, places: Sequence[int], reading: Reading, like: Sequence[Column | None]
+    table: Table, reading: Reading, like: Sequence[Column | None]
 ) -> tuple[np.ndarray, tuple[Column, ...], tuple[str, ...]]:
-    """x (n, d) of the columns at these places, what they hold, and what was guessed."""
-    x = np.empty((len(table.frame), len(places)))
+    """x (n, d) of a table's columns, what they hold, and what was guessed."""
+    x = np.empty((len(table.frame), table.frame.width))
     found: list[Column] = []
-    notes: list[str] = []
-    for i, place in enumerate(places):
-        kind = reading.kind_of(table.option(place))
-        column, x[:, i], note = columns.parse_column(table, place, like[i], kind)
+    notes: dict[str, None] = {}
+    for i, known in enumerate(like):
+        column, x[:, i], note = columns.parse_column(
+            table, i, known, reading.kind_of(table.option(i))
+        )
         found.append(column)
-        notes.append(note)
+        notes[note] = None
     if reading.missing == "error":
-        _refuse_blanks(table, places, x, "; --missing fill fills it in")
-    return x, tuple(found), tuple(dict.fromkeys(filter(None, notes)))
+        _refuse_blanks(table, x, "; --missing fill fills it in")
+    return x, tuple(found), tuple(filter(None, notes))

@@ -1,7 +1,7 @@
 """What a careful reader would ask about: columns that give the target away, and odd numbers."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -12,13 +12,13 @@ ROWS = 30
 
 
 def suspects(
-    names: Sequence[str], x: np.ndarray, columns: Sequence[Column], y: np.ndarray
+    called: Callable[[int], str], x: np.ndarray, columns: Sequence[Column], y: np.ndarray
 ) -> Iterable[str]:
     """One line per column of x (n, d) that decides the target alone, or has numbers such as -999
     where others have none."""
     some = slice(None, None, -(-len(y) // 2000))
-    for name, cells, column in zip(names, x.T, columns, strict=True):
-        there = ~np.isnan(cells)
+    for i, (cells, column) in enumerate(zip(x.T, columns, strict=True)):
+        name, there = called(i), ~np.isnan(cells)
         enough = len(y) >= ROWS and there.all() and _tells(cells[some], column.kind, y[some])
         if enough and _tells(cells, column.kind, y):
             yield f"{name} alone gives the target away; --drop it if new examples lack it"

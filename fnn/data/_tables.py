@@ -10,7 +10,7 @@ import functools
 import io
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,11 @@ class Table(NamedTuple):
         """The table of these rows, given as booleans."""
         kept = rows.arg_true()
         return self._replace(frame=self.frame.filter(rows), place=lambda i: self.place(kept[i]))
+
+    def at(self, columns: Sequence[int]) -> "Table":
+        """The table of these columns."""
+        names = tuple(self.names[i] for i in columns if self.names)
+        return self._replace(names=names, frame=self.frame[:, list(columns)])
 
     def where(self, column: int, row: int | None = None) -> str:
         """The words for a cell, or for a column."""

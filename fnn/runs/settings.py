@@ -86,19 +86,15 @@ class Settings(NamedTuple):
     def checked(self) -> "Settings":
         """The same settings. Raises ValueError or TypeError where one has no meaning."""
         self._check_names()
+        given = lambda *names: {n: v for n in names if (v := getattr(self, n)) is not None}
         for width in self.hidden or ():
             numbers.count("settings", hidden=width)
-        numbers.count("settings", epochs=self.epochs)
-        numbers.count("settings", 0, seed=self.seed)
-        for name in ("batch_size", "patience", "members", "skip", "bins"):
-            if getattr(self, name) is not None:
-                least = 0 if name in ("skip", "bins") else 1
-                numbers.count("settings", least, **{name: getattr(self, name)})
+        numbers.count("settings", epochs=self.epochs, **given("batch_size", "patience", "members"))
+        numbers.count("settings", 0, seed=self.seed, **given("skip", "bins"))
         numbers.positive("settings", learning_rate=self.learning_rate)
-        if self.weight_decay is not None:
-            numbers.nonnegative("settings", weight_decay=self.weight_decay)
-            if self.optimizer != "adamw":
-                raise ValueError(f"weight decay with {self.optimizer}")
+        numbers.nonnegative("settings", **given("weight_decay"))
+        if self.weight_decay is not None and self.optimizer != "adamw":
+            raise ValueError(f"weight decay with {self.optimizer}")
         for name, known in (
             ("activation", ACTIVATIONS),
             ("optimizer", OPTIMIZERS),
