@@ -4,12 +4,13 @@ import math
 import re
 import zlib
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 
 from fnn.data._forms import is_form
 from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column, matched
+from fnn.data.errors import DataError
 
 MOST = 50
 """At most this many values of a category get an input each; the rest share `GROUPS`."""
@@ -18,7 +19,9 @@ GROUPS = 16
 Weinberger et al. 2009, "Feature Hashing for Large Scale Multitask Learning"."""
 ROWS = 20
 """In fewer rows, that all values differ says nothing about a column."""
-YEAR, WEEK, HOURS = CYCLES = ("year", "week", "day")
+YEAR, WEEK, HOURS = "year", "week", "day"
+CYCLES = {DATE: (YEAR, WEEK, HOURS), TIME: (HOURS,)}
+"""The cycles in which a date or a time may have a place."""
 ID = re.compile(
     r"(?i:unnamed.*|__index.*|index|idx|id|uuid|guid|no|nr|row|row.?(names?|ids?|numbers?))"
     r"|(?i:.*[_ ]id)|.*[a-z]I[dD]"
@@ -51,8 +54,7 @@ class Feature:
     values: tuple[str, ...] = ()
     rest: int = 0
     form: str = ""
-    kind: ClassVar[str] = NUMBER
-    known_cycles: ClassVar[tuple[str, ...]] = ()
+    kind: str = NUMBER
 
     @classmethod
     def fitted(
@@ -63,11 +65,12 @@ class Feature:
 
         Where `kept`, the column is used whatever it looks like.
         """
-        if not kept and cls.kind == NUMBER and _counts_rows(name, cells, n, at):
+        if not kept and column.kind == NUMBER and _counts_rows(name, cells, n, at):
             return cls(name, "row numbers", form=column.form)
-        cycles = (c for c in cls.known_cycles if np.ptp(_place(cells, c, np)) > 1e-9)
-        fill = float(np.median(cells))
-        return cls(name, "", fill, len(cells) < n, tuple(cycles), form=column.form)
+        known, fill = CYCLES.get(column.kind, ()), float(np.median(cells))
+        cycles = tuple(c for c in known if np.ptp(_place(cells, c, np)) > 1e-9)
+        flag = len(cells) < n
+        return cls(name, "", fill, flag, cycles, form=column.form, kind=column.kind)
 
     @property
     def column(self) -> Column:
@@ -98,41 +101,29 @@ class Feature:
         waves = [wave(turn) for turn in turns for wave in (xp.sin, xp.cos)]
         return [filled, *waves] + [blank] * self.flag
 
-    def recoded(self, column: Column, cells: np.ndarray) -> np.ndarray | None:
-        """Cells read as `column`, as this feature has them; None for another kind of column."""
-        return cells if column.kind == self.kind or np.isnan(cells).all() else None
+    def recoded(self, source: str, column: Column, cells: np.ndarray) -> np.ndarray:
+        """Cells read as `column`, as this feature has them. Raises DataError for another kind."""
+        if column.kind != self.kind and not np.isnan(cells).all():
+            got = f"expected a {self.kind}, got a {column.kind}"
+            raise DataError(f"{source}: column {self.name!r}: {got}")
+        return cells
 
     def check(self) -> None:
         """Raise TypeError or ValueError for what no fitted feature holds."""
         texts = (self.name, self.left_out, self.form, *self.cycles, *self.values)
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a feature's text is of another type")
-        if not 0 <= self.rest <= GROUPS or not set(self.cycles) <= set(self.known_cycles):
+        known = CYCLES.get(self.kind, ())
+        if not 0 <= self.rest <= GROUPS or not set(self.cycles) <= set(known):
             raise ValueError(f"unknown cycles, or groups of the rest, of {self.name!r}")
         if not is_form(self.kind, self.form):
             raise ValueError(f"{self.name!r} is written {self.form!r}")
-        if not math.isfinite(self.fill) or (self.known_cycles and not abs(self.fill) < 2**31):
+        if not abs(self.fill) < (2**31 if known else math.inf):
             raise ValueError(f"the median of {self.name!r} is not finite, or no date")
-
-
-class Date(Feature):
-    """A column of dates."""
-
-    kind = DATE
-    known_cycles = CYCLES
-
-
-class Time(Feature):
-    """A column of times of day."""
-
-    kind = TIME
-    known_cycles = (HOURS,)
 
 
 class Category(Feature):
     """A column of categories."""
-
-    kind = CATEGORY
 
     @classmethod
     def fitted(
@@ -148,11 +139,11 @@ class Category(Feature):
         elif not kept and len(values) > max(MOST, len(cells) / 2):
             left_out = f"{len(values)} different texts in {len(cells)} rows"
         if left_out:
-            return cls(name, left_out, form=column.form)
+            return cls(name, left_out, form=column.form, kind=CATEGORY)
         rest = GROUPS if len(values) > MOST else 0
         if rest:
             values = [values[i] for i in np.sort(np.argsort(-counts, kind="stable")[:MOST])]
-        return cls(name, flag=flag, values=tuple(values), rest=rest, form=column.form)
+        return cls(name, "", 0.0, flag, (), tuple(values), rest, column.form, CATEGORY)
 
     @property
     def width(self) -> int:
@@ -170,7 +161,7 @@ class Category(Feature):
         every = [cells == i for i in (*range(len(self.values)), *range(-1, -1 - self.rest, -1))]
         return every + [xp.isnan(cells)] * self.flag
 
-    def recoded(self, column: Column, cells: np.ndarray) -> np.ndarray:
+    def recoded(self, source: str, column: Column, cells: np.ndarray) -> np.ndarray:
         """Cells as indices into `values`, numbers too: for a value that is none of them -1 minus
         its group."""
         there, values = ~np.isnan(cells), column.values
@@ -190,13 +181,14 @@ class Category(Feature):
 
 TYPES: dict[str, type] = {"cycles": tuple, "values": tuple, "flag": bool, "rest": int}
 """What JSON does not keep apart."""
-KINDS = {kind.kind: kind for kind in (Feature, Date, Time, Category)}
+KINDS: dict[str, type[Feature]] = dict.fromkeys((NUMBER, DATE, TIME), Feature)
+KINDS[CATEGORY] = Category
 
 
 def metadata_of(feature: Feature) -> dict[str, Any]:
     """The feature as JSON can express it, without what is as by default."""
-    held = {k: v for k, v in asdict(feature).items() if k == "name" or v != getattr(Feature, k)}
-    return {"name": held.pop("name"), "kind": feature.kind, **held}
+    held = {k: v for k, v in asdict(feature).items() if v != getattr(Feature, k)}
+    return {"name": feature.name, "kind": feature.kind} | held
 
 
 def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
@@ -206,13 +198,12 @@ def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
     """
     every = []
     for entry in metadata:
-        known = {field.name for field in fields(Feature)} | {"kind"}
-        if not {"name", "kind"} <= set(entry) <= known:
+        if not {"name", "kind"} <= set(entry) <= {field.name for field in fields(Feature)}:
             raise ValueError(f"a feature with {', '.join(sorted(entry))}")
+        if entry["kind"] not in KINDS:
+            raise ValueError(f"unknown kind {entry['kind']!r} of {entry['name']!r}")
         held = {k: TYPES[k](v) if k in TYPES else v for k, v in entry.items()}
-        if (kind := held.pop("kind")) not in KINDS:
-            raise ValueError(f"unknown kind {kind!r} of {held['name']!r}")
-        every.append(KINDS[kind](**held))
+        every.append(KINDS[entry["kind"]](**held))
         every[-1].check()
     return tuple(every)
 

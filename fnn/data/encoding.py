@@ -33,14 +33,12 @@ class _Unseen(NamedTuple):
         for i, feature in enumerate(self.features):
             column = f"column {feature.name!r}" if feature.name else f"input column {i + 1}"
             filled = "" if feature.kind == CATEGORY else f", filled with {feature.fill:.4g}"
-            new, blank, far = self.counts[:, i]
-            was, blanks = "was" if new == 1 else "were", "blank" if blank == 1 else "blanks"
-            values = "value" if far == 1 else "values"
+            (new, blank, far), n = self.counts[:, i].tolist(), self.n
             off = f"more than {FAR} standard deviations off, taken as {FAR}"
             said = {
-                f"{new} of {self.n} values {was} never seen in training": new,
-                f"{blank} {blanks}, where training saw none{filled}": blank,
-                f"{far} {values} {off}": far,
+                f"{new} of {n} values {'was' if new == 1 else 'were'} never seen in training": new,
+                f"{blank} blank{'s' * (blank != 1)}, where training saw none{filled}": blank,
+                f"{far} value{'s' * (far != 1)} {off}": far,
             }
             lines += [f"{column}: {words}" for words, count in said.items() if count]
         return lines
@@ -161,12 +159,7 @@ class Encoding(NamedTuple):
         columns = part.columns or (Column(NUMBER),) * part.x.shape[1]
         x = part.x[:, at]
         for i, (feature, place) in enumerate(zip(self.used, at, strict=True)):
-            if (feature.kind, columns[place].kind) != (NUMBER, NUMBER):
-                cells = feature.recoded(columns[place], part.x[:, place])
-                if cells is None:
-                    got = f"expected a {feature.kind}, got a {columns[place].kind}"
-                    raise DataError(f"{part.name}: column {feature.name!r}: {got}")
-                x[:, i] = cells
+            x[:, i] = feature.recoded(part.name, columns[place], x[:, i])
         kept = tuple(feature.column for feature in self.used)
         return part._replace(x=x, features=self.names if part.features else (), columns=kept)
 
