@@ -1,8 +1,5 @@
 """Save and load trees of arrays: one safetensors file, or a folder with one file per process."""
 
-from fnn.checkpoint.archive import (
-    CheckpointError as CheckpointError,
-    load as load,
-    read_metadata as read_metadata,
-    save as save,
-)
+from fnn.checkpoint.archive import CheckpointError, load, read_metadata, save
+
+__all__ = ["CheckpointError", "load", "read_metadata", "save"]

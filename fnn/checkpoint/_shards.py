@@ -46,6 +46,8 @@ LIMIT = 2**30
 BLANK = "0" * 64
 Ranges = tuple[tuple[int, int], ...]
 """A slice of an array: (start, stop) along each axis."""
+Shape = tuple[int, ...]
+Index = tuple[slice, ...]
 
 
 def is_sharded(leaf: Any) -> bool:
@@ -149,9 +151,7 @@ class Folder:
         except FileNotFoundError:
             return True
 
-    def read(
-        self, name: str, dtype: np.dtype, shape: tuple[int, ...], index: tuple[slice, ...]
-    ) -> np.ndarray:
+    def read(self, name: str, dtype: np.dtype, shape: Shape, index: Index) -> np.ndarray:
         """A copy of the part `index` of the array with this name, dtype and shape.
 
         Only the blocks that hold a part of it are read. Raises ValueError if a file is missing or
@@ -169,7 +169,7 @@ class Folder:
             taken.append(common)
             key = _key(name, ranges, shape)
             file = self._file(str(self._weight_map[key]))
-            size = [stop - start for start, stop in ranges]
+            size = tuple(stop - start for start, stop in ranges)
             part[_within(common, wanted)] = file.read(key, dtype, size, _within(common, ranges))
         found = sum(math.prod(b - a for a, b in common) for common in taken)
         if found != part.size:
@@ -206,9 +206,7 @@ class _File:
             raise ValueError(f"{self.name}: not a file of fnn's shards") from error
         self.verified: set[tuple[str, int]] = set()
 
-    def read(
-        self, key: str, dtype: np.dtype, shape: list[int], index: tuple[slice, ...]
-    ) -> np.ndarray:
+    def read(self, key: str, dtype: np.dtype, shape: Shape, index: Index) -> np.ndarray:
         """The part `index`, which is not empty, of the tensor `key` with this dtype and shape."""
         first, last = self.header[key]["data_offsets"]
         tensor = self.content[self.end + first : self.end + last]
@@ -252,11 +250,11 @@ def _slices(leaf: Any) -> dict[Ranges, tuple[int, Any]]:
     }
 
 
-def _whole(shape: tuple[int, ...]) -> Ranges:
+def _whole(shape: Shape) -> Ranges:
     return tuple((0, n) for n in shape)
 
 
-def _ranges(index: tuple[slice, ...], shape: tuple[int, ...]) -> Ranges:
+def _ranges(index: Index, shape: Shape) -> Ranges:
     starts = [part.indices(n) for part, n in zip(index, shape, strict=True)]
     return tuple((start, stop) for start, stop, _ in starts)
 
@@ -266,12 +264,12 @@ def _common(one: Any, other: Any) -> Ranges:
     return tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, other, strict=True))
 
 
-def _within(ranges: Ranges, outer: Any) -> tuple[slice, ...]:
+def _within(ranges: Ranges, outer: Any) -> Index:
     """A slice of an array as a slice of the slice `outer` of it."""
     return tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(ranges, outer, strict=True))
 
 
-def _key(name: str, ranges: Ranges, shape: tuple[int, ...]) -> str:
+def _key(name: str, ranges: Ranges, shape: Shape) -> str:
     if tuple(map(tuple, ranges)) == _whole(shape):
         return name
     return f"{name}[{','.join(f'{start}:{stop}' for start, stop in ranges)}]"

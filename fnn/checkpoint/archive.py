@@ -30,6 +30,7 @@ from fnn import atomic, extras
 from fnn.base import Params
 from fnn.checkpoint import _leaves as leaves, _shards as shards
 from fnn.checkpoint._leaves import Container, is_key
+from fnn.checkpoint._shards import Index, Shape
 from fnn.errors import Error
 
 with extras.needs("data"):
@@ -148,7 +149,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return _opened(path).described["metadata"]
 
 
-Read = Callable[[str, np.dtype, tuple[int, ...], tuple[slice, ...]], np.ndarray]
+Read = Callable[[str, np.dtype, Shape, Index], np.ndarray]
 """read(name, dtype, shape, index) -> a copy of the part `index` of the array with this name, dtype
 and shape."""
 
@@ -202,9 +203,7 @@ class _File:
     def _tensors(self) -> dict[str, Any]:
         return dict(safetensors.deserialize(self._data))
 
-    def read(
-        self, name: str, dtype: np.dtype, shape: tuple[int, ...], index: tuple[slice, ...]
-    ) -> np.ndarray:
+    def read(self, name: str, dtype: np.dtype, shape: Shape, index: Index) -> np.ndarray:
         """As `shards.Folder.read`."""
         return np.array(np.frombuffer(self._tensors[name]["data"], dtype).reshape(shape)[index])
 

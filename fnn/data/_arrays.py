@@ -28,7 +28,9 @@ def from_arrays(name: str, x: np.ndarray, y: np.ndarray, task: str | None = None
     if not single:
         raise DataError(f"{name}: expected one label per example, y of shape (n,), got {y.shape}")
     y = y.reshape(-1)
-    values, labels = np.unique(_decoded(name, y) if y.dtype.kind == "S" else y, return_inverse=True)
+    if y.dtype.kind == "S":  # bytes that are not text stay apart, as surrogates
+        y = np.char.decode(y, "utf-8", "surrogateescape")
+    values, labels = np.unique(y, return_inverse=True)
     classes = tuple(str(value.item()) for value in values)
     for label in classes:
         if any("\ud800" <= character <= "\udfff" for character in label):
@@ -56,20 +58,14 @@ def as_inputs(name: str, x: np.ndarray) -> np.ndarray:
 
 def idx_folder(folder: Path, task: str | None) -> Dataset:
     """The examples of a folder of IDX files, with its t10k part as the test part."""
-    train = _idx_part(str(folder), folder, "train", task)
-    there = [kind for kind in ("images", "labels") if idx_file(folder, "t10k", kind)]
-    if not there:
+    both = lambda part: [_idx(folder, part, kind) for kind in ("images", "labels")]
+    train = from_arrays(str(folder), *both("train"), task=task)
+    if not any(idx_file(folder, "t10k", kind) for kind in ("images", "labels")):
         return train
-    if len(there) == 1:
-        raise DataError(f"{folder}: of the t10k images and labels, only one is there")
-    test = _idx_part(f"{folder} (t10k)", folder, "t10k", task)
+    test = from_arrays(f"{folder} (t10k)", *both("t10k"), task=task)
     if test.x.shape[1] != train.x.shape[1]:
         raise DataError(f"{test.name}: expected {train.x.shape[1]} features, got {test.x.shape[1]}")
     return train._replace(test=relabelled(test, train.classes))
-
-
-def _idx_part(name: str, folder: Path, part: str, task: str | None) -> Dataset:
-    return from_arrays(name, _idx(folder, part, "images"), _idx(folder, part, "labels"), task)
 
 
 def idx_images(folder: Path) -> np.ndarray:
@@ -104,11 +100,3 @@ def _check_targets(name: str, y: np.ndarray, n: int) -> None:
         raise DataError(f"{name}: x has {n} examples, but y has {len(y)}")
     for index in not_finite(y):
         raise DataError(f"{name}: y{list(index)} is {y[index]}, expected a finite number")
-
-
-def _decoded(name: str, y: np.ndarray) -> np.ndarray:
-    """Labels (n,) in bytes as text; two labels that differ stay different."""
-    try:
-        return np.char.decode(y, "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: y has {error.object!r}, expected text in UTF-8") from error

@@ -6,13 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fnn.data import (
-    _columns as columns,
-    _readers as readers,
-    _suspects,
-    _tables as tables,
-    _targets as targets,
-)
+from fnn.data import _columns, _readers, _suspects, _tables, _targets
 from fnn.data._reading import Reading
 from fnn.data._tables import Table
 from fnn.data.dataset import CATEGORY, NUMBER, Column, Dataset, Part, places
@@ -29,18 +23,18 @@ def of_table(
     like: Encoding | None,
 ) -> Dataset:
     """The examples of a table; the arguments are those of `load`."""
-    (table,) = _tables(source, reading, like)
+    (table,) = _read(source, reading, like)
     if table.frame.width < 2:
         what = "expected at least one feature and the target, got one column"
         raise DataError(f"{table.name}: {what}")
-    at = targets.index(table, target, target_name)
+    at = _targets.index(table, target, target_name)
     kind = reading.kind_of(table.option(at))
-    cells = targets.text(table, at, kind)
+    cells = _targets.text(table, at, kind)
     blank, gone = cells.is_null(), cells.null_count()
     if gone and (reading.missing == "error" or blank.all()):
         raise DataError(f"{table.where(at, blank.arg_max())}: no value")
     table = table.only(~blank) if gone else table
-    y, classes, note = targets.targets(table, at, cells.drop_nulls(), task, kind)
+    y, classes, note = _targets.targets(table, at, cells.drop_nulls(), task, kind)
     groups, times = _apart(table, reading)
     beside = {at, *_indices(table, (*reading.id, *reading.group))}
     learned = table.at([i for i in range(table.frame.width) if i not in beside])
@@ -63,14 +57,14 @@ def _apart(table: Table, reading: Reading) -> tuple[np.ndarray | None, np.ndarra
     """What a split goes by: the group (n,) of each row, and its time (n,)."""
     groups = times = None
     if places := _indices(table, reading.group):
-        codes = [columns.parse_column(table, i, None, CATEGORY)[1] for i in places]
+        codes = [_columns.parse_column(table, i, None, CATEGORY)[1] for i in places]
         rows = np.stack(codes, 1)
         blank = np.isnan(rows).any(1)
         rows[blank] = -1 - np.arange(blank.sum())[:, None]  # each a group of its own
         groups = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
     for place in _indices(table, [reading.time or ""]):
         kind = reading.kind_of(table.option(place))
-        column, times, _ = columns.parse_column(table, place, None, kind)
+        column, times, _ = _columns.parse_column(table, place, None, kind)
         if column.kind == CATEGORY:
             raise DataError(f"{table.where(place)}: expected dates or numbers to split by")
         _refuse_blanks(table.at([place]), times[:, None], " to split by")
@@ -80,7 +74,7 @@ def _apart(table: Table, reading: Reading) -> tuple[np.ndarray | None, np.ndarra
 def inputs(source: Any, encoding: Encoding, reading: Reading, size: int) -> Iterator[Part]:
     """The columns of a table that an encoding uses."""
     like: list[Column | None] = []
-    for table in _tables(source, reading, encoding, encoding.names, size):
+    for table in _read(source, reading, encoding, encoding.names, size):
         used = _used(table, encoding)
         like = like or _like(used, encoding)
         x, found, _ = _parsed(used, reading, like)
@@ -97,8 +91,8 @@ def inputs(source: Any, encoding: Encoding, reading: Reading, size: int) -> Iter
 
 
 def unlabelled(source: Any, reading: Reading) -> Dataset:
-    """All columns of a table, as those of examples without targets."""
-    (table,) = _tables(source, reading)
+    """All columns of a table, as those of examples without _targets."""
+    (table,) = _read(source, reading)
     x, found, notes = _parsed(table, reading, [None] * table.frame.width)
     y = np.empty((len(x), 0))
     return Dataset(table.name, x, y, (), table.names, columns=found, notes=(*table.notes, *notes))
@@ -143,7 +137,7 @@ def _like(table: Table, encoding: Encoding | None) -> list[Column | None]:
     return known if len(known) == table.frame.width else [None] * table.frame.width
 
 
-def _tables(
+def _read(
     source: Any,
     reading: Reading,
     like: Encoding | None = None,
@@ -157,7 +151,7 @@ def _tables(
     known = {feature.name: feature.kind for feature in features if feature.name}
     if features and not known:
         reading = reading._replace(header=False)
-    for table in tables.parts(source, reading, size or readers.LIMIT + 1, known):
+    for table in _tables.parts(source, reading, size or _readers.LIMIT + 1, known):
         if like is None:
             _check_names(table, reading)
         yield _named(table, reading, only)
@@ -180,7 +174,7 @@ def _named(table: Table, reading: Reading, only: Collection[str]) -> Table:
     gone = {i for i, name in enumerate(table.names) if name in reading.drop}
     if not any(only):  # else columns are found by their names, in each part alike
         nameless = (i for i, name in enumerate(table.names) if not name)
-        gone |= {i for i in nameless if not columns.stripped(table.frame[:, i]).count()}
+        gone |= {i for i in nameless if not _columns.stripped(table.frame[:, i]).count()}
     table = table.at([i for i in range(table.frame.width) if i not in gone]) if gone else table
     names = [name or f"Unnamed: {table.frame.columns[i]}" for i, name in enumerate(table.names)]
     if len(set(names)) < len(names):
@@ -197,7 +191,7 @@ def _parsed(
     found: list[Column] = []
     notes: dict[str, None] = {}
     for i, known in enumerate(like):
-        column, x[:, i], note = columns.parse_column(
+        column, x[:, i], note = _columns.parse_column(
             table, i, known, reading.kind_of(table.option(i))
         )
         found.append(column)

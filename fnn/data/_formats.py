@@ -51,7 +51,7 @@ def _workbook(path: Path, content: bytes, table: str | None) -> bytes:
     book = fastexcel.read_excel(content)
     read = partial(book.load_sheet, header_row=None, dtypes="string")
     full = [name for name in book.sheet_names if read(name).height]
-    frame = read(_chosen(path, "sheet", full, table)).to_polars()
+    frame = read(_chosen("sheet", full, table)).to_polars()
     return frame.write_csv(include_header=False).encode()
 
 
@@ -59,7 +59,7 @@ def _sqlite(path: Path, content: bytes, table: str | None) -> polars.DataFrame:
     with sqlite3.connect(":memory:") as connection:
         connection.deserialize(content)
         known = "select name from sqlite_master where type in ('table', 'view')"
-        return _selected(path, connection, known, table)
+        return _selected(connection, known, table)
 
 
 def _duckdb(path: Path, content: bytes, table: str | None) -> polars.DataFrame:
@@ -68,15 +68,15 @@ def _duckdb(path: Path, content: bytes, table: str | None) -> polars.DataFrame:
     closed = {"enable_external_access": "false"}  # a statement reads nothing but this file
     known = "select table_name from information_schema.tables"
     with duckdb.connect(path, read_only=True, config=closed) as connection:
-        return _selected(path, connection, known, table)
+        return _selected(connection, known, table)
 
 
-def _selected(path: Path, connection: Any, known: str, table: str | None) -> polars.DataFrame:
+def _selected(connection: Any, known: str, table: str | None) -> polars.DataFrame:
     """The table of this name, the only one without a name, or what a SELECT statement gives."""
     if not re.match(r"(?i)\s*(select|with)\s", table or ""):
         names = [name for (name,) in connection.execute(known).fetchall()]
         names = [name for name in names if not name.startswith("sqlite_")]
-        quoted = _chosen(path, "table", names, table).replace('"', '""')
+        quoted = _chosen("table", names, table).replace('"', '""')
         table = f'select * from "{quoted}"'
     return polars.read_database(table, connection, infer_schema_length=None)
 
@@ -97,13 +97,13 @@ READERS: dict[bytes, Callable[[Path, bytes, str | None], Any]] = {
 }
 
 
-def _chosen(path: Path, what: str, names: Sequence[str], wanted: str | None) -> str:
+def _chosen(what: str, names: Sequence[str], wanted: str | None) -> str:
     """The name of the sheet or the table that is read."""
     if wanted in names or (wanted is None and len(names) == 1):
         return wanted or names[0]
     has = f"the {what}s {', '.join(names)}" if names else f"no {what}"
     hint = f"; not {wanted}" if wanted else "; --table NAME chooses one"
-    raise DataError(f"{path}: has {has}{hint}")
+    raise DataError(f"has {has}{hint}")
 
 
 def encoding(start: bytes, given: str | None) -> tuple[str | None, str]:
@@ -132,8 +132,8 @@ def _guessed(content: bytes) -> str:
     return best.encoding if best else "cp1252"
 
 
-def refuse(path: Path, start: bytes) -> None:
+def refuse(start: bytes) -> None:
     """Raise DataError for a file whose first bytes are another format's."""
     for pattern, what in OTHERS.items():
         if re.match(pattern, start[:4096]):
-            raise DataError(f"{path}: this is {what}")
+            raise DataError(f"this is {what}")

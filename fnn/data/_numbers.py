@@ -62,6 +62,7 @@ def _parts(text: Series) -> DataFrame:
     open, close, power = (col(name).is_not_null() for name in ("open", "close", "power"))
     sign = polars.when(open).then(polars.lit("-")).otherwise(col("sign").fill_null(col("minus")))
     bare = sign.fill_null("") + col("digits").str.replace_all("[ ']", "")
+    bare = polars.when(open == close).then(bare)
     unit = "in " + col("before").fill_null(col("after")).str.replace(r"^(.{2,})s$", "$1")
     factor = col("power").replace_strict({"K": 1e3, "k": 1e3, "M": 1e6, "B": 1e9}, default=1.0)
     marks: dict[str, polars.Expr | Series] = {
@@ -71,9 +72,7 @@ def _parts(text: Series) -> DataFrame:
         forms.POWERS: power,
         PLUS: col("plus").is_not_null(),
     }
-    return frame.select(
-        bare=polars.when(open == close).then(bare), unit=unit, factor=factor, **marks
-    )
+    return frame.select(bare=bare, unit=unit, factor=factor, **marks)
 
 
 def _numbers(text: Series, style: str) -> Series:

@@ -1,7 +1,6 @@
 """The rows of a text table by its quotes: their number is known before any parser is asked."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +11,7 @@ QUOTE = ord('"')
 FAULT = 'a quote opens a cell and is not closed at its end; write a quote in a quoted cell as ""'
 
 
-def checked(path: Path, content: bytes, found: Dialect) -> tuple[bytes, int]:
+def checked(content: bytes, found: Dialect) -> tuple[bytes, int]:
     """The lines after the header with cells quoted as RFC 4180 has it, and their number of rows,
     blank ones too.
 
@@ -21,23 +20,23 @@ def checked(path: Path, content: bytes, found: Dialect) -> tuple[bytes, int]:
     for a quoted cell whose lines look like rows: those are rows between two stray quotes.
     """
     if b'"' in content and not _is_strict(content, found):
-        content = _rewritten(path, content, found)
+        content = _rewritten(content, found)
     ends, within = line_ends(content, found.end)
     if within.any():
-        _check_lines(path, content, found, ends, within)
+        _check_lines(content, found, ends, within)
     return content, int((~within).sum()) + (content[-1:] not in (b"\n", b"\r", b""))
 
 
-def check_header(path: Path, found: Dialect) -> None:
+def check_header(found: Dialect) -> None:
     """Raise DataError where a stray quote makes rows a part of the header."""
     if '"' not in found.head:
         return
     head = found.head.strip("\r\n")
     above = found.above + found.head[: found.head.index(head)].count(found.end)
-    _rewritten(path, head.encode(), found._replace(lines=above))
+    _rewritten(head.encode(), found._replace(lines=above))
     first, *below = (line.count(found.separator) for line in head.splitlines())
     if below and first and all(count == first for count in below):
-        raise DataError(f"{path}: line {above + 1}: {FAULT}")
+        raise DataError(f"line {above + 1}: {FAULT}")
 
 
 def _is_strict(content: bytes, found: Dialect) -> bool:
@@ -57,9 +56,7 @@ def _positions(content: bytes | bytearray, byte: int) -> np.ndarray:
     return np.flatnonzero(np.frombuffer(content, np.uint8) == byte)
 
 
-def _check_lines(
-    path: Path, content: bytes, found: Dialect, ends: np.ndarray, within: np.ndarray
-) -> None:
+def _check_lines(content: bytes, found: Dialect, ends: np.ndarray, within: np.ndarray) -> None:
     """Raise DataError for a row of several lines of which each could be a row."""
     cuts = np.searchsorted(_positions(content, ord(found.separator)), [*ends, len(content)])
     whole = np.diff(cuts, prepend=0) == found.width - 1
@@ -74,13 +71,13 @@ def _check_lines(
         cells = (line[i].strip(' "\r') for line in lines for i in numbers)
         if stop - start > 1 and all(not cell or is_number(cell) for cell in cells):
             raise DataError(
-                f"{path}: line {found.lines + start + 1}: a quote opens a cell that ends on line "
+                f"line {found.lines + start + 1}: a quote opens a cell that ends on line "
                 f"{found.lines + stop}, and each line of it could be a row; remove the quotes or "
                 f"write each twice inside a quoted cell"
             )
 
 
-def _rewritten(path: Path, content: bytes, found: Dialect) -> bytes:
+def _rewritten(content: bytes, found: Dialect) -> bytes:
     """The same cells, quoted so that every parser reads them alike; each on its line as before."""
     mark, end = re.escape(found.separator), found.end
     gap = " *" if found.separator != "\t" else ""
@@ -92,7 +89,7 @@ def _rewritten(path: Path, content: bytes, found: Dialect) -> bytes:
     while True:
         match = cell.match(text, at)
         if match is None:
-            raise DataError(f"{path}: line {line + 1}: {FAULT}")
+            raise DataError(f"line {line + 1}: {FAULT}")
         value, with_escapes, bare, stop = match.groups()
         if with_escapes is not None:
             bare = re.sub(r"\\([\"\\])", r"\1", with_escapes.replace('""', '"'))

@@ -65,14 +65,14 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
         for name in names:
             if name not in members:
                 has = ", ".join(members) or "nothing"
-                raise DataError(f"{path}: expected an array {name!r}, the file has {has}")
-        return [_array(f"{path}: {name}", archive.open(members[name])) for name in names]
+                raise DataError(f"expected an array {name!r}, the file has {has}")
+        return [_array(archive.open(members[name]), f"{name}: ") for name in names]
 
 
 def read_npy(path: Path) -> np.ndarray:
     """The array of a .npy file."""
     with explained(path), open(path, "rb") as file:
-        return _array(str(path), file)
+        return _array(file)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -84,36 +84,36 @@ def read_idx(path: Path) -> np.ndarray:
     with opened(path) as file, explained(path):
         magic = file.read(4)
         if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or not magic[3]:
-            raise DataError(f"{path}: not an IDX file")
+            raise DataError("not an IDX file")
         header = file.read(4 * magic[3])
         shape = tuple(int(d) for d in np.frombuffer(header[: len(header) // 4 * 4], ">u4"))
         dtype = np.dtype(IDX_TYPES[magic[2]])
         if len(header) < 4 * magic[3]:
-            raise DataError(f"{path}: cut short: {len(header)} of {4 * magic[3]} bytes of lengths")
-        entries = _entries(str(path), file, dtype, shape)
+            raise DataError(f"cut short: {len(header)} of {4 * magic[3]} bytes of lengths")
+        entries = _entries(file, dtype, shape)
         return entries.reshape(shape).astype(dtype.newbyteorder("="))
 
 
-def _array(name: str, file: IO[bytes]) -> np.ndarray:
+def _array(file: IO[bytes], name: str = "") -> np.ndarray:
     """The array of a file in the format of NumPy's `save`."""
     start = file.read(8)
     if start not in VERSIONS:
-        raise DataError(f"{name}: not an array in NumPy's format")
+        raise DataError(f"{name}not an array in NumPy's format")
     shape, by_columns, dtype = VERSIONS[start](file)
     if dtype.hasobject:
-        raise DataError(f"{name}: it holds Python objects, which are not loaded")
-    entries = _entries(name, file, dtype, shape)
+        raise DataError(f"{name}it holds Python objects, which are not loaded")
+    entries = _entries(file, dtype, shape, name)
     return entries.reshape(shape[::-1]).T if by_columns else entries.reshape(shape)
 
 
-def _entries(name: str, file: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+def _entries(file: Any, dtype: np.dtype, shape: tuple[int, ...], name: str = "") -> np.ndarray:
     """The rest of the file as the entries of an array of this dtype and shape, in one axis."""
     size = math.prod(shape) * dtype.itemsize
     if size > LIMIT:
-        raise DataError(f"{name}: {shape} takes {size} bytes; at most {LIMIT} are read")
+        raise DataError(f"{name}{shape} takes {size} bytes; at most {LIMIT} are read")
     content = np.empty(size, np.uint8)
     if (got := file.readinto(content)) < size:
-        raise DataError(f"{name}: cut short: {got} of {size} bytes for {shape}")
+        raise DataError(f"{name}cut short: {got} of {size} bytes for {shape}")
     if file.read(1):
-        raise DataError(f"{name}: longer than the {size} bytes that {shape} takes")
+        raise DataError(f"{name}longer than the {size} bytes that {shape} takes")
     return content.view(dtype)

@@ -57,7 +57,8 @@ class Table(NamedTuple):
 
     def where(self, column: int, row: int | None = None) -> str:
         """The words for a cell, or for a column."""
-        line = "" if row is None else f"{self.place(row)}, "
+        with explained(self.name):
+            line = "" if row is None else f"{self.place(row)}, "
         return f"{self.name}: {line}{self.called(column)}"
 
     def called(self, column: int) -> str:
@@ -86,8 +87,7 @@ def parts(source: Any, reading: Reading, size: int, known: Mapping[str, str]) ->
     """
     if not isinstance(source, str | Path):
         with explained("the table"):
-            frame = _frame(source)
-        yield _of_frame("the table", frame)
+            yield _of_frame("the table", _frame(source))
         return
     path = Path(source)
     with readers.opened(path) as file, explained(path):
@@ -95,20 +95,20 @@ def parts(source: Any, reading: Reading, size: int, known: Mapping[str, str]) ->
         start = next(pieces, b"").removeprefix(codecs.BOM_UTF8)
         if start.startswith((b"PAR1", b"ARROW1")):
             plain = path.is_file() and isinstance(file, io.BufferedReader)
-            yield from _stored(path, start, path if plain else _whole(path, start, pieces), size)
+            yield from _stored(path, start, path if plain else _whole(start, pieces), size)
             return
         if read := _formats.reader(start):
-            found = read(path, _whole(path, start, pieces), reading.table)
+            found = read(path, _whole(start, pieces), reading.table)
             if not isinstance(found, bytes):
                 yield _of_frame(str(path), found)
                 return
             start, reading = found, reading._replace(separator=",")
         if reading.encoding:  # holds where the text is not UTF-8, maybe only at its end
-            start = _whole(path, start, pieces)
+            start = _whole(start, pieces)
         encoding, note = _formats.encoding(start, reading.encoding)
         if encoding:
-            start = _whole(path, start, pieces).decode(encoding).removeprefix("\ufeff").encode()
-        _formats.refuse(path, start)
+            start = _whole(start, pieces).decode(encoding).removeprefix("\ufeff").encode()
+        _formats.refuse(start)
         lasting = None if note.startswith("text in UTF-16") else encoding
         for table in _of_text(path, itertools.chain([start], pieces), reading, known, size):
             yield table._replace(notes=(*filter(None, [note]), *table.notes), encoding=lasting)
@@ -118,7 +118,7 @@ def _of_frame(name: str, frame: polars.DataFrame, before: int = 0) -> Table:
     """The table of a frame that `before` rows come before."""
     names = tuple(frame.columns)
     if not names or not len(frame):
-        raise DataError(f"{name}: no examples")
+        raise DataError("no examples")
     frame = frame.rename({old: str(i) for i, old in enumerate(names)})
     return Table(name, names, frame, lambda row: f"row {before + row + 1}", ())
 
@@ -143,13 +143,13 @@ def _stored(path: Path, start: bytes, content: Any, size: int) -> Iterator[Table
     rows, width = lazy.select(polars.len()).collect().item(), len(lazy.collect_schema())
     many = max(1, size // (8 * max(1, width)))
     if size > readers.LIMIT and rows > many:
-        raise _too_large(path)
+        raise _too_large()
     for at in range(0, max(1, rows), many):
         try:
             frame = lazy.slice(at, many).collect()
         finally:
             if content is path and _version(path) != before:
-                raise DataError(f"{path}: another process has changed the file while it was read")
+                raise DataError("another process has changed the file while it was read")
         yield _of_frame(str(path), frame, at)
 
 
@@ -165,16 +165,13 @@ def _of_text(
     start = next(pieces)
     head = start[:PIECE]
     if len(head) == PIECE and b"\n" not in head and b"\r" not in head:
-        raise DataError(f"{path}: line 1: longer than {PIECE} characters")
-    try:
-        found = _dialect.guess(head[: head.rfind(b"\n") + 1 or None], reading, known)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    _quotes.check_header(path, found)
+        raise DataError(f"line 1: longer than {PIECE} characters")
+    found = _dialect.guess(head[: head.rfind(b"\n") + 1 or None], reading, known)
+    _quotes.check_header(found)
     lines, rows, totals = found.lines, 0, Counter[str | None]()
-    parts = _in_rows(path, itertools.chain([start[found.skip :]], pieces), found, size)
+    parts = _in_rows(itertools.chain([start[found.skip :]], pieces), found, size)
     for content, after in itertools.pairwise(itertools.chain(parts, [b""])):
-        frame, place = _parsed(path, content, found._replace(lines=lines))
+        frame, place = _parsed(content, found._replace(lines=lines))
         lines, rows = lines + content.count(found.end.encode()), rows + len(frame)
         cells, notes = polars.nth(range(min(4, found.width))), found.notes
         words = polars.coalesce(polars.when(cells != "").then(cells))
@@ -185,10 +182,10 @@ def _of_text(
         if len(frame) or notes != found.notes:
             yield Table(str(path), found.names, frame, place, notes, found.separator)
     if not rows:
-        raise DataError(f"{path}: a header, but no examples")
+        raise DataError("a header, but no examples")
 
 
-def _in_rows(path: Path, pieces: Iterator[bytes], found: Dialect, size: int) -> Iterator[bytes]:
+def _in_rows(pieces: Iterator[bytes], found: Dialect, size: int) -> Iterator[bytes]:
     """A text file in parts of about `size` bytes that end where a row does."""
     end, lines, before = found.end.encode(), found.lines, found.lines
     content, enough, step = bytearray(), size, min(PIECE, size)
@@ -196,9 +193,9 @@ def _in_rows(path: Path, pieces: Iterator[bytes], found: Dialect, size: int) -> 
         lines += piece.count(end)
         content += piece
         if len(content) - content.rfind(end) - 1 > PIECE:
-            raise DataError(f"{path}: line {lines + 1}: longer than {PIECE} characters")
+            raise DataError(f"line {lines + 1}: longer than {PIECE} characters")
         if len(content) + 24 * found.width * (lines - before) > readers.LIMIT:
-            raise _too_large(f"{path}: line {lines}")
+            raise _too_large(f"line {lines}: ")
         if len(content) < enough:
             continue
         ends, within = _quotes.line_ends(content, found.end)
@@ -212,27 +209,25 @@ def _in_rows(path: Path, pieces: Iterator[bytes], found: Dialect, size: int) -> 
     yield bytes(content)
 
 
-def _whole(path: Path, start: bytes, pieces: Iterator[bytes]) -> bytes:
+def _whole(start: bytes, pieces: Iterator[bytes]) -> bytes:
     """The content of a file that begins with `start`; at most `readers.LIMIT` bytes."""
     content = bytearray(start)
     for piece in pieces:
         content += piece
         if len(content) > readers.LIMIT:
-            raise _too_large(path)
+            raise _too_large()
     return bytes(content)
 
 
-def _parsed(
-    path: Path, content: bytes, found: Dialect
-) -> tuple[polars.DataFrame, Callable[[int], str]]:
+def _parsed(content: bytes, found: Dialect) -> tuple[polars.DataFrame, Callable[[int], str]]:
     """The frame of the lines after the header, and the place of each of its rows."""
     before, binary, _ = content.partition(b"\0")
     if binary or any("\0" in name for name in found.names):
         line = found.lines + (before.count(found.end.encode()) + 1 if binary else 0)
-        raise DataError(f"{path}: line {line}: binary, not text")
-    content, n = _quotes.checked(path, content, found)
+        raise DataError(f"line {line}: binary, not text")
+    content, n = _quotes.checked(content, found)
     lines: Callable[[], polars.Series] = functools.cache(
-        lambda: polars.Series(_lines(path, content, found), dtype=polars.Int64)
+        lambda: polars.Series(_lines(content, found), dtype=polars.Int64)
     )
     names = found.separator.join(map(str, range(found.width))) + found.end
     try:
@@ -246,17 +241,17 @@ def _parsed(
         lines()
         raise
     if len(frame) != n:
-        raise DataError(f"{path}: {n} rows, of which Polars reads {len(frame)}")
+        raise DataError(f"{n} rows, of which Polars reads {len(frame)}")
     if frame[:, -1].null_count() and len(lines()) == n:  # a short or blank line, or a blank cell
         frame = frame.filter(lines() > 0)
     place = lambda row: f"line {lines().filter(lines() > 0)[row]}"
     if found.trailing and not (last := frame[:, -1].fill_null("") == "").all():
         row, width = int(last.arg_min() or 0), found.width - 1
-        raise DataError(f"{path}: {place(row)}: expected {width} columns, got {width + 1}")
+        raise DataError(f"{place(row)}: expected {width} columns, got {width + 1}")
     return frame, place
 
 
-def _lines(path: Path, content: bytes, found: Dialect) -> Iterator[int]:
+def _lines(content: bytes, found: Dialect) -> Iterator[int]:
     """The line on which each row ends, 0 for a blank line. Raises DataError for a fault."""
     with io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="") as text:
         reader = csv.reader(text, delimiter=found.separator, strict=True)
@@ -268,8 +263,8 @@ def _lines(path: Path, content: bytes, found: Dialect) -> Iterator[int]:
                 yield 0 if blank else found.lines + reader.line_num
         except csv.Error as error:
             line = found.lines + reader.line_num
-            raise DataError(f"{path}: line {line}: {error}") from error
+            raise DataError(f"line {line}: {error}") from error
 
 
-def _too_large(where: Path | str) -> DataError:
-    return DataError(f"{where}: the table is too large: at most {readers.LIMIT} bytes are read")
+def _too_large(where: str = "") -> DataError:
+    return DataError(f"{where}the table is too large: at most {readers.LIMIT} bytes are read")

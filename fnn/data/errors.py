@@ -22,7 +22,7 @@ class DataError(Error, ValueError):
 
 @contextmanager
 def explained(path: Path | str) -> Iterator[None]:
-    """Any error inside the block becomes a DataError that names the file.
+    """Any error inside the block becomes a DataError that names the file, as a DataError does.
 
     An OSError that names a file itself passes unchanged: the file can't be opened. NumPy's
     parser raises, and warns of, whatever damaged input leads it to, so that nothing narrower
@@ -37,10 +37,11 @@ def explained(path: Path | str) -> Iterator[None]:
         hint = "--encoding NAME, such as cp1252, decides"
         raise DataError(f"{path}: {what}; {hint}") from error
     except BaseException as error:
-        known = isinstance(error, DataError) or getattr(error, "filename", None) is not None
-        if known or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+        named = isinstance(error, OSError) and error.filename is not None
+        if named or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
             raise
-        raise DataError(f"{path}: can't be read: {first_line(error)}") from error
+        what = "" if isinstance(error, DataError) else "can't be read: "
+        raise DataError(f"{path}: {what}{first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

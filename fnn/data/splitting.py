@@ -7,6 +7,9 @@ import numpy as np
 from fnn.data.dataset import Dataset
 from fnn.data.errors import DataError
 
+Parts = tuple[np.ndarray, np.ndarray]
+"""The indices of the examples to train on, and of those held out."""
+
 
 def without_singles(data: Dataset) -> Dataset:
     """The examples without those that are the only one of their class, and a note of how many.
@@ -64,9 +67,7 @@ def split(data: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Data
     return _rows(data, train), _rows(data, test)
 
 
-def _chosen(
-    data: Dataset, fraction: float, random: np.random.RandomState
-) -> tuple[np.ndarray, np.ndarray]:
+def _chosen(data: Dataset, fraction: float, random: np.random.RandomState) -> Parts:
     """The indices of both parts."""
     held = None
     if data.times is not None:
@@ -85,9 +86,7 @@ def _chosen(
     return np.concatenate([several[train], np.flatnonzero(single)]), several[test]
 
 
-def _drawn(
-    labels: np.ndarray, size: int, random: np.random.RandomState
-) -> tuple[np.ndarray, np.ndarray]:
+def _drawn(labels: np.ndarray, size: int, random: np.random.RandomState) -> Parts:
     """The indices of all labels (n,) but `size`, and of these: the same that scikit-learn's
     `train_test_split` draws, stratified where there are several labels."""
     n = len(labels)
