@@ -58,14 +58,17 @@ def as_inputs(name: str, x: np.ndarray) -> np.ndarray:
 
 def idx_folder(folder: Path, task: str | None) -> Dataset:
     """The examples of a folder of IDX files, with its t10k part as the test part."""
-    both = lambda part: [_idx(folder, part, kind) for kind in ("images", "labels")]
-    train = from_arrays(str(folder), *both("train"), task=task)
+    train = _idx_part(str(folder), folder, "train", task)
     if not any(idx_file(folder, "t10k", kind) for kind in ("images", "labels")):
         return train
-    test = from_arrays(f"{folder} (t10k)", *both("t10k"), task=task)
+    test = _idx_part(f"{folder} (t10k)", folder, "t10k", task)
     if test.x.shape[1] != train.x.shape[1]:
         raise DataError(f"{test.name}: expected {train.x.shape[1]} features, got {test.x.shape[1]}")
     return train._replace(test=relabelled(test, train.classes))
+
+
+def _idx_part(name: str, folder: Path, part: str, task: str | None) -> Dataset:
+    return from_arrays(name, _idx(folder, part, "images"), _idx(folder, part, "labels"), task)
 
 
 def idx_images(folder: Path) -> np.ndarray:

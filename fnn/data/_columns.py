@@ -65,7 +65,7 @@ def parse_column(
             column = Column(TIME if kind == polars.Time else DATE)
             return column, _in_days(cells, column.kind), ""
         days = cells.dt.total_microseconds() / DAY if kind == polars.Duration else cells
-        return Column(NUMBER), _finite(table, at, days.cast(polars.Float64)), ""
+        return Column(NUMBER), finite(table, at, days.cast(polars.Float64)), ""
     if kind.is_nested() or kind in (polars.Binary, polars.Object):
         raise DataError(f"{table.where(at)}: expected numbers, text or dates, got {kind}")
     return _of_text(table, at, stripped(cells), like, wanted)
@@ -97,7 +97,7 @@ def _of_text(table: Table, at: int, text: Series, like: Column | None, wanted: s
     wrong = read.is_null() & clean.is_not_null()
     if (strays := int(wrong.sum())) and not wanted:
         raise _stray(table, at, clean, wrong, column, like)
-    cells = _finite(table, at, read) if column.kind == NUMBER else _in_days(read, column.kind)
+    cells = finite(table, at, read) if column.kind == NUMBER else _in_days(read, column.kind)
     gone = " and ".join(filter(None, [words, f"{strays} other cells" * bool(strays)]))
     lost = gone and f"{table.called(at)}: {gone} taken as no value"
     return column, cells, "; ".join(filter(None, [", ".join(filter(None, [note, mixed])), lost]))
@@ -257,7 +257,7 @@ def one_spelling(text: Series) -> tuple[Series, str]:
     return text.replace(others), ", ".join(said[:3] + ["..."] * (len(said) > 3))
 
 
-def _finite(table: Table, at: int, numbers: Series) -> np.ndarray:
+def finite(table: Table, at: int, numbers: Series) -> np.ndarray:
     """The numbers, NaN for a blank. Raises DataError for an infinite one."""
     found = numbers.to_numpy()
     if (infinite := np.isinf(found)).any():

@@ -84,25 +84,19 @@ def guess(content: bytes, reading: Reading = GUESS, known: Mapping[str, str] = {
     if not rows:
         raise DataError("empty")
     names, taken, trailing = _header(rows, header, known)
-    start = above + [0, *ends][taken]
+    start, below = (above + [0, *ends][count] for count in (taken, min(taken, 1)))
     notes = {
         f"separated by {SEPARATORS[separator]}": guessed and separator != ",",
         f"lines above the header left out: {titles}": titles,
         "no header": not taken and header is None,
         f"the line of units left out: {' '.join(filter(None, sum(rows[1:taken], ())))}": taken == 2,
     }
+    end = "\r" if "\r" in text and "\n" not in text else "\n"
+    skipped, head = "".join(lines[:start]).encode(), "".join(lines[above:below])
     return Dialect(
-        separator,
-        end="\r" if "\r" in text and "\n" not in text else "\n",
-        names=names,
-        skip=len("".join(lines[:start]).encode()),
-        lines=start,
-        sample=tuple(rows[taken:]),
-        trailing=trailing,
-        head="".join(lines[above : above + [0, *ends][min(taken, 1)]]),
-        above=above,
-        notes=tuple(note for note, said in notes.items() if said),
-    )
+        separator, end, names, len(skipped), start, tuple(rows[taken:]), trailing, head, above,
+        tuple(note for note, said in notes.items() if said),
+    )  # fmt: skip
 
 
 def _header(

@@ -87,13 +87,11 @@ def targets(
         words = cells.unique()
         return *_labelled(table, at, task, cells, dict(zip(words, words, strict=True))), note
     note = f"{table.called(at)}: numbers, {form}" if form else ""
-    if (infinite := ~numbers.is_finite()).any():
-        row = int(infinite.arg_max() or 0)
-        raise DataError(f"{table.where(at, row)}: expected a finite number, got {cells[row]}")
+    values = columns.finite(table, at, numbers)
     task = task or TASKS[not (few and (numbers % 1 == 0).all())]
     if task == TASKS[1]:
         _check_apart(table, at, cells, numbers)
-        return numbers.to_numpy()[:, None].copy(), (), note
+        return values[:, None].copy(), (), note
     pairs = polars.DataFrame({"text": cells, "number": numbers}).unique("text")
     exact = {word: _exact(word, number) for word, number in pairs.rows()}
     return *_labelled(table, at, task, cells, exact), note

@@ -219,11 +219,10 @@ class Encoding(NamedTuple):
         >>> Encoding((Feature("id", "row numbers"),), None).left_out()
         ["left out: 'id' (row numbers)"]
         """
-        whys: dict[str, list[str]] = {}
+        whys: dict[str, list[str]] = {feature.left_out: [] for feature in self.features}
         for i, feature in enumerate(self.features):
-            if feature.left_out:
-                name = repr(feature.name) if feature.name else f"column {i + 1}"
-                whys.setdefault(feature.left_out, []).append(name)
+            whys[feature.left_out].append(repr(feature.name) if feature.name else f"column {i + 1}")
+        whys.pop("", None)
         return [f"left out: {', '.join(names)} ({why})" for why, names in whys.items()]
 
     def as_metadata(self) -> list[dict[str, Any]]:
@@ -267,5 +266,5 @@ def _features(train: Dataset, kept: Collection[int]) -> list[Feature]:
         if len(cells):
             features.append(kind.fitted(name, column, cells, len(train.x), i, i in kept))
         else:
-            features.append(kind(name, "no values", form=column.form))
+            features.append(kind(name, "no values", form=column.form, kind=column.kind))
     return features
