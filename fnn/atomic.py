@@ -78,9 +78,8 @@ def owned(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BlockingIOError(
-                error.errno, "another process is writing to this folder", str(folder)
-            ) from error
+            what = "another process is writing to this folder"
+            raise BlockingIOError(error.errno, what, str(folder)) from error
         for unfinished in folder.glob(f"*{UNFINISHED}"):
             unfinished.unlink()
         yield

@@ -18,7 +18,7 @@ from fnn.runs import training
 from fnn.runs.settings import Settings
 
 with extras.needs("data"):
-    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
     from sklearn.utils import check_random_state
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
@@ -123,7 +123,7 @@ class Classifier(ClassifierMixin, _Network):
         return self.classes_[chances.argmax(1)]
 
 
-class Regressor(RegressorMixin, _Network):
+class Regressor(MultiOutputMixin, RegressorMixin, _Network):
     """Values, one or several, learned with the mean squared error. The arguments are as those of
     `Classifier`; after `fit`, so are run_ and n_iter_.
 
@@ -154,8 +154,3 @@ class Regressor(RegressorMixin, _Network):
         """
         found = self._predicted(X)
         return found.reshape(len(found), *self._shape)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags

@@ -70,12 +70,8 @@ def lowered(f: Callable[[Any], Any], example: Any) -> bytes:
     with extras.needs("export"):
         import_module("flatbuffers")
 
-    shapes = jax.tree.map(_shape, example)
+    shapes = jax.eval_shape(lambda x: x, example)
     if not all(a.ndim for a in jax.tree.leaves(shapes)):
         raise ValueError("export: expected an example with a batch axis, got a scalar")
     free = export.symbolic_args_specs(shapes, "n, ...")
     return bytes(export.export(jax.jit(f), platforms=PLATFORMS)(free).serialize())
-
-
-def _shape(a: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype))

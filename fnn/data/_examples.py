@@ -191,9 +191,8 @@ def _parsed(
     found: list[Column] = []
     notes: dict[str, None] = {}
     for i, known in enumerate(like):
-        column, x[:, i], note = _columns.parse_column(
-            table, i, known, reading.kind_of(table.option(i))
-        )
+        kind = reading.kind_of(table.option(i))
+        column, x[:, i], note = _columns.parse_column(table, i, known, kind)
         found.append(column)
         notes[note] = None
     if reading.missing == "error":

@@ -62,9 +62,8 @@ class Scaling(NamedTuple):
         with np.errstate(over="ignore"):
             z = z.astype(np.float32)
         for row, column in not_finite(z):
-            raise DataError(
-                f"example {first + row + 1}, column {column + 1}: {a[row, column]} is too far off"
-            )
+            where = f"example {first + row + 1}, column {column + 1}"
+            raise DataError(f"{where}: {a[row, column]} is too far off")
         return z
 
     def undo(self, z: np.ndarray) -> np.ndarray:
