@@ -11,7 +11,7 @@ from fnn.data._reading import Reading
 from fnn.data._tables import Table
 from fnn.data.dataset import CATEGORY, NUMBER, Column, Dataset, Part, places
 from fnn.data.encoding import Encoding
-from fnn.data.errors import DataError, nearest
+from fnn.data.errors import DataError
 
 
 def of_table(
@@ -106,7 +106,7 @@ def _decided(like: Column | None, found: Column) -> Column:
 def _used(table: Table, encoding: Encoding) -> Table:
     """The columns of the encoding's names, or all where the table or the run has no names."""
     if table.names and any(encoding.names):
-        return table.at(places(table.name, table.names, encoding.names, "column"))
+        return table.at(places(table.name, table.names, encoding.names))
     every, got = len(encoding.features) or encoding.d_in, table.frame.width
     if got != every:
         raise DataError(f"{table.name}: expected {every} columns, the features, got {got}")
@@ -161,9 +161,7 @@ def _check_names(table: Table, reading: Reading) -> None:
     """Raise DataError where an option names a column that is not there."""
     named = {*reading.drop, *reading.id, *reading.group, reading.time}
     known = table.names or [at for at in table.frame.columns if at not in named]
-    for name in sorted(reading.columns() - set(known)):
-        hint = nearest(name, table.names) if table.names else "it has no header"
-        raise DataError(f"{table.name}: no column is called {name!r}; {hint}")
+    places(table.name, table.names, sorted(reading.columns() - set(known)))
 
 
 def _named(table: Table, reading: Reading, only: Collection[str]) -> Table:

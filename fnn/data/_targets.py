@@ -11,8 +11,8 @@ from fnn.data import _columns as columns
 from fnn.data._columns import FEW
 from fnn.data._numbers import as_numbers
 from fnn.data._tables import Table
-from fnn.data.dataset import NUMBER, TASKS
-from fnn.data.errors import DataError, nearest
+from fnn.data.dataset import NUMBER, TASKS, places
+from fnn.data.errors import DataError
 
 WHOLE = r"^[+-]?\d+$"
 
@@ -38,8 +38,7 @@ def index(table: Table, target: str | int | None, target_name: str | None = None
     try:
         at = -1 if target is None else int(target)
     except ValueError:
-        hint = nearest(str(target), names) if names else "it has no header"
-        raise DataError(f"{table.name}: no column is called {target!r}; {hint}") from None
+        (at,) = places(table.name, names, [str(target)])
     if not -width <= at < width:
         raise DataError(f"{table.name}: expected a target column from 0 to {width - 1}, got {at}")
     return at % width

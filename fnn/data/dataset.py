@@ -1,6 +1,6 @@
 """Examples with their targets, as arrays of one fixed form."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,12 +112,11 @@ def matched(values: Sequence[str], known: Sequence[str]) -> list[int]:
     return [where.get(v, where.get(low, -1)) for v, low in zip(values, alike, strict=True)]
 
 
-def places(
-    source: str, known: Sequence[str], wanted: Sequence[str], what: str = "feature"
-) -> list[int]:
+def places(source: str, known: Sequence[str], wanted: Collection[str]) -> list[int]:
     """The index in `known` of each name that is wanted. Raises DataError for a missing one."""
     where = {name: i for i, name in enumerate(known)}
     for name in wanted:
         if name not in where:
-            raise DataError(f"{source}: the {what} {name!r} is missing; {nearest(name, known)}")
+            hint = nearest(name, known) if known else "it has no header"
+            raise DataError(f"{source}: no column is called {name!r}; {hint}")
     return [where[name] for name in wanted]

@@ -7,7 +7,7 @@ import numpy as np
 
 from fnn.data._features import KINDS, Feature, features_of as features_of, metadata_of
 from fnn.data.dataset import CATEGORY, NUMBER, Column, Dataset, places
-from fnn.data.errors import DataError, nearest
+from fnn.data.errors import DataError
 from fnn.data.scaling import Scaling
 
 LARGEST = 1e150
@@ -81,13 +81,9 @@ class Encoding(NamedTuple):
         >>> Encoding.of(train).features[0].describe()
         'one-hot: 2 values and blank'
         """
-        for name in keep:
-            if name not in train.features:
-                hint = nearest(name, train.features)
-                raise DataError(f"{train.name}: no column is called {name!r}; {hint}")
+        kept = places(train.name, train.features, keep)
         if not train.columns:
             return cls((), Scaling.of(train.x), train.features)
-        kept = {train.features.index(name) for name in keep}
         features = _features(train, kept)
         if not any(f.width for f in features):  # rather what looks like row numbers than nothing
             features = _features(train, range(len(features)))

@@ -183,7 +183,7 @@ def test_bundled_sets(name):
 def test_inputs_take_columns_by_name(tmp_path):
     path = written(tmp_path / "a.csv", "kind,b,a,note\n?,2,1,x\n,4,3,y\n")
     np.testing.assert_array_equal(inputs(path, 2, ("a", "b")), [[1, 2], [3, 4]])
-    with pytest.raises(DataError, match="column 'alpha' is missing"):
+    with pytest.raises(DataError, match="no column is called 'alpha'"):
         inputs(path, 2, ("alpha", "b"))
     bare = written(tmp_path / "b.csv", "1,2\n3,4\n")
     np.testing.assert_array_equal(inputs(bare, 2, ("a", "b")), [[1, 2], [3, 4]])

@@ -425,7 +425,7 @@ def test_columns_are_found_by_name_and_by_place():
     encoding = Encoding.of(train)
     turned = pl.DataFrame({"note": ["?", "!"], "b": ["v", "u"], "a": [2.5, 1.0]})
     np.testing.assert_array_equal(inputs(turned, encoding), [[2.5, 1], [1, 0]])
-    with pytest.raises(DataError, match="the column 'b' is missing; known are a, c"):
+    with pytest.raises(DataError, match="no column is called 'b'; known are a, c"):
         inputs(pl.DataFrame({"a": [1.0], "c": ["u"]}), encoding)
     with pytest.raises(DataError, match="row 1, column 1 'a': 'x' is not a number"):
         inputs(pl.DataFrame({"a": ["x", "y"], "b": ["u", "v"]}), encoding)

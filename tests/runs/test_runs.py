@@ -336,8 +336,8 @@ def test_evaluate_refuses_other_classes_and_features(csv_run):
     (csv_run / "bad.csv").write_text("\n".join([header, "setossa,1,2,3,4"]))
     one_line(command("evaluate", csv_run / "run", csv_run / "bad.csv"), "did you mean 'setosa'?")
     one_line(command("evaluate", csv_run / "run", "diabetes"), "task is regression")
-    one_line(command("evaluate", csv_run / "run", "wine"), "the feature 'a' is missing")
-    one_line(command("predict", csv_run / "run", "wine"), "the feature 'a' is missing")
+    one_line(command("evaluate", csv_run / "run", "wine"), "no column is called 'a'")
+    one_line(command("predict", csv_run / "run", "wine"), "no column is called 'a'")
 
 
 def test_evaluate_finds_the_target_by_its_name(tmp_path):
