@@ -75,19 +75,19 @@ def inputs(source: Any, encoding: Encoding, reading: Reading, size: int) -> Iter
     """The columns of a table that an encoding uses."""
     like: list[Column | None] = []
     for table in _read(source, reading, encoding, encoding.names, size):
-        used = _used(table, encoding)
+        used = table
+        if table.names and any(encoding.names):
+            used = table.at(places(table.name, table.names, encoding.names))
         like = like or _like(used, encoding)
         x, found, _ = _parsed(used, reading, like)
         like = list(map(_decided, like, found))
         ids = {name: table.frame[:, i] for name in reading.id for i in _indices(table, [name])}
         lost = tuple(note for note in table.notes if "left out" in note)
-        if encoding.features:
-            names = used.names if any(encoding.names) else ()
-            part = Dataset(table.name, x, np.empty(0), (), names, columns=found)
-            x = encoding.aligned(part).x
-        else:
+        if not encoding.features:
             _check_numbers(used, found, x)
-        yield Part(x, ids, lost)
+        names = used.names if any(encoding.names) else ()
+        part = Dataset(table.name, x, np.empty(0), (), names, columns=found)
+        yield Part(encoding.aligned(part).x, ids, lost)
 
 
 def unlabelled(source: Any, reading: Reading) -> Dataset:
@@ -101,16 +101,6 @@ def unlabelled(source: Any, reading: Reading) -> Dataset:
 def _decided(like: Column | None, found: Column) -> Column:
     """How the next part is read: what training does not say, the first part does."""
     return like if like and (like.form or like.kind != found.kind) else found
-
-
-def _used(table: Table, encoding: Encoding) -> Table:
-    """The columns of the encoding's names, or all where the table or the run has no names."""
-    if table.names and any(encoding.names):
-        return table.at(places(table.name, table.names, encoding.names))
-    every, got = len(encoding.features) or encoding.d_in, table.frame.width
-    if got != every:
-        raise DataError(f"{table.name}: expected {every} columns, the features, got {got}")
-    return table
 
 
 def _check_numbers(table: Table, found: Sequence[Column], x: np.ndarray) -> None:

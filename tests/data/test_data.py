@@ -187,7 +187,7 @@ def test_inputs_take_columns_by_name(tmp_path):
         inputs(path, 2, ("alpha", "b"))
     bare = written(tmp_path / "b.csv", "1,2\n3,4\n")
     np.testing.assert_array_equal(inputs(bare, 2, ("a", "b")), [[1, 2], [3, 4]])
-    with pytest.raises(DataError, match="expected 3 columns, the features, got 2"):
+    with pytest.raises(DataError, match="expected 3 features, got 2"):
         inputs(bare, 3)
 
 
