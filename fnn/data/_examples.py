@@ -74,7 +74,7 @@ def _apart(table: Table, reading: Reading) -> tuple[np.ndarray | None, np.ndarra
 def inputs(source: Any, encoding: Encoding, reading: Reading, size: int) -> Iterator[Part]:
     """The columns of a table that an encoding uses."""
     like: list[Column | None] = []
-    for table in _read(source, reading, encoding, encoding.names, size):
+    for table in _read(source, reading, encoding, size):
         used = table
         if table.names and any(encoding.names):
             used = table.at(places(table.name, table.names, encoding.names))
@@ -92,7 +92,7 @@ def inputs(source: Any, encoding: Encoding, reading: Reading, size: int) -> Iter
 
 def unlabelled(source: Any, reading: Reading) -> Dataset:
     """All columns of a table, as those of examples without _targets."""
-    (table,) = _read(source, reading)
+    (table,) = _read(source, reading, None)
     x, found, notes = _parsed(table, reading, [None] * table.frame.width)
     y = np.empty((len(x), 0))
     return Dataset(table.name, x, y, (), table.names, columns=found, notes=(*table.notes, *notes))
@@ -127,13 +127,7 @@ def _like(table: Table, encoding: Encoding | None) -> list[Column | None]:
     return known if len(known) == table.frame.width else [None] * table.frame.width
 
 
-def _read(
-    source: Any,
-    reading: Reading,
-    like: Encoding | None = None,
-    only: Collection[str] = (),
-    size: int | None = None,
-) -> Iterator[Table]:
+def _read(source: Any, reading: Reading, like: Encoding | None, size: int = 0) -> Iterator[Table]:
     """The table in parts; in one without a size. It has a header if that of `like` had one."""
     if reading.skip is not None and (type(reading.skip) is not int or reading.skip < 0):
         raise ValueError(f"reading: expected a whole number of lines to skip, got {reading.skip!r}")
@@ -144,7 +138,7 @@ def _read(
     for table in _tables.parts(source, reading, size or _readers.LIMIT + 1, known):
         if like is None:
             _check_names(table, reading)
-        yield _named(table, reading, only)
+        yield _named(table, reading, like.names if like and size else ())
 
 
 def _check_names(table: Table, reading: Reading) -> None:
