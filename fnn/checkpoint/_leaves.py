@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
 
 from fnn.base import Params
 
@@ -22,7 +23,7 @@ def nodes(tree: Params) -> dict[str, Any]:
     """
 
     def walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda n: n is not node)
+        children, _ = tree_flatten_with_path(node, is_leaf=lambda n: n is not node)
         is_leaf = any(not key for key, _ in children)
         yield path, node if is_leaf else Container(type(node).__name__ + _static(node))
         for key, child in () if is_leaf else children:
@@ -31,10 +32,7 @@ def nodes(tree: Params) -> dict[str, Any]:
     found = list(walk(tree, ()))
     for simple in (True, False):
         separator = "." if simple else ""
-        named = {
-            jax.tree_util.keystr(path, simple=simple, separator=separator): node
-            for path, node in found
-        }
+        named = {keystr(path, simple=simple, separator=separator): node for path, node in found}
         if len(named) == len(found) and "__metadata__" not in named:
             return named
     raise ValueError("checkpoint: two leaves of the tree have the same path")

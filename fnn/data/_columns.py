@@ -40,9 +40,7 @@ LARGEST = str(2**53)
 """Not all whole numbers above this are float64."""
 
 
-def parse_column(
-    table: Table, at: int, like: Column | None = None, wanted: str | None = None
-) -> Found:
+def parse_column(table: Table, at: int, like: Column | None, wanted: str | None) -> Found:
     """The column at an index of a table, its cells (n,) float64, and what was guessed, in words.
 
     Text is read as numbers, also with units or in other notations, as dates or as times where all

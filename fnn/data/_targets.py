@@ -44,7 +44,7 @@ def index(table: Table, target: str | int | None, target_name: str | None = None
     return at % width
 
 
-def text(table: Table, at: int, wanted: str | None = None) -> Series:
+def text(table: Table, at: int, wanted: str | None) -> Series:
     """The cells of the column at an index as text, null where there is none.
 
     Beside numbers, what people write for nothing is null, and where numbers are wanted all else.
@@ -67,7 +67,7 @@ def text(table: Table, at: int, wanted: str | None = None) -> Series:
 
 
 def targets(
-    table: Table, at: int, cells: Series, task: str | None, wanted: str | None = None
+    table: Table, at: int, cells: Series, task: str | None, wanted: str | None
 ) -> tuple[np.ndarray, tuple[str, ...], str]:
     """(y, classes, note) of the column at an index, of which `cells` are the text.
 
