@@ -1,4 +1,5 @@
 import os
+from collections import Counter
 from functools import wraps
 
 import jax
@@ -24,6 +25,17 @@ if JAX_0_10 := jax.__version_info__[:2] == (0, 10):
             ("xla_cpu_use_fusion_emitters", False),
         ]
         return options
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks as `long` what `sampled` leaves out of the default tests."""
+    seen = Counter()
+    for item in items:
+        if sampled := item.get_closest_marker("sampled"):
+            if seen[item.path, item.originalname] % sampled.args[0]:
+                item.add_marker("long")
+            seen[item.path, item.originalname] += 1
 
 
 def optimize(much):

@@ -61,6 +61,7 @@ def problems(draw):
 
 @given(problems())
 @settings(max_examples=10, deadline=None, derandomize=True)
+@pytest.mark.long
 def test_random_architectures_agree_with_autodiff(problem):
     network, loss, x, y = problem
     ours = fnn.value_and_grad(network, loss)

@@ -187,6 +187,7 @@ LORA = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", LORA)
 def test_each_examples_gradient_through_lora_is_exact(name):
     layer, x = LORA[name]
@@ -377,6 +378,7 @@ def scaled(d):
     return fnn.from_single(init, lambda params, x: jnp.tanh(params["w"] * x))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("m", [2, 3])
 @pytest.mark.parametrize(
     "layer",

@@ -51,6 +51,7 @@ def test_one_loss_per_example_in_the_predictions_dtype(case, dtype, tolerance):
 
 
 @every_loss
+@pytest.mark.sampled(4)
 def test_vmap_and_batch_axes_equal_a_loop(case):
     if case.loss.mixes:
         pytest.skip("an example by itself has another loss")

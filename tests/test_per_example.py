@@ -489,6 +489,7 @@ OF_ALL_PARAMETERS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("statistic", OF_ALL_PARAMETERS.values(), ids=OF_ALL_PARAMETERS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 @pytest.mark.parametrize(
@@ -577,6 +578,7 @@ def test_gradients_in_chunks_and_over_two_axes_are_the_same():
     assert_close(both, jax.tree.map(lambda g: g.reshape(2, 3, *g.shape[1:]), whole), 1e-12)
 
 
+@pytest.mark.long
 def test_products_between_texts_and_with_the_mean():
     """With positions, of which the gradient is a sum."""
     network = fnn.serial(fnn.embedding(5, 4), fnn.attention(4, 2, causal=True), fnn.dense(4, 3))

@@ -80,6 +80,7 @@ every_factor = pytest.mark.parametrize(
 
 
 @every_factor
+@pytest.mark.sampled(4)
 def test_every_reduction_is_that_of_the_gradients_one_by_one(factor, examples):
     g = explicit(factor, examples)
     batch = factor.batch[:examples]
@@ -236,6 +237,7 @@ PROBLEMS = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("network", "shape"), list(PROBLEMS.values()), ids=list(PROBLEMS))
 def test_every_statistic_through_such_layers(network, shape):
     loss = fnn.softmax_cross_entropy
@@ -308,6 +310,7 @@ def mixing(tokens, d):
     )
 
 
+@pytest.mark.long
 def test_the_caller_says_which_axes_of_the_losses_are_examples():
     """Losses per token after the tokens were mixed: (6, 4) losses, but 6 examples."""
     network, loss = fnn.serial(fnn.dense(3, 3), mixing(4, 3), fnn.dense(3, 2)), fnn.mse
@@ -363,6 +366,7 @@ def test_changing_what_reduce_returned_is_refused_with_what_to_write_instead(cha
         per_example.squared_norms(layer, fnn.mse)(params, x, jnp.ones((6, 3)))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("wrap", [fnn.serial, lambda layer: fnn.repeat(layer, 2), fnn.remat])
 @pytest.mark.parametrize("change", [
     lambda grads: jax.tree.map(lambda g: -0.5 * g, grads),

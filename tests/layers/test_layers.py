@@ -68,6 +68,7 @@ WITH_PARAMS = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", WITH_PARAMS, ids=lambda case: case.name)
 @pytest.mark.parametrize("batch", [(3,), (3, 2)], ids=str)
 def test_every_reduction_is_that_of_each_examples_vjp(case, batch):
@@ -149,6 +150,7 @@ def test_backward_is_linear_and_the_adjoint_of_forward(case):
 
 
 @every_layer
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 def test_narrow_dtypes_are_kept(case, dtype, tolerance):
     @jax.jit
@@ -166,6 +168,7 @@ def test_narrow_dtypes_are_kept(case, dtype, tolerance):
 
 
 @every_layer
+@pytest.mark.sampled(4)
 def test_jit_equals_eager_and_compiles_once(case):
     params, x, dy = layer_inputs(case, jnp.float32)
     traced = 0
@@ -184,6 +187,7 @@ def test_jit_equals_eager_and_compiles_once(case):
 
 
 @every_layer
+@pytest.mark.sampled(4)
 def test_vmap_equals_a_loop(case):
     """Over models and inputs at once, the residuals handed from one vmap to the next."""
     layer = case.layer

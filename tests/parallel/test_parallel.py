@@ -25,6 +25,7 @@ def on_devices(selected):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_on_eight_devices():
     on_devices("not long")
 

@@ -91,6 +91,7 @@ def test_of_two_npy_files_each_process_reads_its_share(tmp_path):
     check_same(files.load(tmp_path / "two"), files.load(tmp_path / "alone"))
 
 
+@pytest.mark.long
 def test_devices_of_this_machine(tmp_path, alone):
     words = [*TRAIN, "--out", tmp_path, "--devices"]
     result = here(*words, 3)

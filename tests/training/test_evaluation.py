@@ -15,6 +15,7 @@ NETWORK = fnn.mlp((3, 8, 2), activation=fnn.tanh)
 X = np.random.default_rng(11).normal(size=(30, 3)).astype(np.float32)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 8, 11])
 def test_chunks_change_no_prediction(n, monkeypatch):
     monkeypatch.setattr(evaluation, "CHUNK", 4)

@@ -60,6 +60,7 @@ def planted(where, step):
 SMALL = (np.ones((30, 1), np.float32), np.ones((30, 1), np.float32))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "step", [1, 5, *(pytest.param(step, marks=pytest.mark.long) for step in (2, 6, 13, 20))]
 )
@@ -124,6 +125,7 @@ def test_a_fault_that_is_not_met_again_is_step_0():
     assert "in epoch 7: the loss" in str(DivergedError(7, step, loss, leaf, state, []))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("size", ["largest", "smallest"])
 def test_extreme_inputs_train_or_are_reported(dtype, size):

@@ -71,6 +71,7 @@ def test_epochs_since_best():
     assert since(np.nan, np.nan) == 1
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("patience", [None, 2])
 @pytest.mark.parametrize("stop", [1, 4])
 def test_going_on_is_bit_for_bit_never_having_stopped(stop, patience):

@@ -19,6 +19,7 @@ def fit(epochs, **given):
     return fnn.fit(NETWORK, LOSS, fnn.adam(0.3), (X, Y), epochs=epochs, **settings | given)
 
 
+@pytest.mark.long
 def test_fit_begins_with_the_given_params():
     params = NETWORK.init(jax.random.key(99))
     state, history = fit(1, params=params, batch_size=40)
@@ -61,6 +62,7 @@ def test_the_best_state_is_kept_and_found_again(tmp_path):
     assert int(held.step) == 4 * (1 + int(np.argmin(losses))) < int(4 * len(losses))
 
 
+@pytest.mark.long
 def test_a_run_interrupted_within_its_epochs_is_kept(tmp_path):
     def interrupt(number, state, entry):
         if number == 2:

@@ -57,6 +57,7 @@ def test_it_gets_each_update_another_key_augmented_batches_and_is_recorded():
     assert seen[0] != seen[1]
 
 
+@pytest.mark.long
 def test_the_default_gradient_given_trains_the_same():
     """With dropout, so that both draw keys for their steps."""
     network = fnn.serial(fnn.dense(4, 8), fnn.relu, fnn.dropout(0.3), fnn.dense(8, 2))
@@ -66,6 +67,7 @@ def test_the_default_gradient_given_trains_the_same():
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("stream", [False, True])
 def test_fit_trains_resumes_and_diverges_with_it(stream):
     data, size = ([(X[:25], Y[:25]), (X[25:], Y[25:])], None) if stream else ((X, Y), 25)

@@ -19,6 +19,7 @@ NOISY = fnn.serial(
 PARAMS = NOISY.init(KEY)
 
 
+@pytest.mark.long
 def test_a_step_needs_a_key_and_draws_from_the_step_number():
     optimizer = fnn.sgd(0.1)
     step = fnn.make_step(NOISY, fnn.mse, optimizer)

@@ -11,6 +11,7 @@ from fnn.training.shuffle import permutation
 KEY = jax.random.key(11)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("n", [1, 2, 5, 256, 257, 289, 290, 1000])
 def test_each_index_comes_once(n):
     keys = jax.random.split(KEY, 50)
@@ -30,6 +31,7 @@ def test_one_key_one_order():
     assert (one != other).mean() > 0.98
 
 
+@pytest.mark.long
 def test_vmap_over_keys_is_a_loop_over_keys():
     keys = jax.random.split(KEY, 5)
     batched = jax.vmap(lambda key: permutation(key, 300))(keys)
@@ -80,6 +82,7 @@ def test_too_few_rounds_would_be_seen(monkeypatch):
     assert max(deviations(500, 4000).values()) > 20
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("n", [10, 257, 289, 361, 400, 529])
 def test_as_many_orders_are_odd_as_even(n):
     """A Feistel network on an odd number of places is of one parity whatever its tables."""

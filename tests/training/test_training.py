@@ -63,6 +63,7 @@ def recorder():
     return layer, loss, fnn.Optimizer(init, update)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 8, 22, 23])
 def test_every_example_is_used_once_per_epoch(batch_size):
     layer, loss, optimizer = recorder()
@@ -138,6 +139,7 @@ def test_one_program_trains_many_keys_and_rates():
         chex.assert_trees_all_close(one, jax.tree.leaves(state.params), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.long
 def test_runs_spread_over_devices():
     """Half of the runs on each of two devices equals all of them on one."""
     rates, keys = jnp.array([0.1, 0.03, 0.01, 0.003]), jax.random.split(KEY, 4)
@@ -197,6 +199,7 @@ def test_fit_draws_a_fresh_order_each_epoch():
     assert (first != second).any()
 
 
+@pytest.mark.long
 @pytest.mark.optimized
 def test_fit_again_gives_the_same_bits():
     settings = {"key": KEY, "epochs": 3, "batch_size": 4}
