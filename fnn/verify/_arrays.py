@@ -22,6 +22,11 @@ def differentiable(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
+def floats(tree: Any) -> list[Any]:
+    """The floating-point leaves of a tree."""
+    return [leaf for leaf in jax.tree.leaves(tree) if differentiable(leaf)]
+
+
 def as_arrays(tree: Any) -> Any:
     """The tree with NumPy's arrays as JAX's, in the dtype that JAX gives them here."""
 

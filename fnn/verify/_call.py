@@ -14,24 +14,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from fnn.base import Array
 from fnn.verify._arrays import Function, as_arrays, differentiable, in_float64, unit_roundoff
 
 
 class Inputs(NamedTuple):
-    """The arrays of a call: those it is differentiated in, other floats, and all other arrays."""
+    """The arrays of a call: those it is differentiated in, and all others."""
 
     theta: list[Any]
-    floats: list[Any]
-    others: list[Any]
+    rest: list[Any]
 
 
 class Call(NamedTuple):
     """rule(function, theta, *rest) as a function of `Inputs`.
 
-    `kinds` says of each leaf of (theta, rest) which list it is in: "theta", "floats", "others",
-    or "fixed" for a value that the user's function gets as it is. Equal calls share one
+    `kinds` says of each leaf of (theta, rest) which list it is in: "theta", "rest", or
+    "fixed" for a value that the user's function gets as it is. Equal calls share one
     compilation; `rules` are the function's derivative rules, which may be defined anew.
     """
 
@@ -66,15 +66,13 @@ def split(rule: Function, function: Any, theta: Any, rest: tuple[Any, ...]) -> t
     theta = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, float) else a, theta)
     leaves, form = jax.tree.flatten(as_arrays((theta, rest)))
     inside = len(jax.tree.leaves(theta))
-    lists: dict[str, list[Any]] = {"theta": [], "floats": [], "others": [], "fixed": []}
+    lists: dict[str, list[Any]] = {"theta": [], "rest": [], "fixed": []}
     kinds = []
     for i, leaf in enumerate(leaves):
-        if differentiable(leaf):
-            kind = "theta" if i < inside else "floats"
-        elif i < inside and hasattr(leaf, "dtype") and jnp.iscomplexobj(leaf):
+        array = isinstance(leaf, jax.Array | np.ndarray)
+        if i < inside and array and jnp.iscomplexobj(leaf):
             raise TypeError(f"verify: expected real parameters, got {leaf.dtype}{leaf.shape}")
-        else:
-            kind = "others" if isinstance(leaf, jax.Array | np.ndarray) else "fixed"
+        kind = "theta" if i < inside and differentiable(leaf) else "rest" if array else "fixed"
         kinds.append(kind)
         lists[kind].append(leaf)
     fixed = tuple(lists.pop("fixed"))
@@ -105,6 +103,12 @@ def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array], list[
 
     (value, outputs), grads = jax.value_and_grad(f, has_aux=True)(inputs.theta)
     return value, grads, outputs
+
+
+def listed(result: tuple[Any, list[Any], list[Any]]) -> list[np.ndarray]:
+    """What `differentiate` gives, as one list in float64."""
+    value, grads, outputs = result
+    return [np.asarray(a, np.float64) for a in (value, *grads, *outputs)]
 
 
 def evaluate_moved(call: Call, inputs: Inputs, directions: list[Any], steps: Any) -> Any:
@@ -148,32 +152,6 @@ def run(program: Function, call: Any, *arrays: Any) -> Any:
     return program(call, *arrays) if got is run else got
 
 
-JAX = os.path.dirname(jax.__file__)
-COMPILED = 3
-"""How many functions of the same form and shapes are compiled before others run as they are."""
-
-
-def run_gradient(call: Call, inputs: Inputs) -> Any:
-    """call(inputs), compiled; where `COMPILED` other functions of the same form were, as it is:
-    its operations are known by then, and to compile the next one takes longer than to run it.
-    """
-    shapes = tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(inputs))
-    try:
-        compiled = _compiled_calls(call.rule, call.form, call.kinds, shapes)
-        if call not in compiled and len(compiled) >= COMPILED:
-            return call(inputs)
-        compiled.add(call)
-    except TypeError:  # a function that has no hash
-        pass
-    return run(evaluate, call, inputs)
-
-
-@lru_cache(maxsize=256)
-def _compiled_calls(*form: Any) -> set[Call]:
-    """The calls of this form and these shapes that were compiled: a set to add to."""
-    return set()
-
-
 @contextmanager
 def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     """`in_float64`, for functions of these inputs that may close over NumPy arrays.
@@ -182,54 +160,22 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     program holds it, whether x64 is on or not. So where a function has such a constant, JAX's
     caches are cleared on both sides of the section.
     """
-    held = any(_has_numpy_constant(traced(f, *inputs)) for f in functions)
+    programs = chain.from_iterable(_programs(traced(f, *inputs)) for f in functions)
+    constants = chain.from_iterable(getattr(program, "consts", ()) for program in programs)
+    held = any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
     if held:
-        _clear_caches()
+        jax.clear_caches()
     try:
         with in_float64():
             yield
     finally:
         if held:
-            _clear_caches()
-
-
-def _clear_caches() -> None:
-    """Let go of every program that holds an array of NumPy's, ours included."""
-    _traced.cache_clear()
-    jax.clear_caches()
-
-
-def same_arrays(one: Inputs, other: Inputs) -> bool:
-    """Whether two inputs have the same arrays, by shape, dtype and every entry."""
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=False)
-    same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
-    same_form = [*map(len, one)] == [*map(len, other)]
-    return same_form and all(a is b or same(a, b) for a, b in pairs)
+            jax.clear_caches()
 
 
 def traced(function: Any, *inputs: Any) -> Any:
-    """The function's jaxpr at inputs of these shapes; None where it can't be traced."""
-    leaves, form = jax.tree.flatten(inputs)
-
-    def trace() -> Any:
-        try:
-            shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-            return _traced(function, form, shapes, bool(jax.enable_x64.value))
-        except (AttributeError, TypeError):  # a leaf that is no array, a function without a hash
-            return jax.make_jaxpr(function)(*inputs)
-
-    return attempt(trace)
-
-
-@lru_cache(maxsize=256)
-def _traced(function: Function, form: Any, shapes: tuple[Any, ...], x64: bool) -> Any:
-    flat = lambda *leaves: function(*jax.tree.unflatten(form, leaves))
-    return jax.make_jaxpr(flat)(*shapes)
-
-
-def _has_numpy_constant(program: Any) -> bool:
-    constants = (c for inner in _programs(program) for c in getattr(inner, "consts", ()))
-    return any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
+    """The function's jaxpr at these inputs; None where it can't be traced."""
+    return attempt(jax.make_jaxpr(function), *inputs)
 
 
 def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
@@ -238,49 +184,30 @@ def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
     """
     if not (program := traced(call, inputs)):
         return 0.0
-    used = [differentiable(v.aval) for v in program.jaxpr.invars]
-    return _coarsest(program, used, [True] * len(program.jaxpr.outvars))
+    needed, _ = dce_jaxpr(program.jaxpr, [True] * len(program.out_avals), instantiate=True)
+    return _coarsest(needed, [differentiable(v.aval) for v in needed.invars])
 
 
-def _coarsest(program: Any, used: Sequence[bool], wanted: Sequence[bool]) -> float:
-    """The same of a jaxpr; `used` says which of its inputs count, `wanted` which results."""
+def _coarsest(program: Any, used: Sequence[bool]) -> float:
+    """The same of a jaxpr, `used` saying which of its inputs count."""
     inner = getattr(program, "jaxpr", program)
     counted = {v for v, counts in zip(inner.invars, used, strict=True) if counts}
     found = 0.0
-    needed = _needed(inner, wanted)
     for equation in inner.eqns:
         used = [not hasattr(v, "val") and v in counted for v in equation.invars]
-        if not any(used) or not needed.intersection(equation.outvars):
-            continue
-        floats = [v for v in equation.outvars if differentiable(v.aval)]
-        counted.update(floats)
-        roundoffs = (unit_roundoff(v.aval.dtype) for v in floats)
-        parts = (_of_part(part, equation, used, needed) for part in _inner(equation))
-        found = max([found, *roundoffs, *parts])
+        if any(used):
+            floats = [v for v in equation.outvars if differentiable(v.aval)]
+            counted.update(floats)
+            found = max([found, *(unit_roundoff(v.aval.dtype) for v in floats)])
+            for part in _inner(equation):
+                # What a loop or call is given, or the last of it, are the inputs of what is inside.
+                n = len(getattr(part, "jaxpr", part).invars)
+                inputs = used[len(used) - n :] if n <= len(used) else [True] * n
+                found = max(found, _coarsest(part, inputs))
     return found
 
 
-def _of_part(part: Any, equation: Any, used: Sequence[bool], needed: set[Any]) -> float:
-    """`_coarsest` of a jaxpr inside an equation."""
-    inner = getattr(part, "jaxpr", part)
-    n = len(inner.invars)
-    # The operands of most loops and calls are the inputs of what is inside, the last n.
-    inputs = used[len(used) - n :] if n <= len(used) else [True] * n
-    wanted = [v in needed for v in equation.outvars]
-    # What a loop carries feeds its other results.
-    if equation.primitive.name in ("scan", "while") or len(inner.outvars) != len(wanted):
-        wanted = [True] * len(inner.outvars)
-    return _coarsest(part, inputs, wanted)
-
-
-def _needed(inner: Any, wanted: Sequence[bool]) -> set[Any]:
-    """The variables of a jaxpr that its wanted results are computed from, and these."""
-    pairs = zip(inner.outvars, wanted, strict=True)
-    needed = {v for v, counts in pairs if counts and not hasattr(v, "val")}
-    for equation in reversed(inner.eqns):
-        if needed.intersection(equation.outvars):
-            needed.update(v for v in equation.invars if not hasattr(v, "val"))
-    return needed
+JAX = os.path.dirname(jax.__file__)
 
 
 def custom_rules(call: Call, inputs: Inputs) -> list[str]:
@@ -318,6 +245,6 @@ def _inner(equation: Any) -> list[Any]:
 
 def axis_lengths(inputs: Inputs) -> Sequence[int]:
     """Batch sizes and axis lengths above 1: where a wrong constant factor may come from."""
-    shapes = [a.shape for a in (*inputs.floats, *inputs.others, *inputs.theta) if a.ndim]
+    shapes = [a.shape for a in (*inputs.rest, *inputs.theta) if a.ndim]
     batches = [int(np.prod(shape[:-1])) for shape in shapes]
     return [n for n in dict.fromkeys([*batches, *sum(shapes, ())]) if n > 1]

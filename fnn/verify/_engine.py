@@ -2,7 +2,7 @@
 autodiff of the reference.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,61 +13,58 @@ import numpy as np
 from fnn.verify import _arrays as arrays, _call as calls, _checks as checking
 from fnn.verify._arrays import Function
 from fnn.verify._call import Call, Inputs, attempt
-from fnn.verify._causes import likely_cause, misshapen_cause, swapped
+from fnn.verify._causes import NARROW, Wrong, likely_cause, misshapen_cause, swapped
 from fnn.verify._checks import Tested
-from fnn.verify._leaf import FLOOR, Check, Checks, Leaf, joined, measure, unfit
-from fnn.verify._open import judge
+from fnn.verify._leaf import FLOOR, Check, Checks, Leaf, joined, unfit
 from fnn.verify._reference import Reference
 from fnn.verify._report import Report, blind_spots
-from fnn.verify._rounding import Rounding
+from fnn.verify._rounding import Pair
 
 Task = tuple[Function, Any]
 """A rule of `Call`, and the user's function that it is given."""
 
 
 def compare(name: str, objective: Task, gradient: Task, theta: Any, *args: Any) -> Report:
-    """The tree that `gradient` gives, checked leaf by leaf against autodiff of `objective`.
+    """The tree that `gradient` gives, checked leaf by leaf against autodiff of `objective`, which
+    gives a scalar and a list of arrays. The tree has the keys of theta, and may have another, for
+    these arrays.
 
     Where a check fails and one of the two computes in less than float64, whatever it is given,
     the checks are repeated with bounds that follow the dtype inside.
     """
     call, inputs = calls.split(*objective, theta, args)
     tested_call = call.of(*gradient)
-    dtype = arrays.coarsest_dtype((*inputs.theta, *inputs.floats))
+    dtype = arrays.coarsest_dtype(arrays.floats(inputs))
     with arrays.at_highest_precision():
-        native = calls.run_gradient(tested_call, inputs)
-        autodiff = _by_autodiff(call, inputs)
+        native = calls.run(calls.evaluate, tested_call, inputs)
+        autodiff = attempt(calls.run, calls.differentiate, call, inputs)
     with calls.float64_section([call, tested_call], inputs):
         reference = _reference(call, inputs, arrays.unit_roundoff(dtype))
-        fitting, misfits = _fitting(native, call.arguments(inputs)[0], call.kinds, reference)
-        tested = [judge(leaf, reference) for leaf in _with_float64(fitting, tested_call, reference)]
-        autodiff = autodiff and reference.closed(autodiff)
-        leaves = Comparison(tested_call, inputs, tested, reference, autodiff).leaves()
+        wide, refusal = _in_float64(tested_call, reference)
+        fitting, misfits = _fit(native, call.arguments(inputs)[0], call.kinds, reference)
+        tested = [_tested(n, at, leaf, wide.get(n), refusal) for n, at, leaf in fitting]
+        tested = [checking.judge(leaf, reference) for leaf in tested]
+        own = autodiff and reference.closed(calls.listed(autodiff))
+        leaves = Comparison(tested_call, inputs, reference, own, tested).leaves()
     leaves = [swapped(leaf, leaves) for leaf in leaves]
     return Report(name, (*leaves, *misfits), str(dtype), blind=blind_spots(inputs))
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The leaves of the call under test at the user's inputs, beside their reference; `autodiff`
-    is the reference in the dtype that the user runs, or None.
-    """
+class Comparison(Pair):
+    """The leaves of the call under test at the user's inputs, beside their reference."""
 
-    call: Call
-    inputs: Inputs
     tested: list[Tested]
-    reference: Reference
-    autodiff: list[np.ndarray] | None
 
     def leaves(self) -> list[Leaf]:
         """Each leaf with its checks, its verdict and the likely cause of an error."""
         checks = self.checks()
-        if not any(found.unsettled for found in checks):
+        # Where the reference is confirmed, and matched in float64, nothing is left to explain.
+        if all(c.float64.verdict == "pass" and c.differences.verdict != "fail" for c in checks):
             return self._decided(checks)
         custom = calls.custom_rules(self.reference.call, self.reference.inputs)
-        if narrow := self._narrowed():
-            return narrow._decided(narrow.checks(), custom)
-        return self._decided(checks, custom)
+        narrow = self._narrowed()
+        return narrow._decided(narrow.checks(), custom) if narrow else self._decided(checks, custom)
 
     def checks(self) -> list[Checks]:
         """The three checks of each leaf."""
@@ -76,10 +73,9 @@ class Comparison:
         found = []
         for leaf, slope in zip(self.tested, differences, strict=True):
             float64 = checking.float64_check(leaf, self.reference)
-            native = checking.native_check(leaf, self.reference, own[leaf.position])
-            if float64.verdict == "pass" and native.verdict != "fail":
-                entry = checking.entry_check(leaf, self.reference, own[leaf.position])
-                native = entry if entry.verdict == "fail" else native
+            # What is right in float64 shows its own rounding at each entry.
+            level = FLOOR if float64.verdict == "pass" else 1.0
+            native = checking.native_check(leaf, self.reference, own[leaf.position], level)
             found.append(Checks(float64, native, slope))
         return found
 
@@ -92,136 +88,88 @@ class Comparison:
         if coarsest <= max(arrays.ROUNDOFF, reference.unit):
             return None
         roundoff, unit = max(reference.roundoff, own), max(reference.unit, own)
-        reason = f"computes in {_name_of(coarsest)}"
+        inside = next((n for n in NARROW if arrays.unit_roundoff(n) == coarsest), "less")
         return replace(
             self,
-            tested=[leaf._replace(wide=None, reason=reason) for leaf in self.tested],
+            tested=[
+                leaf._replace(wide=None, reason=f"computes in {inside}") for leaf in self.tested
+            ],
             reference=Reference(reference.call, reference.inputs, roundoff, unit),
         )
 
     def _decided(self, checks: list[Checks], custom: Sequence[str] = ()) -> list[Leaf]:
-        rounding = Rounding(self.call, self.inputs, self.reference, self.autodiff)
         pairs = zip(self.tested, checks, strict=True)
-        return [self._leaf(leaf, rounding.beside(leaf, found), custom) for leaf, found in pairs]
+        return [self._leaf(leaf, self.beside(leaf, found), custom) for leaf, found in pairs]
 
     def _leaf(self, tested: Tested, checks: Checks, custom: Sequence[str]) -> Leaf:
         """The leaf, decided."""
         expected = self.reference.stacks[tested.position][0]
-        inside = 0 < tested.position <= len(self.inputs.theta)
-        entries = checks.float64.entries or (measure(tested.best, expected, FLOOR)[1],)
-        slopes = (
-            (at, checking.entry_slope(tested, self.reference, at) if inside else None)
-            for at in entries
-        )
-        verdict, note, index = checking.decide(tested, expected, checks, slopes, custom)
+        verdict, note, index = checking.decide(tested, self.reference, checks, custom)
         if verdict == "fail":
-            got = tested.best if checks.float64.verdict == "fail" else tested.native
+            inside = self.reference.inside(tested.position)
             theta = self.inputs.theta[tested.position - 1] if inside else 0.0
-            theta, lengths = np.asarray(theta, np.float64), calls.axis_lengths(self.inputs)
-            integers = [a for a in self.inputs.others if jnp.issubdtype(a.dtype, jnp.integer)]
-            cause = likely_cause(got, expected, theta, lengths, integers)
-            note = joined(note, cause)
-        if tested.opened:
-            open = self.reference.open[tested.position]
-            verdict, note, index = tested.opened.beside(verdict, note, index, open)
-            if tested.opened.wrong:
-                checks = checks._replace(float64=Check("fail", np.inf, 0.0))
+            right = checks.float64.verdict == "pass"
+            wrong = Wrong(
+                tested.best if checks.float64.verdict == "fail" else tested.native,
+                expected,
+                np.asarray(theta, np.float64),
+                calls.axis_lengths(self.inputs),
+                [a for a in self.inputs.rest if jnp.issubdtype(a.dtype, jnp.integer)],
+                [n for n in NARROW if right or tested.reason.endswith(f" {n}")],
+            )
+            note = joined(note, likely_cause(wrong))
+        if tested.opened.verdict == "fail":
+            checks = checks._replace(float64=Check("fail", np.inf, 0.0))
+        elif tested.opened.verdict:
+            note = ""
+        verdict, note = tested.opened.verdict or verdict, joined(tested.opened.note, note)
+        index = tested.opened.at or index
         return Leaf(tested.name, verdict, *checks, index, note, tested.best, expected)
-
-
-def _by_autodiff(call: Call, inputs: Inputs) -> list[np.ndarray] | None:
-    """The value, the gradient and the outputs in the dtype that the user runs; None where
-    autodiff can't take the call."""
-    found = attempt(calls.run, calls.differentiate, call, inputs)
-    return found and [np.asarray(a, np.float64) for a in (found[0], *found[1], *found[2])]
-
-
-_latest: list[Reference] = []
-"""The reference of the last check: the next one of the same function and inputs takes it again."""
 
 
 def _reference(call: Call, inputs: Inputs, roundoff: float) -> Reference:
     """The reference in float64; in the dtype of the inputs for a function that refuses float64,
     such as a loop that carries a float32 array."""
-    wide = arrays.widened(inputs)
-    for known in _latest:
-        same = (known.call, known.roundoff) == (call, roundoff) and calls.same_arrays(
-            known.inputs, wide
-        )
-        if same and calls.traced(call, inputs):
-            return known
-    if found := attempt(Reference, call, wide, roundoff):
-        _latest[:] = [found]
+    if found := attempt(Reference, call, arrays.widened(inputs), roundoff):
         return found
     with jax.enable_x64(False):
         return Reference(call, inputs, roundoff, unit=roundoff)
 
 
-def _name_of(roundoff: float) -> str:
-    names = ("float32", "float16", "bfloat16")
-    return next((n for n in names if arrays.unit_roundoff(n) == roundoff), "less than float64")
+def _in_float64(call: Call, reference: Reference) -> tuple[dict[str, np.ndarray], str]:
+    """The leaves of the call under test in float64, by name; and why there are none."""
+    if reference.unit > arrays.ROUNDOFF:
+        return {}, "the reference raises"
+    try:
+        wide = arrays.named_leaves(calls.run(calls.evaluate, call, reference.inputs))
+    except TimeoutError:
+        raise
+    except Exception as error:  # a kernel for float32 may raise anything
+        return {}, f"raises {type(error).__name__}"
+    return {name: np.asarray(leaf) for name, leaf in wide.items()}, "absent"
 
 
-def _with_float64(
-    fitting: Mapping[str, tuple[int, np.ndarray]], call: Call, reference: Reference
-) -> list[Tested]:
-    """The leaves under test, each with itself computed in float64, where that is possible."""
-    got: dict[str, Any] = {}
-    refusal = "the reference raises"
-    if reference.unit <= arrays.ROUNDOFF:
-        try:
-            got, refusal = arrays.named_leaves(calls.run_gradient(call, reference.inputs)), "absent"
-        except TimeoutError:
-            raise
-        except Exception as error:  # a kernel for float32 may raise anything
-            refusal = f"raises {type(error).__name__}"
-    leaves = []
-    for name, (position, native) in fitting.items():
-        wide, reason = None, refusal
-        if name in got:
-            leaf = np.asarray(got[name])
-            other = arrays.unit_roundoff(leaf.dtype) > arrays.ROUNDOFF or leaf.shape != native.shape
-            wide, reason = (None, f"gives {leaf.dtype}") if other else (leaf, "")
-        leaves.append(Tested(name, position, native, wide, reason))
-    return leaves
+def _tested(name: str, position: int, native: np.ndarray, found: Any, refusal: str) -> Tested:
+    """A leaf under test, with itself as `found` in float64, where that is of this dtype."""
+    if found is not None:
+        narrow = arrays.unit_roundoff(found.dtype) > arrays.ROUNDOFF
+        refusal = f"gives {found.dtype}" if narrow or found.shape != native.shape else ""
+    return Tested(name, position, native, None if refusal else found, refusal)
 
 
-def _positions(
-    got: Mapping[str, Any], theta: Any, kinds: tuple[str, ...], reference: Reference
-) -> dict[str, int]:
-    """The position in the reference's stacks of each leaf that should be there, by its name: what
-    is returned, then theta."""
-    outputs = [name for name in got if _is_output(name) and arrays.differentiable(got[name])]
-    behind = range(len(reference.inputs.theta) + 1, len(reference.stacks))
-    positions = dict(zip(outputs, behind, strict=False)) | ({"value": 0} if "value" in got else {})
-    given = zip(arrays.named_leaves(theta), kinds, strict=False)
-    inside = [name for name, kind in given if kind == "theta"]
-    return positions | {name: i for i, name in enumerate(inside, 1)}
-
-
-def _is_output(name: str) -> bool:
-    return name == "y" or name.startswith("y.")
-
-
-def _fitting(
-    tree: Any, theta: Any, kinds: tuple[str, ...], reference: Reference
-) -> tuple[dict[str, tuple[int, np.ndarray]], list[Leaf]]:
+def _fit(tree: Any, theta: Any, kinds: Any, reference: Reference) -> tuple[list[Any], list[Leaf]]:
     """The leaves of the gradient `tree` that have their parameter's path, shape and dtype, as
-    (position in the reference's stacks, array) by name; and failed leaves for the others."""
+    (name, position in the reference's stacks, array); and failed leaves for the others."""
     got, given = arrays.named_leaves(tree), arrays.named_leaves(theta)
-    positions = _positions(got, theta, kinds, reference)
-    fitting, misfits = {}, []
-    expected = len(reference.stacks) - 1 - len(reference.inputs.theta)
-    outputs = sum(_is_output(name) and arrays.differentiable(got[name]) for name in got)
-    if "y" in tree and outputs != expected:
-        misfits.append(unfit("y", f"expected {expected} arrays, got {outputs}"))
+    others = {name: leaf for name, leaf in got.items() if name.partition(".")[0] not in theta}
+    positions, misfits = _positions(others, [*zip(given, kinds, strict=False)], reference)
+    fitting: list[Any] = []
     for name, position in positions.items():
         if name not in got:
             misfits.append(unfit(name, "only the reference has it"))
             continue
         leaf = np.asarray(got[name])
-        array = np.asarray(leaf, np.float64)
-        shape = reference.stacks[position][0].shape
+        array, shape = np.asarray(leaf, np.float64), reference.centre[position].shape
         dtype = given[name].dtype if name in given else leaf.dtype
         if (leaf.shape, leaf.dtype) != (shape, dtype):
             note = f"expected {dtype}{shape}, got {leaf.dtype}{leaf.shape}"
@@ -229,17 +177,33 @@ def _fitting(
             cause = misshapen_cause(array, right.pop(name), right)
             misfits.append(unfit(name, joined(note, cause)))
         elif leaf.size:
-            fitting[name] = position, array
-    for name in got:
-        if name not in {**given, **positions} and not _is_output(name):
-            misfits.append(unfit(name, "only the gradient under test has it"))
-    return fitting, misfits or [*_other_trees(tree, theta)]
+            fitting.append((name, position, array))
+    unknown = got.keys() - given.keys() - others.keys()
+    misfits += [unfit(name, "only the gradient under test has it") for name in sorted(unknown)]
+    return fitting, misfits or _other_trees(tree, theta)
 
 
-def _other_trees(tree: Any, theta: Any) -> Iterator[Leaf]:
+def _positions(
+    others: dict[str, Any], given: list[tuple[str, str]], reference: Reference
+) -> tuple[dict[str, int], list[Leaf]]:
+    """The position in the reference's stacks of each leaf that should be there, by its name: what
+    is returned behind theta; and a failed leaf where that is of another number."""
+    inside = [name for name, kind in given if kind == "theta"]
+    first, outputs = 1 + len(inside), [n for n, a in others.items() if arrays.differentiable(a)]
+    positions = {name: i for i, name in enumerate(inside, 1)}
+    if not others or len(outputs) == (number := len(reference.stacks) - first):
+        return {n: i for i, n in enumerate(outputs, first)} | positions, []
+    name = next(iter(others)).partition(".")[0]
+    return positions, [unfit(name, f"expected {number} arrays, got {len(outputs)}")]
+
+
+def _other_trees(tree: Any, theta: Any) -> list[Leaf]:
     """The parts of theta that have another tree than the gradient. With integers among the
     parameters, whatever stands in their place is right."""
-    for key, part in theta.items():
-        wanted, found = str(jax.tree.structure(part)), str(jax.tree.structure(tree[key]))
-        if wanted != found and all(map(arrays.differentiable, jax.tree.leaves(part))):
-            yield unfit(key, f"expected the tree {wanted}, got {found}")
+    form = lambda part: str(jax.tree.structure(part))
+    real = lambda part: all(map(arrays.differentiable, jax.tree.leaves(part)))
+    return [
+        unfit(key, f"expected the tree {form(part)}, got {form(tree[key])}")
+        for key, part in theta.items()
+        if form(part) != form(tree[key]) and real(part)
+    ]

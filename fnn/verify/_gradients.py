@@ -23,13 +23,17 @@ import numpy as np
 
 from fnn.base import Array, Layer, Loss, Params, check_loss as expect_loss
 from fnn.verify import _arrays as arrays
-from fnn.verify._arrays import Function, as_arrays, differentiable, widened
-from fnn.verify._call import attempt, float64_section
+from fnn.verify._arrays import Function, as_arrays, differentiable, floats, widened
+from fnn.verify._call import attempt, float64_section, split
 from fnn.verify._causes import UNKNOWN
 from fnn.verify._engine import Task, compare
 from fnn.verify._layers import first_wrong_layer, first_wrong_part, per_example_leaf
-from fnn.verify._leaf import FLOOR, measure, unfit
+from fnn.verify._leaf import same, unfit
 from fnn.verify._report import Report
+
+HALF = ("float16", "bfloat16")
+LINEAR = 1e-6
+"""Relative. What is not multiplied by the cotangent differs by about its own size."""
 
 
 def check_layer(
@@ -70,20 +74,17 @@ def check_layer(
             f"check_layer: expected a layer, got {layer!r}; check_custom takes a function with a "
             f"derivative of its own"
         )
-    inputs = as_arrays((params, x))
+    report = check_vjp(layer.forward, layer.backward, params, x, reference=reference, key=key)
+    leaves = tuple(leaf for leaf in report.leaves if leaf.name.startswith("d"))
+    report = replace(report, name="check_layer", leaves=leaves)
+    if reference is not None:
+        return report
 
     def both(params: Params, x: Any) -> Any:
         y, residuals = layer.forward(params, x)
         return layer.backward(params, residuals, arrays.random_cotangent(key, y))
 
-    if reference is not None:
-        dy = arrays.random_cotangent(key, shapes_of(reference, *inputs))
-        gradient = (_by_backward, (layer.forward, layer.backward))
-        theta = {"dparams": params, "dx": x}
-        objective = (_product_of_params, reference)
-        return at_both_cotangents("check_layer", objective, gradient, theta, dy)
-    report = check_vjp(layer.forward, layer.backward, params, x, key=key)
-    report = replace(report, name="check_layer")
+    inputs = as_arrays((params, x))
     with float64_section([both], *inputs):
         params, x = widened(inputs)
         if report.verdict == "fail":
@@ -130,22 +131,24 @@ def check_vjp(
         return result[0]
 
     dy = arrays.random_cotangent(key, shapes_of(reference or y_of, *inputs))
-    functions = (forward, backward)
+    objective = (_product, reference) if reference else (_forward_product, forward)
+    gradient = (_y_and_by_backward if reference else _by_backward, (forward, backward))
     theta = {"dparams": params, "dx": x}
-    objective: Task
-    if reference is None:
-        objective, gradient = (_forward_product, forward), (_by_backward, functions)
-    else:
-        objective, gradient = (_product_of_params, reference), (_y_and_by_backward, functions)
     report = at_both_cotangents("check_vjp", objective, gradient, theta, dy)
     if report.verdict != "fail":
         return report
 
-    def both(*inputs: Any) -> Any:
-        return backward(inputs[0], forward(*inputs)[1], dy)
+    def pulled(params: Any, x: Any, dy: Any) -> dict[str, Any]:
+        trees = backward(params, forward(params, x)[1], dy)
+        return arrays.named_leaves(dict(zip(("dparams", "dx"), trees, strict=True)))
 
-    with float64_section([both], *inputs):
-        nonlinear = nonlinear_leaves(*functions, *widened((*inputs, dy)))
+    with float64_section([pulled], *inputs, dy):
+        *at, dy = widened((*inputs, dy))
+        # Whatever cancels in it, -2 dy rounds as dy does.
+        doubled = attempt(pulled, *at, arrays.map_floats(lambda a: -2 * a, dy), otherwise={})
+        once = attempt(pulled, *at, dy, otherwise=doubled)
+        pairs = {name: (-2 * once[name], leaf) for name, leaf in doubled.items() if floats(leaf)}
+        nonlinear = [name for name, pair in pairs.items() if not same(*pair, LINEAR)]
     cause = "not linear in dy: something in it is not multiplied by the cotangent"
     leaves = [
         replace(leaf, note=f"{leaf.note.removesuffix(f'; {UNKNOWN}')}; {cause}")
@@ -157,13 +160,26 @@ def check_vjp(
 
 
 def at_both_cotangents(name: str, objective: Task, gradient: Task, theta: Any, dy: Any) -> Report:
-    """`compare` with the cotangent dy; in half precision also with |dy|, for a sum that overflows,
-    or stops growing, shows only where its terms are of one sign."""
+    """`compare` with the cotangent dy; in half precision also with `_one_sided`, for a sum that
+    overflows, or stops growing, shows only where its terms are of one sign."""
     report = compare(name, objective, gradient, theta, dy)
-    if report.verdict == "fail" or report.dtype not in ("float16", "bfloat16"):
+    if report.verdict == "fail" or report.dtype not in HALF:
         return report
-    again = compare(name, objective, gradient, theta, arrays.map_floats(abs, dy))
+    again = compare(name, objective, gradient, theta, _one_sided(objective, theta, dy))
     return again if again.verdict == "fail" else report
+
+
+def _one_sided(objective: Task, theta: Any, dy: Any) -> Any:
+    """The cotangent with the signs of J v, where v moves the smallest arrays most: most terms of a
+    sum over the batch are then of one sign."""
+    call, inputs = split(*objective, theta, (dy,))
+    with float64_section([call], inputs):
+        at = widened(inputs)
+        steps = zip(at.theta, arrays.random_cotangent(None, at.theta), strict=True)
+        moved = [a + 1e-3 * v * (abs(a).max() or 1.0) / a.size if a.size else a for a, v in steps]
+        pairs = zip(call(at)[1], call(at._replace(theta=moved))[1], strict=True)
+        signs = iter([np.where(b < a, -1, 1) for a, b in pairs])
+    return arrays.map_floats(lambda d: abs(d) * next(signs).astype(d.dtype), dy)
 
 
 def shapes_of(f: Function, *inputs: Any) -> Any:
@@ -190,10 +206,8 @@ def check_loss(
     'fail'
     """
     expect_loss("check_loss", loss)
-    theta = {"gradient": prediction}
-    report = compare(
-        "check_loss", (_sum_of_losses, loss.value), (_by_rule, loss.gradient), theta, target
-    )
+    objective, gradient = (_sum_of_losses, loss.value), (_by_rule, loss.gradient)
+    report = compare("check_loss", objective, gradient, {"gradient": prediction}, target)
     inputs = as_arrays((prediction, target))
     shape = jax.eval_shape(loss.value, *inputs).shape
     note = _not_one_per_example(inputs[0], shape, example_axes)
@@ -216,13 +230,8 @@ def check_gradients(
     >>> report.verdict, [leaf.name for leaf in report.leaves if leaf.verdict == "fail"]
     ('fail', ['grads'])
     """
-    report = compare(
-        "check_gradients",
-        (_value, objective_fn),
-        (_value_and_grads, value_and_grad_fn),
-        {"grads": params},
-        *args,
-    )
+    objective, gradient = (_value, objective_fn), (_value_and_grads, value_and_grad_fn)
+    report = compare("check_gradients", objective, gradient, {"grads": params}, *args)
     inner = inspect.unwrap(value_and_grad_fn)
     if report.verdict == "fail" and isinstance(inner, partial):
         match inner.args, args:
@@ -238,12 +247,13 @@ def check_gradients(
 
 
 def _value(objective_fn: Function, theta: Any, *args: Any) -> tuple[Any, list[Any]]:
-    return objective_fn(theta["grads"], *args), []
+    value = objective_fn(theta["grads"], *args)
+    return value, [value]
 
 
 def _value_and_grads(value_and_grad_fn: Function, theta: Any, *args: Any) -> Any:
     value, grads = value_and_grad_fn(theta["grads"], *args)
-    return {"value": value, "grads": grads}
+    return {"value": jnp.asarray(value), "grads": grads}
 
 
 def _sum_of_losses(value: Function, theta: Any, target: Any) -> tuple[Any, list[Any]]:
@@ -254,12 +264,12 @@ def _by_rule(gradient: Function, theta: Any, target: Any) -> Any:
     return {"gradient": gradient(theta["gradient"], target)}
 
 
+def _product(reference: Function, theta: Any, dy: Any) -> Any:
+    return product(reference(theta["dparams"], theta["dx"]), dy)
+
+
 def _forward_product(forward: Function, theta: Any, dy: Any) -> Any:
     return product(forward(theta["dparams"], theta["dx"])[0], dy)
-
-
-def _product_of_params(reference: Function, theta: Any, dy: Any) -> Any:
-    return product(reference(theta["dparams"], theta["dx"]), dy)
 
 
 def product(y: Any, dy: Any) -> tuple[Any, list[Any]]:
@@ -269,16 +279,16 @@ def product(y: Any, dy: Any) -> tuple[Any, list[Any]]:
     return sum(jnp.sum(a * b) for a, b in pairs), [a for a, _ in pairs]
 
 
-def _by_backward(functions: tuple[Function, ...], theta: Any, dy: Any) -> Any:
-    tree = _y_and_by_backward(functions, theta, dy)
-    return {"dparams": tree["dparams"], "dx": tree["dx"]}
-
-
-def _y_and_by_backward(functions: tuple[Function, ...], theta: Any, dy: Any) -> Any:
+def _y_and_by_backward(functions: tuple[Function, Function], theta: Any, dy: Any) -> Any:
     forward, backward = functions
     y, residuals = forward(theta["dparams"], theta["dx"])
     dparams, dx = backward(theta["dparams"], residuals, dy)
     return {"y": y, "dparams": dparams, "dx": dx}
+
+
+def _by_backward(functions: tuple[Function, Function], theta: Any, dy: Any) -> Any:
+    tree = _y_and_by_backward(functions, theta, dy)
+    return {"dparams": tree["dparams"], "dx": tree["dx"]}
 
 
 def _mixes(value: Function, prediction: Any, target: Any, axes: int) -> bool:
@@ -288,12 +298,8 @@ def _mixes(value: Function, prediction: Any, target: Any, axes: int) -> bool:
         alone = lambda p, t: value(*jax.tree.map(lambda a: a[None], (p, t)))[0]
         for _ in range(axes):
             alone = jax.vmap(alone)
-        pair = lambda: (np.asarray(alone(*batch)), np.asarray(value(*batch)))
-        if not (found_and_expected := attempt(pair)):
-            return False
-    found, expected = found_and_expected
-    same = found.shape == expected.shape
-    return not (same and np.allclose(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True))
+        one, other = attempt(lambda: (value(*batch), alone(*batch)), otherwise=(0.0, 0.0))
+    return not same(one, other, 1e-4)
 
 
 def _not_one_per_example(prediction: Any, shape: tuple[int, ...], axes: int | None) -> str:
@@ -307,37 +313,3 @@ def _not_one_per_example(prediction: Any, shape: tuple[int, ...], axes: int | No
         fits = len(shape) > 0 and all(leaf.shape[: len(shape)] == shape for leaf in leaves)
         wanted = f"over the leading axes of {[leaf.shape for leaf in leaves]}"
     return "" if fits else f"expected one loss per example, {wanted}, got {shape}"
-
-
-LINEAR = 1e-6
-"""Relative. What is not multiplied by the cotangent differs by about its own size."""
-
-
-def nonlinear_leaves(
-    forward: Function, backward: Function, params: Params, x: Any, dy: Any
-) -> set[str]:
-    """The leaves of (dparams, dx) where backward(u + v) is not backward(u) + backward(v), for
-    u = dy and another cotangent v. Empty where they can't be compared.
-    """
-    other = arrays.random_cotangent(jax.random.key(1), dy)
-    both = arrays.map_floats(jnp.add, dy, other)
-
-    def pulled() -> list[dict[str, Any]]:
-        _, residuals = forward(params, x)
-        trees = (backward(params, residuals, d) for d in (dy, other, both))
-        return [arrays.named_leaves(dict(zip(("dparams", "dx"), t, strict=True))) for t in trees]
-
-    once, again, together = attempt(pulled, otherwise=({}, {}, {}))
-    return {
-        name
-        for name, leaf in together.items()
-        if differentiable(leaf) and leaf.size and not _added(once[name], again[name], leaf)
-    }
-
-
-def _added(u: Any, v: Any, together: Any) -> bool:
-    """Whether together = u + v. Where that is not finite, nothing is known."""
-    total, got = np.asarray(u) + np.asarray(v), np.asarray(together)
-    if total.shape != got.shape or not (np.isfinite(total).all() and np.isfinite(got).all()):
-        return True
-    return measure(got, total, FLOOR)[0] <= LINEAR

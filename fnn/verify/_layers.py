@@ -11,6 +11,7 @@ batch: `total` is linear, so that plain backpropagation shows no difference. Ano
 backward that changes what `reduce` returned is refused by `per_example_backward`.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.backprop import per_example_backward
-from fnn.base import Array, Layer, Loss, Params, Residuals
-from fnn.reductions import Direct, Factor, Whole, total
-from fnn.verify._arrays import differentiable, named_leaves, random_cotangent
+from fnn.base import Array, Layer, Loss, Params
+from fnn.reductions import Direct
+from fnn.verify._arrays import differentiable, floats, named_leaves, random_cotangent
 from fnn.verify._call import attempt, run
-from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, Leaf, measure, plainly, unfit
+from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, Leaf, joined, measure, unfit, values_at
 
 
 def first_wrong_part(network: Layer, loss: Loss, params: Params, x: Any, y: Any) -> str:
@@ -86,97 +87,67 @@ def per_example_leaf(
     parameter's largest per-example gradient, or by 1e-7 of it.
     """
     found = [leaf for leaf in leaves if leaf.name.startswith("dparams")]
-    if not (_are_right(found, params) and _has_examples(x)):
+    if not (found and _applies(layer, params, x, found)):
         return None
+    if not (alone := attempt(run, _alone, layer, params, x, key)):
+        return None
+    y, y_alone, expected = alone
     ran = [f.native if f.float64.verdict == "skipped" else f.float64 for f in found]
-
-    def both_ways() -> Any:
-        try:
-            return *run(_both_ways, layer, params, x, key), ""
-        except _RefusedError as error:
-            return *run(_alone, layer, params, x, key), None, str(error)
-
-    if not (ways := attempt(both_ways)):
-        return None
-    y, y_alone, expected, reduced, refusal = ways
     bound = max(100 * TOLERANCE, *(check.bound for check in ran))
     if not all(_error(a, b) <= bound for a, b in zip(y, y_alone, strict=True)):
         return None
-    if not refusal:
-        worst, refusal = _compare(expected, reduced, bound)
-    if refusal:
-        return unfit(
-            "per-example", f"right as a sum, but no per-example statistic can use it: {refusal}"
-        )
-    return Leaf("per-example", "pass", Check("pass", worst, bound), NONE, NONE)
+    try:
+        worst, wrong = _compare(expected, run(_rows, layer, params, x, key), bound)
+    except (TypeError, ValueError) as error:
+        worst, wrong = np.inf, str(error)
+    if "whole batch only" in wrong:  # `Whole` says so
+        return None
+    note = f"right as a sum, but no per-example statistic can use it: {wrong}"
+    check = Check("pass", worst, bound)
+    return unfit("per-example", note) if wrong else Leaf("per-example", "pass", check, NONE, NONE)
 
 
-class _RefusedError(Exception):
-    """`per_example_backward` does not take the layer's backward."""
-
-
-def _are_right(found: Sequence[Leaf], params: Params) -> bool:
-    """Whether there are gradients, each right and of a floating-point parameter."""
-    floats = all(map(differentiable, jax.tree.leaves(params)))
-    return bool(found) and floats and all(leaf.verdict == "pass" for leaf in found)
+def _applies(layer: Layer, params: Params, x: Any, found: Sequence[Leaf]) -> bool:
+    """Whether the parameters' gradients are right, and a backward with `reduce` can be asked."""
+    right = all(leaf.verdict == "pass" for leaf in found)
+    real = all(map(differentiable, jax.tree.leaves(params)))
+    takes_reduce = attempt(inspect.signature(layer.backward).bind, 0, 0, 0, 0)
+    return bool(right and real and takes_reduce and _has_examples(x))
 
 
 def _has_examples(x: Any) -> bool:
     leaves = jax.tree.leaves(x)
-    if not all(jnp.ndim(leaf) > differentiable(leaf) for leaf in leaves):
-        return False
-    lengths = {leaf.shape[0] for leaf in leaves}
-    return len(lengths) == 1 and min(lengths) > 1
+    lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
+    return len(lengths) == 1 and all(
+        jnp.ndim(leaf) > differentiable(leaf) and len(leaf) > 1 for leaf in leaves
+    )
 
 
 def _alone(layer: Layer, params: Params, x: Any, key: Array | None) -> tuple[Any, Any, Any]:
     """The floating-point outputs for the batch; those of each example alone, and autodiff's
     gradient for it. The cotangent is the same."""
     y, _ = layer.forward(params, x)
-    dy = _floats(random_cotangent(key, y))
+    dy = floats(random_cotangent(key, y))
 
     def one(x: Any, dy: list[Array]) -> tuple[Params, list[Array]]:
         batch = jax.tree.map(lambda a: a[None], x)
 
         def product(params: Params) -> tuple[Array, list[Array]]:
-            y = [leaf[0] for leaf in _floats(layer.forward(params, batch)[0])]
+            y = [leaf[0] for leaf in floats(layer.forward(params, batch)[0])]
             return sum(map(jnp.vdot, dy, y), start=jnp.zeros(())), y
 
         return jax.grad(product, has_aux=True)(params)
 
     gradients, y_alone = jax.vmap(one)(x, dy)
-    return _floats(y), y_alone, gradients
+    return floats(y), y_alone, gradients
 
 
-def _both_ways(
-    layer: Layer, params: Params, x: Any, key: Array | None
-) -> tuple[Any, Any, Any, Any]:
-    """What `_alone` gives, and what the layer's backward makes of `rows`."""
+def _rows(layer: Layer, params: Params, x: Any, key: Array | None) -> Any:
+    """What the layer's backward makes of `rows`."""
     y, residuals = layer.forward(params, x)
-    dy = random_cotangent(key, y)
+    rows = lambda factor, n: factor.rows(n)
     examples = jax.tree.leaves(x)[0].shape[:1]
-    try:
-        rows = lambda factor, n: factor.rows(n)
-        reduced = per_example_backward(layer, params, residuals, dy, rows, examples)
-    except jax.errors.JAXTypeError:  # it can't be traced
-        raise
-    except (TypeError, ValueError) as error:
-        if _has_whole(layer, params, residuals, dy):
-            raise
-        raise _RefusedError(str(error)) from error
-    return *_alone(layer, params, x, key), reduced
-
-
-def _has_whole(layer: Layer, params: Params, residuals: Residuals, dy: Any) -> bool:
-    """Whether the gradient of a parameter exists for the whole batch only."""
-    found: list[Any] = []
-
-    def note(factor: Factor) -> Array:
-        found.extend(jax.tree.leaves(factor, is_leaf=lambda part: isinstance(part, Whole)))
-        return total(factor)
-
-    layer.backward(params, residuals, dy, note)
-    return any(isinstance(part, Whole) for part in found)
+    return per_example_backward(layer, params, residuals, random_cotangent(key, y), rows, examples)
 
 
 def _compare(expected: Any, rows: Any, bound: float) -> tuple[float, str]:
@@ -186,20 +157,17 @@ def _compare(expected: Any, rows: Any, bound: float) -> tuple[float, str]:
     for (name, right), direct in zip(named_leaves(expected).items(), each, strict=True):
         # `repeat` stacks the copies' results in front of the examples.
         got = np.moveaxis(np.asarray(direct.value), right.ndim - 1 - direct.ndim, 0)
-        error = _error(got, right)
-        if not error <= bound:
-            named = f"params.{name}" if name else "params"
+        worst = max(worst, _error(got, right))
+        if not worst <= bound:
             at = ""
             if got.shape == right.shape:
                 _, index = measure(got, np.asarray(right), 1)
-                values = f"expected {plainly(right[index])}, got {plainly(got[index])}"
-                at = f" (example {index[0]}, entry {list(index[1:])}: {values})"
-            return error, (
-                f"the gradient of {named} is not each example's own{at}; "
+                at = f" (example {index[0]}: {values_at(index, got, np.asarray(right))})"
+            return worst, (
+                f"the gradient of {joined('params', name, by='.')} is not each example's own{at}; "
                 "hand it to `reduce` as a factor whose batch axes are the examples', such as "
                 "fnn.Outer(dy, x), and return the result untouched"
             )
-        worst = max(worst, error)
     return worst, ""
 
 
@@ -209,7 +177,3 @@ def _error(got: Any, expected: Any, floor: float = 1) -> float:
     if jnp.shape(got) != jnp.shape(expected):
         return np.inf
     return measure(np.asarray(got), np.asarray(expected), floor)[0] if expected.size else 0.0
-
-
-def _floats(tree: Any) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(tree) if differentiable(leaf)]

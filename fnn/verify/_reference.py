@@ -8,16 +8,15 @@ are taken to h = 0 by Richardson's extrapolation (1911). They owe nothing to aut
 of f's rounding, u sum |df/dtheta||theta|.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fnn.verify import _call as calls
-from fnn.verify._arrays import ROUNDOFF
+from fnn.verify._arrays import ROUNDOFF, map_floats
 from fnn.verify._call import Call, Inputs
-from fnn.verify._leaf import measure
 
 MOVES = 8
 """How often the inputs are moved by a roundoff before a check fails. To pass, once will do."""
@@ -55,7 +54,7 @@ class Reference:
         self.call, self.inputs, self.roundoff, self.unit = call, inputs, roundoff, unit
         self.norms = [norm(p) or 1.0 for p in inputs.theta]
         self._moved = lru_cache(self._at_moved_inputs)
-        self.directions, self.along = lru_cache(self._directions), lru_cache(self._along)
+        self.directions = lru_cache(self._directions)
         self.centre = self._row(inputs)
         self.open = [~np.isfinite(a) for a in self.centre]
         self.stacks = self._moved(0)
@@ -68,8 +67,11 @@ class Reference:
 
     def _row(self, inputs: Inputs) -> list[np.ndarray]:
         """The value, the gradient and the outputs at these inputs."""
-        value, grads, outputs = gradient_of(self.call, inputs)
-        return [np.asarray(a, np.float64) for a in (value, *grads, *outputs)]
+        return calls.listed(gradient_of(self.call, inputs))
+
+    def inside(self, position: int) -> bool:
+        """Whether the array at this position is a gradient, of an array of theta."""
+        return 0 < position <= len(self.inputs.theta)
 
     def closed(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """The arrays, by position, with zeros at the open entries."""
@@ -82,13 +84,6 @@ class Reference:
         rows = [self.centre, *(self._row(moved(self.inputs, u, random)) for u in far)]
         return self.closed([np.stack(leaves) for leaves in zip(*rows, strict=True)])
 
-    def moves(self, position: int, row: int, floor: float) -> Iterator[float]:
-        """How far an array of `stacks` moves when every input moves by a roundoff (row 1:
-        f's, row 2: the user's): again and again, by other signs.
-        """
-        for stack in self.moved_stacks(position):
-            yield measure(stack[row], stack[0], floor)[0]
-
     def moved_stacks(self, position: int) -> Iterator[np.ndarray]:
         """An array of `stacks`, again and again with its inputs moved by other signs."""
         for seed in range(MOVES):
@@ -99,31 +94,41 @@ class Reference:
         factor shows most, half at random, where everything else does. `tied`: one that keeps
         entries of equal size so; zero where there are none."""
         random, directions = np.random.default_rng(1), []
-        for j, (p, length) in enumerate(zip(self.inputs.theta, self.norms, strict=True), 1):
+        for j, length in enumerate(self.norms, 1):
             gradient = self.stacks[j][0]
             v = np.where(self.open[j], 0.0, random.standard_normal(gradient.shape))
-            size = norm(gradient)
-            along = gradient / (size or 1.0)
+            along = gradient / (norm(gradient) or 1.0)
             v *= 1 if (v * along).sum() >= 0 else -1  # they must not cancel
             v = v / (norm(v) or 1.0) + along
-            v = together_where_tied(v, np.asarray(p)) if tied else v
+            v = together_where_tied(v, np.asarray(self.inputs.theta[j - 1])) if tied else v
             directions.append(length * v / (norm(v) or 1.0))
         return directions
 
-    def _along(self, positions: tuple[int, ...], first: float, tied: bool) -> Slope:
+    def along(self, positions: Collection[int], first: float, tied: bool) -> Slope:
         """The slope where the arrays at these positions move along their directions."""
-        directions = enumerate(self.directions(tied), 1)
-        return self.slope(
-            [v if j in positions else np.zeros(v.shape) for j, v in directions], first
-        )
+        moving = [v if j in positions else 0 * v for j, v in enumerate(self.directions(tied), 1)]
+        return self.slope(moving, first)
 
     def slope(self, directions: list[np.ndarray], first: float) -> Slope:
-        """The slope of f along the directions, one per array of theta, from a step of `first`."""
+        """The slope of f along the directions, one per array of theta, from a step of `first`.
+
+        Its error is at most four times the last correction, the gap between the slopes from the
+        right and from the left, and how far their mean is from it (where f'' jumps, the central
+        slope errs by O(h), the other two don't), and the rounding of f over h.
+        """
         h = first * 0.5 ** np.arange(LEVELS)
         moved_by = partial(calls.run, calls.evaluate_moved, self.call, self.inputs)
         plus, minus = _on_both_sides(moved_by, directions, h)
-        noise = self.noise + self.unit * np.abs(plus - minus).max()
-        return _slope(float(self.centre[0]), plus, minus, h, 8 * noise / h[-1])
+        centre, noise = float(self.centre[0]), self.noise + self.unit * np.abs(plus - minus).max()
+        rounding = 8 * noise / h[-1]
+        value, error = _extrapolate((plus - minus) / (2 * h), 2)
+        right, right_error = _extrapolate((plus - centre) / h, 1)
+        left, left_error = _extrapolate((centre - minus) / h, 1)
+        # A kink within the last step moves every central slope alike; the two sides then differ.
+        gap = abs(right - left)
+        kink = not gap <= 8 * (rounding + right_error + left_error)
+        skew = abs(value - (left + right) / 2)
+        return Slope(value, 4 * (error + gap + skew) + rounding, left, right, kink)
 
 
 def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
@@ -140,8 +145,7 @@ def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
         up = (mixed >> np.uint64(60)) & np.uint64(1)
         return (np.where(up, 1 + u, 1 - u) * a).astype(a.dtype)
 
-    theta, floats, others = inputs
-    return Inputs([*map(move, theta)], [*map(move, floats)], others)
+    return map_floats(move, inputs)
 
 
 def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], list[Any]]:
@@ -183,38 +187,17 @@ def together_where_tied(direction: np.ndarray, theta: np.ndarray) -> np.ndarray:
     """The direction, changed so that entries of theta that are of equal size stay so: each gets
     their mean. Zeros stay where they are. Zero where no entries are tied.
     """
-    ordered = np.sort(np.abs(theta), axis=None)
-    if not ((ordered[:1] == 0).any() or (ordered[1:] == ordered[:-1]).any()):
-        return np.zeros(theta.shape)
     sign = np.sign(theta).ravel()
     _, group, count = np.unique(np.abs(theta), return_inverse=True, return_counts=True)
     sums = np.bincount(group.ravel(), sign * direction.ravel(), len(count))
-    return (sign * (sums / count)[group.ravel()]).reshape(theta.shape)
+    together = (sign * (sums / count)[group.ravel()]).reshape(theta.shape)
+    return together if count.max(initial=0) > 1 or not sign.all() else 0 * together
 
 
 def norm(a: Any) -> float:
     """The Euclidean norm of an array of any shape."""
     # Not by BLAS, whose threads take longer to wake than this takes.
     return float(np.sqrt(np.square(np.asarray(a)).sum()))
-
-
-def _slope(
-    centre: float, plus: np.ndarray, minus: np.ndarray, h: np.ndarray, rounding: float
-) -> Slope:
-    """The slope from f at theta, theta + h v and theta - h v.
-
-    Its error is at most four times the last correction, the gap between the slopes from the right
-    and from the left, and how far their mean is from it (where f'' jumps, the central slope errs by
-    O(h), the other two don't), and the rounding of f over h.
-    """
-    value, error = _extrapolate((plus - minus) / (2 * h), 2)
-    right, right_error = _extrapolate((plus - centre) / h, 1)
-    left, left_error = _extrapolate((centre - minus) / h, 1)
-    # A kink within the last step moves every central slope alike; the two sides then differ.
-    gap = abs(right - left)
-    kink = not gap <= 8 * (rounding + right_error + left_error)
-    skew = abs(value - (left + right) / 2)
-    return Slope(value, 4 * (error + gap + skew) + rounding, left, right, kink)
 
 
 def _extrapolate(slopes: np.ndarray, order: int) -> tuple[float, float]:

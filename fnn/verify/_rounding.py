@@ -6,7 +6,8 @@ that the inputs alone do not show, as in s (1 - s) where s is nearly 1, shows he
 """
 
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import jax
@@ -14,46 +15,45 @@ import numpy as np
 
 from fnn.verify._arrays import ROUNDOFF, at_highest_precision, differentiable, named_leaves
 from fnn.verify._call import Call, Inputs, attempt, differentiate, evaluate
-from fnn.verify._checks import CANCELS, ENTRY, LOSES, Tested, native_check, relative
+from fnn.verify._checks import CANCELS, LOSES, Tested, native_check, relative
 from fnn.verify._leaf import TOLERANCE, Check, Checks, compared, measure
 from fnn.verify._reference import MOVES, Reference, moved
 
 
-class Rounding:
-    """What rounding inside the two computations explains; each is repeated when first needed.
+@dataclass(frozen=True)
+class Pair:
+    """The call under test and its reference, and how far rounding inside each moves it; `autodiff`
+    is the reference in the dtype that the user runs, or None.
 
     Where float64 alone refuses a leaf, autodiff may cancel, far out in a function's tail, or the
     rule may where autodiff does not. How much each does shows when every step of it is moved by a
     roundoff.
     """
 
-    def __init__(
-        self, call: Call, inputs: Inputs, reference: Reference, autodiff: list[np.ndarray] | None
-    ) -> None:
-        self.call, self.inputs, self.reference, self.autodiff = call, inputs, reference, autodiff
+    call: Call
+    inputs: Inputs
+    reference: Reference
+    autodiff: list[np.ndarray] | None
 
     @cached_property
-    def of_rule(self) -> dict[str, np.ndarray]:
-        """How far the leaves under test move in float64."""
-        return rounding_of(evaluate, self.call, self.reference.inputs, ROUNDOFF)
+    def of(self) -> Callable[..., dict[str, np.ndarray]]:
+        """`_of`, computed when first needed."""
+        return cache(self._of)
 
-    @cached_property
-    def of_autodiff(self) -> list[np.ndarray]:
-        """How far the reference's arrays move in float64."""
-        call, inputs = self.reference.call, self.reference.inputs
-        return [*rounding_of(differentiate, call, inputs, ROUNDOFF).values()]
-
-    @cached_property
-    def of_native(self) -> dict[str, np.ndarray]:
-        """How far the leaves under test move in the dtype that the user runs."""
-        with jax.enable_x64(False), at_highest_precision():
-            return rounding_of(evaluate, self.call, self.inputs, self.reference.roundoff)
+    def _of(self, program: Callable[..., Any], native: bool = False) -> dict[str, np.ndarray]:
+        """How far what the program gives moves, in float64 or in the dtype that the user runs."""
+        call = self.reference.call if program is differentiate else self.call
+        inputs = self.inputs if native else self.reference.inputs
+        with jax.enable_x64(not native), at_highest_precision():
+            return rounding_of(
+                program, call, inputs, self.reference.roundoff if native else ROUNDOFF
+            )
 
     def beside(self, leaf: Tested, checks: Checks) -> Checks:
         """The checks, with those that refused the leaf repeated beside this rounding."""
-        if leaf.wide is None or not checks.refused:
-            return checks
         float64, native, differences = checks
+        if leaf.wide is None:
+            return checks
         if float64.verdict == "fail" and (native.verdict == "pass" or self._in_doubt(leaf)):
             float64 = self._float64(leaf, float64)
         if float64.verdict != "fail" and native.verdict == "fail":
@@ -63,14 +63,14 @@ class Rounding:
     def _in_doubt(self, leaf: Tested) -> bool:
         """Whether autodiff in the user's dtype misses the reference, or this is zero."""
         expected = self.reference.stacks[leaf.position][0]
-        if self.autodiff is None or not expected.any():
-            return not expected.any()
-        return not measure(self.autodiff[leaf.position], expected, 1)[0] < 0.01
+        own = expected if self.autodiff is None else self.autodiff[leaf.position]
+        return not (expected.any() and measure(own, expected, 1)[0] < 0.01)
 
     def _float64(self, leaf: Tested, check: Check) -> Check:
         expected = self.reference.stacks[leaf.position][0]
-        away = np.zeros(expected.shape) + self.of_rule.get(leaf.name, 0.0)
-        away += self.of_autodiff[leaf.position] if self.of_autodiff else 0.0
+        by_position = [*self.of(differentiate).values()]
+        away = np.zeros(expected.shape) + self.of(evaluate).get(leaf.name, 0.0)
+        away += by_position[leaf.position] if by_position else 0.0
         error, bound = (relative(d, expected) for d in (leaf.best - expected, 64 * away))
         least = TOLERANCE if expected.any() else 0.0
         if not ((error <= np.maximum(least, bound)) & np.isfinite(error)).all():
@@ -83,15 +83,17 @@ class Rounding:
     def _native(self, leaf: Tested, check: Check, float64: Check) -> Check:
         expected = self.reference.stacks[leaf.position][0]
         error = np.abs(leaf.native - expected)
-        away = np.zeros(expected.shape) + self.of_native.get(leaf.name, 0.0)
-        bound = away if check.reason == ENTRY else np.full(away.shape, away.max())
-        wrong = check.entries or np.ndindex(error.shape)
-        if not all(error[i] <= 64 * bound[i] < np.inf for i in wrong):
+        bound = np.zeros(expected.shape) + self.of(evaluate, native=True).get(leaf.name, 0.0)
+        whole = float64.verdict != "pass"
+        bound = np.full(bound.shape, bound.max()) if whole else bound
+        if not all(error[i] <= 64 * bound[i] < np.inf for i in check.entries):
             return Check("skipped", reason=CANCELS) if float64.reason == CANCELS else check
-        if check.reason == ENTRY and self.reference.roundoff <= 2.0**-12:
-            # With many digits few are lost; the leaf as a whole decides.
+        if not whole:
+            # Small entries may lose their digits, not the leaf as a whole.
             own = expected if self.autodiff is None else self.autodiff[leaf.position]
-            return native_check(leaf, self.reference, own)
+            found = native_check(leaf, self.reference, own, 1.0)
+            if found.verdict == "fail" or self.reference.roundoff <= 2.0**-12:
+                return found
         return Check("skipped", reason=LOSES)
 
 
@@ -105,9 +107,7 @@ ARITHMETIC = {
 """The primitives that round. What only moves or selects numbers keeps ties as they are."""
 
 
-def rounding_of(
-    program: Callable[..., Any], call: Call, inputs: Inputs, u: float
-) -> dict[str, np.ndarray]:
+def rounding_of(program: Any, call: Call, inputs: Inputs, u: float) -> dict[str, np.ndarray]:
     """For each array that program(call, inputs) returns, by its name in the tree, how far its
     entries move, at most, in `MOVES` runs with roundoff u. Empty where the program can't be traced.
     """
@@ -143,6 +143,6 @@ def _evaluate(
             results = equation.primitive.bind(*operands, **equation.params)
             results = results if equation.primitive.multiple_results else [results]
         if equation.primitive.name in ARITHMETIC and all(map(differentiable, results)):
-            results = moved(Inputs(list(results), [], []), u, random).theta
+            results = moved(Inputs(list(results), []), u, random).theta
         values.update(zip(equation.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]

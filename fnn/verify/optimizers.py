@@ -24,7 +24,7 @@ import numpy as np
 from fnn.adapters.optax import from_optax
 from fnn.base import Array, Optimizer, Params, at_least_float32
 from fnn.verify._arrays import ROUNDOFF, coarsest_dtype, named_leaves, unit_roundoff, widened
-from fnn.verify._causes import likely_cause
+from fnn.verify._causes import NARROW, Wrong, likely_cause
 from fnn.verify._leaf import NONE, TOLERANCE, Leaf, compared, joined, measure, side_by_side, unfit
 from fnn.verify._report import Report
 
@@ -84,12 +84,12 @@ def check_optimizer(
     if not isinstance(optimizer, Optimizer):
         optimizer = from_optax(optimizer)
     params = jax.tree.map(jnp.asarray, params)
-    rule = _each(rule, params) if per_array else rule
+    steps: Callable[..., np.ndarray] = partial(_by_rule, rule, schedule)
+    if per_array:
+        steps = partial(_each, steps, [leaf.shape for leaf in jax.tree.leaves(params)])
     dtype = coarsest_dtype(jax.tree.leaves(params))
     scales = [scale for scale in SCALES if scale > float(jnp.finfo(dtype).smallest_subnormal)]
-    leaves = [
-        leaf for scale in scales for leaf in _at_scale(optimizer, schedule, rule, params, scale)
-    ]
+    leaves = [leaf for scale in scales for leaf in _at_scale(optimizer, steps, params, scale)]
     return Report("check_optimizer", tuple(leaves), str(dtype))
 
 
@@ -102,9 +102,7 @@ def falling(step: Any) -> Array:
     return (8 - jnp.asarray(step).astype(float)) / 64
 
 
-def _at_scale(
-    optimizer: Any, schedule: Schedule, rule: Rule, params: Params, scale: float
-) -> list[Leaf]:
+def _at_scale(optimizer: Any, steps: Any, params: Params, scale: float) -> list[Leaf]:
     """The leaves of the check with gradients and parameters of this size."""
     random = np.random.default_rng(0)
     start = jax.tree.map(lambda p: p * jnp.asarray(scale, p.dtype), params)
@@ -121,7 +119,6 @@ def _at_scale(
     theta, gs = _flat(start), np.stack([_flat(g) for g in grads])
     dtype = coarsest_dtype(jax.tree.leaves(params))
     unit = unit_roundoff(dtype)
-    steps = partial(_by_rule, rule, schedule)
     move = lambda a, u: a * (1 + u * random.choice((-1.0, 1.0), a.shape))
     moved = lambda u: steps(move(theta, u), move(gs, u), np.float64, np.float64)
     paths = [[wide], [native], [moved(0.0)], [steps(theta, gs, at_least_float32(dtype), dtype)]]
@@ -152,16 +149,15 @@ def _leaf(name: str, moves: list[list[np.ndarray]], theta: np.ndarray, unit: flo
         return Leaf(name, "inconclusive", in_float64, as_run, NONE, index, note)
     failed = in_float64.verdict == "fail"
     got, bound = (wide, in_float64.bound) if failed else (native, as_run.bound)
-    size = np.abs(expected).max()
-    wrong = ~(np.abs(got - expected).max(1) <= bound * size)
-    t = int(np.argmax(wrong)) if wrong.any() else index[0]
+    right = np.abs(got - expected).max(1) <= bound * np.abs(expected).max()
+    t = index[0] if right.all() else int(np.argmin(right))
     i = measure(got[t], expected[t], 1)[1]
     values = side_by_side(expected[t][i], got[t][i])
     note = f"first wrong at update {t + 1}: the move of entry {list(i)}, {values}"
     # A step is along minus a gradient, which is what a cause is known of.
-    theta = theta + expected[:t].sum(0)
-    cause = likely_cause(-got[t], -expected[t], theta, ())
-    note = joined(note, cause)
+    narrow, theta = () if failed else NARROW, theta + expected[:t].sum(0)
+    wrong_step = Wrong(-got[t], -expected[t], theta, narrow=narrow)
+    note = joined(note, likely_cause(wrong_step))
     return Leaf(name, "fail", in_float64, as_run, NONE, (t, *i), note, wide, expected)
 
 
@@ -186,21 +182,12 @@ def _flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.zeros(0), *leaves])
 
 
-def _each(rule: Rule, params: Params) -> Rule:
-    """The rule of one flat array that applies `rule` to each array of params in it."""
-    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+def _each(steps: Any, shapes: list[Any], theta: np.ndarray, gs: np.ndarray, *how: Any) -> Any:
+    """The steps of a flat array, taken by each array in it by itself, in its own shape."""
     ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
-
-    parts = lambda a: [p.reshape(s) for p, s in zip(np.split(a, ends), shapes, strict=True)]
-
-    def all_of(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Any:
-        arrays = zip(*map(parts, (theta, g, *slots)), strict=True)
-        updated = [rule(rate, t, one, its, tuple(own)) for one, its, *own in arrays]
-        flat = lambda arrays: np.concatenate([np.ravel(a) for a in arrays])
-        kept = zip(*(own for _, own in updated), strict=True)
-        return flat([one for one, _ in updated]), tuple(map(flat, kept))
-
-    return all_of
+    parts = zip(np.split(theta, ends), np.split(gs, ends, 1), shapes, strict=True)
+    paths = [steps(t.reshape(shape), g.reshape(-1, *shape), *how) for t, g, shape in parts]
+    return np.concatenate([path.reshape(len(path), -1) for path in paths], 1)
 
 
 def _by_rule(

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import fnn
@@ -77,6 +78,34 @@ def test_forward_mode(jvp, words):
     report = verify.check_custom(jvp_rule(jnp.sin, jvp), X)
     assert report.verdict == ("fail" if words else "pass"), str(report)
     assert words in str(report)
+
+
+def test_a_rule_is_the_same_under_jit_and_vmap():
+    def of(rule):
+        f = jax.custom_vjp(lambda x: jnp.sin(x))
+        f.defvjp(lambda x: (jnp.sin(x), x), lambda x, dy: (dy * rule(x),))
+        return verify.check_custom(f, X)
+
+    concrete = lambda x: jnp.cos(x) * (2 if isinstance(x, jax.core.Tracer) else 1)
+    assert "under jit" in of(concrete).leaves[0].note
+    batch = jax.custom_batching.custom_vmap(jnp.cos)
+    batch.def_vmap(lambda size, batched, x: (jnp.cos(x) + 1e-3, True))
+    assert "under vmap" in of(batch).leaves[0].note
+    assert of(jnp.cos).verdict == "pass"
+
+
+def test_the_second_derivative_is_checked_where_there_is_one():
+    def of(slope):
+        f = jax.custom_vjp(lambda x: jnp.sin(x))
+        f.defvjp(lambda x: (jnp.sin(x), x), lambda x, dy: (dy * slope(x),))
+        return verify.check_custom(f, X)
+
+    assert of(jnp.cos).verdict == "pass"
+    report = of(lambda x: jax.lax.stop_gradient(jnp.cos(x)))
+    assert report.verdict == "fail"
+    assert report.leaves[-1].name == "second derivative"
+    by_callback = lambda x: jax.pure_callback(lambda x: np.cos(x), x, x)
+    assert of(by_callback).verdict == "pass"
 
 
 def test_static_arguments_are_not_differentiated():
