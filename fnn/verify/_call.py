@@ -160,9 +160,8 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     program holds it, whether x64 is on or not. So where a function has such a constant, JAX's
     caches are cleared on both sides of the section.
     """
-    programs = chain.from_iterable(_programs(traced(f, *inputs)) for f in functions)
-    constants = chain.from_iterable(getattr(program, "consts", ()) for program in programs)
-    held = any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
+    # In a function of its own: no program that holds one may live on here.
+    held = any(_has_numpy_constant(traced(f, *inputs)) for f in functions)
     if held:
         jax.clear_caches()
     try:
@@ -171,6 +170,11 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     finally:
         if held:
             jax.clear_caches()
+
+
+def _has_numpy_constant(program: Any) -> bool:
+    constants = chain.from_iterable(getattr(part, "consts", ()) for part in _programs(program))
+    return any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
 
 
 def traced(function: Any, *inputs: Any) -> Any:
