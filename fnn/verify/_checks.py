@@ -60,6 +60,7 @@ LOSES = "loses digits that autodiff keeps"
 """Why the native check is skipped where the gradient is right but for its own rounding."""
 MOST = 64
 """How many entries are judged. The others count as unknown."""
+TINY = float(np.finfo(float).tiny)
 COARSE = 1e-2
 """A slope whose bound is more than this part of the leaf's size confirms nothing."""
 
@@ -189,9 +190,9 @@ def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray, lev
     if reference.open[tested.position].all():
         return Check("skipped", reason="not finite")
     native, autodiff = _in_range(tested, reference, autodiff)
-    above = lambda a: np.maximum(a, level * a.max())
     whole = np.abs(expected).max() or reference.size or 1.0
-    size = np.maximum(np.abs(expected) + level * whole, np.finfo(float).tiny)
+    size, both = (np.maximum(np.abs(expected) + n * whole, TINY) for n in (level, 1))
+    above = lambda a: np.maximum(a, level * (a / both).max() * both)
     error = np.where(np.isfinite(native), np.abs(native - expected), np.inf)
     own = np.abs(autodiff - expected)
     own = above(np.where(np.isfinite(own), own, 0.0))
@@ -208,7 +209,7 @@ def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray, lev
             break
     loose = np.maximum(strict, 2 * own)
     # Of the entries that need it, is there one whose own bound is too wide to tell?
-    limit = max(0.1, 128 * unit) * (np.abs(expected) + whole)
+    limit = max(0.1, 128 * unit) * both
     hidden = (error > firm) & (loose > limit)
     if (error <= loose).all() and (wide := np.where(hidden & (strict > limit), strict, 0)).any():
         cancels = (8 * own / size).max() > 0.1
