@@ -92,12 +92,12 @@ def evaluate(call: Call, inputs: Inputs) -> Any:
     return call(inputs)
 
 
-def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array], list[Array]]:
-    """For a call that returns a scalar and a list of arrays: the scalar, its gradient with
-    respect to theta by autodiff, and the arrays.
+def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array], dict[str, Array]]:
+    """For a call that returns a scalar and arrays by name: the scalar, its gradient with respect
+    to theta by autodiff, and the arrays.
     """
 
-    def f(theta: list[Any]) -> tuple[Array, list[Array]]:
+    def f(theta: list[Any]) -> tuple[Array, dict[str, Array]]:
         value, outputs = call(inputs._replace(theta=theta))
         return value, outputs
 
@@ -105,10 +105,9 @@ def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array], list[
     return value, grads, outputs
 
 
-def listed(result: tuple[Any, list[Any], list[Any]]) -> list[np.ndarray]:
+def listed(result: tuple[Any, list[Any], dict[str, Any]]) -> list[np.ndarray]:
     """What `differentiate` gives, as one list in float64."""
-    value, grads, outputs = result
-    return [np.asarray(a, np.float64) for a in (value, *grads, *outputs)]
+    return [np.asarray(a, np.float64) for a in jax.tree.leaves(result)]
 
 
 def evaluate_moved(call: Call, inputs: Inputs, directions: list[Any], steps: Any) -> Any:

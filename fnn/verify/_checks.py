@@ -175,9 +175,9 @@ def _worst(excess: np.ndarray) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(i) for i in index) for index in found)
 
 
-def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray, level: float) -> Check:
-    """The leaf in the dtype that the user runs against autodiff in float64; `autodiff` is the
-    leaf by autodiff in the user's dtype.
+def native_check(tested: Tested, reference: Reference, by: list[np.ndarray], level: float) -> Check:
+    """The leaf in the dtype that the user runs against autodiff in float64; `by` has, by position,
+    what autodiff gives in the user's dtype.
 
     Each entry has its own conditioning, and stands beside autodiff's own error in it, down to
     this part, `level`, of the largest: at 1 the leaf is measured as a whole, below it small
@@ -189,7 +189,7 @@ def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray, lev
         return Check("skipped", reason="as float64")
     if reference.open[tested.position].all():
         return Check("skipped", reason="not finite")
-    native, autodiff = _in_range(tested, reference, autodiff)
+    native, autodiff = _in_range(tested, reference, by[tested.position])
     whole = np.abs(expected).max() or reference.size or 1.0
     size, both = (np.maximum(np.abs(expected) + n * whole, TINY) for n in (level, 1))
     above = lambda a: np.maximum(a, level * (a / both).max() * both)

@@ -4,6 +4,7 @@ autodiff of the reference.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -15,10 +16,10 @@ from fnn.verify._arrays import Function
 from fnn.verify._call import Call, Inputs, attempt
 from fnn.verify._causes import NARROW, Wrong, likely_cause, misshapen_cause, swapped
 from fnn.verify._checks import Tested
-from fnn.verify._leaf import FLOOR, Check, Checks, Leaf, joined, unfit
+from fnn.verify._leaf import FLOOR, TOLERANCE, Check, Checks, Leaf, compared, joined, measure, unfit
 from fnn.verify._reference import Reference
 from fnn.verify._report import Report, blind_spots
-from fnn.verify._rounding import Pair
+from fnn.verify._rounding import rounding_of
 
 Task = tuple[Function, Any]
 """A rule of `Call`, and the user's function that it is given."""
@@ -26,8 +27,8 @@ Task = tuple[Function, Any]
 
 def compare(name: str, objective: Task, gradient: Task, theta: Any, *args: Any) -> Report:
     """The tree that `gradient` gives, checked leaf by leaf against autodiff of `objective`, which
-    gives a scalar and a list of arrays. The tree has the keys of theta, and may have another, for
-    these arrays.
+    gives a scalar and arrays by their names. The tree has the keys of theta, and these arrays too
+    where there are any.
 
     Where a check fails and one of the two computes in less than float64, whatever it is given,
     the checks are repeated with bounds that follow the dtype inside.
@@ -40,20 +41,32 @@ def compare(name: str, objective: Task, gradient: Task, theta: Any, *args: Any) 
         autodiff = attempt(calls.run, calls.differentiate, call, inputs)
     with calls.float64_section([call, tested_call], inputs):
         reference = _reference(call, inputs, arrays.unit_roundoff(dtype))
-        wide, refusal = _in_float64(tested_call, reference)
         fitting, misfits = _fit(native, call.arguments(inputs)[0], call.kinds, reference)
-        tested = [_tested(n, at, leaf, wide.get(n), refusal) for n, at, leaf in fitting]
-        tested = [checking.judge(leaf, reference) for leaf in tested]
-        own = autodiff and reference.closed(calls.listed(autodiff))
+        tested = [
+            checking.judge(leaf, reference)
+            for leaf in _with_float64(fitting, tested_call, reference)
+        ]
+        own = calls.listed(autodiff) if autodiff else reference.centre
+        own = reference.closed(own)
         leaves = Comparison(tested_call, inputs, reference, own, tested).leaves()
     leaves = [swapped(leaf, leaves) for leaf in leaves]
     return Report(name, (*leaves, *misfits), str(dtype), blind=blind_spots(inputs))
 
 
-@dataclass(frozen=True)
-class Comparison(Pair):
-    """The leaves of the call under test at the user's inputs, beside their reference."""
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The call under test at the user's inputs, beside its reference, and how far rounding inside
+    each moves it; `autodiff` is the reference in the dtype that the user runs.
 
+    Where float64 alone refuses a leaf, autodiff may cancel, far out in a function's tail, or the
+    rule may where autodiff does not. How much each does shows when every step of it is moved by a
+    roundoff.
+    """
+
+    call: Call
+    inputs: Inputs
+    reference: Reference
+    autodiff: list[np.ndarray]
     tested: list[Tested]
 
     def leaves(self) -> list[Leaf]:
@@ -68,14 +81,13 @@ class Comparison(Pair):
 
     def checks(self) -> list[Checks]:
         """The three checks of each leaf."""
-        own = self.autodiff or [stack[0] for stack in self.reference.stacks]
         differences = checking.differences_checks(self.tested, self.reference)
         found = []
         for leaf, slope in zip(self.tested, differences, strict=True):
             float64 = checking.float64_check(leaf, self.reference)
             # What is right in float64 shows its own rounding at each entry.
             level = FLOOR if float64.verdict == "pass" else 1.0
-            native = checking.native_check(leaf, self.reference, own[leaf.position], level)
+            native = checking.native_check(leaf, self.reference, self.autodiff, level)
             found.append(Checks(float64, native, slope))
         return found
 
@@ -126,6 +138,59 @@ class Comparison(Pair):
         index = tested.opened.at or index
         return Leaf(tested.name, verdict, *checks, index, note, tested.best, expected)
 
+    @lru_cache(maxsize=8)  # noqa: B019
+    def of(self, program: Function, native: bool = False) -> dict[str, np.ndarray]:
+        """How far what the program gives moves, in float64 or in the dtype that the user runs."""
+        call = self.reference.call if program is calls.differentiate else self.call
+        inputs = self.inputs if native else self.reference.inputs
+        unit = self.reference.roundoff if native else arrays.ROUNDOFF
+        with jax.enable_x64(not native), arrays.at_highest_precision():
+            return rounding_of(program, call, inputs, unit)
+
+    def beside(self, leaf: Tested, checks: Checks) -> Checks:
+        """The checks, with those that refused the leaf repeated beside this rounding."""
+        float64, native, differences = checks
+        if leaf.wide is None:
+            return checks
+        if float64.verdict == "fail" and (native.verdict == "pass" or self._in_doubt(leaf)):
+            float64 = self._float64(leaf, float64)
+        if float64.verdict != "fail" and native.verdict == "fail":
+            native = self._native(leaf, native, float64)
+        return Checks(float64, native, differences)
+
+    def _in_doubt(self, leaf: Tested) -> bool:
+        """Whether autodiff in the user's dtype misses the reference, or this is zero."""
+        expected = self.reference.stacks[leaf.position][0]
+        own = self.autodiff[leaf.position]
+        return not (expected.any() and measure(own, expected, 1)[0] < 0.01)
+
+    def _float64(self, leaf: Tested, check: Check) -> Check:
+        expected = self.reference.stacks[leaf.position][0]
+        by_position = [*self.of(calls.differentiate).values()]
+        away = np.zeros(expected.shape) + self.of(calls.evaluate).get(leaf.name, 0.0)
+        away += by_position[leaf.position] if by_position else 0.0
+        error, bound = (checking.relative(d, expected) for d in (leaf.best - expected, 64 * away))
+        least = TOLERANCE if expected.any() else 0.0
+        if not ((error <= np.maximum(least, bound)) & np.isfinite(error)).all():
+            return check
+        needed = float(bound[error > least].max(initial=0.0))
+        if needed > 0.1 or not expected.any():
+            return Check("skipped", reason=checking.CANCELS)
+        return compared(float(error.max()), max(check.bound, needed))
+
+    def _native(self, leaf: Tested, check: Check, float64: Check) -> Check:
+        error = np.abs(leaf.native - self.reference.stacks[leaf.position][0])
+        bound = np.zeros(error.shape) + self.of(calls.evaluate, native=True).get(leaf.name, 0.0)
+        # The largest of some moves, eightfold, leaves nothing to chance. A sum that stops growing
+        # errs by more: each of its steps by a roundoff, and all to one side.
+        if not all(error[i] <= 8 * bound[i] < np.inf for i in check.entries):
+            cancels = float64.reason == checking.CANCELS
+            return Check("skipped", reason=checking.CANCELS) if cancels else check
+        # With many digits, few are lost: the leaf as a whole decides.
+        found = checking.native_check(leaf, self.reference, self.autodiff, 1.0)
+        passes = found.verdict != "fail" and self.reference.roundoff <= 2.0**-12
+        return found if passes else Check("skipped", reason=checking.LOSES)
+
 
 def _reference(call: Call, inputs: Inputs, roundoff: float) -> Reference:
     """The reference in float64; in the dtype of the inputs for a function that refuses float64,
@@ -136,40 +201,42 @@ def _reference(call: Call, inputs: Inputs, roundoff: float) -> Reference:
         return Reference(call, inputs, roundoff, unit=roundoff)
 
 
-def _in_float64(call: Call, reference: Reference) -> tuple[dict[str, np.ndarray], str]:
-    """The leaves of the call under test in float64, by name; and why there are none."""
-    if reference.unit > arrays.ROUNDOFF:
-        return {}, "the reference raises"
-    try:
-        wide = arrays.named_leaves(calls.run(calls.evaluate, call, reference.inputs))
-    except TimeoutError:
-        raise
-    except Exception as error:  # a kernel for float32 may raise anything
-        return {}, f"raises {type(error).__name__}"
-    return {name: np.asarray(leaf) for name, leaf in wide.items()}, "absent"
-
-
-def _tested(name: str, position: int, native: np.ndarray, found: Any, refusal: str) -> Tested:
-    """A leaf under test, with itself as `found` in float64, where that is of this dtype."""
-    if found is not None:
-        narrow = arrays.unit_roundoff(found.dtype) > arrays.ROUNDOFF
-        refusal = f"gives {found.dtype}" if narrow or found.shape != native.shape else ""
-    return Tested(name, position, native, None if refusal else found, refusal)
+def _with_float64(fitting: list[Any], call: Call, reference: Reference) -> list[Tested]:
+    """The leaves under test, each with itself computed in float64, where that is possible."""
+    wide, refusal = {}, "the reference raises"
+    if reference.unit <= arrays.ROUNDOFF:
+        try:
+            wide = arrays.named_leaves(calls.run(calls.evaluate, call, reference.inputs))
+            refusal = "absent"
+        except TimeoutError:
+            raise
+        except Exception as error:  # a kernel for float32 may raise anything
+            refusal = f"raises {type(error).__name__}"
+    tested = []
+    for name, position, native in fitting:
+        leaf, reason = np.asarray(wide.get(name, np.nan)), refusal
+        if name in wide:
+            fits = leaf.dtype == np.float64 and leaf.shape == native.shape
+            reason = "" if fits else f"gives {leaf.dtype}"
+        tested.append(Tested(name, position, native, None if reason else leaf, reason))
+    return tested
 
 
 def _fit(tree: Any, theta: Any, kinds: Any, reference: Reference) -> tuple[list[Any], list[Leaf]]:
     """The leaves of the gradient `tree` that have their parameter's path, shape and dtype, as
     (name, position in the reference's stacks, array); and failed leaves for the others."""
     got, given = arrays.named_leaves(tree), arrays.named_leaves(theta)
-    others = {name: leaf for name, leaf in got.items() if name.partition(".")[0] not in theta}
-    positions, misfits = _positions(others, [*zip(given, kinds, strict=False)], reference)
+    inside = [name for name, kind in zip(given, kinds, strict=False) if kind == "theta"]
+    positions = {name: i for i, name in enumerate([*inside, *reference.outputs], 1)}
+    outputs = reference.outputs if tree.keys() - theta.keys() else []
     fitting: list[Any] = []
-    for name, position in positions.items():
+    misfits = []
+    for name in [*outputs, *inside]:
         if name not in got:
             misfits.append(unfit(name, "only the reference has it"))
             continue
         leaf = np.asarray(got[name])
-        array, shape = np.asarray(leaf, np.float64), reference.centre[position].shape
+        array, shape = np.asarray(leaf, np.float64), reference.centre[positions[name]].shape
         dtype = given[name].dtype if name in given else leaf.dtype
         if (leaf.shape, leaf.dtype) != (shape, dtype):
             note = f"expected {dtype}{shape}, got {leaf.dtype}{leaf.shape}"
@@ -177,24 +244,10 @@ def _fit(tree: Any, theta: Any, kinds: Any, reference: Reference) -> tuple[list[
             cause = misshapen_cause(array, right.pop(name), right)
             misfits.append(unfit(name, joined(note, cause)))
         elif leaf.size:
-            fitting.append((name, position, array))
-    unknown = got.keys() - given.keys() - others.keys()
+            fitting.append((name, positions[name], array))
+    unknown = [n for n in got if n not in given | positions and arrays.differentiable(got[n])]
     misfits += [unfit(name, "only the gradient under test has it") for name in sorted(unknown)]
     return fitting, misfits or _other_trees(tree, theta)
-
-
-def _positions(
-    others: dict[str, Any], given: list[tuple[str, str]], reference: Reference
-) -> tuple[dict[str, int], list[Leaf]]:
-    """The position in the reference's stacks of each leaf that should be there, by its name: what
-    is returned behind theta; and a failed leaf where that is of another number."""
-    inside = [name for name, kind in given if kind == "theta"]
-    first, outputs = 1 + len(inside), [n for n, a in others.items() if arrays.differentiable(a)]
-    positions = {name: i for i, name in enumerate(inside, 1)}
-    if not others or len(outputs) == (number := len(reference.stacks) - first):
-        return {n: i for i, n in enumerate(outputs, first)} | positions, []
-    name = next(iter(others)).partition(".")[0]
-    return positions, [unfit(name, f"expected {number} arrays, got {len(outputs)}")]
 
 
 def _other_trees(tree: Any, theta: Any) -> list[Leaf]:

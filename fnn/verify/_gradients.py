@@ -177,8 +177,8 @@ def _one_sided(objective: Task, theta: Any, dy: Any) -> Any:
         at = widened(inputs)
         steps = zip(at.theta, arrays.random_cotangent(None, at.theta), strict=True)
         moved = [a + 1e-3 * v * (abs(a).max() or 1.0) / a.size if a.size else a for a, v in steps]
-        pairs = zip(call(at)[1], call(at._replace(theta=moved))[1], strict=True)
-        signs = iter([np.where(b < a, -1, 1) for a, b in pairs])
+        y, changed = (call(at._replace(theta=theta))[1].values() for theta in (at.theta, moved))
+        signs = iter([np.where(b < a, -1, 1) for a, b in zip(y, changed, strict=True)])
     return arrays.map_floats(lambda d: abs(d) * next(signs).astype(d.dtype), dy)
 
 
@@ -246,9 +246,9 @@ def check_gradients(
 # and beside it the tree under test.
 
 
-def _value(objective_fn: Function, theta: Any, *args: Any) -> tuple[Any, list[Any]]:
+def _value(objective_fn: Function, theta: Any, *args: Any) -> tuple[Any, dict[str, Any]]:
     value = objective_fn(theta["grads"], *args)
-    return value, [value]
+    return value, {"value": value}
 
 
 def _value_and_grads(value_and_grad_fn: Function, theta: Any, *args: Any) -> Any:
@@ -256,8 +256,8 @@ def _value_and_grads(value_and_grad_fn: Function, theta: Any, *args: Any) -> Any
     return {"value": jnp.asarray(value), "grads": grads}
 
 
-def _sum_of_losses(value: Function, theta: Any, target: Any) -> tuple[Any, list[Any]]:
-    return value(theta["gradient"], target).sum(), []
+def _sum_of_losses(value: Function, theta: Any, target: Any) -> tuple[Any, dict[str, Any]]:
+    return value(theta["gradient"], target).sum(), {}
 
 
 def _by_rule(gradient: Function, theta: Any, target: Any) -> Any:
@@ -272,11 +272,11 @@ def _forward_product(forward: Function, theta: Any, dy: Any) -> Any:
     return product(forward(theta["dparams"], theta["dx"])[0], dy)
 
 
-def product(y: Any, dy: Any) -> tuple[Any, list[Any]]:
+def product(y: Any, dy: Any) -> tuple[Any, dict[str, Any]]:
     """<dy, y>, whose gradient is the vector-Jacobian product with dy; and the arrays of y."""
-    leaves = zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True)
-    pairs = [(a, b) for a, b in leaves if differentiable(a)]
-    return sum(jnp.sum(a * b) for a, b in pairs), [a for a, _ in pairs]
+    outputs = {n: a for n, a in arrays.named_leaves({"y": y}).items() if differentiable(a)}
+    pairs = zip(outputs.values(), floats(dy), strict=True)
+    return sum(jnp.sum(a * b) for a, b in pairs), outputs
 
 
 def _y_and_by_backward(functions: tuple[Function, Function], theta: Any, dy: Any) -> Any:

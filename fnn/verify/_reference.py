@@ -44,8 +44,9 @@ class Reference:
     `stacks` has an array for the value of f and one for each array of theta, each with three
     rows: at the inputs themselves; at inputs moved by float64's roundoff; at inputs moved by
     `roundoff`, that of the dtype that the user runs, or by `FAR`. After these come the arrays
-    that f returns beside its value. Entries that are not finite at the inputs themselves are
-    `open`: zero in the stacks, and judged apart, by `centre`, which keeps them, or by slopes.
+    that f returns beside its value, whose names are `outputs`. Entries that are not finite at the
+    inputs themselves are `open`: zero in the stacks, and judged apart, by `centre`, which keeps
+    them, or by slopes.
     `unit` is the roundoff of f itself: more than float64's where f computes in less, whatever it
     is given.
     """
@@ -55,7 +56,8 @@ class Reference:
         self.norms = [norm(p) or 1.0 for p in inputs.theta]
         self._moved = lru_cache(self._at_moved_inputs)
         self.directions = lru_cache(self._directions)
-        self.centre = self._row(inputs)
+        found = gradient_of(call, inputs)
+        self.outputs, self.centre = sorted(found[2]), calls.listed(found)
         self.open = [~np.isfinite(a) for a in self.centre]
         self.stacks = self._moved(0)
         values, *grads = self.stacks[: len(inputs.theta) + 1]
@@ -64,10 +66,6 @@ class Reference:
         moved = np.abs(values[1] - values[0])
         self.noise = float(unit * (magnitude + np.abs(values[0])) + moved)
         self.size = max((np.abs(g[0]).max(initial=0.0) for g in grads), default=0.0)
-
-    def _row(self, inputs: Inputs) -> list[np.ndarray]:
-        """The value, the gradient and the outputs at these inputs."""
-        return calls.listed(gradient_of(self.call, inputs))
 
     def inside(self, position: int) -> bool:
         """Whether the array at this position is a gradient, of an array of theta."""
@@ -81,7 +79,8 @@ class Reference:
         """The stacks, with every float moved up or down by signs drawn from the seed."""
         random = np.random.default_rng(seed)
         far = (self.unit, max(self.roundoff, FAR))
-        rows = [self.centre, *(self._row(moved(self.inputs, u, random)) for u in far)]
+        again = (gradient_of(self.call, moved(self.inputs, u, random)) for u in far)
+        rows = [self.centre, *map(calls.listed, again)]
         return self.closed([np.stack(leaves) for leaves in zip(*rows, strict=True)])
 
     def moved_stacks(self, position: int) -> Iterator[np.ndarray]:
@@ -148,7 +147,7 @@ def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
     return map_floats(move, inputs)
 
 
-def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], list[Any]]:
+def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], dict[str, Any]]:
     """What `differentiate` gives; by differences where autodiff can't take the call: NumPy's
     functions, callbacks, a loop of unknown length."""
     if found := calls.attempt(calls.run, calls.differentiate, call, inputs):
