@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.verify._arrays import unit_roundoff
+from fnn.verify._call import unit_roundoff
 from fnn.verify._leaf import FLOOR, TOLERANCE, Leaf, joined, plainly
 
 UNKNOWN = "cause unknown"

@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fnn.verify._arrays import ROUNDOFF
+from fnn.verify._call import ROUNDOFF
 from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, Checks, compared, measure, values_at
 from fnn.verify._reference import Reference, Slope, along_entry
 

@@ -3,16 +3,15 @@ Pallas kernels.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fnn.base import Array
-from fnn.verify import _arrays as arrays, _call as calls
-from fnn.verify._arrays import Function, differentiable, random_cotangent
-from fnn.verify._call import Call, Inputs, attempt, custom_rules
+from fnn.verify import _call as calls
+from fnn.verify._call import Call, Function, Inputs, attempt, custom_rules, differentiable
 from fnn.verify._gradients import at_both_cotangents, product, shapes_of
 from fnn.verify._leaf import measure, same, unfit
 from fnn.verify._report import Report
@@ -67,10 +66,10 @@ def check_custom(
             f"check_custom: expected a jax.custom_vjp or jax.custom_jvp, or reference=, the same "
             f"function in plain operations; got {f!r}"
         )
-    args = arrays.as_arrays(args)
+    args = calls.as_arrays(args)
     theta = {"args": _with_static(args, getattr(f, "nondiff_argnums", ()))}
     of_floats, floats = _of_floats(reference, theta["args"])
-    dy = random_cotangent(key, shapes_of(of_floats, *floats))
+    dy = calls.random_cotangent(key, shapes_of(of_floats, *floats))
     objective = (_product_of_args, reference)
     call, inputs = calls.split(*objective, theta, (dy,))
     own = custom_rules(call.of(_product_of_args, f), inputs)
@@ -83,7 +82,7 @@ def check_custom(
         )
     within = max(LAW, 64 * calls.coarsest_roundoff(call.of(_product_of_args, f), inputs))
     with calls.float64_section([f], *args):
-        broken = _broken(call, arrays.widened(inputs), f, within)
+        broken = _broken(call, calls.widened(inputs), f, within)
     if broken and broken != SECOND:
         return Report("check_custom", (unfit("y", broken),))
     report = at_both_cotangents("check_custom", objective, (_by_own_rule, f), theta, dy)
@@ -92,17 +91,11 @@ def check_custom(
     return _as_declared(report, expected or {}, len(args))
 
 
+@dataclass(frozen=True)
 class Static:
     """An argument that is not differentiated, as a leaf of the tree of arguments."""
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
+    value: Any
 
 
 def _with_static(args: Any, static: Any) -> tuple[Any, ...]:
@@ -120,7 +113,7 @@ def _product_of_args(reference: Function, theta: Any, dy: Any) -> Any:
 def _of_floats(f: Function, args: Any) -> tuple[Function, list[Any]]:
     """f as a function of the floating-point leaves of args, and these leaves."""
     leaves, form = jax.tree.flatten(args)
-    floats = arrays.floats(args)
+    floats = calls.floats(args)
 
     def of_floats(*moved: Any) -> Any:
         at = iter(moved)
@@ -154,7 +147,7 @@ def _sides(law_and_f: tuple[Function, Function], theta: Any, dy: Any) -> Any:
 
     def pull(*floats: Any) -> tuple[list[Any], list[Any]]:
         y, pull = jax.vjp(of_floats, *floats)
-        return arrays.floats(y), [*pull(_like(dy, y))]
+        return calls.floats(y), [*pull(_like(dy, y))]
 
     return law(of_floats, pull, floats, dy)
 
@@ -168,8 +161,8 @@ def _mapped(f: Function, pull: Function, floats: list[Any], dy: Any) -> Any:
 
 
 def _linear(f: Function, pull: Function, floats: list[Any], dy: Any) -> Any:
-    u = random_cotangent(None, floats)
-    once, twice = (arrays.floats(jax.jvp(f, floats, [c * a for a in u])[1]) for c in (1, -2))
+    u = calls.random_cotangent(None, floats)
+    once, twice = (calls.floats(jax.jvp(f, floats, [c * a for a in u])[1]) for c in (1, -2))
     return [-2 * a for a in once], twice
 
 
@@ -182,7 +175,9 @@ def _transposed(f: Function, pull: Function, floats: list[Any], dy: Any) -> Any:
 def _second(f: Function, pull: Function, floats: list[Any], dy: Any) -> Any:
     """The second derivative along random tangents, and the nearest number that differences of the
     first allow: between those of both sides, up to how far these are apart."""
-    u = [v * abs(a).max() for a, v in zip(floats, random_cotangent(None, floats), strict=True)]
+    u = [
+        v * abs(a).max() for a, v in zip(floats, calls.random_cotangent(None, floats), strict=True)
+    ]
     along = lambda h: _dot(u, pull(*(a + h * v for a, v in zip(floats, u, strict=True)))[1])
     second, first = jax.grad(along)(0.0), along(0.0)
     left, right = (first - along(-H)) / H, (along(H) - first) / H
@@ -192,7 +187,7 @@ def _second(f: Function, pull: Function, floats: list[Any], dy: Any) -> Any:
 
 
 def _dot(u: Any, v: Any) -> Any:
-    return sum(map(jnp.vdot, arrays.floats(u), arrays.floats(v)), start=jnp.zeros(()))
+    return sum(map(jnp.vdot, calls.floats(u), calls.floats(v)), start=jnp.zeros(()))
 
 
 FORWARD: dict[str, Function] = {
@@ -203,7 +198,7 @@ FORWARD: dict[str, Function] = {
 LAWS: dict[str, Function] = {
     "it gives something else under jit": lambda f, pull, floats, dy: pull(*floats),
     "it returns something else when it is differentiated": lambda f, pull, floats, dy: (
-        arrays.floats(f(*floats)), pull(*floats)[0]
+        calls.floats(f(*floats)), pull(*floats)[0]
     ),
     "it gives something else under vmap": _mapped,
     SECOND: _second,
@@ -230,12 +225,11 @@ def _as_declared(report: Report, expected: Mapping[Any, Any], number: int) -> Re
     """The report with the leaves of declared arguments by what is declared."""
     leaves = list(report.leaves)
     for which, declared in expected.items():
-        if which not in {"y", *range(number)}:
-            raise ValueError(f"check_custom: expected= names argument {which!r} of {number}")
         none = declared == "no gradient"
-        if not (none or isinstance(declared, float)):
+        if which not in {"y", *range(number)} or not (none or isinstance(declared, float)):
             raise ValueError(
-                f"check_custom: expected= takes 'no gradient' or a relative error, got {declared!r}"
+                "check_custom: expected= takes 'no gradient' or a relative error, for \"y\" or an "
+                f"argument by its number, of {number}; got {{{which!r}: {declared!r}}}"
             )
         name = which if which == "y" else f"args.{which}"
         what = "no gradient" if none else f"within {declared}"

@@ -11,15 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.verify import _arrays as arrays, _call as calls, _checks as checking
-from fnn.verify._arrays import Function
-from fnn.verify._call import Call, Inputs, attempt
+from fnn.verify import _call as calls, _checks as checking
+from fnn.verify._call import Call, Function, Inputs, attempt
 from fnn.verify._causes import NARROW, Wrong, likely_cause, misshapen_cause, swapped
 from fnn.verify._checks import Tested
 from fnn.verify._leaf import FLOOR, TOLERANCE, Check, Checks, Leaf, compared, joined, measure, unfit
-from fnn.verify._reference import Reference
+from fnn.verify._reference import Reference, rounding_of
 from fnn.verify._report import Report, blind_spots
-from fnn.verify._rounding import rounding_of
 
 Task = tuple[Function, Any]
 """A rule of `Call`, and the user's function that it is given."""
@@ -35,12 +33,12 @@ def compare(name: str, objective: Task, gradient: Task, theta: Any, *args: Any) 
     """
     call, inputs = calls.split(*objective, theta, args)
     tested_call = call.of(*gradient)
-    dtype = arrays.coarsest_dtype(arrays.floats(inputs))
-    with arrays.at_highest_precision():
+    dtype = calls.coarsest_dtype(calls.floats(inputs))
+    with calls.at_highest_precision():
         native = calls.run(calls.evaluate, tested_call, inputs)
         autodiff = attempt(calls.run, calls.differentiate, call, inputs)
     with calls.float64_section([call, tested_call], inputs):
-        reference = _reference(call, inputs, arrays.unit_roundoff(dtype))
+        reference = _reference(call, inputs, calls.unit_roundoff(dtype))
         fitting, misfits = _fit(native, call.arguments(inputs)[0], call.kinds, reference)
         tested = [
             checking.judge(leaf, reference)
@@ -97,17 +95,14 @@ class Comparison:
         reference = self.reference
         own = calls.coarsest_roundoff(reference.call, reference.inputs)
         coarsest = max(own, calls.coarsest_roundoff(self.call, reference.inputs))
-        if coarsest <= max(arrays.ROUNDOFF, reference.unit):
+        if coarsest <= max(calls.ROUNDOFF, reference.unit):
             return None
         roundoff, unit = max(reference.roundoff, own), max(reference.unit, own)
-        inside = next((n for n in NARROW if arrays.unit_roundoff(n) == coarsest), "less")
-        return replace(
-            self,
-            tested=[
-                leaf._replace(wide=None, reason=f"computes in {inside}") for leaf in self.tested
-            ],
-            reference=Reference(reference.call, reference.inputs, roundoff, unit),
-        )
+        inside = next((n for n in NARROW if calls.unit_roundoff(n) == coarsest), "less")
+        reason = f"computes in {inside}"
+        narrower = Reference(reference.call, reference.inputs, roundoff, unit)
+        tested = [leaf._replace(wide=None, reason=reason) for leaf in self.tested]
+        return replace(self, tested=tested, reference=narrower)
 
     def _decided(self, checks: list[Checks], custom: Sequence[str] = ()) -> list[Leaf]:
         pairs = zip(self.tested, checks, strict=True)
@@ -130,12 +125,11 @@ class Comparison:
                 [n for n in NARROW if right or tested.reason.endswith(f" {n}")],
             )
             note = joined(note, likely_cause(wrong))
-        if tested.opened.verdict == "fail":
+        opened = tested.opened
+        if opened.verdict == "fail":
             checks = checks._replace(float64=Check("fail", np.inf, 0.0))
-        elif tested.opened.verdict:
-            note = ""
-        verdict, note = tested.opened.verdict or verdict, joined(tested.opened.note, note)
-        index = tested.opened.at or index
+        note = joined(opened.note, "" if opened.verdict in ("pass", "inconclusive") else note)
+        verdict, index = opened.verdict or verdict, opened.at or index
         return Leaf(tested.name, verdict, *checks, index, note, tested.best, expected)
 
     @lru_cache(maxsize=8)  # noqa: B019
@@ -143,8 +137,8 @@ class Comparison:
         """How far what the program gives moves, in float64 or in the dtype that the user runs."""
         call = self.reference.call if program is calls.differentiate else self.call
         inputs = self.inputs if native else self.reference.inputs
-        unit = self.reference.roundoff if native else arrays.ROUNDOFF
-        with jax.enable_x64(not native), arrays.at_highest_precision():
+        unit = self.reference.roundoff if native else calls.ROUNDOFF
+        with jax.enable_x64(not native), calls.at_highest_precision():
             return rounding_of(program, call, inputs, unit)
 
     def beside(self, leaf: Tested, checks: Checks) -> Checks:
@@ -195,7 +189,7 @@ class Comparison:
 def _reference(call: Call, inputs: Inputs, roundoff: float) -> Reference:
     """The reference in float64; in the dtype of the inputs for a function that refuses float64,
     such as a loop that carries a float32 array."""
-    if found := attempt(Reference, call, arrays.widened(inputs), roundoff):
+    if found := attempt(Reference, call, calls.widened(inputs), roundoff):
         return found
     with jax.enable_x64(False):
         return Reference(call, inputs, roundoff, unit=roundoff)
@@ -204,9 +198,9 @@ def _reference(call: Call, inputs: Inputs, roundoff: float) -> Reference:
 def _with_float64(fitting: list[Any], call: Call, reference: Reference) -> list[Tested]:
     """The leaves under test, each with itself computed in float64, where that is possible."""
     wide, refusal = {}, "the reference raises"
-    if reference.unit <= arrays.ROUNDOFF:
+    if reference.unit <= calls.ROUNDOFF:
         try:
-            wide = arrays.named_leaves(calls.run(calls.evaluate, call, reference.inputs))
+            wide = calls.named_leaves(calls.run(calls.evaluate, call, reference.inputs))
             refusal = "absent"
         except TimeoutError:
             raise
@@ -225,7 +219,7 @@ def _with_float64(fitting: list[Any], call: Call, reference: Reference) -> list[
 def _fit(tree: Any, theta: Any, kinds: Any, reference: Reference) -> tuple[list[Any], list[Leaf]]:
     """The leaves of the gradient `tree` that have their parameter's path, shape and dtype, as
     (name, position in the reference's stacks, array); and failed leaves for the others."""
-    got, given = arrays.named_leaves(tree), arrays.named_leaves(theta)
+    got, given = calls.named_leaves(tree), calls.named_leaves(theta)
     inside = [name for name, kind in zip(given, kinds, strict=False) if kind == "theta"]
     positions = {name: i for i, name in enumerate([*inside, *reference.outputs], 1)}
     outputs = reference.outputs if tree.keys() - theta.keys() else []
@@ -245,7 +239,7 @@ def _fit(tree: Any, theta: Any, kinds: Any, reference: Reference) -> tuple[list[
             misfits.append(unfit(name, joined(note, cause)))
         elif leaf.size:
             fitting.append((name, positions[name], array))
-    unknown = [n for n in got if n not in given | positions and arrays.differentiable(got[n])]
+    unknown = [n for n in got if n not in given | positions and calls.differentiable(got[n])]
     misfits += [unfit(name, "only the gradient under test has it") for name in sorted(unknown)]
     return fitting, misfits or _other_trees(tree, theta)
 
@@ -254,7 +248,7 @@ def _other_trees(tree: Any, theta: Any) -> list[Leaf]:
     """The parts of theta that have another tree than the gradient. With integers among the
     parameters, whatever stands in their place is right."""
     form = lambda part: str(jax.tree.structure(part))
-    real = lambda part: all(map(arrays.differentiable, jax.tree.leaves(part)))
+    real = lambda part: all(map(calls.differentiable, jax.tree.leaves(part)))
     return [
         unfit(key, f"expected the tree {form(part)}, got {form(tree[key])}")
         for key, part in theta.items()

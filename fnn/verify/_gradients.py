@@ -22,9 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Layer, Loss, Params, check_loss as expect_loss
-from fnn.verify import _arrays as arrays
-from fnn.verify._arrays import Function, as_arrays, differentiable, floats, widened
-from fnn.verify._call import attempt, float64_section, split
+from fnn.verify import _call as calls
+from fnn.verify._call import Function, attempt, differentiable
 from fnn.verify._causes import UNKNOWN
 from fnn.verify._engine import Task, compare
 from fnn.verify._layers import first_wrong_layer, first_wrong_part, per_example_leaf
@@ -82,13 +81,13 @@ def check_layer(
 
     def both(params: Params, x: Any) -> Any:
         y, residuals = layer.forward(params, x)
-        return layer.backward(params, residuals, arrays.random_cotangent(key, y))
+        return layer.backward(params, residuals, calls.random_cotangent(key, y))
 
-    inputs = as_arrays((params, x))
-    with float64_section([both], *inputs):
-        params, x = widened(inputs)
+    inputs = calls.as_arrays((params, x))
+    with calls.float64_section([both], *inputs):
+        params, x = calls.widened(inputs)
         if report.verdict == "fail":
-            dy = arrays.random_cotangent(key, layer.forward(params, x)[0])
+            dy = calls.random_cotangent(key, layer.forward(params, x)[0])
             return replace(report, place=first_wrong_layer(layer, params, x, dy))
         leaf = per_example_leaf(layer, params, x, key, report.leaves)
     return replace(report, leaves=(*report.leaves, leaf)) if leaf else report
@@ -121,7 +120,7 @@ def check_vjp(
     >>> check_vjp(forward, backward, jnp.array(0.5), jnp.array([1.0, 2.0])).verdict
     'pass'
     """
-    inputs = as_arrays((params, x))
+    inputs = calls.as_arrays((params, x))
 
     def y_of(params: Any, x: Any) -> Any:
         result = forward(params, x)
@@ -130,7 +129,7 @@ def check_vjp(
             raise TypeError(f"check_vjp: expected forward to return (y, residuals), got {got}")
         return result[0]
 
-    dy = arrays.random_cotangent(key, shapes_of(reference or y_of, *inputs))
+    dy = calls.random_cotangent(key, shapes_of(reference or y_of, *inputs))
     objective = (_product, reference) if reference else (_forward_product, forward)
     gradient = (_y_and_by_backward if reference else _by_backward, (forward, backward))
     theta = {"dparams": params, "dx": x}
@@ -140,22 +139,19 @@ def check_vjp(
 
     def pulled(params: Any, x: Any, dy: Any) -> dict[str, Any]:
         trees = backward(params, forward(params, x)[1], dy)
-        return arrays.named_leaves(dict(zip(("dparams", "dx"), trees, strict=True)))
+        return calls.named_leaves(dict(zip(("dparams", "dx"), trees, strict=True)))
 
-    with float64_section([pulled], *inputs, dy):
-        *at, dy = widened((*inputs, dy))
+    with calls.float64_section([pulled], *inputs, dy):
+        *at, dy = calls.widened((*inputs, dy))
         # Whatever cancels in it, -2 dy rounds as dy does.
-        doubled = attempt(pulled, *at, arrays.map_floats(lambda a: -2 * a, dy), otherwise={})
+        doubled = attempt(pulled, *at, calls.map_floats(lambda a: -2 * a, dy), otherwise={})
         once = attempt(pulled, *at, dy, otherwise=doubled)
-        pairs = {name: (-2 * once[name], leaf) for name, leaf in doubled.items() if floats(leaf)}
-        nonlinear = [name for name, pair in pairs.items() if not same(*pair, LINEAR)]
+        real = [name for name, leaf in doubled.items() if differentiable(leaf)]
+        nonlinear = [name for name in real if not same(-2 * once[name], doubled[name], LINEAR)]
     cause = "not linear in dy: something in it is not multiplied by the cotangent"
-    leaves = [
-        replace(leaf, note=f"{leaf.note.removesuffix(f'; {UNKNOWN}')}; {cause}")
-        if leaf.verdict == "fail" and leaf.name in nonlinear
-        else leaf
-        for leaf in report.leaves
-    ]
+    named = lambda note: f"{note.removesuffix(f'; {UNKNOWN}')}; {cause}"
+    wrong = lambda leaf: leaf.verdict == "fail" and leaf.name in nonlinear
+    leaves = [replace(a, note=named(a.note)) if wrong(a) else a for a in report.leaves]
     return replace(report, leaves=tuple(leaves))
 
 
@@ -172,20 +168,20 @@ def at_both_cotangents(name: str, objective: Task, gradient: Task, theta: Any, d
 def _one_sided(objective: Task, theta: Any, dy: Any) -> Any:
     """The cotangent with the signs of J v, where v moves the smallest arrays most: most terms of a
     sum over the batch are then of one sign."""
-    call, inputs = split(*objective, theta, (dy,))
-    with float64_section([call], inputs):
-        at = widened(inputs)
-        steps = zip(at.theta, arrays.random_cotangent(None, at.theta), strict=True)
+    call, inputs = calls.split(*objective, theta, (dy,))
+    with calls.float64_section([call], inputs):
+        at = calls.widened(inputs)
+        steps = zip(at.theta, calls.random_cotangent(None, at.theta), strict=True)
         moved = [a + 1e-3 * v * (abs(a).max() or 1.0) / a.size if a.size else a for a, v in steps]
         y, changed = (call(at._replace(theta=theta))[1].values() for theta in (at.theta, moved))
         signs = iter([np.where(b < a, -1, 1) for a, b in zip(y, changed, strict=True)])
-    return arrays.map_floats(lambda d: abs(d) * next(signs).astype(d.dtype), dy)
+    return calls.map_floats(lambda d: abs(d) * next(signs).astype(d.dtype), dy)
 
 
 def shapes_of(f: Function, *inputs: Any) -> Any:
     """What f returns: its shapes and dtypes, or the arrays where f can't be traced."""
     found = attempt(jax.eval_shape, f, *inputs, otherwise=f)
-    return as_arrays(f(*inputs)) if found is f else found
+    return calls.as_arrays(f(*inputs)) if found is f else found
 
 
 def check_loss(
@@ -208,7 +204,7 @@ def check_loss(
     expect_loss("check_loss", loss)
     objective, gradient = (_sum_of_losses, loss.value), (_by_rule, loss.gradient)
     report = compare("check_loss", objective, gradient, {"gradient": prediction}, target)
-    inputs = as_arrays((prediction, target))
+    inputs = calls.as_arrays((prediction, target))
     shape = jax.eval_shape(loss.value, *inputs).shape
     note = _not_one_per_example(inputs[0], shape, example_axes)
     if not note and not loss.mixes and _mixes(loss.value, inputs[0], inputs[1], len(shape)):
@@ -236,8 +232,8 @@ def check_gradients(
     if report.verdict == "fail" and isinstance(inner, partial):
         match inner.args, args:
             case (Layer() as network, Loss() as loss, *_), (x, y, *_):
-                with float64_section([network.forward], *as_arrays((params, x))):
-                    inputs = widened(as_arrays((params, x, y)))
+                with calls.float64_section([network.forward], *calls.as_arrays((params, x))):
+                    inputs = calls.widened(calls.as_arrays((params, x, y)))
                     return replace(report, place=first_wrong_part(network, loss, *inputs))
     return report
 
@@ -274,8 +270,8 @@ def _forward_product(forward: Function, theta: Any, dy: Any) -> Any:
 
 def product(y: Any, dy: Any) -> tuple[Any, dict[str, Any]]:
     """<dy, y>, whose gradient is the vector-Jacobian product with dy; and the arrays of y."""
-    outputs = {n: a for n, a in arrays.named_leaves({"y": y}).items() if differentiable(a)}
-    pairs = zip(outputs.values(), floats(dy), strict=True)
+    outputs = {n: a for n, a in calls.named_leaves({"y": y}).items() if differentiable(a)}
+    pairs = zip(outputs.values(), calls.floats(dy), strict=True)
     return sum(jnp.sum(a * b) for a, b in pairs), outputs
 
 
@@ -293,8 +289,8 @@ def _by_backward(functions: tuple[Function, Function], theta: Any, dy: Any) -> A
 
 def _mixes(value: Function, prediction: Any, target: Any, axes: int) -> bool:
     """Whether an example's loss is a different one when the example is alone."""
-    with float64_section([value], prediction, target):
-        batch = widened((prediction, target))
+    with calls.float64_section([value], prediction, target):
+        batch = calls.widened((prediction, target))
         alone = lambda p, t: value(*jax.tree.map(lambda a: a[None], (p, t)))[0]
         for _ in range(axes):
             alone = jax.vmap(alone)

@@ -22,8 +22,8 @@ import numpy as np
 from fnn.backprop import per_example_backward
 from fnn.base import Array, Layer, Loss, Params
 from fnn.reductions import Direct
-from fnn.verify._arrays import differentiable, floats, named_leaves, random_cotangent
-from fnn.verify._call import attempt, run
+from fnn.verify import _call as calls
+from fnn.verify._call import attempt, differentiable, floats
 from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, Leaf, joined, measure, unfit, values_at
 
 
@@ -66,7 +66,7 @@ def first_wrong_layer(layer: Layer, params: Params, x: Any, dy: Any, path: str =
 
 def _wrong_leaves(got: Any, expected: Any) -> list[str]:
     """The names of the leaves that differ."""
-    found, right = named_leaves(got), named_leaves(expected)
+    found, right = calls.named_leaves(got), calls.named_leaves(expected)
     differs = lambda name: not _error(found.get(name, ()), right[name], FLOOR) <= 100 * TOLERANCE
     return [name for name, leaf in right.items() if differentiable(leaf) and differs(name)]
 
@@ -89,7 +89,7 @@ def per_example_leaf(
     found = [leaf for leaf in leaves if leaf.name.startswith("dparams")]
     if not (found and _applies(layer, params, x, found)):
         return None
-    if not (alone := attempt(run, _alone, layer, params, x, key)):
+    if not (alone := attempt(calls.run, _alone, layer, params, x, key)):
         return None
     y, y_alone, expected = alone
     ran = [f.native if f.float64.verdict == "skipped" else f.float64 for f in found]
@@ -97,7 +97,7 @@ def per_example_leaf(
     if not all(_error(a, b) <= bound for a, b in zip(y, y_alone, strict=True)):
         return None
     try:
-        worst, wrong = _compare(expected, run(_rows, layer, params, x, key), bound)
+        worst, wrong = _compare(expected, calls.run(_rows, layer, params, x, key), bound)
     except (TypeError, ValueError) as error:
         worst, wrong = np.inf, str(error)
     if "whole batch only" in wrong:  # `Whole` says so
@@ -108,26 +108,22 @@ def per_example_leaf(
 
 
 def _applies(layer: Layer, params: Params, x: Any, found: Sequence[Leaf]) -> bool:
-    """Whether the parameters' gradients are right, and a backward with `reduce` can be asked."""
+    """Whether the parameters' gradients are right, a backward with `reduce` can be asked, and x has
+    an axis of examples."""
     right = all(leaf.verdict == "pass" for leaf in found)
     real = all(map(differentiable, jax.tree.leaves(params)))
     takes_reduce = attempt(inspect.signature(layer.backward).bind, 0, 0, 0, 0)
-    return bool(right and real and takes_reduce and _has_examples(x))
-
-
-def _has_examples(x: Any) -> bool:
     leaves = jax.tree.leaves(x)
-    lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
-    return len(lengths) == 1 and all(
-        jnp.ndim(leaf) > differentiable(leaf) and len(leaf) > 1 for leaf in leaves
-    )
+    deep = all(jnp.ndim(leaf) > differentiable(leaf) and len(leaf) > 1 for leaf in leaves)
+    same_length = len({jnp.shape(leaf)[:1] for leaf in leaves}) == 1
+    return bool(right and real and takes_reduce and deep and same_length)
 
 
 def _alone(layer: Layer, params: Params, x: Any, key: Array | None) -> tuple[Any, Any, Any]:
     """The floating-point outputs for the batch; those of each example alone, and autodiff's
     gradient for it. The cotangent is the same."""
     y, _ = layer.forward(params, x)
-    dy = floats(random_cotangent(key, y))
+    dy = floats(calls.random_cotangent(key, y))
 
     def one(x: Any, dy: list[Array]) -> tuple[Params, list[Array]]:
         batch = jax.tree.map(lambda a: a[None], x)
@@ -147,26 +143,26 @@ def _rows(layer: Layer, params: Params, x: Any, key: Array | None) -> Any:
     y, residuals = layer.forward(params, x)
     rows = lambda factor, n: factor.rows(n)
     examples = jax.tree.leaves(x)[0].shape[:1]
-    return per_example_backward(layer, params, residuals, random_cotangent(key, y), rows, examples)
+    return per_example_backward(
+        layer, params, residuals, calls.random_cotangent(key, y), rows, examples
+    )
 
 
 def _compare(expected: Any, rows: Any, bound: float) -> tuple[float, str]:
     """The largest error of a gradient, and what is wrong in the first wrong parameter."""
     each = jax.tree.leaves(rows, is_leaf=lambda part: isinstance(part, Direct))
     worst = 0.0
-    for (name, right), direct in zip(named_leaves(expected).items(), each, strict=True):
+    for (name, right), direct in zip(calls.named_leaves(expected).items(), each, strict=True):
         # `repeat` stacks the copies' results in front of the examples.
         got = np.moveaxis(np.asarray(direct.value), right.ndim - 1 - direct.ndim, 0)
         worst = max(worst, _error(got, right))
         if not worst <= bound:
-            at = ""
-            if got.shape == right.shape:
-                _, index = measure(got, np.asarray(right), 1)
-                at = f" (example {index[0]}: {values_at(index, got, np.asarray(right))})"
+            at = measure(got, np.asarray(right), 1)[1] if got.shape == right.shape else ()
+            values = f" (example {at[0]}: {values_at(at, got, np.asarray(right))})" if at else ""
             return worst, (
-                f"the gradient of {joined('params', name, by='.')} is not each example's own{at}; "
-                "hand it to `reduce` as a factor whose batch axes are the examples', such as "
-                "fnn.Outer(dy, x), and return the result untouched"
+                f"the gradient of {joined('params', name, by='.')} is not each example's own"
+                f"{values}; hand it to `reduce` as a factor whose batch axes are the examples', "
+                "such as fnn.Outer(dy, x), and return the result untouched"
             )
     return worst, ""
 

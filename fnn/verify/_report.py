@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn import _html
-from fnn.verify._arrays import named_leaves
-from fnn.verify._call import Inputs
+from fnn.verify._call import Inputs, named_leaves
 from fnn.verify._leaf import FLOOR, Check, Leaf, measure
 
 

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Params
-from fnn.verify._arrays import Function, as_arrays, differentiable, floats, map_floats
-from fnn.verify._call import attempt
+from fnn.verify._call import Function, as_arrays, attempt, differentiable, floats, map_floats
 from fnn.verify._custom import check_custom
 from fnn.verify._gradients import HALF, check_vjp
 from fnn.verify._leaf import joined

@@ -23,7 +23,7 @@ import numpy as np
 
 from fnn.adapters.optax import from_optax
 from fnn.base import Array, Optimizer, Params, at_least_float32
-from fnn.verify._arrays import ROUNDOFF, coarsest_dtype, named_leaves, unit_roundoff, widened
+from fnn.verify._call import ROUNDOFF, coarsest_dtype, named_leaves, unit_roundoff, widened
 from fnn.verify._causes import NARROW, Wrong, likely_cause
 from fnn.verify._leaf import NONE, TOLERANCE, Leaf, compared, joined, measure, side_by_side, unfit
 from fnn.verify._report import Report
@@ -76,17 +76,14 @@ def check_optimizer(
             "check_optimizer: expected a constructor learning_rate -> Optimizer, such as fnn.adam "
             "or lambda rate: fnn.adam(rate, b1=0.5); or an Optimizer with its learning_rate="
         )
-    schedule: Schedule
-    if made:
-        schedule = learning_rate if callable(learning_rate) else lambda step: learning_rate
-    else:
-        optimizer, schedule = optimizer(falling), falling
+    rate = falling if learning_rate is None else learning_rate
+    schedule: Schedule = rate if callable(rate) else lambda step: rate
+    optimizer = optimizer if made else optimizer(falling)
     if not isinstance(optimizer, Optimizer):
         optimizer = from_optax(optimizer)
     params = jax.tree.map(jnp.asarray, params)
-    steps: Callable[..., np.ndarray] = partial(_by_rule, rule, schedule)
-    if per_array:
-        steps = partial(_each, steps, [leaf.shape for leaf in jax.tree.leaves(params)])
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)] if per_array else [(-1,)]
+    steps = partial(_by_rule, rule, schedule, shapes)
     dtype = coarsest_dtype(jax.tree.leaves(params))
     scales = [scale for scale in SCALES if scale > float(jnp.finfo(dtype).smallest_subnormal)]
     leaves = [leaf for scale in scales for leaf in _at_scale(optimizer, steps, params, scale)]
@@ -143,10 +140,9 @@ def _leaf(name: str, moves: list[list[np.ndarray]], theta: np.ndarray, unit: flo
     own_error, _ = measure(own, expected, 1)
     as_run = compared(measure(native, expected, 1)[0], 8 * (unit + near + own_error))
     if in_float64.verdict == as_run.verdict == "pass":
-        if expected.any():
-            return Leaf(name, "pass", in_float64, as_run, NONE, index, "", wide, expected)
-        note = "the rule moves nothing: right and missing look alike"
-        return Leaf(name, "inconclusive", in_float64, as_run, NONE, index, note)
+        still = "" if expected.any() else "the rule moves nothing: right and missing look alike"
+        verdict = "inconclusive" if still else "pass"
+        return Leaf(name, verdict, in_float64, as_run, NONE, index, still, wide, expected)
     failed = in_float64.verdict == "fail"
     got, bound = (wide, in_float64.bound) if failed else (native, as_run.bound)
     right = np.abs(got - expected).max(1) <= bound * np.abs(expected).max()
@@ -182,25 +178,22 @@ def _flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.zeros(0), *leaves])
 
 
-def _each(steps: Any, shapes: list[Any], theta: np.ndarray, gs: np.ndarray, *how: Any) -> Any:
-    """The steps of a flat array, taken by each array in it by itself, in its own shape."""
-    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
-    parts = zip(np.split(theta, ends), np.split(gs, ends, 1), shapes, strict=True)
-    paths = [steps(t.reshape(shape), g.reshape(-1, *shape), *how) for t, g, shape in parts]
-    return np.concatenate([path.reshape(len(path), -1) for path in paths], 1)
-
-
 def _by_rule(
-    rule: Rule, schedule: Schedule, theta: np.ndarray, grads: np.ndarray, dtype: Any, kept: Any
+    rule: Rule, schedule: Schedule, shapes: Any, theta: Any, grads: Any, dtype: Any, kept: Any
 ) -> np.ndarray:
-    """The rule's theta, as rows: computed in `dtype`, theta kept in `kept` between updates."""
-    path = [theta]
-    number = np.dtype(dtype).type
-    theta, slots = theta.astype(dtype), (np.zeros(theta.shape, dtype),) * SLOTS
-    with np.errstate(all="ignore"):
-        for t, g in enumerate(grads):
-            rate = number(schedule(t))
-            theta, slots = rule(rate, number(t + 1), theta, g.astype(dtype), slots)
+    """The rule's theta, as rows, of each array in it by itself, in its own shape: computed in
+    `dtype`, kept in `kept` between updates."""
+    number, paths = np.dtype(dtype).type, []
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    parts = zip(np.split(theta, ends), np.split(grads, ends, 1), shapes, strict=True)
+    for start, gs, shape in parts:
+        theta, path = start.reshape(shape).astype(dtype), [start]
+        slots = (np.zeros(theta.shape, dtype),) * SLOTS
+        for t, g in enumerate(gs.astype(dtype)):
+            with np.errstate(all="ignore"):
+                g = g.reshape(theta.shape)
+                theta, slots = rule(number(schedule(t)), number(t + 1), theta, g, slots)
             theta = theta.astype(kept).astype(dtype)
-            path.append(theta.astype(np.float64))
-    return np.stack(path)
+            path.append(theta.astype(np.float64).ravel())
+        paths.append(np.stack(path))
+    return np.concatenate(paths, 1)
