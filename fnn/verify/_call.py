@@ -56,12 +56,10 @@ def random_cotangent(key: Array | None, y: Any) -> Any:
     """
     leaves, form = jax.tree.flatten(y)
     keys = jax.random.split(jax.random.key(0) if key is None else key, max(len(leaves), 1))
-    drawn = [
-        jax.random.normal(k, a.shape, a.dtype)
-        if differentiable(a)
-        else np.zeros(a.shape, jax.dtypes.float0)
-        for k, a in zip(keys, leaves, strict=False)
-    ]
+    normal = lambda key, a: jax.random.normal(key, a.shape, a.dtype)
+    none = lambda a: np.zeros(a.shape, jax.dtypes.float0)
+    pairs = zip(keys, leaves, strict=False)
+    drawn = [normal(key, a) if differentiable(a) else none(a) for key, a in pairs]
     return jax.tree.unflatten(form, drawn)
 
 

@@ -129,10 +129,8 @@ def _named_again(wrong: Wrong) -> np.ndarray:
 
 def _factor(wrong: Wrong) -> str:
     """One factor of all entries, with the reason for it where it is a known one."""
-    got, expected, *_ = wrong
-    square = np.vdot(expected, expected).real
-    factor = np.vdot(expected, got).real / square if square else 0.0
-    if not factor or abs(factor - 1) < 1e-6 or not _close(got, factor * expected):
+    (factor,), matches = _fitted(wrong, None)
+    if not factor or abs(factor - 1) < 1e-6 or not matches:
         return ""
     known = {-1.0: "the sign", 2.0: "a 2 too many, or added twice", 0.5: "a 2 is missing"}
     for n in wrong.lengths:
@@ -144,23 +142,28 @@ def _factor(wrong: Wrong) -> str:
         known.setdefault(n / (n - 1), f"1/({n} - 1) in place of 1/{n}")
     near = min(known, key=lambda k: abs(k - factor))
     why = f": {known[near]}" if abs(near - factor) <= 1e-6 * abs(near) else ""
-    if got.size == 1 and not why:
-        return ""
-    return f"every entry is {plainly(factor)} times the reference{why}"
+    named = f"every entry is {plainly(factor)} times the reference{why}"
+    return named if why or wrong.got.size > 1 else ""
 
 
 def _factors(wrong: Wrong) -> str:
     """A factor for each row, or each column, none of which is right."""
-    got, expected, *_ = wrong
-    for axis in range(got.ndim):
-        rest = tuple(i for i in range(got.ndim) if i != axis)
-        square = (expected**2).sum(rest, keepdims=True)
-        factors = (got * expected).sum(rest, keepdims=True) / np.where(square, square, 1)
-        every = got.size > got.shape[axis] and (abs(factors - 1) > 1e-6).all()
-        if every and _close(got, factors * expected):
-            first = ", ".join(map(plainly, factors.ravel()[:3]))
+    for axis in range(wrong.got.ndim):
+        factors, matches = _fitted(wrong, axis)
+        if matches and wrong.got.size > len(factors) and (abs(factors - 1) > 1e-6).all():
+            first = ", ".join(map(plainly, factors[:3]))
             return f"a factor for each index of axis {axis}: {first}, ..."
     return ""
+
+
+def _fitted(wrong: Wrong, axis: int | None) -> tuple[np.ndarray, bool]:
+    """The factor of the reference that is nearest to the leaf, or one for each index of an axis;
+    and whether it is the leaf."""
+    got, expected, *_ = wrong
+    rest = tuple(i for i in range(got.ndim) if i != axis)
+    square = (expected**2).sum(rest, keepdims=True)
+    factors = (got * expected).sum(rest, keepdims=True) / np.where(square, square, 1)
+    return factors.ravel(), _close(got, factors * expected)
 
 
 def _penalty(wrong: Wrong) -> str:
@@ -211,13 +214,11 @@ def _sizes_where(size: np.ndarray, wrong: np.ndarray) -> str:
     """The size above or below which all entries are wrong, and no others."""
     if size.shape != wrong.shape or (wrong.sum() == 1 and size[wrong].min() <= 3):
         return ""
-    least, most = size[wrong].min(), size[wrong].max()
-    if least > (right := size[~wrong].max()):
-        limit = next((n for n in (30, 20, 10, 5, 3, 1) if right <= n < least), right)
-        return f"all wrong entries are where |x| > {plainly(limit)}, and no others"
-    if most < (right := size[~wrong].min()):
-        limit = next((n for n in (1, 0.1, 1e-2) if most < n <= right), right)
-        return f"all wrong entries are where |x| < {plainly(limit)}, and no others"
+    for sign, sizes, limits in ((1, ">", (30, 20, 10, 5, 3, 1)), (-1, "<", (1, 0.1, 0.01))):
+        inside, outside = (sign * size[wrong]).min(), (sign * size[~wrong]).max()
+        if outside < inside:
+            limit = next((n for n in limits if outside <= sign * n < inside), abs(outside))
+            return f"all wrong entries are where |x| {sizes} {plainly(limit)}, and no others"
     return ""
 
 

@@ -24,7 +24,10 @@ from fnn.base import Array, Layer, Loss, Params
 from fnn.reductions import Direct
 from fnn.verify import _call as calls
 from fnn.verify._call import attempt, differentiable, floats
-from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, Leaf, joined, measure, unfit, values_at
+from fnn.verify._leaf import FLOOR, NONE, Check, Leaf, joined, measure, same, unfit, values_at
+
+WITHIN = 1e-7
+"""What a gradient in float64 may differ by here, at least."""
 
 
 def first_wrong_part(network: Layer, loss: Loss, params: Params, x: Any, y: Any) -> str:
@@ -67,8 +70,8 @@ def first_wrong_layer(layer: Layer, params: Params, x: Any, dy: Any, path: str =
 def _wrong_leaves(got: Any, expected: Any) -> list[str]:
     """The names of the leaves that differ."""
     found, right = calls.named_leaves(got), calls.named_leaves(expected)
-    differs = lambda name: not _error(found.get(name, ()), right[name], FLOOR) <= 100 * TOLERANCE
-    return [name for name, leaf in right.items() if differentiable(leaf) and differs(name)]
+    differs = lambda name, leaf: not same(leaf, found.get(name, ()), WITHIN, FLOOR)
+    return [name for name, leaf in right.items() if differentiable(leaf) and differs(name, leaf)]
 
 
 def per_example_leaf(
@@ -93,8 +96,8 @@ def per_example_leaf(
         return None
     y, y_alone, expected = alone
     ran = [f.native if f.float64.verdict == "skipped" else f.float64 for f in found]
-    bound = max(100 * TOLERANCE, *(check.bound for check in ran))
-    if not all(_error(a, b) <= bound for a, b in zip(y, y_alone, strict=True)):
+    bound = max(WITHIN, *(check.bound for check in ran))
+    if not all(same(b, a, bound) for a, b in zip(y, y_alone, strict=True)):
         return None
     try:
         worst, wrong = _compare(expected, calls.run(_rows, layer, params, x, key), bound)
@@ -155,21 +158,14 @@ def _compare(expected: Any, rows: Any, bound: float) -> tuple[float, str]:
     for (name, right), direct in zip(calls.named_leaves(expected).items(), each, strict=True):
         # `repeat` stacks the copies' results in front of the examples.
         got = np.moveaxis(np.asarray(direct.value), right.ndim - 1 - direct.ndim, 0)
-        worst = max(worst, _error(got, right))
+        right = np.asarray(right)
+        error, at = measure(got, right, 1)
+        worst = max(worst, error)
         if not worst <= bound:
-            at = measure(got, np.asarray(right), 1)[1] if got.shape == right.shape else ()
-            values = f" (example {at[0]}: {values_at(at, got, np.asarray(right))})" if at else ""
+            values = f" (example {at[0]}: {values_at(at, got, right)})" if at else ""
             return worst, (
                 f"the gradient of {joined('params', name, by='.')} is not each example's own"
                 f"{values}; hand it to `reduce` as a factor whose batch axes are the examples', "
                 "such as fnn.Outer(dy, x), and return the result untouched"
             )
     return worst, ""
-
-
-def _error(got: Any, expected: Any, floor: float = 1) -> float:
-    """The largest difference, by default relative to the largest entry; infinite for another
-    shape."""
-    if jnp.shape(got) != jnp.shape(expected):
-        return np.inf
-    return measure(np.asarray(got), np.asarray(expected), floor)[0] if expected.size else 0.0

@@ -91,7 +91,10 @@ def unfit(name: str, note: str) -> Leaf:
 
 
 def measure(got: np.ndarray, expected: np.ndarray, floor: float) -> tuple[float, tuple[int, ...]]:
-    """The error of `got`, and the index where it is. Absolute where expected is zero throughout."""
+    """The error of `got`, and the index where it is. Absolute where expected is zero throughout;
+    infinite for another shape."""
+    if got.shape != expected.shape or not got.size:
+        return (0.0 if got.shape == expected.shape else np.inf), ()
     size = np.abs(expected)
     scale = size + floor * size.max()
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -102,14 +105,14 @@ def measure(got: np.ndarray, expected: np.ndarray, floor: float) -> tuple[float,
     return float(error[index]), tuple(int(i) for i in index)
 
 
-def same(expected: Any, got: Any, within: float) -> bool:
-    """Whether two arrays agree, in their infinite and NaN entries too; the others up to `within`
-    of the largest."""
+def same(expected: Any, got: Any, within: float, floor: float = 1) -> bool:
+    """Whether two arrays agree, in their infinite and NaN entries too; the others up to an error of
+    `within`."""
     a, b = np.asarray(expected, np.float64), np.asarray(got, np.float64)
     known = np.isfinite(a)
     if a.shape != b.shape or not np.array_equal(a[~known], b[~known], equal_nan=True):
         return False
-    return not known.any() or measure(b[known], a[known], 1)[0] <= within
+    return measure(b[known], a[known], floor)[0] <= within
 
 
 def side_by_side(expected: Any, got: Any) -> str:
