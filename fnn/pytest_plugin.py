@@ -32,7 +32,7 @@ class _Rules:
     """The hooks of a session that records."""
 
     def __init__(self, config: Any) -> None:
-        from fnn.verify._rules import recording
+        from fnn.verify._search import recording
 
         self.config, self.open = config, ExitStack()
         self.found: Any = None
@@ -42,7 +42,7 @@ class _Rules:
     def pytest_sessionfinish(self, session: Any) -> None:
         import jax
 
-        from fnn.verify._rules import checked
+        from fnn.verify._search import checked
 
         jax.effects_barrier()
         self.open.close()

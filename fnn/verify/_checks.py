@@ -34,7 +34,7 @@ A gradient that can't be had in float64 (a kernel for float32, say) passes by it
 against autodiff in float64.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +61,7 @@ LOSES = "loses digits that autodiff keeps"
 MOST = 64
 """How many entries are judged. The others count as unknown."""
 TINY = float(np.finfo(float).tiny)
+Named = Callable[[], Sequence[str]]
 COARSE = 1e-2
 """A slope whose bound is more than this part of the leaf's size confirms nothing."""
 
@@ -282,8 +283,8 @@ def entry_slope(leaf: Tested, reference: Reference, at: Any, first: float | None
     return reference.slope(directions, first * reference.norms[leaf.position - 1])
 
 
-def decide(tested: Tested, reference: Reference, checks: Checks, custom: Sequence[str]) -> Any:
-    """The verdict of a leaf, the reason, and the index of the worst entry; custom are the
+def decide(tested: Tested, reference: Reference, checks: Checks, custom: Named) -> Any:
+    """The verdict of a leaf, the reason, and the index of the worst entry; custom() are the
     functions with derivative rules of their own that autodiff has run.
     """
     float64, native, differences = checks
@@ -328,36 +329,33 @@ def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str,
     return "fail", ""
 
 
-def _doubt(tested: Tested, expected: np.ndarray, checks: Checks, custom: Sequence[str]) -> str:
+def _doubt(tested: Tested, expected: np.ndarray, checks: Checks, custom: Named) -> str:
     """Why checks of which none found an error do not add up to a pass; "" where they do."""
     float64, native, differences = checks
-    skipped, why = float64.verdict == "skipped", float64.reason
-    rule = f"autodiff ran the rule of {', '.join(custom)}, and finite differences"
-    _, worst = measure(tested.best, expected, FLOOR)
-    values = values_at(float64.entries[0] if float64.entries else worst, tested.best, expected)
+    why, narrow = float64.reason, tested.wide is None and float64.reason == tested.reason
+    rule = lambda: f"autodiff ran the rule of {', '.join(custom())}, and finite differences"
     if differences.verdict == "fail":
         itself = "if that is what is under test, it was checked against itself; hand in reference="
         other = "finite differences contradict autodiff: is a rule overridden?"
-        return f"{rule} contradict it: {itself}, the function without the rule" if custom else other
-    if not skipped:
+        which = f"{rule()} contradict it: {itself}, the function without the rule"
+        return which if custom() else other
+    if float64.verdict != "skipped":
         few = "at these inputs this dtype holds too few digits to tell"
-        lost = native.reason in ("rounding", CANCELS, LOSES)
         note = f"right in float64, but the native check is skipped: {native.reason}; {few}"
-        return note if lost else ""
+        return note if native.reason in ("rounding", CANCELS, LOSES) else ""
+    at = float64.entries[0] if float64.entries else measure(tested.best, expected, FLOOR)[1]
+    values = values_at(at, tested.best, expected)
     known = {
         TIE: f"{values}; a tie or border, where more than one value is right",
         CANCELS: f"{values}; autodiff itself cancels here",
         "zero": "the reference is zero everywhere: right and missing look alike",
     }
-    if why in known:
-        return known[why]
-    if tested.wide is not None or why != tested.reason:
-        return f"the float64 reference can't decide: {why}"
+    if why in known or not narrow:
+        return known.get(why, f"the float64 reference can't decide: {why}")
     if native.verdict == "skipped":
         return f"float64: {why}; the native check is skipped: {native.reason}"
-    if custom and differences.verdict == "skipped" and differences.reason != "none":
-        return f"{rule} can't confirm it: {differences.reason}"
-    return ""
+    told = differences.verdict != "skipped" or differences.reason == "none" or not custom()
+    return "" if told else f"{rule()} can't confirm it: {differences.reason}"
 
 
 # Entries at which the reference is not finite.

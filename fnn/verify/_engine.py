@@ -2,7 +2,6 @@
 autodiff of the reference.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -69,13 +68,13 @@ class Comparison:
 
     def leaves(self) -> list[Leaf]:
         """Each leaf with its checks, its verdict and the likely cause of an error."""
-        checks = self.checks()
+        at, checks = self, self.checks()
         # Where the reference is confirmed, and matched in float64, nothing is left to explain.
-        if all(c.float64.verdict == "pass" and c.differences.verdict != "fail" for c in checks):
-            return self._decided(checks)
-        custom = calls.custom_rules(self.reference.call, self.reference.inputs)
-        narrow = self._narrowed()
-        return narrow._decided(narrow.checks(), custom) if narrow else self._decided(checks, custom)
+        if any(c.float64.verdict != "pass" or c.differences.verdict == "fail" for c in checks):
+            at = self._narrowed()
+            checks = checks if at is self else at.checks()
+        pairs = zip(at.tested, checks, strict=True)
+        return [at._leaf(leaf, at.beside(leaf, found)) for leaf, found in pairs]
 
     def checks(self) -> list[Checks]:
         """The three checks of each leaf."""
@@ -89,14 +88,14 @@ class Comparison:
             found.append(Checks(float64, native, slope))
         return found
 
-    def _narrowed(self) -> "Comparison | None":
-        """The comparison with bounds of the dtype inside, where that is less than both the
-        inputs' and the reference's: there is a cast."""
+    def _narrowed(self) -> "Comparison":
+        """The comparison, with bounds of the dtype inside where that is less than both the inputs'
+        and the reference's: there is a cast."""
         reference = self.reference
         own = calls.coarsest_roundoff(reference.call, reference.inputs)
         coarsest = max(own, calls.coarsest_roundoff(self.call, reference.inputs))
         if coarsest <= max(calls.ROUNDOFF, reference.unit):
-            return None
+            return self
         roundoff, unit = max(reference.roundoff, own), max(reference.unit, own)
         inside = next((n for n in NARROW if calls.unit_roundoff(n) == coarsest), "less")
         reason = f"computes in {inside}"
@@ -104,14 +103,15 @@ class Comparison:
         tested = [leaf._replace(wide=None, reason=reason) for leaf in self.tested]
         return replace(self, tested=tested, reference=narrower)
 
-    def _decided(self, checks: list[Checks], custom: Sequence[str] = ()) -> list[Leaf]:
-        pairs = zip(self.tested, checks, strict=True)
-        return [self._leaf(leaf, self.beside(leaf, found), custom) for leaf, found in pairs]
+    @lru_cache(maxsize=8)  # noqa: B019
+    def custom(self) -> list[str]:
+        """The functions with derivative rules of their own that autodiff has run."""
+        return calls.custom_rules(self.reference.call, self.reference.inputs)
 
-    def _leaf(self, tested: Tested, checks: Checks, custom: Sequence[str]) -> Leaf:
+    def _leaf(self, tested: Tested, checks: Checks) -> Leaf:
         """The leaf, decided."""
         expected = self.reference.stacks[tested.position][0]
-        verdict, note, index = checking.decide(tested, self.reference, checks, custom)
+        verdict, note, index = checking.decide(tested, self.reference, checks, self.custom)
         if verdict == "fail":
             inside = self.reference.inside(tested.position)
             theta = self.inputs.theta[tested.position - 1] if inside else 0.0

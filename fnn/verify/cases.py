@@ -176,14 +176,10 @@ def _moments(g, slots, b1, b2):
     return b1 * slots[0] + (1 - b1) * g, b2 * slots[1] + (1 - b2) * g**2
 
 
-def _adam(rate, t, theta, g, slots, b1=0.9, b2=0.999, eps=1e-8):
+def _adam(rate, t, theta, g, slots, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0):
     m, v = _moments(g, slots, b1, b2)
-    return theta - rate * m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps), (m, v)
-
-
-def _adamw(rate, t, theta, g, slots, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01):
-    moved, slots = _adam(rate, t, theta, g, slots, b1, b2, eps)
-    return moved - rate * weight_decay * theta, slots
+    step = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+    return theta - rate * (step + weight_decay * theta), (m, v)
 
 
 def _nadam(rate, t, theta, g, slots, b1=0.9, b2=0.999, eps=1e-8):
@@ -218,7 +214,7 @@ def _adam_with_l2(rate, t, theta, g, slots):
 OPTIMIZERS: dict[str, Rule] = {
     "adagrad": Rule(fnn.adagrad, _adagrad),
     "adam": Rule(fnn.adam, _adam),
-    "adamw": Rule(fnn.adamw, _adamw),
+    "adamw": Rule(fnn.adamw, partial(_adam, weight_decay=0.01)),
     "lion": Rule(fnn.lion, _lion),
     "momentum": Rule(fnn.momentum, _momentum),
     "muon": Rule(fnn.muon, _muon, per_array=True),

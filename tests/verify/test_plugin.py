@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fnn import verify
-from fnn.verify._rules import MOST, recording
+from fnn.verify._search import MOST, recording
 
 PACKAGE = """
 import jax, jax.numpy as jnp
