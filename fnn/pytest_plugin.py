@@ -32,21 +32,19 @@ class _Rules:
     """The hooks of a session that records."""
 
     def __init__(self, config: Any) -> None:
-        from fnn.verify._search import recording
+        from fnn.verify import _search
 
-        self.config, self.open = config, ExitStack()
-        self.found: Any = None
-        self.calls = self.open.enter_context(recording(config.getoption("fnn_rules")))
+        self.config, self.open, self.checked = config, ExitStack(), _search.checked
+        self.found: Any = ""
+        self.calls = self.open.enter_context(_search.recording(config.getoption("fnn_rules")))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: Any) -> None:
         import jax
 
-        from fnn.verify._search import checked
-
         jax.effects_barrier()
         self.open.close()
-        self.found = checked(self.calls, self.config.getoption("fnn_rules_seconds"))
+        self.found = self.checked(self.calls, self.config.getoption("fnn_rules_seconds"))
         for row in self.found.rows:
             if row.verdict == "fail":  # as a test of its own, for the counts and JUnit's file
                 where = ("fnn-rules", None, row.name)
@@ -61,5 +59,4 @@ class _Rules:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         terminalreporter.section(f"derivative rules of {self.config.getoption('fnn_rules')}")
-        rows = self.found.rows if self.found else ()
-        terminalreporter.line(str(self.found) if rows else "no rule was called")
+        terminalreporter.line(str(self.found) or "no rule was called")

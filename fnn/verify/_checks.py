@@ -74,13 +74,9 @@ def steps(unit: float) -> tuple[float, float]:
     return unit ** (17 / 53), unit ** (12 / 53)
 
 
-class Opened(NamedTuple):
-    """What is known of the entries of a leaf at which the reference is not finite: the verdict of
-    the leaf, where they decide it, a note, and the index of the first wrong one."""
-
-    verdict: str = ""
-    note: str = ""
-    at: tuple[int, ...] = ()
+Opened = tuple[str, str, tuple[int, ...]]
+"""What is known of the entries of a leaf at which the reference is not finite: the verdict of the
+leaf, where they decide it, a note, and the index of the first wrong one."""
 
 
 class Tested(NamedTuple):
@@ -97,7 +93,7 @@ class Tested(NamedTuple):
     native: np.ndarray
     wide: np.ndarray | None
     reason: str
-    opened: Opened = Opened()
+    opened: Opened = ("", "", ())
 
     @property
     def best(self) -> np.ndarray:
@@ -368,19 +364,18 @@ def judge(leaf: Tested, reference: Reference) -> Tested:
         return leaf
     one = _by_slope if reference.inside(leaf.position) else _returned
     places = [tuple(map(int, at)) for at in np.argwhere(open)]
-    found = [one(leaf, reference, at) for at in places[:MOST]]
-    verdicts = [verdict for verdict, _ in found]
-    unknown = verdicts.count("unknown") + len(places) - len(found)
+    found = {at: one(leaf, reference, at) for at in places[:MOST]}
+    unknown = len(places) - sum(verdict != "unknown" for verdict, _ in found.values())
     left = "entries are not judged: the reference and its differences are not finite there"
-    opened = Opened(note=f"{unknown} of {open.size} {left}" if unknown else "")
-    if open.all() and (unknown or any(expected != "0" for _, expected in found)):
-        opened = opened._replace(verdict="inconclusive" if unknown == open.size else "pass")
-    if "wrong" in verdicts:
-        i = verdicts.index("wrong")
-        at, expected = places[i], found[i][1]
+    note = f"{unknown} of {open.size} {left}" if unknown else ""
+    telling = open.all() and (unknown or any(expected != "0" for _, expected in found.values()))
+    whole = "inconclusive" if unknown == open.size else "pass"
+    opened: Opened = (whole if telling else "", note, ())
+    wrong = [at for at, (verdict, _) in found.items() if verdict == "wrong"]
+    for at in wrong[:1]:
         got = leaf.best[at] if np.isfinite(leaf.native[at]) else leaf.native[at]
         where = f"at {list(at)} " * bool(at)
-        opened = Opened("fail", f"{where}expected {expected}, got {got:.6g}", at)
+        opened = "fail", f"{where}expected {found[at][1]}, got {got:.6g}", at
     wide = None if leaf.wide is None else np.where(open, 0.0, leaf.wide)
     return leaf._replace(native=np.where(open, 0.0, leaf.native), wide=wide, opened=opened)
 

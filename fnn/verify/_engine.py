@@ -125,11 +125,11 @@ class Comparison:
                 [n for n in NARROW if right or tested.reason.endswith(f" {n}")],
             )
             note = joined(note, likely_cause(wrong))
-        opened = tested.opened
-        if opened.verdict == "fail":
+        opened, why, at = tested.opened
+        if opened == "fail":
             checks = checks._replace(float64=Check("fail", np.inf, 0.0))
-        note = joined(opened.note, "" if opened.verdict in ("pass", "inconclusive") else note)
-        verdict, index = opened.verdict or verdict, opened.at or index
+        note = joined(why, "" if opened in ("pass", "inconclusive") else note)
+        verdict, index = opened or verdict, at or index
         return Leaf(tested.name, verdict, *checks, index, note, tested.best, expected)
 
     @lru_cache(maxsize=8)  # noqa: B019

@@ -144,8 +144,8 @@ def check_vjp(
         return result[0]
 
     dy = calls.random_cotangent(key, shapes_of(reference or y_of, *inputs))
-    objective = (_product, reference) if reference else (_forward_product, forward)
-    gradient = (_y_and_by_backward if reference else _by_backward, (forward, backward))
+    objective = (_product, (forward, reference))
+    gradient = (_by_backward, (forward, backward, reference))
     theta = {"dparams": params, "dx": x}
     report = at_both_cotangents("check_vjp", objective, gradient, theta, dy)
     if report.verdict != "fail":
@@ -274,12 +274,10 @@ def _by_rule(gradient: Function, theta: Any, target: Any) -> Any:
     return {"gradient": gradient(theta["gradient"], target)}
 
 
-def _product(reference: Function, theta: Any, dy: Any) -> Any:
-    return product(reference(theta["dparams"], theta["dx"]), dy)
-
-
-def _forward_product(forward: Function, theta: Any, dy: Any) -> Any:
-    return product(forward(theta["dparams"], theta["dx"])[0], dy)
+def _product(functions: tuple[Function, Function | None], theta: Any, dy: Any) -> Any:
+    forward, reference = functions
+    at = theta["dparams"], theta["dx"]
+    return product(reference(*at) if reference else forward(*at)[0], dy)
 
 
 def product(y: Any, dy: Any) -> tuple[Any, dict[str, Any]]:
@@ -289,16 +287,11 @@ def product(y: Any, dy: Any) -> tuple[Any, dict[str, Any]]:
     return sum(jnp.sum(a * b) for a, b in pairs), outputs
 
 
-def _y_and_by_backward(functions: tuple[Function, Function], theta: Any, dy: Any) -> Any:
-    forward, backward = functions
+def _by_backward(functions: tuple[Any, ...], theta: Any, dy: Any) -> Any:
+    forward, backward, reference = functions
     y, residuals = forward(theta["dparams"], theta["dx"])
     dparams, dx = backward(theta["dparams"], residuals, dy)
-    return {"y": y, "dparams": dparams, "dx": dx}
-
-
-def _by_backward(functions: tuple[Function, Function], theta: Any, dy: Any) -> Any:
-    tree = _y_and_by_backward(functions, theta, dy)
-    return {"dparams": tree["dparams"], "dx": tree["dx"]}
+    return {"dparams": dparams, "dx": dx} | ({"y": y} if reference else {})
 
 
 def _mixes(value: Function, prediction: Any, target: Any, axes: int) -> bool:

@@ -342,7 +342,7 @@ def checked(calls: Mapping[str, list[Recorded]], seconds: float) -> Rules:
         now = time.monotonic()
         share = now + (end - now) / left
         found = [_row(name, rule, args, share) for rule, args in recorded if now < end]
-        why = "no time is left" if recorded else "it was not called"
+        why = "it was not called" if now < end else "no time is left"
         order = ("fail", "inconclusive", "pass", "skipped")
         found = found or [Row(name, "skipped", why)]
         rows.append(min(found, key=lambda row: order.index(row.verdict)))
