@@ -83,14 +83,17 @@ class Tested(NamedTuple):
     """One leaf of the gradient under test.
 
     `position` is its place in the reference's stacks: 0 is the value, the arrays of theta follow.
-    `native` is what the user runs. `wide` is the same computed in float64, or None, for the
-    `reason`. Positions behind theta's are arrays that the function returns. `opened` is what is
-    known of the entries at which the reference is not finite.
+    Positions behind theta's are arrays that the function returns. `native` is what the user runs,
+    `expected` the reference in float64, `autodiff` the same in the dtype that the user runs. `wide`
+    is the leaf computed in float64, or None, for the `reason`. `opened` is what is known of the
+    entries at which the reference is not finite.
     """
 
     name: str
     position: int
     native: np.ndarray
+    expected: np.ndarray
+    autodiff: np.ndarray
     wide: np.ndarray | None
     reason: str
     opened: Opened = ("", "", ())
@@ -103,7 +106,7 @@ class Tested(NamedTuple):
 
 def float64_check(tested: Tested, reference: Reference) -> Check:
     """The leaf in float64 against autodiff in float64."""
-    expected = reference.stacks[tested.position][0]
+    expected = tested.expected
     if reference.open[tested.position].all():
         return Check("skipped", reason="not finite")
     if tested.wide is None:
@@ -135,8 +138,8 @@ def float64_check(tested: Tested, reference: Reference) -> Check:
     if (apart := ~steady & (error > TOLERANCE)).any():
         entries = _worst(np.where(apart, error, 0.0))
         # What jumps without a kink is rounding, such as that of 1 - y where y is nearly 1.
-        inside = reference.inside(tested.position)
-        kink = not inside or entry_slope(tested, reference, entries[0]).kink
+        slope = entry_slope(tested, reference, entries[0])
+        kink = slope is None or slope.kink
         return Check("skipped", reason=TIE if kink else "rounding", entries=entries)
     # A reference of which less than four digits hold is rounding, and can confirm nothing.
     if bound.max() > 1e-4:
@@ -172,21 +175,23 @@ def _worst(excess: np.ndarray) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(i) for i in index) for index in found)
 
 
-def native_check(tested: Tested, reference: Reference, by: list[np.ndarray], level: float) -> Check:
-    """The leaf in the dtype that the user runs against autodiff in float64; `by` has, by position,
-    what autodiff gives in the user's dtype.
+def native_check(tested: Tested, reference: Reference, level: float) -> Check:
+    """The leaf in the dtype that the user runs against autodiff in float64.
 
     Each entry has its own conditioning, and stands beside autodiff's own error in it, down to
     this part, `level`, of the largest: at 1 the leaf is measured as a whole, below it small
     entries do not drown among large ones.
     """
-    stack, unit = reference.stacks[tested.position], reference.roundoff
-    expected = stack[0]
+    expected, unit = tested.expected, reference.roundoff
     if unit <= ROUNDOFF:
         return Check("skipped", reason="as float64")
     if reference.open[tested.position].all():
         return Check("skipped", reason="not finite")
-    native, autodiff = _in_range(tested, reference, by[tested.position])
+    largest = float(np.finfo(np.float16 if unit == 2.0**-11 else np.float32).max)
+    # Infinite or NaN is right where the dtype can't hold the value, or autodiff has none either.
+    excused = (np.abs(expected) > largest) | ~np.isfinite(tested.autodiff)
+    put = lambda a: np.where(excused & ~np.isfinite(a), expected, a)
+    native, autodiff = put(tested.native), put(tested.autodiff)
     whole = np.abs(expected).max() or reference.size or 1.0
     size, both = (np.maximum(np.abs(expected) + n * whole, TINY) for n in (level, 1))
     above = lambda a: np.maximum(a, level * (a / both).max() * both)
@@ -218,17 +223,6 @@ def native_check(tested: Tested, reference: Reference, by: list[np.ndarray], lev
     return found._replace(entries=entries)
 
 
-def _in_range(tested: Tested, reference: Reference, autodiff: np.ndarray) -> tuple[Any, Any]:
-    """The native leaf and autodiff's, with the expected value in place of an infinite or NaN one
-    where the user's dtype can't hold it, or autodiff in that dtype has none either.
-    """
-    expected = reference.stacks[tested.position][0]
-    largest = np.finfo(np.float16 if reference.roundoff == 2.0**-11 else np.float32).max
-    excused = (np.abs(expected) > float(largest)) | ~np.isfinite(autodiff)
-    put = lambda a: np.where(excused & ~np.isfinite(a), expected, a)
-    return put(tested.native), put(autodiff)
-
-
 def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[Check]:
     """Each leaf along a direction of its own, `Reference.directions`.
 
@@ -237,7 +231,7 @@ def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[C
     both first steps, unless the first decides; at a kink with its ties kept, where there are any.
     """
     grads = {
-        leaf.position: reference.stacks[leaf.position][0] if leaf.wide is None else leaf.wide
+        leaf.position: leaf.expected if leaf.wide is None else leaf.wide
         for leaf in leaves
         if reference.inside(leaf.position)
     }
@@ -272,10 +266,12 @@ def _differences_check(slope: Slope, difference: float, share: float, unit: floa
     return compared(error, bound)._replace(reason=KINK if slope.kink else "")
 
 
-def entry_slope(leaf: Tested, reference: Reference, at: Any, first: float | None = None) -> Slope:
-    """The slope of f along one entry of the leaf alone."""
+def entry_slope(leaf: Tested, reference: Reference, at: Any, first: float = 0.0) -> Any:
+    """The slope of f along one entry of the leaf alone; None of what is returned."""
+    if not reference.inside(leaf.position):
+        return None
     directions = along_entry(reference.inputs.theta, leaf.position - 1, at)
-    first = steps(reference.unit)[0] if first is None else first
+    first = first or steps(reference.unit)[0]
     return reference.slope(directions, first * reference.norms[leaf.position - 1])
 
 
@@ -284,14 +280,13 @@ def decide(tested: Tested, reference: Reference, checks: Checks, custom: Named) 
     functions with derivative rules of their own that autodiff has run.
     """
     float64, native, differences = checks
-    expected = reference.stacks[tested.position][0]
+    expected = tested.expected
     _, index = measure(tested.best, expected, FLOOR)
     if float64.verdict == "fail":
         doubts = []
         contradicted = differences.verdict == "fail" and differences.reason != KINK
         for at in float64.entries or (index,):
-            inside = reference.inside(tested.position)
-            slope = entry_slope(tested, reference, at) if inside else None
+            slope = entry_slope(tested, reference, at)
             verdict, note = _against_slope(float(tested.best[at]), float(expected[at]), slope)
             if verdict == "inconclusive" and slope and slope.kink and contradicted:
                 verdict, note = "fail", f"{note}; finite differences contradict it"
@@ -303,9 +298,8 @@ def decide(tested: Tested, reference: Reference, checks: Checks, custom: Named) 
         index = native.entries[0]
         note = f"in the dtype that runs: {values_at(index, tested.native, expected)}"
         return "fail", note, index
-    if doubt := _doubt(tested, expected, checks, custom):
-        return "inconclusive", doubt, index
-    return "pass", "", index
+    doubt = _doubt(tested, checks, custom)
+    return "inconclusive" if doubt else "pass", doubt, index
 
 
 def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str, str]:
@@ -325,7 +319,7 @@ def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str,
     return "fail", ""
 
 
-def _doubt(tested: Tested, expected: np.ndarray, checks: Checks, custom: Named) -> str:
+def _doubt(tested: Tested, checks: Checks, custom: Named) -> str:
     """Why checks of which none found an error do not add up to a pass; "" where they do."""
     float64, native, differences = checks
     why, narrow = float64.reason, tested.wide is None and float64.reason == tested.reason
@@ -339,8 +333,8 @@ def _doubt(tested: Tested, expected: np.ndarray, checks: Checks, custom: Named) 
         few = "at these inputs this dtype holds too few digits to tell"
         note = f"right in float64, but the native check is skipped: {native.reason}; {few}"
         return note if native.reason in ("rounding", CANCELS, LOSES) else ""
-    at = float64.entries[0] if float64.entries else measure(tested.best, expected, FLOOR)[1]
-    values = values_at(at, tested.best, expected)
+    at = float64.entries[0] if float64.entries else measure(tested.best, tested.expected, FLOOR)[1]
+    values = values_at(at, tested.best, tested.expected)
     known = {
         TIE: f"{values}; a tie or border, where more than one value is right",
         CANCELS: f"{values}; autodiff itself cancels here",
@@ -388,7 +382,7 @@ def _returned(leaf: Tested, reference: Reference, at: tuple[int, ...]) -> tuple[
 
 def _by_slope(leaf: Tested, reference: Reference, at: tuple[int, ...]) -> tuple[str, str]:
     """Wrong is what the differences from both first steps refute."""
-    size = np.abs(reference.stacks[leaf.position][0]).max()
+    size = np.abs(leaf.expected).max()
     found = []
     for first in steps(reference.unit):
         slope = entry_slope(leaf, reference, at, first)

@@ -102,25 +102,18 @@ def _with_static(args: Any, static: Any) -> tuple[Any, ...]:
     return tuple(Static(a) if i in static else a for i, a in enumerate(args))
 
 
-def _plain(args: Any) -> Any:
-    return [a.value if isinstance(a, Static) else a for a in args]
+def _of_args(f: Function, args: Any) -> Any:
+    return f(*(a.value if isinstance(a, Static) else a for a in args))
 
 
 def _product_of_args(reference: Function, theta: Any, dy: Any) -> Any:
-    return product(reference(*_plain(theta["args"])), dy)
+    return product(_of_args(reference, theta["args"]), dy)
 
 
 def _of_floats(f: Function, args: Any) -> tuple[Function, list[Any]]:
     """f as a function of the floating-point leaves of args, and these leaves."""
-    leaves, form = jax.tree.flatten(args)
-    floats = calls.floats(args)
-
-    def of_floats(*moved: Any) -> Any:
-        at = iter(moved)
-        put = [next(at) if differentiable(leaf) else leaf for leaf in leaves]
-        return f(*_plain(jax.tree.unflatten(form, put)))
-
-    return of_floats, floats
+    call, inputs = calls.split(_of_args, f, args, ())
+    return lambda *moved: call(inputs._replace(theta=[*moved])), inputs.theta
 
 
 def _by_own_rule(f: Function, theta: Any, dy: Any) -> Any:

@@ -39,13 +39,9 @@ def compare(name: str, objective: Task, gradient: Task, theta: Any, *args: Any) 
     with calls.float64_section([call, tested_call], inputs):
         reference = _reference(call, inputs, calls.unit_roundoff(dtype))
         fitting, misfits = _fit(native, call.arguments(inputs)[0], call.kinds, reference)
-        tested = [
-            checking.judge(leaf, reference)
-            for leaf in _with_float64(fitting, tested_call, reference)
-        ]
-        own = calls.listed(autodiff) if autodiff else reference.centre
-        own = reference.closed(own)
-        leaves = Comparison(tested_call, inputs, reference, own, tested).leaves()
+        own = reference.closed(calls.listed(autodiff) if autodiff else reference.centre)
+        tested = _with_float64(fitting, tested_call, reference, own)
+        leaves = Comparison(tested_call, inputs, reference, tested).leaves()
     leaves = [swapped(leaf, leaves) for leaf in leaves]
     return Report(name, (*leaves, *misfits), str(dtype), blind=blind_spots(inputs))
 
@@ -53,7 +49,7 @@ def compare(name: str, objective: Task, gradient: Task, theta: Any, *args: Any) 
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """The call under test at the user's inputs, beside its reference, and how far rounding inside
-    each moves it; `autodiff` is the reference in the dtype that the user runs.
+    each moves it.
 
     Where float64 alone refuses a leaf, autodiff may cancel, far out in a function's tail, or the
     rule may where autodiff does not. How much each does shows when every step of it is moved by a
@@ -63,7 +59,6 @@ class Comparison:
     call: Call
     inputs: Inputs
     reference: Reference
-    autodiff: list[np.ndarray]
     tested: list[Tested]
 
     def leaves(self) -> list[Leaf]:
@@ -84,7 +79,7 @@ class Comparison:
             float64 = checking.float64_check(leaf, self.reference)
             # What is right in float64 shows its own rounding at each entry.
             level = FLOOR if float64.verdict == "pass" else 1.0
-            native = checking.native_check(leaf, self.reference, self.autodiff, level)
+            native = checking.native_check(leaf, self.reference, level)
             found.append(Checks(float64, native, slope))
         return found
 
@@ -110,7 +105,6 @@ class Comparison:
 
     def _leaf(self, tested: Tested, checks: Checks) -> Leaf:
         """The leaf, decided."""
-        expected = self.reference.stacks[tested.position][0]
         verdict, note, index = checking.decide(tested, self.reference, checks, self.custom)
         if verdict == "fail":
             inside = self.reference.inside(tested.position)
@@ -118,7 +112,7 @@ class Comparison:
             right = checks.float64.verdict == "pass"
             wrong = Wrong(
                 tested.best if checks.float64.verdict == "fail" else tested.native,
-                expected,
+                tested.expected,
                 np.asarray(theta, np.float64),
                 calls.axis_lengths(self.inputs),
                 [a for a in self.inputs.rest if jnp.issubdtype(a.dtype, jnp.integer)],
@@ -130,7 +124,7 @@ class Comparison:
             checks = checks._replace(float64=Check("fail", np.inf, 0.0))
         note = joined(why, "" if opened in ("pass", "inconclusive") else note)
         verdict, index = opened or verdict, at or index
-        return Leaf(tested.name, verdict, *checks, index, note, tested.best, expected)
+        return Leaf(tested.name, verdict, *checks, index, note, tested.best, tested.expected)
 
     @lru_cache(maxsize=8)  # noqa: B019
     def of(self, program: Function, native: bool = False) -> dict[str, np.ndarray]:
@@ -154,12 +148,11 @@ class Comparison:
 
     def _in_doubt(self, leaf: Tested) -> bool:
         """Whether autodiff in the user's dtype misses the reference, or this is zero."""
-        expected = self.reference.stacks[leaf.position][0]
-        own = self.autodiff[leaf.position]
-        return not (expected.any() and measure(own, expected, 1)[0] < 0.01)
+        near = measure(leaf.autodiff, leaf.expected, 1)[0] < 0.01
+        return not (leaf.expected.any() and near)
 
     def _float64(self, leaf: Tested, check: Check) -> Check:
-        expected = self.reference.stacks[leaf.position][0]
+        expected = leaf.expected
         by_position = [*self.of(calls.differentiate).values()]
         away = np.zeros(expected.shape) + self.of(calls.evaluate).get(leaf.name, 0.0)
         away += by_position[leaf.position] if by_position else 0.0
@@ -173,7 +166,7 @@ class Comparison:
         return compared(float(error.max()), max(check.bound, needed))
 
     def _native(self, leaf: Tested, check: Check, float64: Check) -> Check:
-        error = np.abs(leaf.native - self.reference.stacks[leaf.position][0])
+        error = np.abs(leaf.native - leaf.expected)
         bound = np.zeros(error.shape) + self.of(calls.evaluate, native=True).get(leaf.name, 0.0)
         # The largest of some moves, eightfold, leaves nothing to chance. A sum that stops growing
         # errs by more: each of its steps by a roundoff, and all to one side.
@@ -181,7 +174,7 @@ class Comparison:
             cancels = float64.reason == checking.CANCELS
             return Check("skipped", reason=checking.CANCELS) if cancels else check
         # With many digits, few are lost: the leaf as a whole decides.
-        found = checking.native_check(leaf, self.reference, self.autodiff, 1.0)
+        found = checking.native_check(leaf, self.reference, 1.0)
         passes = found.verdict != "fail" and self.reference.roundoff <= 2.0**-12
         return found if passes else Check("skipped", reason=checking.LOSES)
 
@@ -195,7 +188,9 @@ def _reference(call: Call, inputs: Inputs, roundoff: float) -> Reference:
         return Reference(call, inputs, roundoff, unit=roundoff)
 
 
-def _with_float64(fitting: list[Any], call: Call, reference: Reference) -> list[Tested]:
+def _with_float64(
+    fitting: list[Any], call: Call, reference: Reference, autodiff: list[np.ndarray]
+) -> list[Tested]:
     """The leaves under test, each with itself computed in float64, where that is possible."""
     wide, refusal = {}, "the reference raises"
     if reference.unit <= calls.ROUNDOFF:
@@ -212,7 +207,9 @@ def _with_float64(fitting: list[Any], call: Call, reference: Reference) -> list[
         if name in wide:
             fits = leaf.dtype == np.float64 and leaf.shape == native.shape
             reason = "" if fits else f"gives {leaf.dtype}"
-        tested.append(Tested(name, position, native, None if reason else leaf, reason))
+        beside = reference.stacks[position][0], autodiff[position]
+        one = Tested(name, position, native, *beside, None if reason else leaf, reason)
+        tested.append(checking.judge(one, reference))
     return tested
 
 
