@@ -187,11 +187,7 @@ def native_check(tested: Tested, reference: Reference, level: float) -> Check:
         return Check("skipped", reason="as float64")
     if reference.open[tested.position].all():
         return Check("skipped", reason="not finite")
-    largest = float(np.finfo(np.float16 if unit == 2.0**-11 else np.float32).max)
-    # Infinite or NaN is right where the dtype can't hold the value, or autodiff has none either.
-    excused = (np.abs(expected) > largest) | ~np.isfinite(tested.autodiff)
-    put = lambda a: np.where(excused & ~np.isfinite(a), expected, a)
-    native, autodiff = put(tested.native), put(tested.autodiff)
+    native, autodiff = _in_range(tested, unit)
     whole = np.abs(expected).max() or reference.size or 1.0
     size, both = (np.maximum(np.abs(expected) + n * whole, TINY) for n in (level, 1))
     above = lambda a: np.maximum(a, level * (a / both).max() * both)
@@ -221,6 +217,15 @@ def native_check(tested: Tested, reference: Reference, level: float) -> Check:
     entries = _worst(np.where(error > bound, error / bound, 0.0))
     found = compared(float(error[at] / size[at]), float(bound[at] / size[at]))
     return found._replace(entries=entries)
+
+
+def _in_range(tested: Tested, unit: float) -> Any:
+    """The native leaf and autodiff's, with the expected value in place of an infinite or NaN one
+    where the user's dtype can't hold it, or autodiff in that dtype has none either."""
+    largest = float(np.finfo(np.float16 if unit == 2.0**-11 else np.float32).max)
+    excused = (np.abs(tested.expected) > largest) | ~np.isfinite(tested.autodiff)
+    put = lambda a: np.where(excused & ~np.isfinite(a), tested.expected, a)
+    return put(tested.native), put(tested.autodiff)
 
 
 def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[Check]:
@@ -359,19 +364,24 @@ def judge(leaf: Tested, reference: Reference) -> Tested:
     one = _by_slope if reference.inside(leaf.position) else _returned
     places = [tuple(map(int, at)) for at in np.argwhere(open)]
     found = {at: one(leaf, reference, at) for at in places[:MOST]}
-    unknown = len(places) - sum(verdict != "unknown" for verdict, _ in found.values())
+    wide = None if leaf.wide is None else np.where(open, 0.0, leaf.wide)
+    native = np.where(open, 0.0, leaf.native)
+    return leaf._replace(native=native, wide=wide, opened=_opened(leaf, open, found))
+
+
+def _opened(leaf: Tested, open: np.ndarray, found: dict[Any, tuple[str, str]]) -> Opened:
+    """What the entries, judged one by one, say of the leaf."""
+    for at, (verdict, expected) in found.items():
+        if verdict == "wrong":
+            got = leaf.best[at] if np.isfinite(leaf.native[at]) else leaf.native[at]
+            where = f"at {list(at)} " * bool(at)
+            return "fail", f"{where}expected {expected}, got {got:.6g}", at
+    unknown = int(open.sum()) - [verdict for verdict, _ in found.values()].count("right")
     left = "entries are not judged: the reference and its differences are not finite there"
     note = f"{unknown} of {open.size} {left}" if unknown else ""
     telling = open.all() and (unknown or any(expected != "0" for _, expected in found.values()))
     whole = "inconclusive" if unknown == open.size else "pass"
-    opened: Opened = (whole if telling else "", note, ())
-    wrong = [at for at, (verdict, _) in found.items() if verdict == "wrong"]
-    for at in wrong[:1]:
-        got = leaf.best[at] if np.isfinite(leaf.native[at]) else leaf.native[at]
-        where = f"at {list(at)} " * bool(at)
-        opened = "fail", f"{where}expected {found[at][1]}, got {got:.6g}", at
-    wide = None if leaf.wide is None else np.where(open, 0.0, leaf.wide)
-    return leaf._replace(native=np.where(open, 0.0, leaf.native), wide=wide, opened=opened)
+    return whole if telling else "", note, ()
 
 
 def _returned(leaf: Tested, reference: Reference, at: tuple[int, ...]) -> tuple[str, str]:

@@ -218,26 +218,28 @@ def _fit(tree: Any, theta: Any, kinds: Any, reference: Reference) -> tuple[list[
     (name, position in the reference's stacks, array); and failed leaves for the others."""
     got, given = calls.named_leaves(tree), calls.named_leaves(theta)
     inside = [name for name, kind in zip(given, kinds, strict=False) if kind == "theta"]
-    positions = {name: i for i, name in enumerate([*inside, *reference.outputs], 1)}
-    outputs = reference.outputs if tree.keys() - theta.keys() else []
+    names = [*inside, *reference.outputs]
+    right = dict(zip(names, (stack[0] for stack in reference.stacks[1:]), strict=True))
     fitting: list[Any] = []
     misfits = []
+    outputs = reference.outputs if tree.keys() - theta.keys() else []
     for name in [*outputs, *inside]:
         if name not in got:
             misfits.append(unfit(name, "only the reference has it"))
             continue
-        leaf = np.asarray(got[name])
-        array, shape = np.asarray(leaf, np.float64), reference.centre[positions[name]].shape
+        leaf, shape = np.asarray(got[name]), right[name].shape
+        array = np.asarray(leaf, np.float64)
         dtype = given[name].dtype if name in given else leaf.dtype
         if (leaf.shape, leaf.dtype) != (shape, dtype):
+            others = {**right}
+            cause = misshapen_cause(array, others.pop(name), others)
             note = f"expected {dtype}{shape}, got {leaf.dtype}{leaf.shape}"
-            right = {n: reference.stacks[i][0] for n, i in positions.items()}
-            cause = misshapen_cause(array, right.pop(name), right)
             misfits.append(unfit(name, joined(note, cause)))
         elif leaf.size:
-            fitting.append((name, positions[name], array))
-    unknown = [n for n in got if n not in given | positions and calls.differentiable(got[n])]
-    misfits += [unfit(name, "only the gradient under test has it") for name in sorted(unknown)]
+            fitting.append((name, 1 + names.index(name), array))
+    extra = sorted(got.keys() - given.keys() - {*names})
+    foreign = [name for name in extra if calls.differentiable(got[name])]
+    misfits += [unfit(name, "only the gradient under test has it") for name in foreign]
     return fitting, misfits or _other_trees(tree, theta)
 
 
