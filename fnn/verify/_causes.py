@@ -227,7 +227,9 @@ def _few_entries(wrong: Wrong) -> str:
     if entries.all() or not entries.ndim:
         return ""
     axes = range(entries.ndim) if entries.ndim == 1 or entries.sum() > 1 else ()
-    runs = (_run_along(axis, wrong.got, entries) for axis in axes)
+    # The axis first of which the fewest indices are wrong.
+    share = lambda axis: entries.any(tuple(a for a in range(entries.ndim) if a != axis)).mean()
+    runs = (_run_along(axis, wrong.got, entries) for axis in sorted(axes, key=share))
     return next(filter(None, runs), f"{entries.sum()} of {entries.size} entries differ")
 
 
