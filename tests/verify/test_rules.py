@@ -230,3 +230,30 @@ def test_a_forward_pass_that_rounds_otherwise_is_no_other_value(dtype):
     report = verify.check_custom(total, jnp.abs(X[0]), reference=jnp.sum)
     assert "when it is differentiated" not in str(report)
     assert report.verdict == "pass" or dtype == jnp.bfloat16, str(report)
+
+
+def test_a_derivative_of_nothing_but_rounding_breaks_no_law():
+    """numpyro's inverse of a power law: at alpha = -1 its derivative by alpha cancels to 1e-10, and
+    rounds otherwise under jit."""
+
+    def by_alpha(q, e):
+        high = jnp.power(2.0, e)
+        inside = 1.0 + q * (high - 1.0)
+        slope = q * high * jnp.log(2.0) / (e * inside)
+        return jnp.power(inside, 1 / e) * (slope - jnp.log(inside) / jnp.square(e))
+
+    @jax.custom_jvp
+    def inverse(q, alpha):
+        other = 1.0 + jnp.where(alpha == -1, 0.0, alpha)
+        inside = 1.0 + q * (jnp.power(2.0, other) - 1.0)
+        return jnp.where(alpha == -1, jnp.power(2.0, q), jnp.power(inside, 1 / other))
+
+    @inverse.defjvp
+    def _jvp(primals, tangents):
+        q, alpha = primals
+        along = (by_alpha(q, alpha + 1 - 1e-3) + by_alpha(q, alpha + 1 + 1e-3)) / 2
+        y = inverse(q, alpha)
+        return y, y * jnp.log(2.0) * tangents[0] + along * tangents[1]
+
+    report = verify.check_custom(inverse, jnp.array(1.0), jnp.array(-1.0))
+    assert report.verdict != "fail", str(report)
