@@ -97,7 +97,7 @@ def swapped(leaf: Leaf, leaves: Sequence[Leaf]) -> Leaf:
 
 
 def _other_reference(got: np.ndarray, others: Mapping[str, np.ndarray]) -> str:
-    same = (name for name, a in others.items() if _close(got, a))
+    same = (name for name, a in others.items() if a.any() and _close(got, a))
     return next((f"it is the reference of {name}: swapped" for name in same), "")
 
 

@@ -122,7 +122,7 @@ class Comparison:
         opened, why, at = tested.opened
         if opened == "fail":
             checks = checks._replace(float64=Check("fail", np.inf, 0.0))
-        note = joined(why, "" if opened in ("pass", "inconclusive") else note)
+        note = joined(why, "" if opened and verdict != "fail" else note)
         verdict, index = opened or verdict, at or index
         return Leaf(tested.name, verdict, *checks, index, note, tested.best, tested.expected)
 
