@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def pytest_addoption(parser: Any) -> None:
     """The options of this plugin."""
@@ -22,8 +24,6 @@ def pytest_configure(config: Any) -> None:
     """Start recording if the option is set."""
     if config.getoption("fnn_rules"):
         if config.getoption("numprocesses", None):
-            import pytest
-
             raise pytest.UsageError("--fnn-rules records in one process: expected -n0")
         config.pluginmanager.register(_Rules(config), "fnn-rules-session")
 
@@ -32,20 +32,26 @@ class _Rules:
     """The hooks of a session that records."""
 
     def __init__(self, config: Any) -> None:
-        from fnn.verify._rules import recording
+        from fnn.verify import _search
 
-        self.config, self.open = config, ExitStack()
-        self.found: Any = None
-        self.calls = self.open.enter_context(recording(config.getoption("fnn_rules")))
+        self.config, self.open, self.checked = config, ExitStack(), _search.checked
+        self.found: Any = ""
+        self.calls = self.open.enter_context(_search.recording(config.getoption("fnn_rules")))
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: Any) -> None:
         import jax
 
-        from fnn.verify._rules import checked
-
         jax.effects_barrier()
         self.open.close()
-        self.found = checked(self.calls, self.config.getoption("fnn_rules_seconds"))
+        self.found = self.checked(self.calls, self.config.getoption("fnn_rules_seconds"))
+        for row in self.found.rows:
+            if row.verdict == "fail":  # as a test of its own, for the counts and JUnit's file
+                where = ("fnn-rules", None, row.name)
+                report = pytest.TestReport(
+                    f"fnn-rules::{row.name}", where, {}, "failed", str(row.report), "call"
+                )
+                session.config.hook.pytest_runtest_logreport(report=report)
         if self.found.verdict == "fail" and session.exitstatus in (0, 5):
             session.exitstatus = 1
         if path := self.config.getoption("fnn_rules_json"):
@@ -53,8 +59,4 @@ class _Rules:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         terminalreporter.section(f"derivative rules of {self.config.getoption('fnn_rules')}")
-        rows = self.found.rows if self.found else ()
-        terminalreporter.line(str(self.found) if rows else "no rule was called")
-        for row in rows:
-            if row.verdict == "fail":
-                terminalreporter.line(f"\nFAILED {row.name}\n{row.report}")
+        terminalreporter.line(str(self.found) or "no rule was called")

@@ -5,7 +5,7 @@ import sys
 import click
 import jax
 
-from fnn.verify import shipped
+from fnn.verify import cases
 
 
 @click.command()
@@ -31,7 +31,7 @@ def verify(path: str | None) -> None:
 def _verify(path: str | None) -> None:
     if path is not None:
         try:
-            report = shipped.named(path)
+            report = cases.named(path)
         except (ImportError, TypeError, ValueError) as error:
             raise click.UsageError(str(error)) from error
         click.echo(f"{path}\n{report}")
@@ -39,7 +39,7 @@ def _verify(path: str | None) -> None:
     verdicts = []
     row = "{:28}  {:12}  {:>8}  {:>8}  {:>11}".format
     click.echo(row("", "verdict", "float64", "native", "differences"))
-    for name, report in shipped.shipped():
+    for name, report in cases.shipped():
         errors = ["-" if error is None else f"{error:.1e}" for error in report.errors]
         click.echo(row(name, report.verdict, *errors))
         if report.verdict != "pass":

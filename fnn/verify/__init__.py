@@ -21,6 +21,9 @@ from fnn.verify._gradients import (
     check_vjp as check_vjp,
 )
 from fnn.verify._report import Report as Report
-from fnn.verify._rules import check_rules as check_rules
-from fnn.verify._search import search as search, search_custom as search_custom
+from fnn.verify._search import (
+    check_rules as check_rules,
+    search as search,
+    search_custom as search_custom,
+)
 from fnn.verify.optimizers import check_optimizer as check_optimizer

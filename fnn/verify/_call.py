@@ -2,36 +2,119 @@
 
 In this form a call can be compiled, differentiated, widened to float64 and repeated at moved
 inputs, whatever trees the user's function takes.
+
+Trees of arrays, as users hand them over: which leaves have a derivative, their names; computing in
+float64, whatever JAX's configuration is, and leaving the configuration alone.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from fnn.base import Array
-from fnn.verify._arrays import Function, as_arrays, differentiable, in_float64, unit_roundoff
+
+Function = Callable[..., Any]
+
+
+def differentiable(leaf: Any) -> bool:
+    """Whether a leaf is a floating-point array. Only such leaves are differentiated."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def floats(tree: Any) -> list[Any]:
+    """The floating-point leaves of a tree."""
+    return [leaf for leaf in jax.tree.leaves(tree) if differentiable(leaf)]
+
+
+def as_arrays(tree: Any) -> Any:
+    """The tree with NumPy's arrays as JAX's, in the dtype that JAX gives them here."""
+
+    def convert(leaf: Any) -> Any:
+        numpy = isinstance(leaf, np.ndarray | np.generic) and leaf.dtype != jax.dtypes.float0
+        return jnp.asarray(leaf) if numpy else leaf
+
+    return jax.tree.map(convert, tree)
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves by their paths, joined with dots."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="."): leaf for p, leaf in flat}
+
+
+def random_cotangent(key: Array | None, y: Any) -> Any:
+    """A random cotangent for the tree y, each leaf drawn in its own dtype. Without a key it is
+    the same at each call.
+    """
+    leaves, form = jax.tree.flatten(y)
+    keys = jax.random.split(jax.random.key(0) if key is None else key, max(len(leaves), 1))
+    normal = lambda key, a: jax.random.normal(key, a.shape, a.dtype)
+    none = lambda a: np.zeros(a.shape, jax.dtypes.float0)
+    pairs = zip(keys, leaves, strict=False)
+    drawn = [normal(key, a) if differentiable(a) else none(a) for key, a in pairs]
+    return jax.tree.unflatten(form, drawn)
+
+
+ROUNDOFF = 2.0**-53
+"""The unit roundoff of float64."""
+
+
+def unit_roundoff(dtype: Any) -> float:
+    """The largest relative error of rounding a number to a floating-point dtype."""
+    return float(jnp.finfo(dtype).eps) / 2
+
+
+def coarsest_dtype(arrays: Iterable[Any]) -> Any:
+    """The floating-point dtype of the arrays that rounds most; float64 for none."""
+    return max((a.dtype for a in arrays), key=unit_roundoff, default=jnp.dtype(float))
+
+
+def map_floats(f: Function, tree: Any, *others: Any) -> Any:
+    """`jax.tree.map` of f over the floating-point arrays of the tree; all else as it is."""
+    return jax.tree.map(lambda a, *b: f(a, *b) if differentiable(a) else a, tree, *others)
+
+
+def widened(tree: Any) -> Any:
+    """The tree with its floating-point arrays in float64; everything else as it is."""
+    return map_floats(lambda a: a.astype(jnp.float64), tree)
+
+
+at_highest_precision = partial(jax.default_matmul_precision, "highest")
+"""A context: matrix products in the full precision of their dtype."""
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """x64 on, matrix products at the highest precision, and no warnings from NumPy.
+
+    Dtypes are promoted by JAX's standard rules: next to float64, a constant that the user's
+    function holds in float32 is no mistake.
+    """
+    promoting = jax.numpy_dtype_promotion("standard")
+    with jax.enable_x64(True), promoting, at_highest_precision(), np.errstate(all="ignore"):
+        yield
 
 
 class Inputs(NamedTuple):
-    """The arrays of a call: those it is differentiated in, other floats, and all other arrays."""
+    """The arrays of a call: those it is differentiated in, and all others."""
 
     theta: list[Any]
-    floats: list[Any]
-    others: list[Any]
+    rest: list[Any]
 
 
 class Call(NamedTuple):
     """rule(function, theta, *rest) as a function of `Inputs`.
 
-    `kinds` says of each leaf of (theta, rest) which list it is in: "theta", "floats", "others",
-    or "fixed" for a value that the user's function gets as it is. Equal calls share one
+    `kinds` says of each leaf of (theta, rest) which list it is in: "theta", "rest", or
+    "fixed" for a value that the user's function gets as it is. Equal calls share one
     compilation; `rules` are the function's derivative rules, which may be defined anew.
     """
 
@@ -66,15 +149,13 @@ def split(rule: Function, function: Any, theta: Any, rest: tuple[Any, ...]) -> t
     theta = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, float) else a, theta)
     leaves, form = jax.tree.flatten(as_arrays((theta, rest)))
     inside = len(jax.tree.leaves(theta))
-    lists: dict[str, list[Any]] = {"theta": [], "floats": [], "others": [], "fixed": []}
+    lists: dict[str, list[Any]] = {"theta": [], "rest": [], "fixed": []}
     kinds = []
     for i, leaf in enumerate(leaves):
-        if differentiable(leaf):
-            kind = "theta" if i < inside else "floats"
-        elif i < inside and hasattr(leaf, "dtype") and jnp.iscomplexobj(leaf):
+        array = isinstance(leaf, jax.Array | np.ndarray)
+        if i < inside and array and jnp.iscomplexobj(leaf):
             raise TypeError(f"verify: expected real parameters, got {leaf.dtype}{leaf.shape}")
-        else:
-            kind = "others" if isinstance(leaf, jax.Array | np.ndarray) else "fixed"
+        kind = "theta" if i < inside and differentiable(leaf) else "rest" if array else "fixed"
         kinds.append(kind)
         lists[kind].append(leaf)
     fixed = tuple(lists.pop("fixed"))
@@ -94,17 +175,22 @@ def evaluate(call: Call, inputs: Inputs) -> Any:
     return call(inputs)
 
 
-def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array], list[Array]]:
-    """For a call that returns a scalar and a list of arrays: the scalar, its gradient with
-    respect to theta by autodiff, and the arrays.
+def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array], dict[str, Array]]:
+    """For a call that returns a scalar and arrays by name: the scalar, its gradient with respect
+    to theta by autodiff, and the arrays.
     """
 
-    def f(theta: list[Any]) -> tuple[Array, list[Array]]:
+    def f(theta: list[Any]) -> tuple[Array, dict[str, Array]]:
         value, outputs = call(inputs._replace(theta=theta))
         return value, outputs
 
     (value, outputs), grads = jax.value_and_grad(f, has_aux=True)(inputs.theta)
     return value, grads, outputs
+
+
+def listed(result: tuple[Any, list[Any], dict[str, Any]]) -> list[np.ndarray]:
+    """What `differentiate` gives, as one list in float64."""
+    return [np.asarray(a, np.float64) for a in jax.tree.leaves(result)]
 
 
 def evaluate_moved(call: Call, inputs: Inputs, directions: list[Any], steps: Any) -> Any:
@@ -148,32 +234,6 @@ def run(program: Function, call: Any, *arrays: Any) -> Any:
     return program(call, *arrays) if got is run else got
 
 
-JAX = os.path.dirname(jax.__file__)
-COMPILED = 3
-"""How many functions of the same form and shapes are compiled before others run as they are."""
-
-
-def run_gradient(call: Call, inputs: Inputs) -> Any:
-    """call(inputs), compiled; where `COMPILED` other functions of the same form were, as it is:
-    its operations are known by then, and to compile the next one takes longer than to run it.
-    """
-    shapes = tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(inputs))
-    try:
-        compiled = _compiled_calls(call.rule, call.form, call.kinds, shapes)
-        if call not in compiled and len(compiled) >= COMPILED:
-            return call(inputs)
-        compiled.add(call)
-    except TypeError:  # a function that has no hash
-        pass
-    return run(evaluate, call, inputs)
-
-
-@lru_cache(maxsize=256)
-def _compiled_calls(*form: Any) -> set[Call]:
-    """The calls of this form and these shapes that were compiled: a set to add to."""
-    return set()
-
-
 @contextmanager
 def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     """`in_float64`, for functions of these inputs that may close over NumPy arrays.
@@ -182,54 +242,26 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     program holds it, whether x64 is on or not. So where a function has such a constant, JAX's
     caches are cleared on both sides of the section.
     """
+    # In a function of its own: no program that holds one may live on here.
     held = any(_has_numpy_constant(traced(f, *inputs)) for f in functions)
     if held:
-        _clear_caches()
+        jax.clear_caches()
     try:
         with in_float64():
             yield
     finally:
         if held:
-            _clear_caches()
-
-
-def _clear_caches() -> None:
-    """Let go of every program that holds an array of NumPy's, ours included."""
-    _traced.cache_clear()
-    jax.clear_caches()
-
-
-def same_arrays(one: Inputs, other: Inputs) -> bool:
-    """Whether two inputs have the same arrays, by shape, dtype and every entry."""
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=False)
-    same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
-    same_form = [*map(len, one)] == [*map(len, other)]
-    return same_form and all(a is b or same(a, b) for a, b in pairs)
-
-
-def traced(function: Any, *inputs: Any) -> Any:
-    """The function's jaxpr at inputs of these shapes; None where it can't be traced."""
-    leaves, form = jax.tree.flatten(inputs)
-
-    def trace() -> Any:
-        try:
-            shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-            return _traced(function, form, shapes, bool(jax.enable_x64.value))
-        except (AttributeError, TypeError):  # a leaf that is no array, a function without a hash
-            return jax.make_jaxpr(function)(*inputs)
-
-    return attempt(trace)
-
-
-@lru_cache(maxsize=256)
-def _traced(function: Function, form: Any, shapes: tuple[Any, ...], x64: bool) -> Any:
-    flat = lambda *leaves: function(*jax.tree.unflatten(form, leaves))
-    return jax.make_jaxpr(flat)(*shapes)
+            jax.clear_caches()
 
 
 def _has_numpy_constant(program: Any) -> bool:
-    constants = (c for inner in _programs(program) for c in getattr(inner, "consts", ()))
+    constants = chain.from_iterable(getattr(part, "consts", ()) for part in _programs(program))
     return any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
+
+
+def traced(function: Any, *inputs: Any) -> Any:
+    """The function's jaxpr at these inputs; None where it can't be traced."""
+    return attempt(jax.make_jaxpr(function), *inputs)
 
 
 def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
@@ -238,49 +270,30 @@ def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
     """
     if not (program := traced(call, inputs)):
         return 0.0
-    used = [differentiable(v.aval) for v in program.jaxpr.invars]
-    return _coarsest(program, used, [True] * len(program.jaxpr.outvars))
+    needed, _ = dce_jaxpr(program.jaxpr, [True] * len(program.out_avals), instantiate=True)
+    return _coarsest(needed, [differentiable(v.aval) for v in needed.invars])
 
 
-def _coarsest(program: Any, used: Sequence[bool], wanted: Sequence[bool]) -> float:
-    """The same of a jaxpr; `used` says which of its inputs count, `wanted` which results."""
+def _coarsest(program: Any, used: Sequence[bool]) -> float:
+    """The same of a jaxpr, `used` saying which of its inputs count."""
     inner = getattr(program, "jaxpr", program)
     counted = {v for v, counts in zip(inner.invars, used, strict=True) if counts}
     found = 0.0
-    needed = _needed(inner, wanted)
     for equation in inner.eqns:
         used = [not hasattr(v, "val") and v in counted for v in equation.invars]
-        if not any(used) or not needed.intersection(equation.outvars):
-            continue
-        floats = [v for v in equation.outvars if differentiable(v.aval)]
-        counted.update(floats)
-        roundoffs = (unit_roundoff(v.aval.dtype) for v in floats)
-        parts = (_of_part(part, equation, used, needed) for part in _inner(equation))
-        found = max([found, *roundoffs, *parts])
+        if any(used):
+            floats = [v for v in equation.outvars if differentiable(v.aval)]
+            counted.update(floats)
+            found = max([found, *(unit_roundoff(v.aval.dtype) for v in floats)])
+            for part in _inner(equation):
+                # What a loop or call is given, or the last of it, are the inputs of what is inside.
+                n = len(getattr(part, "jaxpr", part).invars)
+                inputs = used[len(used) - n :] if n <= len(used) else [True] * n
+                found = max(found, _coarsest(part, inputs))
     return found
 
 
-def _of_part(part: Any, equation: Any, used: Sequence[bool], needed: set[Any]) -> float:
-    """`_coarsest` of a jaxpr inside an equation."""
-    inner = getattr(part, "jaxpr", part)
-    n = len(inner.invars)
-    # The operands of most loops and calls are the inputs of what is inside, the last n.
-    inputs = used[len(used) - n :] if n <= len(used) else [True] * n
-    wanted = [v in needed for v in equation.outvars]
-    # What a loop carries feeds its other results.
-    if equation.primitive.name in ("scan", "while") or len(inner.outvars) != len(wanted):
-        wanted = [True] * len(inner.outvars)
-    return _coarsest(part, inputs, wanted)
-
-
-def _needed(inner: Any, wanted: Sequence[bool]) -> set[Any]:
-    """The variables of a jaxpr that its wanted results are computed from, and these."""
-    pairs = zip(inner.outvars, wanted, strict=True)
-    needed = {v for v, counts in pairs if counts and not hasattr(v, "val")}
-    for equation in reversed(inner.eqns):
-        if needed.intersection(equation.outvars):
-            needed.update(v for v in equation.invars if not hasattr(v, "val"))
-    return needed
+JAX = os.path.dirname(jax.__file__)
 
 
 def custom_rules(call: Call, inputs: Inputs) -> list[str]:
@@ -318,6 +331,6 @@ def _inner(equation: Any) -> list[Any]:
 
 def axis_lengths(inputs: Inputs) -> Sequence[int]:
     """Batch sizes and axis lengths above 1: where a wrong constant factor may come from."""
-    shapes = [a.shape for a in (*inputs.floats, *inputs.others, *inputs.theta) if a.ndim]
+    shapes = [a.shape for a in (*inputs.rest, *inputs.theta) if a.ndim]
     batches = [int(np.prod(shape[:-1])) for shape in shapes]
     return [n for n in dict.fromkeys([*batches, *sum(shapes, ())]) if n > 1]

@@ -18,6 +18,11 @@ At a kink the direction is changed: entries of equal size move together, zeros n
 A check is skipped where it can't tell: next to a kink, where rounding is as large as what is
 measured, and where the reference is zero or not finite.
 
+The entries of a leaf at which the reference is not finite are judged one by one. Of a gradient,
+differences decide: autodiff is NaN at a zero row of a norm, where a rule of one's own is not. What
+is returned must be infinite where the reference is. Where neither autodiff nor differences are
+finite, an entry is not judged.
+
 What the checks of a leaf add up to.
 
 "fail" where the float64 or the native check fails. "inconclusive" where that rests on no firm
@@ -29,17 +34,15 @@ A gradient that can't be had in float64 (a kernel for float32, say) passes by it
 against autodiff in float64.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fnn.verify._arrays import ROUNDOFF
-from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, compared, measure, plainly, side_by_side
+from fnn.verify._call import ROUNDOFF
+from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, Checks, compared, measure, values_at
 from fnn.verify._reference import Reference, Slope, along_entry
 
-ENTRY = "entry"
-"""The reason of a native check that failed at an entry by its own conditioning."""
 TIE = "tie or border"
 """Why the float64 check is skipped where the gradient jumps as the inputs move by a roundoff, and
 the leaf and autodiff take different values among those it has around."""
@@ -53,9 +56,14 @@ GRANT = 16
 """What is granted for autodiff's own error, eightfold, is at most this many roundoffs."""
 CANCELS = "autodiff cancels"
 """Why the native check is skipped where autodiff itself is left with hardly a digit there."""
-
 LOSES = "loses digits that autodiff keeps"
 """Why the native check is skipped where the gradient is right but for its own rounding."""
+MOST = 64
+"""How many entries are judged. The others count as unknown."""
+TINY = float(np.finfo(float).tiny)
+Named = Callable[[], Sequence[str]]
+COARSE = 1e-2
+"""A slope whose bound is more than this part of the leaf's size confirms nothing."""
 
 
 def steps(unit: float) -> tuple[float, float]:
@@ -66,21 +74,29 @@ def steps(unit: float) -> tuple[float, float]:
     return unit ** (17 / 53), unit ** (12 / 53)
 
 
+Opened = tuple[str, str, tuple[int, ...]]
+"""What is known of the entries of a leaf at which the reference is not finite: the verdict of the
+leaf, where they decide it, a note, and the index of the first wrong one."""
+
+
 class Tested(NamedTuple):
     """One leaf of the gradient under test.
 
     `position` is its place in the reference's stacks: 0 is the value, the arrays of theta follow.
-    `native` is what the user runs. `wide` is the same computed in float64, or None, for the
-    `reason`. Positions behind theta's are arrays that the function returns. `opened`
-    is what `_open` knows of entries at which the reference is not finite.
+    Positions behind theta's are arrays that the function returns. `native` is what the user runs,
+    `expected` the reference in float64, `autodiff` the same in the dtype that the user runs. `wide`
+    is the leaf computed in float64, or None, for the `reason`. `opened` is what is known of the
+    entries at which the reference is not finite.
     """
 
     name: str
     position: int
     native: np.ndarray
+    expected: np.ndarray
+    autodiff: np.ndarray
     wide: np.ndarray | None
     reason: str
-    opened: Any = None
+    opened: Opened = ("", "", ())
 
     @property
     def best(self) -> np.ndarray:
@@ -90,94 +106,66 @@ class Tested(NamedTuple):
 
 def float64_check(tested: Tested, reference: Reference) -> Check:
     """The leaf in float64 against autodiff in float64."""
-    expected = reference.stacks[tested.position][0]
+    expected = tested.expected
     if reference.open[tested.position].all():
         return Check("skipped", reason="not finite")
     if tested.wide is None:
         return Check("skipped", reason=tested.reason)
     if not expected.any():
         return _zero_check(tested, reference)
-    spread = Spread(tested.wide, expected)
-    for at, near, far in reference.moved_stacks(tested.position):
-        tells = reference.roundoff > 4 * reference.unit or reference.unit == ROUNDOFF
-        spread.include(at, near, far, tells)
-        if spread.right.all():
-            break
-    return spread.check(tested, reference)
-
-
-class Spread:
-    """A leaf beside what its reference moves to when every input moves by a roundoff: `away`, by
-    how much at most; `steady`, which entries do not jump; `low` and `high`, between which the
-    others do."""
-
-    def __init__(self, got: np.ndarray, expected: np.ndarray) -> None:
-        self.got, self.expected = got, expected
-        self.error = relative(got - expected, expected)
-        self.low = self.high = expected
-        self.away, self.steady = np.zeros(expected.shape), np.ones(expected.shape, bool)
-
-    def include(self, at: np.ndarray, near: np.ndarray, far: np.ndarray, tells: bool) -> None:
-        """Rows of the reference's stacks; whether the last two tell a jump from rounding."""
+    error, slack = relative(tested.wide - expected, expected), JUMP * scale(expected)
+    low = high = expected
+    away, steady = np.zeros(expected.shape), np.ones(expected.shape, bool)
+    # Whether rows of the stacks tell a jump from rounding.
+    tells = reference.roundoff > 4 * reference.unit or reference.unit == ROUNDOFF
+    for at, *rows in reference.moved_stacks(tested.position):
         # Where a moved row is not finite, a domain ends.
-        moved, moved_far = (
-            np.where(np.isfinite(row), relative(row - at, self.expected), 0.0)
-            for row in (near, far)
-        )
-        self.away = np.maximum(self.away, moved)
-        if tells:
-            self.steady &= ~((moved > JUMP) & (moved_far <= 8 * moved))
-        self.low = np.fmin(self.low, np.fmin(near, far))
-        self.high = np.fmax(self.high, np.fmax(near, far))
-
-    @property
-    def bound(self) -> np.ndarray:
-        """Of each entry's error."""
-        bound = np.maximum(64 * self.away, self.away[self.steady].max(initial=0.0))
-        return np.where(self.steady, np.maximum(TOLERANCE, bound), TOLERANCE)
-
-    @property
-    def right(self) -> np.ndarray:
-        """The entries within their bound, or among the values around their jump."""
-        slack = JUMP * (np.abs(self.expected) + FLOOR * np.abs(self.expected).max())
-        between = (self.low - slack <= self.got) & (self.got <= self.high + slack)
-        return (self.error <= self.bound) | (~self.steady & between)
-
-    def check(self, tested: Tested, reference: Reference) -> Check:
-        """The float64 check that follows."""
-        bound, wrong = self.bound, ~self.right
-        if wrong.any():
-            entries = _worst(np.where(wrong, self.error / bound, 0.0))
-            at = entries[0]
-            return Check("fail", float(self.error[at]), float(bound[at]), "", entries)
-        if self.steady.size > 1 and not self.steady.any():  # a gradient of nothing but rounding
-            return Check("skipped", reason="rounding", entries=_worst(self.away)[:1])
-        if (apart := ~self.steady & (self.error > TOLERANCE)).any():
-            entries = _worst(np.where(apart, self.error, 0.0))
-            # What jumps without a kink is rounding, such as that of 1 - y where y is nearly 1.
-            inside = 0 < tested.position <= len(reference.inputs.theta)
-            kink = not inside or entry_slope(tested, reference, entries[0]).kink
-            return Check("skipped", reason=TIE if kink else "rounding", entries=entries)
-        # A reference of which less than four digits hold is rounding, and can confirm nothing.
-        if bound.max() > 1e-4:
-            return Check("skipped", reason="rounding", entries=_worst(bound)[:1])
-        return Check("pass", float(self.error.max()), float(bound.max()))
+        moved, far = (np.where(np.isfinite(r), relative(r - at, expected), 0.0) for r in rows)
+        away = np.maximum(away, moved)
+        steady &= ~(tells & (moved > JUMP) & (far <= 8 * moved))
+        low, high = np.fmin(low, np.fmin(*rows)), np.fmax(high, np.fmax(*rows))
+        bound = np.maximum(64 * away, away[steady].max(initial=0.0))
+        bound = np.where(steady, np.maximum(TOLERANCE, bound), TOLERANCE)
+        between = ~steady & (low - slack <= tested.wide) & (tested.wide <= high + slack)
+        wrong = ~(between | (error <= bound))
+        if not wrong.any():
+            break
+    if wrong.any():
+        entries = _worst(np.where(wrong, error / bound, 0.0))
+        return Check("fail", float(error[entries[0]]), float(bound[entries[0]]), "", entries)
+    if steady.size > 1 and not steady.any():  # a gradient of nothing but rounding
+        return Check("skipped", reason="rounding", entries=_worst(away)[:1])
+    if (apart := ~steady & (error > TOLERANCE)).any():
+        entries = _worst(np.where(apart, error, 0.0))
+        # What jumps without a kink is rounding, such as that of 1 - y where y is nearly 1.
+        slope = entry_slope(tested, reference, entries[0])
+        kink = slope is None or slope.kink
+        return Check("skipped", reason=TIE if kink else "rounding", entries=entries)
+    # A reference of which less than four digits hold is rounding, and can confirm nothing.
+    if bound.max() > 1e-4:
+        return Check("skipped", reason="rounding", entries=_worst(bound)[:1])
+    return Check("pass", float(error.max()), float(bound.max()))
 
 
 def _zero_check(tested: Tested, reference: Reference) -> Check:
     """The float64 check where the reference is zero throughout."""
-    error, _ = measure(tested.best, reference.stacks[tested.position][0], FLOOR)
-    moves = reference.moves(tested.position, 1, FLOOR)
-    found = _within(error, (64 * (m + ROUNDOFF * reference.size) for m in moves))
-    zero = found.verdict == "pass" and 0 < tested.position <= len(reference.inputs.theta)
+    stacks = reference.moved_stacks(tested.position)
+    moves = max(np.abs(near - at).max() for at, near, _ in stacks)
+    error = np.abs(tested.best).max() if np.isfinite(tested.best).all() else np.inf
+    found = compared(float(error), float(64 * (moves + ROUNDOFF * reference.size)))
+    zero = found.verdict == "pass" and reference.inside(tested.position)
     return Check("skipped", reason="zero") if zero else found
+
+
+def scale(expected: np.ndarray) -> np.ndarray:
+    """What `measure` divides the difference of each entry by."""
+    size = np.abs(expected) + FLOOR * np.abs(expected).max()
+    return size if size.any() else np.ones(size.shape)
 
 
 def relative(difference: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Each entry of a difference as `measure` has it: relative, infinite where not finite."""
-    size = np.abs(expected) + FLOOR * np.abs(expected).max()
-    size = size if size.any() else 1.0
-    return np.where(np.isfinite(difference), np.abs(difference) / size, np.inf)
+    return np.where(np.isfinite(difference), np.abs(difference) / scale(expected), np.inf)
 
 
 def _worst(excess: np.ndarray) -> tuple[tuple[int, ...], ...]:
@@ -187,206 +175,136 @@ def _worst(excess: np.ndarray) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(i) for i in index) for index in found)
 
 
-def native_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> Check:
-    """The leaf in the dtype that the user runs against autodiff in float64; `autodiff` is the
-    leaf by autodiff in the user's dtype.
+def native_check(tested: Tested, reference: Reference, level: float) -> Check:
+    """The leaf in the dtype that the user runs against autodiff in float64.
+
+    Each entry has its own conditioning, and stands beside autodiff's own error in it, down to
+    this part, `level`, of the largest: at 1 the leaf is measured as a whole, below it small
+    entries do not drown among large ones.
     """
-    expected = reference.stacks[tested.position][0]
-    if reference.roundoff <= ROUNDOFF:
+    expected, unit = tested.expected, reference.roundoff
+    if unit <= ROUNDOFF:
         return Check("skipped", reason="as float64")
     if reference.open[tested.position].all():
         return Check("skipped", reason="not finite")
-    native, autodiff = _in_range(tested, reference, autodiff)
-    error, _ = measure(native, expected, 1)
-    own, _ = measure(autodiff, expected, 1)
-    unit = reference.roundoff * (1 if expected.any() else reference.size)
-    own = own if np.isfinite(own) else 0.0
-    # As wrong as autodiff itself is right; more than that within a grant that has a limit.
-    known = 8 * unit + min(8 * own, GRANT * unit)
-    firm = compared(error, max(known, 2 * min(own, 0.05)))
-    if firm.verdict == "pass":
-        return firm
-    moves = reference.moves(tested.position, 2, 1)
-    found = _within(error, (max(known + 8 * m, 2 * own) for m in moves))
-    wide = max(0.1, 128 * reference.roundoff)
-    if found.verdict == "fail" or found.bound <= wide:
-        return found
-    # Of the entries that need it, is there one whose own bound is too wide to tell?
-    away = np.max([np.abs(s[2] - s[0]) for s in reference.moved_stacks(tested.position)], 0)
-    size = np.abs(expected).max() or 1.0
-    bound = known + 8 * away / size
-    needed = np.abs(native - expected) / size > firm.bound
-    if not (bound[needed] <= wide).all():
-        entries = _worst(np.where(needed, bound, 0.0))
-        return Check("skipped", reason=CANCELS if 8 * own > 0.1 else "rounding", entries=entries)
-    return compared(error, float(bound[needed].max()))
-
-
-def _in_range(
-    tested: Tested, reference: Reference, autodiff: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The native leaf and autodiff's, with the expected value in place of an infinite or NaN one
-    where the user's dtype can't hold it, or autodiff in that dtype has none either.
-    """
-    expected = reference.stacks[tested.position][0]
-    largest = np.finfo(np.float16 if reference.roundoff == 2.0**-11 else np.float32).max
-    excused = (np.abs(expected) > float(largest)) | ~np.isfinite(autodiff)
-    put = lambda a: np.where(excused & ~np.isfinite(a), expected, a)
-    return put(tested.native), put(autodiff)
-
-
-def _within(error: float, bounds: Iterator[float]) -> Check:
-    """The error against the largest bound. The next bound is computed only while the check
-    fails: a unit within a roundoff of its kink shows in some moves of the inputs alone."""
-    found = compared(error, next(bounds))
-    while found.verdict == "fail" and (bound := next(bounds, None)) is not None:
-        found = compared(error, max(found.bound, bound))
-    return found
-
-
-def entry_check(tested: Tested, reference: Reference, autodiff: np.ndarray) -> Check:
-    """Each entry of the native gradient by its own conditioning, and beside autodiff's own error
-    in that entry: small entries do not drown among large ones. Down to the floor of the float64
-    check. It fails with the error of the worst entry, and is skipped where it finds none.
-    """
-    stack = reference.stacks[tested.position]
-    if reference.roundoff <= ROUNDOFF or not stack[0].any():
-        return NONE
-    native, autodiff = _in_range(tested, reference, autodiff)
-    size = np.abs(stack[0]) + FLOOR * np.abs(stack[0]).max()
-    own = np.abs(autodiff - stack[0])
-    error = np.abs(native - stack[0])
-    own = np.where(np.isfinite(own), own, 0.0)
+    native, autodiff = _in_range(tested, unit)
+    whole = np.abs(expected).max() or reference.size or 1.0
+    size, both = (np.maximum(np.abs(expected) + n * whole, TINY) for n in (level, 1))
+    above = lambda a: np.maximum(a, level * (a / both).max() * both)
+    error = np.where(np.isfinite(native), np.abs(native - expected), np.inf)
+    own = np.abs(autodiff - expected)
+    own = above(np.where(np.isfinite(own), own, 0.0))
     # With many digits, rounding within the computation adds up to more than its inputs' show.
-    slack = 8 if reference.roundoff > 2.0**-12 else 64
-    known = slack * reference.roundoff * size
-    known += np.minimum(slack * own, GRANT * reference.roundoff * size)
-    away = np.zeros(stack[0].shape)
-    for moved in reference.moved_stacks(tested.position):
+    slack = 8 if level == 1 or unit > 2.0**-12 else 64
+    # As wrong as autodiff itself is right; more than that within a grant that has a limit.
+    known = slack * unit * size + np.minimum(slack * own, GRANT * unit * size)
+    firm = strict = np.maximum(known, 2 * np.minimum(own, 0.05 * size))
+    away = np.zeros(expected.shape)
+    for moved in () if (error <= firm).all() else reference.moved_stacks(tested.position):
         away = np.fmax(away, np.abs(moved[2] - moved[0]))
-        with np.errstate(invalid="ignore"):
-            allowed = np.maximum(known + slack * away, 2 * own)
-            excess = error / allowed
-        if not excess.max() > 1:
-            return NONE
-    entries = _worst(np.where(excess > 1, excess, 0.0))
-    i = entries[0]
-    return Check("fail", float(error[i] / size[i]), float(allowed[i] / size[i]), ENTRY, entries)
+        strict = known + slack * above(away)
+        if (error <= np.maximum(strict, 2 * own)).all():
+            break
+    loose = np.maximum(strict, 2 * own)
+    # Of the entries that need it, is there one whose own bound is too wide to tell?
+    limit = max(0.1, 128 * unit) * both
+    hidden = (error > firm) & (loose > limit)
+    if (error <= loose).all() and (wide := np.where(hidden & (strict > limit), strict, 0)).any():
+        cancels = (8 * own / size).max() > 0.1
+        return Check("skipped", reason=CANCELS if cancels else "rounding", entries=_worst(wide))
+    bound = np.where(hidden, strict, loose)
+    at = (_worst(error / bound) or ((0,) * error.ndim,))[0]
+    entries = _worst(np.where(error > bound, error / bound, 0.0))
+    found = compared(float(error[at] / size[at]), float(bound[at] / size[at]))
+    return found._replace(entries=entries)
+
+
+def _in_range(tested: Tested, unit: float) -> Any:
+    """The native leaf and autodiff's, with the expected value in place of an infinite or NaN one
+    where the user's dtype can't hold it, or autodiff in that dtype has none either."""
+    largest = float(np.finfo(np.float16 if unit == 2.0**-11 else np.float32).max)
+    excused = (np.abs(tested.expected) > largest) | ~np.isfinite(tested.autodiff)
+    put = lambda a: np.where(excused & ~np.isfinite(a), tested.expected, a)
+    return put(tested.native), put(tested.autodiff)
 
 
 def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[Check]:
     """Each leaf along a direction of its own, `Reference.directions`.
 
     First all leaves move at once, and the slope must be the sum of what each predicts: an error
-    of one would have to be undone by another's. A leaf that this leaves open moves alone.
+    of one would have to be undone by another's. A leaf that this leaves open moves alone: from
+    both first steps, unless the first decides; at a kink with its ties kept, where there are any.
     """
-    inside = [leaf for leaf in leaves if 0 < leaf.position <= len(reference.inputs.theta)]
     grads = {
-        leaf.position: reference.stacks[leaf.position][0] if leaf.wide is None else leaf.wide
-        for leaf in inside
+        leaf.position: leaf.expected if leaf.wide is None else leaf.wide
+        for leaf in leaves
+        if reference.inside(leaf.position)
     }
-    predicted = Predicted(reference, grads)
-    first = predicted.moved(tuple(grads), steps(reference.unit)[0]) if grads else {}
-    found = {
-        j: check if check.verdict == "pass" else predicted.alone(j) for j, check in first.items()
-    }
+    first, second = steps(reference.unit)
+
+    def moved(positions: Collection[int], step: float, tied: bool = False) -> dict[int, Check]:
+        slope, along = reference.along(positions, step, tied), reference.directions(tied)
+        shares = {j: float((along[j - 1] * grads[j]).sum()) for j in positions}
+        rest = slope.value - sum(shares.values())
+        return {j: _differences_check(slope, rest, shares[j], reference.unit) for j in positions}
+
+    found = moved(grads, first) if grads else {}
+    for j in [j for j, check in found.items() if check.verdict != "pass"]:
+        found |= moved([j], first)
+        if found[j].verdict != "pass":
+            kink = found[j].reason == KINK
+            again = moved([j], first if kink else second, tied=kink)
+            found |= again if again[j].verdict != "skipped" and again[j].reason != KINK else {}
     return [found.get(leaf.position, NONE) for leaf in leaves]
 
 
-class Predicted(NamedTuple):
-    """The gradients that predict the slopes of f, by their positions."""
-
-    reference: Reference
-    grads: dict[int, np.ndarray]
-
-    def moved(
-        self, positions: tuple[int, ...], first: float, tied: bool = False
-    ) -> dict[int, Check]:
-        """The check of each of these leaves where they move together, from a step of `first`."""
-        # A slope of which less than four digits hold confirms nothing; fewer, where f has few.
-        firm = min(max(1e-4, 20 * self.reference.unit ** (1 / 3)), 0.1)
-        slope = self.reference.along(positions, first, tied)
-        along = self.reference.directions(tied)
-        shares = {j: float((along[j - 1] * self.grads[j]).sum()) for j in positions}
-        rest = slope.value - sum(shares.values())
-        return {j: _differences_check(slope, rest, shares[j], firm) for j in positions}
-
-    def alone(self, j: int) -> Check:
-        """The check where one leaf moves alone: from both first steps, unless the first decides;
-        at a kink with its ties kept, where there are any."""
-        found = NONE
-        for first in steps(self.reference.unit):
-            check = self.moved((j,), first)[j]
-            if found.verdict == "skipped" or check.verdict == "pass":
-                found = check
-            if check.verdict == "pass" or check.reason == KINK:
-                break
-        if found.reason == KINK and self.reference.directions(True)[j - 1].any():
-            tied = self.moved((j,), steps(self.reference.unit)[0], tied=True)[j]
-            found = tied if tied.reason != KINK else found
-        return found
-
-
-def _differences_check(slope: Slope, difference: float, share: float, firm: float) -> Check:
-    """`difference` is how far the slope is from what is predicted, `share` the leaf's part; a
-    bound above `firm` is too wide to tell."""
+def _differences_check(slope: Slope, difference: float, share: float, unit: float) -> Check:
+    """`difference` is how far the slope is from what is predicted, `share` the leaf's part, `unit`
+    the roundoff of f."""
     size = max(abs(share), abs(share + difference))
     if size == 0 or not np.isfinite(slope.bound):
         return Check("skipped", reason="zero" if size == 0 else "not finite")
     error, bound = abs(difference) / size, slope.bound / size
-    reason = KINK if slope.kink else "rounding"
-    if error <= bound and bound > firm:
-        return Check("skipped", reason=reason)
+    # A slope of which less than four digits hold confirms nothing; fewer, where f has few.
+    if error <= bound > min(max(1e-4, 20 * unit ** (1 / 3)), 0.1):
+        return Check("skipped", reason=KINK if slope.kink else "rounding")
     return compared(error, bound)._replace(reason=KINK if slope.kink else "")
 
 
-def entry_slope(
-    tested: Tested, reference: Reference, index: tuple[int, ...], first: float | None = None
-) -> Slope:
-    """The slope of f along one entry of the leaf alone."""
-    directions = along_entry(reference.inputs.theta, tested.position - 1, index)
-    first = steps(reference.unit)[0] if first is None else first
-    return reference.slope(directions, first * reference.norms[tested.position - 1])
+def entry_slope(leaf: Tested, reference: Reference, at: Any, first: float = 0.0) -> Any:
+    """The slope of f along one entry of the leaf alone; None of what is returned."""
+    if not reference.inside(leaf.position):
+        return None
+    directions = along_entry(reference.inputs.theta, leaf.position - 1, at)
+    first = first or steps(reference.unit)[0]
+    return reference.slope(directions, first * reference.norms[leaf.position - 1])
 
 
-def decide(
-    tested: Tested,
-    expected: np.ndarray,
-    checks: tuple[Check, Check, Check],
-    slopes: Iterable[tuple[tuple[int, ...], Slope | None]],
-    custom: Sequence[str] = (),
-) -> tuple[str, str, tuple[int, ...]]:
-    """The verdict of a leaf, the reason, and the index of the worst entry.
-
-    checks are float64, native and differences; slopes are those along the entries that the float64
-    check refused, with their indices, worst first; custom are the functions with derivative rules
-    of their own that autodiff has run.
+def decide(tested: Tested, reference: Reference, checks: Checks, custom: Named) -> Any:
+    """The verdict of a leaf, the reason, and the index of the worst entry; custom() are the
+    functions with derivative rules of their own that autodiff has run.
     """
     float64, native, differences = checks
+    expected = tested.expected
     _, index = measure(tested.best, expected, FLOOR)
     if float64.verdict == "fail":
         doubts = []
-        for at, slope in slopes:
+        contradicted = differences.verdict == "fail" and differences.reason != KINK
+        for at in float64.entries or (index,):
+            slope = entry_slope(tested, reference, at)
             verdict, note = _against_slope(float(tested.best[at]), float(expected[at]), slope)
-            contradicted = differences.verdict == "fail" and differences.reason != KINK
             if verdict == "inconclusive" and slope and slope.kink and contradicted:
                 verdict, note = "fail", f"{note}; finite differences contradict it"
             if verdict == "fail":
-                return verdict, _values(tested.best, expected, at) + note, at
-            doubts.append((_values(tested.best, expected, at) + note, at))
+                return verdict, values_at(at, tested.best, expected) + note, at
+            doubts.append((values_at(at, tested.best, expected) + note, at))
         return "inconclusive", *doubts[0]
     if native.verdict == "fail":
-        index = native.entries[0] if native.entries else measure(tested.native, expected, 1)[1]
-        note = f"in the dtype that runs: {_values(tested.native, expected, index)}"
+        index = native.entries[0]
+        note = f"in the dtype that runs: {values_at(index, tested.native, expected)}"
         return "fail", note, index
-    if doubt := _doubt(tested, expected, checks, custom):
-        return "inconclusive", doubt, index
-    return "pass", "", index
-
-
-def _values(got: np.ndarray, expected: np.ndarray, index: tuple[int, ...]) -> str:
-    where = f"at {list(index)} " if index else ""
-    return where + side_by_side(expected[index], got[index])
+    doubt = _doubt(tested, checks, custom)
+    return "inconclusive" if doubt else "pass", doubt, index
 
 
 def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str, str]:
@@ -398,7 +316,7 @@ def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str,
         # Autodiff on one side and this on the other contradict each other. Where either splits
         # the tie (a maximum's two arguments share it, |x| has 0 at 0), both are right.
         sided = [min(abs(d - low), abs(d - high)) <= slack for d in (wanted, got)]
-        note = f"; a tie or border, with slopes {plainly(low)} and {plainly(high)}"
+        note = f"; a tie or border, with slopes {low:.6g} and {high:.6g}"
         return ("inconclusive" if between and not all(sided) else "fail"), note
     if slope and abs(slope.value - got) <= slope.bound < abs(slope.value - wanted):
         note = "; finite differences agree with what is under test, not with autodiff"
@@ -406,41 +324,88 @@ def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str,
     return "fail", ""
 
 
-def _doubt(
-    tested: Tested, expected: np.ndarray, checks: tuple[Check, Check, Check], custom: Sequence[str]
-) -> str:
+def _doubt(tested: Tested, checks: Checks, custom: Named) -> str:
     """Why checks of which none found an error do not add up to a pass; "" where they do."""
     float64, native, differences = checks
+    why, narrow = float64.reason, tested.wide is None and float64.reason == tested.reason
+    rule = lambda: f"autodiff ran the rule of {', '.join(custom())}, and finite differences"
     if differences.verdict == "fail":
-        if custom:
-            return (
-                f"autodiff ran the rule of {', '.join(custom)}, and finite differences contradict "
-                "it: if that is what is under test, it was checked against itself; hand in "
-                "reference=, the function without the rule"
-            )
-        return "finite differences contradict autodiff: is a rule overridden?"
+        itself = "if that is what is under test, it was checked against itself; hand in reference="
+        other = "finite differences contradict autodiff: is a rule overridden?"
+        which = f"{rule()} contradict it: {itself}, the function without the rule"
+        return which if custom() else other
     if float64.verdict != "skipped":
-        if native.verdict == "skipped" and native.reason in ("rounding", CANCELS, LOSES):
-            return (
-                f"right in float64, but the native check is skipped: {native.reason}; at these "
-                "inputs this dtype holds too few digits to tell"
-            )
-        return ""
-    if float64.reason == TIE:
-        values = _values(tested.best, expected, float64.entries[0])
-        return f"{values}; a tie or border, where more than one value is right"
-    if float64.reason == CANCELS:
-        _, index = measure(tested.best, expected, FLOOR)
-        return f"{_values(tested.best, expected, index)}; autodiff itself cancels here"
-    if float64.reason == "zero":
-        return "the reference is zero everywhere: right and missing look alike"
-    if tested.wide is not None or float64.reason != tested.reason:
-        return f"the float64 reference can't decide: {float64.reason}"
+        few = "at these inputs this dtype holds too few digits to tell"
+        note = f"right in float64, but the native check is skipped: {native.reason}; {few}"
+        return note if native.reason in ("rounding", CANCELS, LOSES) else ""
+    at = float64.entries[0] if float64.entries else measure(tested.best, tested.expected, FLOOR)[1]
+    values = values_at(at, tested.best, tested.expected)
+    known = {
+        TIE: f"{values}; a tie or border, where more than one value is right",
+        CANCELS: f"{values}; autodiff itself cancels here",
+        "zero": "the reference is zero everywhere: right and missing look alike",
+    }
+    if why in known or not narrow:
+        return known.get(why, f"the float64 reference can't decide: {why}")
     if native.verdict == "skipped":
-        return f"float64: {float64.reason}; the native check is skipped: {native.reason}"
-    if custom and differences.verdict == "skipped" and differences.reason != "none":
-        return (
-            f"autodiff ran the rule of {', '.join(custom)}, and finite differences can't "
-            f"confirm it: {differences.reason}"
-        )
-    return ""
+        return f"float64: {why}; the native check is skipped: {native.reason}"
+    told = differences.verdict != "skipped" or differences.reason == "none" or not custom()
+    return "" if told else f"{rule()} can't confirm it: {differences.reason}"
+
+
+# Entries at which the reference is not finite.
+
+
+def judge(leaf: Tested, reference: Reference) -> Tested:
+    """The leaf with what is known of its open entries, which become zero as in the reference."""
+    open = reference.open[leaf.position]
+    if not open.any():
+        return leaf
+    one = _by_slope if reference.inside(leaf.position) else _returned
+    places = [tuple(map(int, at)) for at in np.argwhere(open)]
+    found = {at: one(leaf, reference, at) for at in places[:MOST]}
+    wide = None if leaf.wide is None else np.where(open, 0.0, leaf.wide)
+    native = np.where(open, 0.0, leaf.native)
+    return leaf._replace(native=native, wide=wide, opened=_opened(leaf, open, found))
+
+
+def _opened(leaf: Tested, open: np.ndarray, found: dict[Any, tuple[str, str]]) -> Opened:
+    """What the entries, judged one by one, say of the leaf."""
+    for at, (verdict, expected) in found.items():
+        if verdict == "wrong":
+            got = leaf.best[at] if np.isfinite(leaf.native[at]) else leaf.native[at]
+            where = f"at {list(at)} " * bool(at)
+            return "fail", f"{where}expected {expected}, got {got:.6g}", at
+    unknown = int(open.sum()) - [verdict for verdict, _ in found.values()].count("right")
+    left = "entries are not judged: the reference and its differences are not finite there"
+    note = f"{unknown} of {open.size} {left}" if unknown else ""
+    telling = open.all() and (unknown or any(expected != "0" for _, expected in found.values()))
+    whole = "inconclusive" if unknown == open.size else "pass"
+    return whole if telling else "", note, ()
+
+
+def _returned(leaf: Tested, reference: Reference, at: tuple[int, ...]) -> tuple[str, str]:
+    expected = reference.centre[leaf.position][at]
+    same = leaf.best[at] == leaf.native[at] == expected
+    return "unknown" if np.isnan(expected) else "right" if same else "wrong", f"{expected:.6g}"
+
+
+def _by_slope(leaf: Tested, reference: Reference, at: tuple[int, ...]) -> tuple[str, str]:
+    """Wrong is what the differences from both first steps refute."""
+    size = np.abs(leaf.expected).max()
+    found = []
+    for first in steps(reference.unit):
+        slope = entry_slope(leaf, reference, at, first)
+        low, high = sorted((slope.left, slope.right)) if slope.kink else (slope.value, slope.value)
+        scale = max(abs(low), abs(high), size)
+        bound = 1e-6 * scale if slope.kink else slope.bound
+        known = (leaf.best[at], TOLERANCE), (leaf.native[at], 64 * reference.roundoff)
+        far = [max(low - g, g - high) > bound + part * scale for g, part in known]
+        bad = not np.isfinite([g for g, _ in known]).all()
+        if not np.isfinite(slope.bound) or (slope.kink and bad):
+            found.append(("unknown", ""))
+        elif bad or any(far):
+            found.append(("wrong", f"{low:.6g} by differences, where autodiff is not finite"))
+        else:
+            found.append(("unknown" if bound > COARSE * scale else "right", f"{low or high:.3g}"))
+    return min(found, key=lambda one: ("right", "unknown", "wrong").index(one[0]))

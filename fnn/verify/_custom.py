@@ -3,7 +3,7 @@ Pallas kernels.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array
-from fnn.verify._arrays import Function, as_arrays, differentiable, random_cotangent, widened
-from fnn.verify._call import attempt, coarsest_roundoff, custom_rules, float64_section, split
+from fnn.verify import _call as calls
+from fnn.verify._call import Call, Function, Inputs, attempt, custom_rules, differentiable
 from fnn.verify._gradients import at_both_cotangents, product, shapes_of
-from fnn.verify._leaf import measure, plainly, unfit
+from fnn.verify._leaf import measure, same, unfit
 from fnn.verify._report import Report
 
+SECOND = "the second derivative is not that of the first"
+H = 1e-5
+"""The step of the differences that the second derivative is compared with."""
 LAW = 1e-6
 """What two sides of a law of derivatives may differ by, relative to the largest entry; more where
 f computes in a narrow dtype."""
@@ -35,8 +38,10 @@ def check_custom(
 
     Without a reference, it is the function that was decorated, differentiated without its rule;
     by differences, where autodiff can't take it (a while loop, a callback). Checked too is that the
-    function returns the same whether it is differentiated or not, and that the tangents of a
-    `custom_jvp` are finite, linear, and agree with reverse mode.
+    function returns the same whether it is differentiated or not, that it and its gradient are the
+    same under `jit` and `vmap`, that the tangents of a `custom_jvp` are linear and agree with
+    reverse mode, and, where the rule can be differentiated, that the second derivative is that of
+    the first.
 
     The arguments and what is returned may be any trees. Of the arguments, floating-point arrays
     are differentiated, but for a rule's own `nondiff_argnums`; to leave one out, close over it.
@@ -62,61 +67,54 @@ def check_custom(
             f"check_custom: expected a jax.custom_vjp or jax.custom_jvp, or reference=, the same "
             f"function in plain operations; got {f!r}"
         )
-    static = getattr(f, "nondiff_argnums", ())
-    args = as_arrays(args)
-    theta = {"args": tuple(Static(a) if i in static else a for i, a in enumerate(args))}
+    args = calls.as_arrays(args)
+    theta = {"args": _with_static(args, getattr(f, "nondiff_argnums", ()))}
     of_floats, floats = _of_floats(reference, theta["args"])
-    dy = random_cotangent(key, shapes_of(of_floats, *floats))
+    dy = calls.random_cotangent(key, shapes_of(of_floats, *floats))
     objective = (_product_of_args, reference)
-    call, arrays = split(*objective, theta, (dy,))
-    own = custom_rules(call.of(_product_of_args, f), arrays)
-    same = [name for name in custom_rules(call, arrays) if name in own and reference is not primal]
-    if f is reference or same:
+    call, inputs = calls.split(*objective, theta, (dy,))
+    own = custom_rules(call.of(_product_of_args, f), inputs)
+    known = [] if reference is primal else custom_rules(call, inputs)
+    shared = [name for name in known if name in own]
+    if f is reference or shared:
         raise ValueError(
             f"check_custom: the reference runs the rule under test, that of "
-            f"{', '.join(same) or 'f'}; expected the same function in plain operations"
+            f"{', '.join(shared) or 'f'}; expected the same function in plain operations"
         )
-    within = max(LAW, 64 * coarsest_roundoff(call.of(_product_of_args, f), arrays))
-    with float64_section([f], *args):
-        law = attempt(_broken_law, f, *widened((theta["args"], dy)), within, otherwise="")
-    if law:
-        return Report("check_custom", (unfit("y", law),))
+    within = max(LAW, 64 * calls.coarsest_roundoff(call.of(_product_of_args, f), inputs))
+    with calls.float64_section([f], *args):
+        broken = _broken(call, calls.widened(inputs), f, within)
+    if broken and broken != SECOND:
+        return Report("check_custom", (unfit("y", broken),))
     report = at_both_cotangents("check_custom", objective, (_by_own_rule, f), theta, dy)
+    if broken and report.verdict != "fail":
+        report = replace(report, leaves=(*report.leaves, unfit("second derivative", broken)))
     return _as_declared(report, expected or {}, len(args))
 
 
+@dataclass(frozen=True)
 class Static:
     """An argument that is not differentiated, as a leaf of the tree of arguments."""
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
+    value: Any
 
 
-def _plain(args: Any) -> Any:
-    return [a.value if isinstance(a, Static) else a for a in args]
+def _with_static(args: Any, static: Any) -> tuple[Any, ...]:
+    return tuple(Static(a) if i in static else a for i, a in enumerate(args))
+
+
+def _of_args(f: Function, args: Any) -> Any:
+    return f(*(a.value if isinstance(a, Static) else a for a in args))
 
 
 def _product_of_args(reference: Function, theta: Any, dy: Any) -> Any:
-    return product(reference(*_plain(theta["args"])), dy)
+    return product(_of_args(reference, theta["args"]), dy)
 
 
 def _of_floats(f: Function, args: Any) -> tuple[Function, list[Any]]:
     """f as a function of the floating-point leaves of args, and these leaves."""
-    leaves, form = jax.tree.flatten(args)
-    floats = [leaf for leaf in leaves if differentiable(leaf)]
-
-    def of_floats(*moved: Any) -> Any:
-        at = iter(moved)
-        put = [next(at) if differentiable(leaf) else leaf for leaf in leaves]
-        return f(*_plain(jax.tree.unflatten(form, put)))
-
-    return of_floats, floats
+    call, inputs = calls.split(_of_args, f, args, ())
+    return lambda *moved: call(inputs._replace(theta=[*moved])), inputs.theta
 
 
 def _by_own_rule(f: Function, theta: Any, dy: Any) -> Any:
@@ -133,50 +131,107 @@ def _like(dy: Any, y: Any) -> Any:
     return jax.tree.map(cast, dy, y)
 
 
-def _broken_law(f: Function, args: Any, dy: Any, within: float) -> str:
-    """What JAX expects of any rule and does not hold here, in words; or ""."""
-    of_floats, floats = _of_floats(f, args)
-    flat = lambda tree: [a for a in jax.tree.leaves(tree) if differentiable(a)]
-    forward = isinstance(f, jax.custom_jvp)
-    if forward:
-        u, v = (random_cotangent(jax.random.key(seed), floats) for seed in (1, 2))
-        tangents = (u, v, [*map(jnp.add, u, v)])
-        du, dv, both = (flat(jax.jvp(of_floats, floats, t)[1]) for t in tangents)
-        if not all(_same(a + b, c, within) for a, b, c in zip(du, dv, both, strict=True)):
-            return "the tangents are not linear: f'(u + v) is not f'(u) + f'(v)"
-    y, pull = jax.vjp(of_floats, *floats)
-    pairs = zip(flat(of_floats(*floats)), flat(y), strict=True)
-    if not all(_same(*pair, within) for pair in pairs):
-        return "it returns something else when it is differentiated"
-    if forward:
-        pulled = pull(_like(dy, y))
-        left = sum(map(np.vdot, flat(dy), du))
-        right = sum(map(np.vdot, pulled, u))
-        size = sum(np.abs(a * b).sum() for a, b in zip(pulled, u, strict=True))
-        if np.isfinite(right) and not abs(left - right) <= within * size:
-            return f"forward mode gives {plainly(left)} where reverse mode gives {plainly(right)}"
+# What JAX expects of any rule: law(f, pull, floats, dy) gives two trees that are the same where it
+# holds. f takes floats, and so does pull, which gives f's floats and the vector-Jacobian product.
+
+
+def _sides(law_and_f: tuple[Function, Function], theta: Any, dy: Any) -> Any:
+    law, f = law_and_f
+    of_floats, floats = _of_floats(f, theta["args"])
+
+    def pull(*floats: Any) -> tuple[list[Any], list[Any]]:
+        y, pull = jax.vjp(of_floats, *floats)
+        return calls.floats(y), [*pull(_like(dy, y))]
+
+    return law(of_floats, pull, floats, dy)
+
+
+def _mapped(f: Function, pull: Function, floats: list[Any], dy: Any) -> Any:
+    """A batch of two arguments, by themselves and under `vmap`."""
+    ways = floats, [0.75 * a for a in floats]
+    stack = lambda *a: jnp.stack(a)
+    alone = jax.tree.map(stack, *(pull(*way) for way in ways))
+    return alone, jax.vmap(pull)(*map(stack, *ways))
+
+
+def _linear(f: Function, pull: Function, floats: list[Any], dy: Any) -> Any:
+    u = calls.random_cotangent(None, floats)
+    once, twice = (calls.floats(jax.jvp(f, floats, [c * a for a in u])[1]) for c in (1, -2))
+    return [-2 * a for a in once], twice
+
+
+def _transposed(f: Function, pull: Function, floats: list[Any], dy: Any) -> Any:
+    """<dy, J v> and <J^T dy, v>, for v = J^T dy."""
+    v = pull(*floats)[1]
+    return _dot(dy, jax.jvp(f, floats, v)[1]), _dot(v, v)
+
+
+def _second(f: Function, pull: Function, floats: list[Any], dy: Any) -> Any:
+    """The second derivative along random tangents, and the nearest number that differences of the
+    first allow: between those of both sides, up to how far these are apart."""
+    u = [
+        v * abs(a).max() for a, v in zip(floats, calls.random_cotangent(None, floats), strict=True)
+    ]
+    along = lambda h: _dot(u, pull(*(a + h * v for a, v in zip(floats, u, strict=True)))[1])
+    second, first = jax.grad(along)(0.0), along(0.0)
+    left, right = (first - along(-H)) / H, (along(H) - first) / H
+    slack = abs(left - right) + 1e-3 * (abs(left) + abs(right)) + 1e-8 * abs(first)
+    near = jnp.clip(second, jnp.minimum(left, right) - slack, jnp.maximum(left, right) + slack)
+    return second, jnp.where(jnp.isfinite(near), near, second)
+
+
+def _dot(u: Any, v: Any) -> Any:
+    return sum(map(jnp.vdot, calls.floats(u), calls.floats(v)), start=jnp.zeros(()))
+
+
+FORWARD: dict[str, Function] = {
+    "the tangents are not linear": _linear,
+    "forward mode and reverse mode differ": _transposed,
+}
+"""Laws of a rule for forward mode."""
+LAWS: dict[str, Function] = {
+    "it gives something else under jit": lambda f, pull, floats, dy: pull(*floats),
+    "it returns something else when it is differentiated": lambda f, pull, floats, dy: (
+        calls.floats(f(*floats)), pull(*floats)[0]
+    ),
+    "it gives something else under vmap": _mapped,
+    SECOND: _second,
+}  # fmt: skip
+"""Laws of any rule. The first has one side, which is run compiled and as it is."""
+
+
+def _broken(call: Call, at: Inputs, f: Function, within: float) -> str:
+    """The first law that does not hold, in words; or ""."""
+
+    def sides(law: Function) -> Any:
+        own = call.of(_sides, (law, f))
+        found = calls.run(calls.evaluate, own, at)
+        return (own(at), found) if law is next(iter(LAWS.values())) else found
+
+    for words, law in ((FORWARD if isinstance(f, jax.custom_jvp) else {}) | LAWS).items():
+        one, other = map(_parts, attempt(sides, law, otherwise=((), ())))
+        if not all(same(a, b, within) for a, b in zip(one, other, strict=True)):
+            return words
     return ""
 
 
-def _same(expected: Any, got: Any, within: float) -> bool:
-    """Whether two arrays agree, in their infinite and NaN entries too."""
-    a, b = np.asarray(expected, np.float64), np.asarray(got, np.float64)
-    known = np.isfinite(a)
-    if a.shape != b.shape or not np.array_equal(a[~known], b[~known], equal_nan=True):
-        return False
-    return not known.any() or measure(b[known], a[known], 1)[0] <= within
+def _parts(side: Any) -> list[np.ndarray]:
+    """The values of a side, and its derivatives: each as one array, for what is rounding beside the
+    derivative by another argument differs from run to run."""
+    flat = lambda part: [np.ravel(np.asarray(a, np.float64)) for a in jax.tree.leaves(part)]
+    parts = side if isinstance(side, tuple) else (side,)
+    return [np.concatenate([np.zeros(0), *flat(part)]) for part in parts]
 
 
 def _as_declared(report: Report, expected: Mapping[Any, Any], number: int) -> Report:
     """The report with the leaves of declared arguments by what is declared."""
     leaves = list(report.leaves)
     for which, declared in expected.items():
-        if which not in {"y", *range(number)}:
-            raise ValueError(f"check_custom: expected= names argument {which!r} of {number}")
         none = declared == "no gradient"
-        if not (none or isinstance(declared, float)):
+        if which not in {"y", *range(number)} or not (none or isinstance(declared, float)):
             raise ValueError(
-                f"check_custom: expected= takes 'no gradient' or a relative error, got {declared!r}"
+                "check_custom: expected= takes 'no gradient' or a relative error, for \"y\" or an "
+                f"argument by its number, of {number}; got {{{which!r}: {declared!r}}}"
             )
         name = which if which == "y" else f"args.{which}"
         what = "no gradient" if none else f"within {declared}"

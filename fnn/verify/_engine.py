@@ -2,244 +2,254 @@
 autodiff of the reference.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.verify import _arrays as arrays, _call as calls, _checks as checking
-from fnn.verify._arrays import Function
-from fnn.verify._call import Call, Inputs, attempt
-from fnn.verify._causes import likely_cause, misshapen_cause, swapped
+from fnn.verify import _call as calls, _checks as checking
+from fnn.verify._call import Call, Function, Inputs, attempt
+from fnn.verify._causes import NARROW, Wrong, likely_cause, misshapen_cause, swapped
 from fnn.verify._checks import Tested
-from fnn.verify._leaf import FLOOR, Check, Checks, Leaf, joined, measure, unfit
-from fnn.verify._open import judge
-from fnn.verify._reference import Reference
+from fnn.verify._leaf import FLOOR, TOLERANCE, Check, Checks, Leaf, compared, joined, measure, unfit
+from fnn.verify._reference import Reference, rounding_of
 from fnn.verify._report import Report, blind_spots
-from fnn.verify._rounding import Rounding
 
 Task = tuple[Function, Any]
 """A rule of `Call`, and the user's function that it is given."""
 
 
 def compare(name: str, objective: Task, gradient: Task, theta: Any, *args: Any) -> Report:
-    """The tree that `gradient` gives, checked leaf by leaf against autodiff of `objective`.
+    """The tree that `gradient` gives, checked leaf by leaf against autodiff of `objective`, which
+    gives a scalar and arrays by their names. The tree has the keys of theta, and these arrays too
+    where there are any.
 
     Where a check fails and one of the two computes in less than float64, whatever it is given,
     the checks are repeated with bounds that follow the dtype inside.
     """
     call, inputs = calls.split(*objective, theta, args)
     tested_call = call.of(*gradient)
-    dtype = arrays.coarsest_dtype((*inputs.theta, *inputs.floats))
-    with arrays.at_highest_precision():
-        native = calls.run_gradient(tested_call, inputs)
-        autodiff = _by_autodiff(call, inputs)
+    dtype = calls.coarsest_dtype(calls.floats(inputs))
+    with calls.at_highest_precision():
+        native = calls.run(calls.evaluate, tested_call, inputs)
+        autodiff = attempt(calls.run, calls.differentiate, call, inputs)
     with calls.float64_section([call, tested_call], inputs):
-        reference = _reference(call, inputs, arrays.unit_roundoff(dtype))
-        fitting, misfits = _fitting(native, call.arguments(inputs)[0], call.kinds, reference)
-        tested = [judge(leaf, reference) for leaf in _with_float64(fitting, tested_call, reference)]
-        autodiff = autodiff and reference.closed(autodiff)
-        leaves = Comparison(tested_call, inputs, tested, reference, autodiff).leaves()
+        reference = _reference(call, inputs, calls.unit_roundoff(dtype))
+        fitting, misfits = _fit(native, call.arguments(inputs)[0], call.kinds, reference)
+        own = reference.closed(calls.listed(autodiff) if autodiff else reference.centre)
+        tested = _with_float64(fitting, tested_call, reference, own)
+        leaves = Comparison(tested_call, inputs, reference, tested).leaves()
     leaves = [swapped(leaf, leaves) for leaf in leaves]
     return Report(name, (*leaves, *misfits), str(dtype), blind=blind_spots(inputs))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
-    """The leaves of the call under test at the user's inputs, beside their reference; `autodiff`
-    is the reference in the dtype that the user runs, or None.
+    """The call under test at the user's inputs, beside its reference, and how far rounding inside
+    each moves it.
+
+    Where float64 alone refuses a leaf, autodiff may cancel, far out in a function's tail, or the
+    rule may where autodiff does not. How much each does shows when every step of it is moved by a
+    roundoff.
     """
 
     call: Call
     inputs: Inputs
-    tested: list[Tested]
     reference: Reference
-    autodiff: list[np.ndarray] | None
+    tested: list[Tested]
 
     def leaves(self) -> list[Leaf]:
         """Each leaf with its checks, its verdict and the likely cause of an error."""
-        checks = self.checks()
-        if not any(found.unsettled for found in checks):
-            return self._decided(checks)
-        custom = calls.custom_rules(self.reference.call, self.reference.inputs)
-        if narrow := self._narrowed():
-            return narrow._decided(narrow.checks(), custom)
-        return self._decided(checks, custom)
+        at, checks = self, self.checks()
+        # Where the reference is confirmed, and matched in float64, nothing is left to explain.
+        if any(c.float64.verdict != "pass" or c.differences.verdict == "fail" for c in checks):
+            at = self._narrowed()
+            checks = checks if at is self else at.checks()
+        pairs = zip(at.tested, checks, strict=True)
+        return [at._leaf(leaf, at.beside(leaf, found)) for leaf, found in pairs]
 
     def checks(self) -> list[Checks]:
         """The three checks of each leaf."""
-        own = self.autodiff or [stack[0] for stack in self.reference.stacks]
         differences = checking.differences_checks(self.tested, self.reference)
         found = []
         for leaf, slope in zip(self.tested, differences, strict=True):
             float64 = checking.float64_check(leaf, self.reference)
-            native = checking.native_check(leaf, self.reference, own[leaf.position])
-            if float64.verdict == "pass" and native.verdict != "fail":
-                entry = checking.entry_check(leaf, self.reference, own[leaf.position])
-                native = entry if entry.verdict == "fail" else native
+            # What is right in float64 shows its own rounding at each entry.
+            level = FLOOR if float64.verdict == "pass" else 1.0
+            native = checking.native_check(leaf, self.reference, level)
             found.append(Checks(float64, native, slope))
         return found
 
-    def _narrowed(self) -> "Comparison | None":
-        """The comparison with bounds of the dtype inside, where that is less than both the
-        inputs' and the reference's: there is a cast."""
+    def _narrowed(self) -> "Comparison":
+        """The comparison, with bounds of the dtype inside where that is less than both the inputs'
+        and the reference's: there is a cast."""
         reference = self.reference
         own = calls.coarsest_roundoff(reference.call, reference.inputs)
         coarsest = max(own, calls.coarsest_roundoff(self.call, reference.inputs))
-        if coarsest <= max(arrays.ROUNDOFF, reference.unit):
-            return None
+        if coarsest <= max(calls.ROUNDOFF, reference.unit):
+            return self
         roundoff, unit = max(reference.roundoff, own), max(reference.unit, own)
-        reason = f"computes in {_name_of(coarsest)}"
-        return replace(
-            self,
-            tested=[leaf._replace(wide=None, reason=reason) for leaf in self.tested],
-            reference=Reference(reference.call, reference.inputs, roundoff, unit),
-        )
+        inside = next((n for n in NARROW if calls.unit_roundoff(n) == coarsest), "less")
+        reason = f"computes in {inside}"
+        narrower = Reference(reference.call, reference.inputs, roundoff, unit)
+        tested = [leaf._replace(wide=None, reason=reason) for leaf in self.tested]
+        return replace(self, tested=tested, reference=narrower)
 
-    def _decided(self, checks: list[Checks], custom: Sequence[str] = ()) -> list[Leaf]:
-        rounding = Rounding(self.call, self.inputs, self.reference, self.autodiff)
-        pairs = zip(self.tested, checks, strict=True)
-        return [self._leaf(leaf, rounding.beside(leaf, found), custom) for leaf, found in pairs]
+    @lru_cache(maxsize=8)  # noqa: B019
+    def custom(self) -> list[str]:
+        """The functions with derivative rules of their own that autodiff has run."""
+        return calls.custom_rules(self.reference.call, self.reference.inputs)
 
-    def _leaf(self, tested: Tested, checks: Checks, custom: Sequence[str]) -> Leaf:
+    def _leaf(self, tested: Tested, checks: Checks) -> Leaf:
         """The leaf, decided."""
-        expected = self.reference.stacks[tested.position][0]
-        inside = 0 < tested.position <= len(self.inputs.theta)
-        entries = checks.float64.entries or (measure(tested.best, expected, FLOOR)[1],)
-        slopes = (
-            (at, checking.entry_slope(tested, self.reference, at) if inside else None)
-            for at in entries
-        )
-        verdict, note, index = checking.decide(tested, expected, checks, slopes, custom)
+        verdict, note, index = checking.decide(tested, self.reference, checks, self.custom)
         if verdict == "fail":
-            got = tested.best if checks.float64.verdict == "fail" else tested.native
+            inside = self.reference.inside(tested.position)
             theta = self.inputs.theta[tested.position - 1] if inside else 0.0
-            theta, lengths = np.asarray(theta, np.float64), calls.axis_lengths(self.inputs)
-            integers = [a for a in self.inputs.others if jnp.issubdtype(a.dtype, jnp.integer)]
-            cause = likely_cause(got, expected, theta, lengths, integers)
-            note = joined(note, cause)
-        if tested.opened:
-            open = self.reference.open[tested.position]
-            verdict, note, index = tested.opened.beside(verdict, note, index, open)
-            if tested.opened.wrong:
-                checks = checks._replace(float64=Check("fail", np.inf, 0.0))
-        return Leaf(tested.name, verdict, *checks, index, note, tested.best, expected)
+            right = checks.float64.verdict == "pass"
+            wrong = Wrong(
+                tested.best if checks.float64.verdict == "fail" else tested.native,
+                tested.expected,
+                np.asarray(theta, np.float64),
+                calls.axis_lengths(self.inputs),
+                [a for a in self.inputs.rest if jnp.issubdtype(a.dtype, jnp.integer)],
+                [n for n in NARROW if right or tested.reason.endswith(f" {n}")],
+            )
+            note = joined(note, likely_cause(wrong))
+        opened, why, at = tested.opened
+        if opened == "fail":
+            checks = checks._replace(float64=Check("fail", np.inf, 0.0))
+        note = joined(why, "" if opened and verdict != "fail" else note)
+        verdict, index = opened or verdict, at or index
+        return Leaf(tested.name, verdict, *checks, index, note, tested.best, tested.expected)
 
+    @lru_cache(maxsize=8)  # noqa: B019
+    def of(self, program: Function, native: bool = False) -> dict[str, np.ndarray]:
+        """How far what the program gives moves, in float64 or in the dtype that the user runs."""
+        call = self.reference.call if program is calls.differentiate else self.call
+        inputs = self.inputs if native else self.reference.inputs
+        unit = self.reference.roundoff if native else calls.ROUNDOFF
+        with jax.enable_x64(not native), calls.at_highest_precision():
+            return rounding_of(program, call, inputs, unit)
 
-def _by_autodiff(call: Call, inputs: Inputs) -> list[np.ndarray] | None:
-    """The value, the gradient and the outputs in the dtype that the user runs; None where
-    autodiff can't take the call."""
-    found = attempt(calls.run, calls.differentiate, call, inputs)
-    return found and [np.asarray(a, np.float64) for a in (found[0], *found[1], *found[2])]
+    def beside(self, leaf: Tested, checks: Checks) -> Checks:
+        """The checks, with those that refused the leaf repeated beside this rounding."""
+        float64, native, differences = checks
+        if leaf.wide is None:
+            return checks
+        if float64.verdict == "fail" and (native.verdict == "pass" or self._in_doubt(leaf)):
+            float64 = self._float64(leaf, float64)
+        if float64.verdict != "fail" and native.verdict == "fail":
+            native = self._native(leaf, native, float64)
+        return Checks(float64, native, differences)
 
+    def _in_doubt(self, leaf: Tested) -> bool:
+        """Whether autodiff in the user's dtype misses the reference, or this is zero."""
+        near = measure(leaf.autodiff, leaf.expected, 1)[0] < 0.01
+        return not (leaf.expected.any() and near)
 
-_latest: list[Reference] = []
-"""The reference of the last check: the next one of the same function and inputs takes it again."""
+    def _float64(self, leaf: Tested, check: Check) -> Check:
+        expected = leaf.expected
+        by_position = [*self.of(calls.differentiate).values()]
+        away = np.zeros(expected.shape) + self.of(calls.evaluate).get(leaf.name, 0.0)
+        away += by_position[leaf.position] if by_position else 0.0
+        error, bound = (checking.relative(d, expected) for d in (leaf.best - expected, 64 * away))
+        least = TOLERANCE if expected.any() else 0.0
+        if not ((error <= np.maximum(least, bound)) & np.isfinite(error)).all():
+            return check
+        needed = float(bound[error > least].max(initial=0.0))
+        if needed > 0.1 or not expected.any():
+            return Check("skipped", reason=checking.CANCELS)
+        return compared(float(error.max()), max(check.bound, needed))
+
+    def _native(self, leaf: Tested, check: Check, float64: Check) -> Check:
+        error = np.abs(leaf.native - leaf.expected)
+        bound = np.zeros(error.shape) + self.of(calls.evaluate, native=True).get(leaf.name, 0.0)
+        # The largest of some moves, eightfold, leaves nothing to chance. A sum that stops growing
+        # errs by more: each of its steps by a roundoff, and all to one side.
+        if not all(error[i] <= 8 * bound[i] < np.inf for i in check.entries):
+            cancels = float64.reason == checking.CANCELS
+            return Check("skipped", reason=checking.CANCELS) if cancels else check
+        # With many digits, few are lost: the leaf as a whole decides.
+        found = checking.native_check(leaf, self.reference, 1.0)
+        passes = found.verdict != "fail" and self.reference.roundoff <= 2.0**-12
+        return found if passes else Check("skipped", reason=checking.LOSES)
 
 
 def _reference(call: Call, inputs: Inputs, roundoff: float) -> Reference:
     """The reference in float64; in the dtype of the inputs for a function that refuses float64,
     such as a loop that carries a float32 array."""
-    wide = arrays.widened(inputs)
-    for known in _latest:
-        same = (known.call, known.roundoff) == (call, roundoff) and calls.same_arrays(
-            known.inputs, wide
-        )
-        if same and calls.traced(call, inputs):
-            return known
-    if found := attempt(Reference, call, wide, roundoff):
-        _latest[:] = [found]
+    if found := attempt(Reference, call, calls.widened(inputs), roundoff):
         return found
     with jax.enable_x64(False):
         return Reference(call, inputs, roundoff, unit=roundoff)
 
 
-def _name_of(roundoff: float) -> str:
-    names = ("float32", "float16", "bfloat16")
-    return next((n for n in names if arrays.unit_roundoff(n) == roundoff), "less than float64")
-
-
 def _with_float64(
-    fitting: Mapping[str, tuple[int, np.ndarray]], call: Call, reference: Reference
+    fitting: list[Any], call: Call, reference: Reference, autodiff: list[np.ndarray]
 ) -> list[Tested]:
     """The leaves under test, each with itself computed in float64, where that is possible."""
-    got: dict[str, Any] = {}
-    refusal = "the reference raises"
-    if reference.unit <= arrays.ROUNDOFF:
+    wide, refusal = {}, "the reference raises"
+    if reference.unit <= calls.ROUNDOFF:
         try:
-            got, refusal = arrays.named_leaves(calls.run_gradient(call, reference.inputs)), "absent"
+            wide = calls.named_leaves(calls.run(calls.evaluate, call, reference.inputs))
+            refusal = "absent"
         except TimeoutError:
             raise
         except Exception as error:  # a kernel for float32 may raise anything
             refusal = f"raises {type(error).__name__}"
-    leaves = []
-    for name, (position, native) in fitting.items():
-        wide, reason = None, refusal
-        if name in got:
-            leaf = np.asarray(got[name])
-            other = arrays.unit_roundoff(leaf.dtype) > arrays.ROUNDOFF or leaf.shape != native.shape
-            wide, reason = (None, f"gives {leaf.dtype}") if other else (leaf, "")
-        leaves.append(Tested(name, position, native, wide, reason))
-    return leaves
+    tested = []
+    for name, position, native in fitting:
+        leaf, reason = np.asarray(wide.get(name, np.nan)), refusal
+        if name in wide:
+            fits = leaf.dtype == np.float64 and leaf.shape == native.shape
+            reason = "" if fits else f"gives {leaf.dtype}"
+        beside = reference.stacks[position][0], autodiff[position]
+        one = Tested(name, position, native, *beside, None if reason else leaf, reason)
+        tested.append(checking.judge(one, reference))
+    return tested
 
 
-def _positions(
-    got: Mapping[str, Any], theta: Any, kinds: tuple[str, ...], reference: Reference
-) -> dict[str, int]:
-    """The position in the reference's stacks of each leaf that should be there, by its name: what
-    is returned, then theta."""
-    outputs = [name for name in got if _is_output(name) and arrays.differentiable(got[name])]
-    behind = range(len(reference.inputs.theta) + 1, len(reference.stacks))
-    positions = dict(zip(outputs, behind, strict=False)) | ({"value": 0} if "value" in got else {})
-    given = zip(arrays.named_leaves(theta), kinds, strict=False)
-    inside = [name for name, kind in given if kind == "theta"]
-    return positions | {name: i for i, name in enumerate(inside, 1)}
-
-
-def _is_output(name: str) -> bool:
-    return name == "y" or name.startswith("y.")
-
-
-def _fitting(
-    tree: Any, theta: Any, kinds: tuple[str, ...], reference: Reference
-) -> tuple[dict[str, tuple[int, np.ndarray]], list[Leaf]]:
+def _fit(tree: Any, theta: Any, kinds: Any, reference: Reference) -> tuple[list[Any], list[Leaf]]:
     """The leaves of the gradient `tree` that have their parameter's path, shape and dtype, as
-    (position in the reference's stacks, array) by name; and failed leaves for the others."""
-    got, given = arrays.named_leaves(tree), arrays.named_leaves(theta)
-    positions = _positions(got, theta, kinds, reference)
-    fitting, misfits = {}, []
-    expected = len(reference.stacks) - 1 - len(reference.inputs.theta)
-    outputs = sum(_is_output(name) and arrays.differentiable(got[name]) for name in got)
-    if "y" in tree and outputs != expected:
-        misfits.append(unfit("y", f"expected {expected} arrays, got {outputs}"))
-    for name, position in positions.items():
+    (name, position in the reference's stacks, array); and failed leaves for the others."""
+    got, given = calls.named_leaves(tree), calls.named_leaves(theta)
+    inside = [name for name, kind in zip(given, kinds, strict=False) if kind == "theta"]
+    names = [*inside, *reference.outputs]
+    right = dict(zip(names, (stack[0] for stack in reference.stacks[1:]), strict=True))
+    fitting: list[Any] = []
+    misfits = []
+    outputs = reference.outputs if tree.keys() - theta.keys() else []
+    for name in [*outputs, *inside]:
         if name not in got:
             misfits.append(unfit(name, "only the reference has it"))
             continue
-        leaf = np.asarray(got[name])
+        leaf, shape = np.asarray(got[name]), right[name].shape
         array = np.asarray(leaf, np.float64)
-        shape = reference.stacks[position][0].shape
         dtype = given[name].dtype if name in given else leaf.dtype
         if (leaf.shape, leaf.dtype) != (shape, dtype):
+            others = {**right}
+            cause = misshapen_cause(array, others.pop(name), others)
             note = f"expected {dtype}{shape}, got {leaf.dtype}{leaf.shape}"
-            right = {n: reference.stacks[i][0] for n, i in positions.items()}
-            cause = misshapen_cause(array, right.pop(name), right)
             misfits.append(unfit(name, joined(note, cause)))
         elif leaf.size:
-            fitting[name] = position, array
-    for name in got:
-        if name not in {**given, **positions} and not _is_output(name):
-            misfits.append(unfit(name, "only the gradient under test has it"))
-    return fitting, misfits or [*_other_trees(tree, theta)]
+            fitting.append((name, 1 + names.index(name), array))
+    extra = sorted(got.keys() - given.keys() - {*names})
+    foreign = [name for name in extra if calls.differentiable(got[name])]
+    misfits += [unfit(name, "only the gradient under test has it") for name in foreign]
+    return fitting, misfits or _other_trees(tree, theta)
 
 
-def _other_trees(tree: Any, theta: Any) -> Iterator[Leaf]:
+def _other_trees(tree: Any, theta: Any) -> list[Leaf]:
     """The parts of theta that have another tree than the gradient. With integers among the
     parameters, whatever stands in their place is right."""
-    for key, part in theta.items():
-        wanted, found = str(jax.tree.structure(part)), str(jax.tree.structure(tree[key]))
-        if wanted != found and all(map(arrays.differentiable, jax.tree.leaves(part))):
-            yield unfit(key, f"expected the tree {wanted}, got {found}")
+    form = lambda part: str(jax.tree.structure(part))
+    real = lambda part: all(map(calls.differentiable, jax.tree.leaves(part)))
+    return [
+        unfit(key, f"expected the tree {form(part)}, got {form(tree[key])}")
+        for key, part in theta.items()
+        if form(part) != form(tree[key]) and real(part)
+    ]

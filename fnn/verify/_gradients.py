@@ -10,9 +10,22 @@ x64 is on or off. The user's functions are compiled; those that can't be, for th
 values or are NumPy's, run as they are.
 
 A law that needs no reference: a vector-Jacobian product is linear in its cotangent.
+
+The first wrong layer of a network, counted from the output, where backpropagation begins.
+
+Each layer is compared with autodiff by itself, in float64, and gets the true cotangent of its
+output: one wrong layer is not taken for many. The layers of a network are its `Layer.parts`.
+
+Whether a layer keeps `Layer`'s contract with `reduce`, which per-example statistics need.
+
+A backward that hands `reduce` other factors than the examples' own can be right as a sum over the
+batch: `total` is linear, so that plain backpropagation shows no difference. Another reduction does:
+`rows`, one gradient per example, is compared with autodiff of the layer on each example alone. A
+backward that changes what `reduce` returned is refused by `per_example_backward`.
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,15 +34,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fnn.backprop import per_example_backward
 from fnn.base import Array, Layer, Loss, Params, check_loss as expect_loss
-from fnn.verify import _arrays as arrays
-from fnn.verify._arrays import Function, as_arrays, differentiable, widened
-from fnn.verify._call import attempt, float64_section
+from fnn.reductions import Direct
+from fnn.verify import _call as calls
+from fnn.verify._call import Function, attempt, differentiable, floats
 from fnn.verify._causes import UNKNOWN
 from fnn.verify._engine import Task, compare
-from fnn.verify._layers import first_wrong_layer, first_wrong_part, per_example_leaf
-from fnn.verify._leaf import FLOOR, measure, unfit
+from fnn.verify._leaf import FLOOR, NONE, Check, Leaf, joined, measure, same, unfit, values_at
 from fnn.verify._report import Report
+
+HALF = ("float16", "bfloat16")
+LINEAR = 1e-6
+"""Relative. What is not multiplied by the cotangent differs by about its own size."""
 
 
 def check_layer(
@@ -70,24 +87,21 @@ def check_layer(
             f"check_layer: expected a layer, got {layer!r}; check_custom takes a function with a "
             f"derivative of its own"
         )
-    inputs = as_arrays((params, x))
+    report = check_vjp(layer.forward, layer.backward, params, x, reference=reference, key=key)
+    leaves = tuple(leaf for leaf in report.leaves if leaf.name.startswith("d"))
+    report = replace(report, name="check_layer", leaves=leaves)
+    if reference is not None:
+        return report
 
     def both(params: Params, x: Any) -> Any:
         y, residuals = layer.forward(params, x)
-        return layer.backward(params, residuals, arrays.random_cotangent(key, y))
+        return layer.backward(params, residuals, calls.random_cotangent(key, y))
 
-    if reference is not None:
-        dy = arrays.random_cotangent(key, shapes_of(reference, *inputs))
-        gradient = (_by_backward, (layer.forward, layer.backward))
-        theta = {"dparams": params, "dx": x}
-        objective = (_product_of_params, reference)
-        return at_both_cotangents("check_layer", objective, gradient, theta, dy)
-    report = check_vjp(layer.forward, layer.backward, params, x, key=key)
-    report = replace(report, name="check_layer")
-    with float64_section([both], *inputs):
-        params, x = widened(inputs)
+    inputs = calls.as_arrays((params, x))
+    with calls.float64_section([both], *inputs):
+        params, x = calls.widened(inputs)
         if report.verdict == "fail":
-            dy = arrays.random_cotangent(key, layer.forward(params, x)[0])
+            dy = calls.random_cotangent(key, layer.forward(params, x)[0])
             return replace(report, place=first_wrong_layer(layer, params, x, dy))
         leaf = per_example_leaf(layer, params, x, key, report.leaves)
     return replace(report, leaves=(*report.leaves, leaf)) if leaf else report
@@ -120,7 +134,7 @@ def check_vjp(
     >>> check_vjp(forward, backward, jnp.array(0.5), jnp.array([1.0, 2.0])).verdict
     'pass'
     """
-    inputs = as_arrays((params, x))
+    inputs = calls.as_arrays((params, x))
 
     def y_of(params: Any, x: Any) -> Any:
         result = forward(params, x)
@@ -129,47 +143,59 @@ def check_vjp(
             raise TypeError(f"check_vjp: expected forward to return (y, residuals), got {got}")
         return result[0]
 
-    dy = arrays.random_cotangent(key, shapes_of(reference or y_of, *inputs))
-    functions = (forward, backward)
+    dy = calls.random_cotangent(key, shapes_of(reference or y_of, *inputs))
+    objective = (_product, (forward, reference))
+    gradient = (_by_backward, (forward, backward, reference))
     theta = {"dparams": params, "dx": x}
-    objective: Task
-    if reference is None:
-        objective, gradient = (_forward_product, forward), (_by_backward, functions)
-    else:
-        objective, gradient = (_product_of_params, reference), (_y_and_by_backward, functions)
     report = at_both_cotangents("check_vjp", objective, gradient, theta, dy)
     if report.verdict != "fail":
         return report
 
-    def both(*inputs: Any) -> Any:
-        return backward(inputs[0], forward(*inputs)[1], dy)
+    def pulled(params: Any, x: Any, dy: Any) -> dict[str, Any]:
+        trees = backward(params, forward(params, x)[1], dy)
+        return calls.named_leaves(dict(zip(("dparams", "dx"), trees, strict=True)))
 
-    with float64_section([both], *inputs):
-        nonlinear = nonlinear_leaves(*functions, *widened((*inputs, dy)))
+    with calls.float64_section([pulled], *inputs, dy):
+        *at, dy = calls.widened((*inputs, dy))
+        # Whatever cancels in it, -2 dy rounds as dy does.
+        doubled = attempt(pulled, *at, calls.map_floats(lambda a: -2 * a, dy), otherwise={})
+        once = attempt(pulled, *at, dy, otherwise=doubled)
+        real = [name for name, leaf in doubled.items() if differentiable(leaf)]
+        nonlinear = [name for name in real if not same(-2 * once[name], doubled[name], LINEAR)]
     cause = "not linear in dy: something in it is not multiplied by the cotangent"
-    leaves = [
-        replace(leaf, note=f"{leaf.note.removesuffix(f'; {UNKNOWN}')}; {cause}")
-        if leaf.verdict == "fail" and leaf.name in nonlinear
-        else leaf
-        for leaf in report.leaves
-    ]
+    named = lambda note: f"{note.removesuffix(f'; {UNKNOWN}')}; {cause}"
+    wrong = lambda leaf: leaf.verdict == "fail" and leaf.name in nonlinear
+    leaves = [replace(a, note=named(a.note)) if wrong(a) else a for a in report.leaves]
     return replace(report, leaves=tuple(leaves))
 
 
 def at_both_cotangents(name: str, objective: Task, gradient: Task, theta: Any, dy: Any) -> Report:
-    """`compare` with the cotangent dy; in half precision also with |dy|, for a sum that overflows,
-    or stops growing, shows only where its terms are of one sign."""
+    """`compare` with the cotangent dy; in half precision also with `_one_sided`, for a sum that
+    overflows, or stops growing, shows only where its terms are of one sign."""
     report = compare(name, objective, gradient, theta, dy)
-    if report.verdict == "fail" or report.dtype not in ("float16", "bfloat16"):
+    if report.verdict == "fail" or report.dtype not in HALF:
         return report
-    again = compare(name, objective, gradient, theta, arrays.map_floats(abs, dy))
+    again = compare(name, objective, gradient, theta, _one_sided(objective, theta, dy))
     return again if again.verdict == "fail" else report
+
+
+def _one_sided(objective: Task, theta: Any, dy: Any) -> Any:
+    """The cotangent with the signs of J v, where v moves the smallest arrays most: most terms of a
+    sum over the batch are then of one sign."""
+    call, inputs = calls.split(*objective, theta, (dy,))
+    with calls.float64_section([call], inputs):
+        at = calls.widened(inputs)
+        steps = zip(at.theta, calls.random_cotangent(None, at.theta), strict=True)
+        moved = [a + 1e-3 * v * (abs(a).max() or 1.0) / a.size if a.size else a for a, v in steps]
+        y, changed = (call(at._replace(theta=theta))[1].values() for theta in (at.theta, moved))
+        signs = iter([np.where(b < a, -1, 1) for a, b in zip(y, changed, strict=True)])
+    return calls.map_floats(lambda d: abs(d) * next(signs).astype(d.dtype), dy)
 
 
 def shapes_of(f: Function, *inputs: Any) -> Any:
     """What f returns: its shapes and dtypes, or the arrays where f can't be traced."""
     found = attempt(jax.eval_shape, f, *inputs, otherwise=f)
-    return as_arrays(f(*inputs)) if found is f else found
+    return calls.as_arrays(f(*inputs)) if found is f else found
 
 
 def check_loss(
@@ -190,11 +216,9 @@ def check_loss(
     'fail'
     """
     expect_loss("check_loss", loss)
-    theta = {"gradient": prediction}
-    report = compare(
-        "check_loss", (_sum_of_losses, loss.value), (_by_rule, loss.gradient), theta, target
-    )
-    inputs = as_arrays((prediction, target))
+    objective, gradient = (_sum_of_losses, loss.value), (_by_rule, loss.gradient)
+    report = compare("check_loss", objective, gradient, {"gradient": prediction}, target)
+    inputs = calls.as_arrays((prediction, target))
     shape = jax.eval_shape(loss.value, *inputs).shape
     note = _not_one_per_example(inputs[0], shape, example_axes)
     if not note and not loss.mixes and _mixes(loss.value, inputs[0], inputs[1], len(shape)):
@@ -216,19 +240,14 @@ def check_gradients(
     >>> report.verdict, [leaf.name for leaf in report.leaves if leaf.verdict == "fail"]
     ('fail', ['grads'])
     """
-    report = compare(
-        "check_gradients",
-        (_value, objective_fn),
-        (_value_and_grads, value_and_grad_fn),
-        {"grads": params},
-        *args,
-    )
+    objective, gradient = (_value, objective_fn), (_value_and_grads, value_and_grad_fn)
+    report = compare("check_gradients", objective, gradient, {"grads": params}, *args)
     inner = inspect.unwrap(value_and_grad_fn)
     if report.verdict == "fail" and isinstance(inner, partial):
         match inner.args, args:
             case (Layer() as network, Loss() as loss, *_), (x, y, *_):
-                with float64_section([network.forward], *as_arrays((params, x))):
-                    inputs = widened(as_arrays((params, x, y)))
+                with calls.float64_section([network.forward], *calls.as_arrays((params, x))):
+                    inputs = calls.widened(calls.as_arrays((params, x, y)))
                     return replace(report, place=first_wrong_part(network, loss, *inputs))
     return report
 
@@ -237,63 +256,53 @@ def check_gradients(
 # and beside it the tree under test.
 
 
-def _value(objective_fn: Function, theta: Any, *args: Any) -> tuple[Any, list[Any]]:
-    return objective_fn(theta["grads"], *args), []
+def _value(objective_fn: Function, theta: Any, *args: Any) -> tuple[Any, dict[str, Any]]:
+    value = objective_fn(theta["grads"], *args)
+    return value, {"value": value}
 
 
 def _value_and_grads(value_and_grad_fn: Function, theta: Any, *args: Any) -> Any:
     value, grads = value_and_grad_fn(theta["grads"], *args)
-    return {"value": value, "grads": grads}
+    return {"value": jnp.asarray(value), "grads": grads}
 
 
-def _sum_of_losses(value: Function, theta: Any, target: Any) -> tuple[Any, list[Any]]:
-    return value(theta["gradient"], target).sum(), []
+def _sum_of_losses(value: Function, theta: Any, target: Any) -> tuple[Any, dict[str, Any]]:
+    return value(theta["gradient"], target).sum(), {}
 
 
 def _by_rule(gradient: Function, theta: Any, target: Any) -> Any:
     return {"gradient": gradient(theta["gradient"], target)}
 
 
-def _forward_product(forward: Function, theta: Any, dy: Any) -> Any:
-    return product(forward(theta["dparams"], theta["dx"])[0], dy)
+def _product(functions: tuple[Function, Function | None], theta: Any, dy: Any) -> Any:
+    forward, reference = functions
+    at = theta["dparams"], theta["dx"]
+    return product(reference(*at) if reference else forward(*at)[0], dy)
 
 
-def _product_of_params(reference: Function, theta: Any, dy: Any) -> Any:
-    return product(reference(theta["dparams"], theta["dx"]), dy)
-
-
-def product(y: Any, dy: Any) -> tuple[Any, list[Any]]:
+def product(y: Any, dy: Any) -> tuple[Any, dict[str, Any]]:
     """<dy, y>, whose gradient is the vector-Jacobian product with dy; and the arrays of y."""
-    leaves = zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True)
-    pairs = [(a, b) for a, b in leaves if differentiable(a)]
-    return sum(jnp.sum(a * b) for a, b in pairs), [a for a, _ in pairs]
+    outputs = {n: a for n, a in calls.named_leaves({"y": y}).items() if differentiable(a)}
+    pairs = zip(outputs.values(), floats(dy), strict=True)
+    return sum(jnp.sum(a * b) for a, b in pairs), outputs
 
 
-def _by_backward(functions: tuple[Function, ...], theta: Any, dy: Any) -> Any:
-    tree = _y_and_by_backward(functions, theta, dy)
-    return {"dparams": tree["dparams"], "dx": tree["dx"]}
-
-
-def _y_and_by_backward(functions: tuple[Function, ...], theta: Any, dy: Any) -> Any:
-    forward, backward = functions
+def _by_backward(functions: tuple[Any, ...], theta: Any, dy: Any) -> Any:
+    forward, backward, reference = functions
     y, residuals = forward(theta["dparams"], theta["dx"])
     dparams, dx = backward(theta["dparams"], residuals, dy)
-    return {"y": y, "dparams": dparams, "dx": dx}
+    return {"dparams": dparams, "dx": dx} | ({"y": y} if reference else {})
 
 
 def _mixes(value: Function, prediction: Any, target: Any, axes: int) -> bool:
     """Whether an example's loss is a different one when the example is alone."""
-    with float64_section([value], prediction, target):
-        batch = widened((prediction, target))
+    with calls.float64_section([value], prediction, target):
+        batch = calls.widened((prediction, target))
         alone = lambda p, t: value(*jax.tree.map(lambda a: a[None], (p, t)))[0]
         for _ in range(axes):
             alone = jax.vmap(alone)
-        pair = lambda: (np.asarray(alone(*batch)), np.asarray(value(*batch)))
-        if not (found_and_expected := attempt(pair)):
-            return False
-    found, expected = found_and_expected
-    same = found.shape == expected.shape
-    return not (same and np.allclose(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True))
+        one, other = attempt(lambda: (value(*batch), alone(*batch)), otherwise=(0.0, 0.0))
+    return not same(one, other, 1e-4)
 
 
 def _not_one_per_example(prediction: Any, shape: tuple[int, ...], axes: int | None) -> str:
@@ -309,35 +318,146 @@ def _not_one_per_example(prediction: Any, shape: tuple[int, ...], axes: int | No
     return "" if fits else f"expected one loss per example, {wanted}, got {shape}"
 
 
-LINEAR = 1e-6
-"""Relative. What is not multiplied by the cotangent differs by about its own size."""
+WITHIN = 1e-7
+"""What a gradient in float64 may differ by here, at least."""
 
 
-def nonlinear_leaves(
-    forward: Function, backward: Function, params: Params, x: Any, dy: Any
-) -> set[str]:
-    """The leaves of (dparams, dx) where backward(u + v) is not backward(u) + backward(v), for
-    u = dy and another cotangent v. Empty where they can't be compared.
+def first_wrong_part(network: Layer, loss: Loss, params: Params, x: Any, y: Any) -> str:
+    """Where the gradient of network and loss is wrong first: at the loss, or in a layer."""
+    prediction, _ = network.forward(params, x)
+    expected = jax.grad(lambda p: loss.value(p, y).sum(), allow_int=True)(prediction)
+    if _wrong_leaves(loss.gradient(prediction, y), expected):
+        return "first wrong from the output: the loss's gradient"
+    return first_wrong_layer(network, params, x, expected)
+
+
+def first_wrong_layer(layer: Layer, params: Params, x: Any, dy: Any, path: str = "") -> str:
+    """The layer of a network that is wrong by itself and nearest to the output; "" for a layer
+    that is not made of layers.
+
+    dy is the cotangent of the output, path the layer's own place in a larger network.
     """
-    other = arrays.random_cotangent(jax.random.key(1), dy)
-    both = arrays.map_floats(jnp.add, dy, other)
+    if layer.parts is None:
+        return ""
+    parts = layer.parts(params)
+    passed = []
+    for part, p in parts:
+        y, pull, residuals = jax.vjp(part.forward, p, x, has_aux=True)
+        passed.append((part, p, x, residuals, pull))
+        x = y
+    for count, (part, p, x, residuals, pull) in enumerate(reversed(passed), 1):
+        here = f"{path}[{len(parts) - count}]"
+        expected = dict(zip(("dparams", "dx"), pull(dy), strict=True))
+        got = dict(zip(("dparams", "dx"), part.backward(p, residuals, dy), strict=True))
+        if wrong := _wrong_leaves(got, expected):
+            kind = getattr(part.forward, "__qualname__", "layer").split(".")[0]
+            return first_wrong_layer(part, p, x, dy, here) or (
+                f"first wrong layer, number {count} of {len(parts)} counted from the output: "
+                f"{here} {kind}, {' and '.join(wrong)}"
+            )
+        dy = expected["dx"]
+    return f"at {path or 'the top'} each layer is right by itself, but not how they are joined"
 
-    def pulled() -> list[dict[str, Any]]:
-        _, residuals = forward(params, x)
-        trees = (backward(params, residuals, d) for d in (dy, other, both))
-        return [arrays.named_leaves(dict(zip(("dparams", "dx"), t, strict=True))) for t in trees]
 
-    once, again, together = attempt(pulled, otherwise=({}, {}, {}))
-    return {
-        name
-        for name, leaf in together.items()
-        if differentiable(leaf) and leaf.size and not _added(once[name], again[name], leaf)
-    }
+def _wrong_leaves(got: Any, expected: Any) -> list[str]:
+    """The names of the leaves that differ."""
+    found, right = calls.named_leaves(got), calls.named_leaves(expected)
+    differs = lambda name, leaf: not same(leaf, found.get(name, ()), WITHIN, FLOOR)
+    return [name for name, leaf in right.items() if differentiable(leaf) and differs(name, leaf)]
 
 
-def _added(u: Any, v: Any, together: Any) -> bool:
-    """Whether together = u + v. Where that is not finite, nothing is known."""
-    total, got = np.asarray(u) + np.asarray(v), np.asarray(together)
-    if total.shape != got.shape or not (np.isfinite(total).all() and np.isfinite(got).all()):
-        return True
-    return measure(got, total, FLOOR)[0] <= LINEAR
+def per_example_leaf(
+    layer: Layer, params: Params, x: Any, key: Array | None, leaves: Sequence[Leaf]
+) -> Leaf | None:
+    """The leaf "per-example" for a layer with these leaves; None where it does not apply:
+
+    - a dparams that is not known to be right;
+    - no parameters, or parameters that are not floating-point; a backward without `reduce`;
+    - x without an axis of at least two examples in front (floating-point features need another
+      axis behind it);
+    - a layer that mixes the examples, or does not run on a single one;
+    - a gradient that exists for the whole batch only (`fnn.reductions.Whole`).
+
+    The cotangent is drawn from `key`. An entry may differ by the bound of dparams, of its
+    parameter's largest per-example gradient, or by 1e-7 of it.
+    """
+    found = [leaf for leaf in leaves if leaf.name.startswith("dparams")]
+    if not (found and _applies(layer, params, x, found)):
+        return None
+    if not (alone := attempt(calls.run, _alone, layer, params, x, key)):
+        return None
+    y, y_alone, expected = alone
+    ran = [f.native if f.float64.verdict == "skipped" else f.float64 for f in found]
+    bound = max(WITHIN, *(check.bound for check in ran))
+    if not all(same(b, a, bound) for a, b in zip(y, y_alone, strict=True)):
+        return None
+    try:
+        worst, wrong = _compare(expected, calls.run(_rows, layer, params, x, key), bound)
+    except (TypeError, ValueError) as error:
+        worst, wrong = np.inf, str(error)
+    if "whole batch only" in wrong:  # `Whole` says so
+        return None
+    note = f"right as a sum, but no per-example statistic can use it: {wrong}"
+    check = Check("pass", worst, bound)
+    return unfit("per-example", note) if wrong else Leaf("per-example", "pass", check, NONE, NONE)
+
+
+def _applies(layer: Layer, params: Params, x: Any, found: Sequence[Leaf]) -> bool:
+    """Whether the parameters' gradients are right, a backward with `reduce` can be asked, and x has
+    an axis of examples."""
+    right = all(leaf.verdict == "pass" for leaf in found)
+    real = all(map(differentiable, jax.tree.leaves(params)))
+    takes_reduce = attempt(inspect.signature(layer.backward).bind, 0, 0, 0, 0)
+    leaves = jax.tree.leaves(x)
+    deep = all(jnp.ndim(leaf) > differentiable(leaf) and len(leaf) > 1 for leaf in leaves)
+    same_length = len({jnp.shape(leaf)[:1] for leaf in leaves}) == 1
+    return bool(right and real and takes_reduce and deep and same_length)
+
+
+def _alone(layer: Layer, params: Params, x: Any, key: Array | None) -> tuple[Any, Any, Any]:
+    """The floating-point outputs for the batch; those of each example alone, and autodiff's
+    gradient for it. The cotangent is the same."""
+    y, _ = layer.forward(params, x)
+    dy = floats(calls.random_cotangent(key, y))
+
+    def one(x: Any, dy: list[Array]) -> tuple[Params, list[Array]]:
+        batch = jax.tree.map(lambda a: a[None], x)
+
+        def product(params: Params) -> tuple[Array, list[Array]]:
+            y = [leaf[0] for leaf in floats(layer.forward(params, batch)[0])]
+            return sum(map(jnp.vdot, dy, y), start=jnp.zeros(())), y
+
+        return jax.grad(product, has_aux=True)(params)
+
+    gradients, y_alone = jax.vmap(one)(x, dy)
+    return floats(y), y_alone, gradients
+
+
+def _rows(layer: Layer, params: Params, x: Any, key: Array | None) -> Any:
+    """What the layer's backward makes of `rows`."""
+    y, residuals = layer.forward(params, x)
+    rows = lambda factor, n: factor.rows(n)
+    examples = jax.tree.leaves(x)[0].shape[:1]
+    return per_example_backward(
+        layer, params, residuals, calls.random_cotangent(key, y), rows, examples
+    )
+
+
+def _compare(expected: Any, rows: Any, bound: float) -> tuple[float, str]:
+    """The largest error of a gradient, and what is wrong in the first wrong parameter."""
+    each = jax.tree.leaves(rows, is_leaf=lambda part: isinstance(part, Direct))
+    worst = 0.0
+    for (name, right), direct in zip(calls.named_leaves(expected).items(), each, strict=True):
+        # `repeat` stacks the copies' results in front of the examples.
+        got = np.moveaxis(np.asarray(direct.value), right.ndim - 1 - direct.ndim, 0)
+        right = np.asarray(right)
+        error, at = measure(got, right, 1)
+        worst = max(worst, error)
+        if not worst <= bound:
+            values = f" (example {at[0]}: {values_at(at, got, right)})" if at else ""
+            return worst, (
+                f"the gradient of {joined('params', name, by='.')} is not each example's own"
+                f"{values}; hand it to `reduce` as a factor whose batch axes are the examples', "
+                "such as fnn.Outer(dy, x), and return the result untouched"
+            )
+    return worst, ""

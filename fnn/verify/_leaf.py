@@ -58,16 +58,6 @@ class Checks(NamedTuple):
     native: Check
     differences: Check
 
-    @property
-    def refused(self) -> bool:
-        """Whether the gradient differs from the reference."""
-        return "fail" in (self.float64.verdict, self.native.verdict)
-
-    @property
-    def unsettled(self) -> bool:
-        """Whether the reference is not confirmed, or not matched in float64."""
-        return self.float64.verdict != "pass" or self.differences.verdict == "fail"
-
 
 @dataclass(frozen=True)
 class Leaf:
@@ -94,11 +84,6 @@ class Leaf:
         """The three together."""
         return Checks(self.float64, self.native, self.differences)
 
-    @property
-    def relative(self) -> float:
-        """The float64 check's error: the largest relative difference of an entry."""
-        return self.float64.error
-
 
 def unfit(name: str, note: str) -> Leaf:
     """A failed leaf that can't even be compared."""
@@ -106,7 +91,10 @@ def unfit(name: str, note: str) -> Leaf:
 
 
 def measure(got: np.ndarray, expected: np.ndarray, floor: float) -> tuple[float, tuple[int, ...]]:
-    """The error of `got`, and the index where it is. Absolute where expected is zero throughout."""
+    """The error of `got`, and the index where it is. Absolute where expected is zero throughout;
+    infinite for another shape."""
+    if got.shape != expected.shape or not got.size:
+        return (0.0 if got.shape == expected.shape else np.inf), ()
     size = np.abs(expected)
     scale = size + floor * size.max()
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -117,15 +105,31 @@ def measure(got: np.ndarray, expected: np.ndarray, floor: float) -> tuple[float,
     return float(error[index]), tuple(int(i) for i in index)
 
 
+def same(expected: Any, got: Any, within: float, floor: float = 1) -> bool:
+    """Whether two arrays agree, in their infinite and NaN entries too; the others up to an error of
+    `within`."""
+    a, b = np.asarray(expected, np.float64), np.asarray(got, np.float64)
+    known = np.isfinite(a)
+    if a.shape != b.shape or not np.array_equal(a[~known], b[~known], equal_nan=True):
+        return False
+    return measure(b[known], a[known], floor)[0] <= within
+
+
 def side_by_side(expected: Any, got: Any) -> str:
     """Two different numbers as a note shows them: with as many digits as tell them apart."""
     digits = next((n for n in (6, 12) if f"{expected:.{n}g}" != f"{got:.{n}g}"), 17)
     return f"expected {expected:.{digits}g}, got {got:.{digits}g}"
 
 
-def joined(*notes: str) -> str:
+def values_at(index: tuple[int, ...], got: np.ndarray, expected: np.ndarray) -> str:
+    """Both values of an entry as a note shows them, and where they are."""
+    where = f"at {list(index)} " if index else ""
+    return where + side_by_side(expected[index], got[index])
+
+
+def joined(*notes: str, by: str = "; ") -> str:
     """Those of the notes that say something, as one."""
-    return "; ".join(filter(None, notes))
+    return by.join(filter(None, notes))
 
 
 def plainly(value: Any) -> str:

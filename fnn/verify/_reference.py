@@ -6,18 +6,23 @@ How sure autodiff is shows when all inputs are moved by a roundoff. Slopes by fi
 
 are taken to h = 0 by Richardson's extrapolation (1911). They owe nothing to autodiff but the size
 of f's rounding, u sum |df/dtheta||theta|.
+
+How far rounding inside a computation moves what it returns.
+
+The computation is repeated with its inputs and every result of arithmetic inside it moved up or
+down at random by a roundoff: Monte Carlo arithmetic (Parker, Pierce & Eggert, 2000). Cancellation
+that the inputs alone do not show, as in s (1 - s) where s is nearly 1, shows here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fnn.verify import _call as calls
-from fnn.verify._arrays import ROUNDOFF
-from fnn.verify._call import Call, Inputs
-from fnn.verify._leaf import measure
+from fnn.verify._call import ROUNDOFF, Call, Inputs, differentiable
 
 MOVES = 8
 """How often the inputs are moved by a roundoff before a check fails. To pass, once will do."""
@@ -45,8 +50,9 @@ class Reference:
     `stacks` has an array for the value of f and one for each array of theta, each with three
     rows: at the inputs themselves; at inputs moved by float64's roundoff; at inputs moved by
     `roundoff`, that of the dtype that the user runs, or by `FAR`. After these come the arrays
-    that f returns beside its value. Entries that are not finite at the inputs themselves are
-    `open`: zero in the stacks, and judged apart, by `centre`, which keeps them, or by slopes.
+    that f returns beside its value, whose names are `outputs`. Entries that are not finite at the
+    inputs themselves are `open`: zero in the stacks, and judged apart, by `centre`, which keeps
+    them, or by slopes.
     `unit` is the roundoff of f itself: more than float64's where f computes in less, whatever it
     is given.
     """
@@ -55,8 +61,9 @@ class Reference:
         self.call, self.inputs, self.roundoff, self.unit = call, inputs, roundoff, unit
         self.norms = [norm(p) or 1.0 for p in inputs.theta]
         self._moved = lru_cache(self._at_moved_inputs)
-        self.directions, self.along = lru_cache(self._directions), lru_cache(self._along)
-        self.centre = self._row(inputs)
+        self.directions = lru_cache(self._directions)
+        found = gradient_of(call, inputs)
+        self.outputs, self.centre = sorted(found[2]), calls.listed(found)
         self.open = [~np.isfinite(a) for a in self.centre]
         self.stacks = self._moved(0)
         values, *grads = self.stacks[: len(inputs.theta) + 1]
@@ -66,10 +73,9 @@ class Reference:
         self.noise = float(unit * (magnitude + np.abs(values[0])) + moved)
         self.size = max((np.abs(g[0]).max(initial=0.0) for g in grads), default=0.0)
 
-    def _row(self, inputs: Inputs) -> list[np.ndarray]:
-        """The value, the gradient and the outputs at these inputs."""
-        value, grads, outputs = gradient_of(self.call, inputs)
-        return [np.asarray(a, np.float64) for a in (value, *grads, *outputs)]
+    def inside(self, position: int) -> bool:
+        """Whether the array at this position is a gradient, of an array of theta."""
+        return 0 < position <= len(self.inputs.theta)
 
     def closed(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """The arrays, by position, with zeros at the open entries."""
@@ -79,15 +85,9 @@ class Reference:
         """The stacks, with every float moved up or down by signs drawn from the seed."""
         random = np.random.default_rng(seed)
         far = (self.unit, max(self.roundoff, FAR))
-        rows = [self.centre, *(self._row(moved(self.inputs, u, random)) for u in far)]
+        again = (gradient_of(self.call, moved(self.inputs, u, random)) for u in far)
+        rows = [self.centre, *map(calls.listed, again)]
         return self.closed([np.stack(leaves) for leaves in zip(*rows, strict=True)])
-
-    def moves(self, position: int, row: int, floor: float) -> Iterator[float]:
-        """How far an array of `stacks` moves when every input moves by a roundoff (row 1:
-        f's, row 2: the user's): again and again, by other signs.
-        """
-        for stack in self.moved_stacks(position):
-            yield measure(stack[row], stack[0], floor)[0]
 
     def moved_stacks(self, position: int) -> Iterator[np.ndarray]:
         """An array of `stacks`, again and again with its inputs moved by other signs."""
@@ -99,31 +99,41 @@ class Reference:
         factor shows most, half at random, where everything else does. `tied`: one that keeps
         entries of equal size so; zero where there are none."""
         random, directions = np.random.default_rng(1), []
-        for j, (p, length) in enumerate(zip(self.inputs.theta, self.norms, strict=True), 1):
+        for j, length in enumerate(self.norms, 1):
             gradient = self.stacks[j][0]
             v = np.where(self.open[j], 0.0, random.standard_normal(gradient.shape))
-            size = norm(gradient)
-            along = gradient / (size or 1.0)
+            along = gradient / (norm(gradient) or 1.0)
             v *= 1 if (v * along).sum() >= 0 else -1  # they must not cancel
             v = v / (norm(v) or 1.0) + along
-            v = together_where_tied(v, np.asarray(p)) if tied else v
+            v = together_where_tied(v, np.asarray(self.inputs.theta[j - 1])) if tied else v
             directions.append(length * v / (norm(v) or 1.0))
         return directions
 
-    def _along(self, positions: tuple[int, ...], first: float, tied: bool) -> Slope:
+    def along(self, positions: Collection[int], first: float, tied: bool) -> Slope:
         """The slope where the arrays at these positions move along their directions."""
-        directions = enumerate(self.directions(tied), 1)
-        return self.slope(
-            [v if j in positions else np.zeros(v.shape) for j, v in directions], first
-        )
+        moving = [v if j in positions else 0 * v for j, v in enumerate(self.directions(tied), 1)]
+        return self.slope(moving, first)
 
     def slope(self, directions: list[np.ndarray], first: float) -> Slope:
-        """The slope of f along the directions, one per array of theta, from a step of `first`."""
+        """The slope of f along the directions, one per array of theta, from a step of `first`.
+
+        Its error is at most four times the last correction, the gap between the slopes from the
+        right and from the left, and how far their mean is from it (where f'' jumps, the central
+        slope errs by O(h), the other two don't), and the rounding of f over h.
+        """
         h = first * 0.5 ** np.arange(LEVELS)
         moved_by = partial(calls.run, calls.evaluate_moved, self.call, self.inputs)
         plus, minus = _on_both_sides(moved_by, directions, h)
-        noise = self.noise + self.unit * np.abs(plus - minus).max()
-        return _slope(float(self.centre[0]), plus, minus, h, 8 * noise / h[-1])
+        centre, noise = float(self.centre[0]), self.noise + self.unit * np.abs(plus - minus).max()
+        rounding = 8 * noise / h[-1]
+        value, error = _extrapolate((plus - minus) / (2 * h), 2)
+        right, right_error = _extrapolate((plus - centre) / h, 1)
+        left, left_error = _extrapolate((centre - minus) / h, 1)
+        # A kink within the last step moves every central slope alike; the two sides then differ.
+        gap = abs(right - left)
+        kink = not gap <= 8 * (rounding + right_error + left_error)
+        skew = abs(value - (left + right) / 2)
+        return Slope(value, 4 * (error + gap + skew) + rounding, left, right, kink)
 
 
 def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
@@ -140,11 +150,10 @@ def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
         up = (mixed >> np.uint64(60)) & np.uint64(1)
         return (np.where(up, 1 + u, 1 - u) * a).astype(a.dtype)
 
-    theta, floats, others = inputs
-    return Inputs([*map(move, theta)], [*map(move, floats)], others)
+    return calls.map_floats(move, inputs)
 
 
-def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], list[Any]]:
+def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], dict[str, Any]]:
     """What `differentiate` gives; by differences where autodiff can't take the call: NumPy's
     functions, callbacks, a loop of unknown length."""
     if found := calls.attempt(calls.run, calls.differentiate, call, inputs):
@@ -183,38 +192,17 @@ def together_where_tied(direction: np.ndarray, theta: np.ndarray) -> np.ndarray:
     """The direction, changed so that entries of theta that are of equal size stay so: each gets
     their mean. Zeros stay where they are. Zero where no entries are tied.
     """
-    ordered = np.sort(np.abs(theta), axis=None)
-    if not ((ordered[:1] == 0).any() or (ordered[1:] == ordered[:-1]).any()):
-        return np.zeros(theta.shape)
     sign = np.sign(theta).ravel()
     _, group, count = np.unique(np.abs(theta), return_inverse=True, return_counts=True)
     sums = np.bincount(group.ravel(), sign * direction.ravel(), len(count))
-    return (sign * (sums / count)[group.ravel()]).reshape(theta.shape)
+    together = (sign * (sums / count)[group.ravel()]).reshape(theta.shape)
+    return together if count.max(initial=0) > 1 or not sign.all() else 0 * together
 
 
 def norm(a: Any) -> float:
     """The Euclidean norm of an array of any shape."""
     # Not by BLAS, whose threads take longer to wake than this takes.
     return float(np.sqrt(np.square(np.asarray(a)).sum()))
-
-
-def _slope(
-    centre: float, plus: np.ndarray, minus: np.ndarray, h: np.ndarray, rounding: float
-) -> Slope:
-    """The slope from f at theta, theta + h v and theta - h v.
-
-    Its error is at most four times the last correction, the gap between the slopes from the right
-    and from the left, and how far their mean is from it (where f'' jumps, the central slope errs by
-    O(h), the other two don't), and the rounding of f over h.
-    """
-    value, error = _extrapolate((plus - minus) / (2 * h), 2)
-    right, right_error = _extrapolate((plus - centre) / h, 1)
-    left, left_error = _extrapolate((centre - minus) / h, 1)
-    # A kink within the last step moves every central slope alike; the two sides then differ.
-    gap = abs(right - left)
-    kink = not gap <= 8 * (rounding + right_error + left_error)
-    skew = abs(value - (left + right) / 2)
-    return Slope(value, 4 * (error + gap + skew) + rounding, left, right, kink)
 
 
 def _extrapolate(slopes: np.ndarray, order: int) -> tuple[float, float]:
@@ -225,3 +213,54 @@ def _extrapolate(slopes: np.ndarray, order: int) -> tuple[float, float]:
         factor *= 2**order
         last, slopes = slopes, slopes[1:] + (slopes[1:] - slopes[:-1]) / (factor - 1)
     return float(slopes[0]), float(abs(slopes[0] - last[-1]))
+
+
+ARITHMETIC = {
+    "add", "add_any", "sub", "mul", "div", "pow", "integer_pow", "square", "sqrt", "rsqrt",
+    "cbrt", "exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc",
+    "erf_inv", "lgamma", "digamma", "sin", "cos", "tan", "asin", "acos", "atan", "sinh",
+    "cosh", "asinh", "acosh", "atanh", "reduce_sum", "reduce_prod", "cumsum", "cumprod",
+    "cumlogsumexp", "dot_general", "conv_general_dilated", "scatter-add"
+}  # fmt: skip
+"""The primitives that round. What only moves or selects numbers keeps ties as they are."""
+
+
+def rounding_of(program: Any, call: Call, inputs: Inputs, u: float) -> dict[str, np.ndarray]:
+    """For each array that program(call, inputs) returns, by its name in the tree, how far its
+    entries move, at most, in `MOVES` runs with roundoff u. Empty where the program can't be traced.
+    """
+    trace = jax.make_jaxpr(lambda inputs: program(call, inputs), return_shape=True)
+    traced, shapes = calls.attempt(trace, inputs, otherwise=(None, None))
+    if traced is None:
+        return {}
+    random = np.random.default_rng(0)
+
+    def run(u: float) -> list[np.ndarray]:
+        at = jax.tree.leaves(moved(inputs, u, random))
+        results = _evaluate(traced.jaxpr, traced.consts, at, u, random)
+        return [np.asarray(a, np.float64) if differentiable(a) else np.zeros(()) for a in results]
+
+    centre = run(0.0)
+    runs = [run(u) for _ in range(MOVES)]
+    away = [np.max([np.abs(r[i] - c) for r in runs], 0) for i, c in enumerate(centre)]
+    return calls.named_leaves(jax.tree.unflatten(jax.tree.structure(shapes), away))
+
+
+def _evaluate(
+    jaxpr: Any, consts: list[Any], arrays: list[Any], u: float, random: np.random.Generator
+) -> list[Any]:
+    """The results of a jaxpr, with every result of arithmetic moved by u."""
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arrays], strict=True))
+    read = lambda v: v.val if hasattr(v, "val") else values[v]
+    for equation in jaxpr.eqns:
+        operands = [read(v) for v in equation.invars]
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if hasattr(inner, "consts") and equation.primitive.name not in ("scan", "while"):
+            results = _evaluate(inner.jaxpr, inner.consts, operands, u, random)
+        else:
+            results = equation.primitive.bind(*operands, **equation.params)
+            results = results if equation.primitive.multiple_results else [results]
+        if equation.primitive.name in ARITHMETIC and all(map(differentiable, results)):
+            results = moved(Inputs(list(results), []), u, random).theta
+        values.update(zip(equation.outvars, results, strict=True))
+    return [read(v) for v in jaxpr.outvars]

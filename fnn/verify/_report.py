@@ -7,72 +7,61 @@ What the inputs of a check can't show, in words.
 
 import json
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fnn import _html
-from fnn.verify._arrays import named_leaves
-from fnn.verify._call import Inputs
+from fnn.verify._call import Inputs, named_leaves
 from fnn.verify._leaf import FLOOR, Check, Leaf, measure
-
-
-class Planted(NamedTuple):
-    """One bug planted into one leaf, and whether the check would have refused it."""
-
-    bug: str
-    leaf: str
-    seen: bool
 
 
 @dataclass(frozen=True)
 class Power:
-    """What a check can see. `smallest` has for each leaf the least relative error it refuses:
-    of all entries at once, each by its own amount.
+    """What a check can see: the planted bugs that it refuses, and those that it misses. `smallest`
+    has for each leaf the least relative error it refuses: of all entries at once, each by its own
+    amount.
     """
 
-    planted: tuple[Planted, ...]
+    seen: tuple[str, ...]
+    missed: tuple[str, ...]
     smallest: dict[str, float]
 
     def __str__(self) -> str:
         """The bugs that are missed, and a line per leaf."""
-        missed = [f"{p.bug} in {p.leaf}" for p in self.planted if not p.seen]
-        seen = len(self.planted) - len(missed)
-        lines = [f"power: {seen} of {len(self.planted)} planted bugs seen"]
-        lines += _wrap(f"  missed: {', '.join(missed)}") if missed else []
-        lines.append("smallest relative error seen")
-        lines += [f"  {name:32} {error:.1e}" for name, error in self.smallest.items()]
-        return "\n".join(lines)
+        number = len(self.seen) + len(self.missed)
+        lines = [f"power: {len(self.seen)} of {number} planted bugs seen"]
+        lines += _wrap(f"  missed: {', '.join(self.missed)}") if self.missed else []
+        rows = [f"  {name:32} {error:.1e}" for name, error in self.smallest.items()]
+        return "\n".join([*lines, "smallest relative error seen", *rows])
 
 
-def planted_bugs(g: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Bugs for a gradient g: the name, and g with the bug in it."""
-    yield "sign", -g
-    yield "zero", 0 * g
-    yield "twice", 2 * g
-    yield "half", g / 2
-    yield "NaN in one entry", _with_entry(g, np.nan)
-    yield "rounded to bfloat16", np.asarray(jnp.asarray(g, jnp.bfloat16), g.dtype)
-    yield "rounded to float32", g.astype(np.float32).astype(g.dtype)
-    if g.size > 1:
-        yield "largest entry negated", _with_entry(g, -g.flat[np.abs(g).argmax()])
-        yield "shifted by one entry", np.roll(g.ravel(), 1).reshape(g.shape)
-    if g.ndim > 1:
-        yield "last row zero", np.concatenate([g[:-1], 0 * g[-1:]])
-        yield "last column zero", np.concatenate([g[..., :-1], 0 * g[..., -1:]], -1)
-    if g.ndim == 2 and g.shape[0] == g.shape[1] > 1:
-        yield "transposed", g.T
+BUGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "sign": lambda g: -g,
+    "zero": lambda g: 0 * g,
+    "twice": lambda g: 2 * g,
+    "half": lambda g: g / 2,
+    "NaN in one entry": lambda g: np.where(_largest(g), np.nan, g),
+    "rounded to bfloat16": lambda g: np.asarray(jnp.asarray(g, jnp.bfloat16), g.dtype),
+    "rounded to float32": lambda g: g.astype(np.float32).astype(g.dtype),
+    "largest entry negated": lambda g: np.where(_largest(g), -g, g),
+    "shifted by one entry": lambda g: np.roll(g, 1),
+    "last row zero": lambda g: np.concatenate([g[:-1], 0 * g[-1:]]) if g.ndim > 1 else g,
+    "last column zero": lambda g: (
+        np.concatenate([g[..., :-1], 0 * g[..., -1:]], -1) if g.ndim > 1 else g
+    ),
+    "transposed": lambda g: g.T if g.T.shape == g.shape else g,
+}
+"""What a gradient is with a bug in it; itself where it can't have this one."""
 
 
-def _with_entry(g: np.ndarray, value: Any) -> np.ndarray:
-    g = g.copy()
-    g.flat[np.abs(g).argmax()] = value
-    return g
+def _largest(g: np.ndarray) -> Any:
+    return np.abs(g) == np.abs(g).max()
 
 
 def power_of(leaves: Sequence[Leaf]) -> Power:
@@ -81,22 +70,21 @@ def power_of(leaves: Sequence[Leaf]) -> Power:
     """
     random = np.random.default_rng(0)
     tried = [leaf for leaf in leaves if leaf.got.size]
-    planted, smallest = [], {}
+    planted: dict[bool, list[str]] = {True: [], False: []}
+    smallest = {}
     for leaf in tried:
         got, expected = leaf.got, leaf.expected
-        if not (np.isfinite(got).all() and np.isfinite(expected).all()):
-            smallest[leaf.name] = np.inf
-            continue
-        bound = np.inf if leaf.float64.verdict == "skipped" else leaf.float64.bound
-        swaps = ((f"swapped with {o.name}", o.got) for o in tried if o.got.shape == got.shape)
-        for bug, g in (*planted_bugs(got), *swaps):
-            if not np.array_equal(g, got):
+        known = np.isfinite(got).all() and np.isfinite(expected).all()
+        bound = leaf.float64.bound if known and leaf.float64.verdict != "skipped" else np.inf
+        swaps = {f"swapped with {o.name}": o.got for o in tried if o.got.shape == got.shape}
+        for bug, g in ({name: plant(got) for name, plant in BUGS.items()} | swaps).items():
+            if known and not np.array_equal(g, got):
                 seen = not measure(g, expected, FLOOR)[0] <= bound
-                planted.append(Planted(bug, leaf.name, seen))
+                planted[seen].append(f"{bug} in {leaf.name}")
         noise = random.uniform(-1, 1, expected.shape)
         error, _ = measure(expected * (1 + noise / np.abs(noise).max()), expected, FLOOR)
         smallest[leaf.name] = bound / error if error > bound else np.inf
-    return Power(tuple(planted), smallest)
+    return Power(tuple(planted[True]), tuple(planted[False]), smallest)
 
 
 WIDTH = 100
@@ -149,7 +137,7 @@ class Report:
         >>> Report("check_layer", ()).worst
         0.0
         """
-        return max((leaf.relative for leaf in self.leaves), default=0.0)
+        return max((leaf.float64.error for leaf in self.leaves), default=0.0)
 
     @property
     def errors(self) -> tuple[float | None, ...]:
@@ -197,8 +185,8 @@ class Report:
         leaves = []
         for leaf in self.leaves:
             of_leaf = {name: getattr(leaf, name) for name in ("name", "verdict", "note", "index")}
-            checks = leaf.checks._asdict()
-            leaves.append(of_leaf | {name: _as_dict(check) for name, check in checks.items()})
+            checks = {name: _as_dict(check) for name, check in leaf.checks._asdict().items()}
+            leaves.append(of_leaf | checks)
         own = ("name", "verdict", "dtype", "place", "blind")
         return json.dumps({name: getattr(self, name) for name in own} | {"leaves": leaves})
 
@@ -226,7 +214,7 @@ class Report:
             pair = dict(zip(("params", "x"), self.inputs, strict=False))
             named = pair if self.name == "search" else {"args": self.inputs}
             for name, leaf in named_leaves(named).items():
-                lines.append(f"    {name} = {_pasted(leaf)}")
+                lines.append(f"    {name} = {pasted(leaf)}")
         if self.blind and self.verdict == "pass":
             lines += _wrap(f"  these inputs can't show: {', '.join(self.blind)}")
         return "\n".join(lines)
@@ -239,7 +227,7 @@ def _as_dict(check: Check) -> dict[str, Any]:
     return {"verdict": check.verdict, "error": finite(check.error), "bound": finite(check.bound)}
 
 
-def _pasted(leaf: Any) -> str:
+def pasted(leaf: Any) -> str:
     """An array as Python source."""
     if not hasattr(leaf, "dtype"):
         return repr(leaf)

@@ -2,28 +2,32 @@
 
 Each probe changes the inputs in one way: zeros, ties, repeated integers, large numbers, other
 sizes. What fails is then shrunk: fewer examples, smaller sizes, fewest and roundest numbers.
+
+Every rule of a package: recorded with the arguments that its own tests call it with, and
+checked at these and at special values of each.
 """
 
 import inspect
+import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Params
-from fnn.verify._arrays import Function, as_arrays, differentiable, map_floats
-from fnn.verify._call import attempt
+from fnn.verify._call import Function, as_arrays, attempt, differentiable, floats, map_floats
 from fnn.verify._custom import check_custom
-from fnn.verify._gradients import check_vjp
+from fnn.verify._gradients import HALF, check_vjp
 from fnn.verify._leaf import joined
-from fnn.verify._report import Report
+from fnn.verify._report import Report, pasted
 
 PLAIN = 1e-6
 """The float64 error that counts here. At extreme inputs right rules may lose many digits."""
@@ -60,8 +64,8 @@ def search(
     function's own value is NaN. After `seconds` no further inputs are tried.
 
     Inputs that forward or backward refuses by an exception are skipped, but a TimeoutError is
-    raised. A probe fails only by a plain error, of more than 1e-6 in float64, or by NaN where the
-    reference is finite.
+    raised. A probe fails only by a plain error: more than 1e-6 in float64, twice the bound in half
+    precision, or NaN where the reference is finite.
 
     >>> forward = lambda params, x: (jnp.where(x > 0, x, 0), x)
     >>> backward = lambda params, x, dy: ((), jnp.where(x >= 0, dy, 0))
@@ -111,20 +115,23 @@ def _first_wrong(
     end = time.monotonic() + seconds
 
     def at(*inputs: Any) -> Report | None:
-        outside = (domain and not domain(*inputs)) or _has_nan(value(*inputs))
-        return None if outside else check(*inputs)
+        if time.monotonic() > end or (domain and not domain(*inputs)):
+            return None
+        undefined = any(np.isnan(a).any() for a in floats(value(*inputs)))
+        return None if undefined else check(*inputs)
 
-    def within_time(*inputs: Any) -> Report | None:
-        return attempt(at, *inputs) if time.monotonic() <= end else None
-
-    count, first, tried = 0, None, [*probes]
-    for what, inputs in tried:
-        report = within_time(*inputs)
+    safely = partial(attempt, at)
+    tried: dict[str, Probe] = {}  # equal inputs once
+    for what, inputs in probes:
+        tried.setdefault(str([*map(pasted, jax.tree.leaves(inputs))]), (what, inputs))
+    count, first = 0, None
+    for what, inputs in tried.values():
+        report = safely(*inputs)
         first = first or report
         count += report is not None
         if report is not None and _plainly_wrong(report):
-            return _shrunk(within_time, what, inputs, report)
-    first = first or check(*tried[0][1])  # it says why, or raises
+            return _shrunk(safely, what, inputs, report)
+    first = first or check(*next(iter(tried.values()))[1])  # it says why, or raises
     return replace(first, place=f"no wrong gradient at {count} inputs tried")
 
 
@@ -200,24 +207,21 @@ def _sizes_of(make_inputs: Function) -> dict[str, int]:
 
     Raises ValueError where there are none, or where they are no integers or not positional.
     """
-    _, *given = inspect.signature(make_inputs).parameters.values()
-    sizes = {p.name: p.default for p in given}
-    positional = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in given)
-    if not sizes or not positional or not all(type(n) is int for n in sizes.values()):
+    signature = inspect.signature(make_inputs)
+    _, *given = signature.parameters.values()
+    if not given or any(type(p.default) is not int or p.kind is p.KEYWORD_ONLY for p in given):
         raise ValueError(
             "search: expected make_inputs(key, sizes...) whose sizes have integer defaults, such "
-            f"as make_inputs(key, batch=4, d=3); got {inspect.signature(make_inputs)}"
+            f"as make_inputs(key, batch=4, d=3); got {signature}"
         )
-    return sizes
-
-
-def _has_nan(y: Any) -> bool:
-    return any(np.isnan(a).any() for a in jax.tree.leaves(y) if differentiable(a))
+    return {p.name: p.default for p in given}
 
 
 def _plainly_wrong(report: Report) -> bool:
+    most = 2.0 if report.dtype in HALF else np.inf
+    natively = lambda check: check.error == np.inf or check.error > most * check.bound > 0
     return any(
-        leaf.verdict == "fail" and (not leaf.float64.error <= PLAIN or leaf.native.error == np.inf)
+        leaf.verdict == "fail" and (not leaf.float64.error <= PLAIN or natively(leaf.native))
         for leaf in report.leaves
     )
 
@@ -268,3 +272,141 @@ def _parts(leaves: list[Any]) -> list[slice]:
 def _cost(a: Array) -> int:
     """How many characters the entries take, zeros none."""
     return sum(len(f"{v:g}") for v in np.ravel(np.asarray(a, np.float64)) if v)
+
+
+MOST = 3
+"""How many calls of one rule are recorded, no two of the same shapes, dtypes and statics."""
+LARGEST = 10_000
+"""The most entries that an argument may have, to be checked."""
+Recorded = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A call of a rule: the function, and its arguments by position."""
+KINDS: tuple[Any, ...] = (jax.custom_vjp, jax.custom_jvp)
+
+
+class Row(NamedTuple):
+    """What was found of one rule: "pass", "fail", "inconclusive" or "skipped"."""
+
+    name: str
+    verdict: str
+    note: str
+    report: Report | None = None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What was found of the rules of a package; `str` is a table with a line per rule."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def verdict(self) -> str:
+        """ "fail" where a rule fails; "inconclusive" where none passes; else "pass"."""
+        found = {row.verdict for row in self.rows}
+        return next((v for v in ("fail", "pass") if v in found), "inconclusive")
+
+    def raise_for_verdict(self) -> None:
+        """Raise AssertionError, with the table and the reports, where a rule fails."""
+        wrong = [row for row in self.rows if row.verdict == "fail"]
+        assert not wrong, "\n".join([str(self), *(str(row.report) for row in wrong)])
+
+    def to_json(self) -> str:
+        """The rows, for continuous integration."""
+        rows = [row._asdict() | {"report": str(row.report or "")} for row in self.rows]
+        return json.dumps({"verdict": self.verdict, "rules": rows}, indent=1)
+
+    def __str__(self) -> str:
+        width = max((len(row.name) for row in self.rows), default=0)
+        return "\n".join(f"{r.name:{width}}  {r.verdict:12}  {r.note}" for r in self.rows)
+
+
+def check_rules(module: Any, inputs: Mapping[str, Any], *, seconds: float = 60) -> Rules:
+    """Check the `jax.custom_vjp` and `jax.custom_jvp` functions of a module, each at its arguments
+    in `inputs`, a tuple by the function's name, and at special values of these, as `search_custom`
+    does. A function without inputs is skipped. The time is shared among the rules.
+
+    >>> import types
+    >>> module = types.SimpleNamespace(double=jax.custom_jvp(lambda x: 2 * x))
+    >>> rule = module.double.defjvp(lambda x, t: (2 * x[0], t[0]))
+    >>> print(check_rules(module, {"double": (np.ones(2, np.float32),)}))  # doctest: +ELLIPSIS
+    double  fail ...
+    """
+    rules = {name: rule for name, rule in vars(module).items() if isinstance(rule, KINDS)}
+    calls = {name: [(rule, inputs[name])] if name in inputs else [] for name, rule in rules.items()}
+    return checked(calls, seconds)
+
+
+def checked(calls: Mapping[str, list[Recorded]], seconds: float) -> Rules:
+    """The rules by their names, at their recorded calls; the time is shared among them."""
+    end, rows = time.monotonic() + seconds, []
+    for left, (name, recorded) in zip(range(len(calls), 0, -1), calls.items(), strict=True):
+        now = time.monotonic()
+        share = now + (end - now) / left
+        found = [_row(name, rule, args, share) for rule, args in recorded if now < end]
+        why = "it was not called" if now < end else "no time is left"
+        order = ("fail", "inconclusive", "pass", "skipped")
+        found = found or [Row(name, "skipped", why)]
+        rows.append(min(found, key=lambda row: order.index(row.verdict)))
+    return Rules(tuple(rows))
+
+
+def _row(name: str, rule: Any, args: tuple[Any, ...], end: float) -> Row:
+    """What is found at one call of a rule."""
+    if any(np.size(a) > LARGEST for a in jax.tree.leaves(args)):
+        return Row(name, "skipped", f"an argument has more than {LARGEST} entries")
+    try:
+        report = search_custom(rule, *args, seconds=max(end - time.monotonic(), 0.0))
+    except TimeoutError:
+        raise
+    except Exception as error:
+        return Row(name, "skipped", f"{type(error).__name__}: {error}".split("\n")[0])
+    notes = [leaf.note for leaf in report.leaves if leaf.verdict == report.verdict]
+    return Row(name, report.verdict, joined(report.place, *notes[:1]), report)
+
+
+@contextmanager
+def recording(package: str) -> Iterator[dict[str, list[Recorded]]]:
+    """The calls of the package's rules while this is open, by the rules' names; also of those
+    inside of jit, grad, vmap and scan, where a callback sees the values."""
+    calls: dict[str, list[Recorded]] = {}
+    own = {kind: kind.__call__ for kind in KINDS}
+    for kind, original in own.items():
+        kind.__call__ = _recorded(original, package, calls)
+    try:
+        yield calls
+    finally:
+        for kind, original in own.items():
+            kind.__call__ = original
+
+
+def _recorded(original: Any, package: str, calls: dict[str, list[Recorded]]) -> Any:
+    seen: set[Any] = set()
+
+    def call(self: Any, *args: Any, **named: Any) -> Any:
+        if named:
+            args = inspect.signature(self.fun).bind(*args, **{**named}).args
+        module = getattr(self.fun, "__module__", None) or ""
+        if f"{module}.".startswith(f"{package}."):
+            name = f"{module}.{getattr(self.fun, '__qualname__', 'rule')}"
+            attempt(_record, self, args, calls.setdefault(name, []), seen)
+        return original(self, *args)
+
+    return call
+
+
+def _record(rule: Any, args: Any, calls: list[Recorded], seen: set[Any]) -> None:
+    """Keep the call, once its values are known."""
+    leaves, form = jax.tree.flatten(args)
+    arrays = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
+    forms = [(a.shape, str(a.dtype)) if hasattr(a, "dtype") else repr(a) for a in leaves]
+    if len(calls) >= MOST or (key := (id(calls), form, str(forms))) in seen:
+        return
+    seen.add(key)
+
+    def keep(*values: Any) -> None:
+        if len(calls) >= MOST:  # a loop calls this at each of its steps
+            return
+        at = dict(zip(arrays, map(np.asarray, values), strict=True))
+        kept = [at.get(i, leaf) for i, leaf in enumerate(leaves)]
+        calls.append((rule, jax.tree.unflatten(form, kept)))
+
+    jax.debug.callback(keep, *(leaves[i] for i in arrays))

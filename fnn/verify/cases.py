@@ -1,6 +1,6 @@
-"""What each name of `fnn.catalog` is checked with: inputs, and update rules in numpy.
+"""What `fnn verify` checks: everything that the library ships, or what a user's module names.
 
-`fnn verify` checks everything in here, and the tests run over it.
+Each name of `fnn.catalog` has inputs here, or an update rule in numpy; the tests run over them.
 
     ACTIVATIONS   name -> (layer, an input)
     LAYERS        name -> (layer, an input): layers, models, and each combinator of a dense layer
@@ -15,8 +15,9 @@ is the update written a second time, in numpy and from its source: see `fnn.veri
 
 # mypy: allow-untyped-defs
 
+import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,6 +28,9 @@ import numpy as np
 import fnn
 from fnn import catalog
 from fnn.base import Layer, Loss, Optimizer, at
+from fnn.verify._gradients import check_layer, check_loss
+from fnn.verify._report import Report
+from fnn.verify.optimizers import check_optimizer
 
 _random = np.random.default_rng(0)
 _ANY, _OTHER = _random.standard_normal((2, 6, 4)).astype(np.float32)
@@ -172,14 +176,10 @@ def _moments(g, slots, b1, b2):
     return b1 * slots[0] + (1 - b1) * g, b2 * slots[1] + (1 - b2) * g**2
 
 
-def _adam(rate, t, theta, g, slots, b1=0.9, b2=0.999, eps=1e-8):
+def _adam(rate, t, theta, g, slots, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0):
     m, v = _moments(g, slots, b1, b2)
-    return theta - rate * m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps), (m, v)
-
-
-def _adamw(rate, t, theta, g, slots, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01):
-    moved, slots = _adam(rate, t, theta, g, slots, b1, b2, eps)
-    return moved - rate * weight_decay * theta, slots
+    step = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+    return theta - rate * (step + weight_decay * theta), (m, v)
 
 
 def _nadam(rate, t, theta, g, slots, b1=0.9, b2=0.999, eps=1e-8):
@@ -214,7 +214,7 @@ def _adam_with_l2(rate, t, theta, g, slots):
 OPTIMIZERS: dict[str, Rule] = {
     "adagrad": Rule(fnn.adagrad, _adagrad),
     "adam": Rule(fnn.adam, _adam),
-    "adamw": Rule(fnn.adamw, _adamw),
+    "adamw": Rule(fnn.adamw, partial(_adam, weight_decay=0.01)),
     "lion": Rule(fnn.lion, _lion),
     "momentum": Rule(fnn.momentum, _momentum),
     "muon": Rule(fnn.muon, _muon, per_array=True),
@@ -231,3 +231,57 @@ WRAPPERS: dict[str, Rule] = {
     "partition": Rule(lambda lr: fnn.partition(lambda p: "all", {"all": fnn.adam(lr)}), _adam),
     "scale_loss": Rule(lambda lr: fnn.scale_loss(fnn.adam(lr), 1.0), _adam),
 }
+
+
+def shipped() -> Iterator[tuple[str, Report]]:
+    """The name of each layer, loss and optimizer of the library, and a report on it.
+
+    An optimizer with settings is also checked with others than its defaults.
+    """
+    init_key, noise_key = jax.random.split(jax.random.key(0))
+    for name, (layer, x) in (LAYERS | ACTIVATIONS).items():
+        # Moved off its initial zeros and ones, so that no parameter is without effect.
+        params = jax.tree.map(
+            lambda p: p + 0.1 * jax.random.normal(noise_key, p.shape), layer.init(init_key)
+        )
+        yield name, check_layer(layer, params, x)
+    for name, (loss, prediction, target) in LOSSES.items():
+        yield name, check_loss(loss, prediction, target)
+    weight_key, bias_key = jax.random.split(noise_key)
+    params = {"W": jax.random.normal(weight_key, (6, 4)), "b": jax.random.normal(bias_key, (4,))}
+    for name, rule in (OPTIMIZERS | WRAPPERS).items():
+        for title, one in ((name, rule), (f"{name}, other settings", rule.changed())):
+            if one:
+                yield title, check_optimizer(one.make, one.rule, params, per_array=one.per_array)
+
+
+def named(path: str) -> Report:
+    """A report on the layer, loss or optimizer constructor at "package.module:name".
+
+    It is checked at the inputs that its module gives as `name_inputs`, a tuple or a function
+    that returns one:
+
+        layer                   (params, x)
+        loss                    (prediction, target)
+        optimizer constructor   (rule, params), as for `verify.check_optimizer`
+
+    Raises ValueError for another form of path or a name or inputs that the module lacks,
+    TypeError for anything else under that name; ImportError where there is no such module.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name.isidentifier():
+        raise ValueError(f"expected package.module:name, got {path!r}")
+    module = importlib.import_module(module_name)
+    for needed in (name, f"{name}_inputs"):
+        if not hasattr(module, needed):
+            raise ValueError(f"{module_name} has no {needed}")
+    checked, inputs = getattr(module, name), getattr(module, f"{name}_inputs")
+    inputs = inputs() if callable(inputs) else inputs
+    match checked:
+        case Layer():
+            return check_layer(checked, *inputs)
+        case Loss():
+            return check_loss(checked, *inputs)
+        case _ if callable(checked):
+            return check_optimizer(checked, *inputs)
+    raise TypeError(f"{path}: expected a Layer, a Loss or an optimizer's constructor")

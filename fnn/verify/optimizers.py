@@ -23,8 +23,8 @@ import numpy as np
 
 from fnn.adapters.optax import from_optax
 from fnn.base import Array, Optimizer, Params, at_least_float32
-from fnn.verify._arrays import ROUNDOFF, coarsest_dtype, named_leaves, unit_roundoff, widened
-from fnn.verify._causes import likely_cause
+from fnn.verify._call import ROUNDOFF, coarsest_dtype, named_leaves, unit_roundoff, widened
+from fnn.verify._causes import NARROW, Wrong, likely_cause
 from fnn.verify._leaf import NONE, TOLERANCE, Leaf, compared, joined, measure, side_by_side, unfit
 from fnn.verify._report import Report
 
@@ -76,20 +76,17 @@ def check_optimizer(
             "check_optimizer: expected a constructor learning_rate -> Optimizer, such as fnn.adam "
             "or lambda rate: fnn.adam(rate, b1=0.5); or an Optimizer with its learning_rate="
         )
-    schedule: Schedule
-    if made:
-        schedule = learning_rate if callable(learning_rate) else lambda step: learning_rate
-    else:
-        optimizer, schedule = optimizer(falling), falling
+    rate = falling if learning_rate is None else learning_rate
+    schedule: Schedule = rate if callable(rate) else lambda step: rate
+    optimizer = optimizer if made else optimizer(falling)
     if not isinstance(optimizer, Optimizer):
         optimizer = from_optax(optimizer)
     params = jax.tree.map(jnp.asarray, params)
-    rule = _each(rule, params) if per_array else rule
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)] if per_array else [(-1,)]
+    steps = partial(_by_rule, rule, schedule, shapes)
     dtype = coarsest_dtype(jax.tree.leaves(params))
     scales = [scale for scale in SCALES if scale > float(jnp.finfo(dtype).smallest_subnormal)]
-    leaves = [
-        leaf for scale in scales for leaf in _at_scale(optimizer, schedule, rule, params, scale)
-    ]
+    leaves = [leaf for scale in scales for leaf in _at_scale(optimizer, steps, params, scale)]
     return Report("check_optimizer", tuple(leaves), str(dtype))
 
 
@@ -102,9 +99,7 @@ def falling(step: Any) -> Array:
     return (8 - jnp.asarray(step).astype(float)) / 64
 
 
-def _at_scale(
-    optimizer: Any, schedule: Schedule, rule: Rule, params: Params, scale: float
-) -> list[Leaf]:
+def _at_scale(optimizer: Any, steps: Any, params: Params, scale: float) -> list[Leaf]:
     """The leaves of the check with gradients and parameters of this size."""
     random = np.random.default_rng(0)
     start = jax.tree.map(lambda p: p * jnp.asarray(scale, p.dtype), params)
@@ -121,7 +116,6 @@ def _at_scale(
     theta, gs = _flat(start), np.stack([_flat(g) for g in grads])
     dtype = coarsest_dtype(jax.tree.leaves(params))
     unit = unit_roundoff(dtype)
-    steps = partial(_by_rule, rule, schedule)
     move = lambda a, u: a * (1 + u * random.choice((-1.0, 1.0), a.shape))
     moved = lambda u: steps(move(theta, u), move(gs, u), np.float64, np.float64)
     paths = [[wide], [native], [moved(0.0)], [steps(theta, gs, at_least_float32(dtype), dtype)]]
@@ -146,22 +140,20 @@ def _leaf(name: str, moves: list[list[np.ndarray]], theta: np.ndarray, unit: flo
     own_error, _ = measure(own, expected, 1)
     as_run = compared(measure(native, expected, 1)[0], 8 * (unit + near + own_error))
     if in_float64.verdict == as_run.verdict == "pass":
-        if expected.any():
-            return Leaf(name, "pass", in_float64, as_run, NONE, index, "", wide, expected)
-        note = "the rule moves nothing: right and missing look alike"
-        return Leaf(name, "inconclusive", in_float64, as_run, NONE, index, note)
+        still = "" if expected.any() else "the rule moves nothing: right and missing look alike"
+        verdict = "inconclusive" if still else "pass"
+        return Leaf(name, verdict, in_float64, as_run, NONE, index, still, wide, expected)
     failed = in_float64.verdict == "fail"
     got, bound = (wide, in_float64.bound) if failed else (native, as_run.bound)
-    size = np.abs(expected).max()
-    wrong = ~(np.abs(got - expected).max(1) <= bound * size)
-    t = int(np.argmax(wrong)) if wrong.any() else index[0]
+    right = np.abs(got - expected).max(1) <= bound * np.abs(expected).max()
+    t = index[0] if right.all() else int(np.argmin(right))
     i = measure(got[t], expected[t], 1)[1]
     values = side_by_side(expected[t][i], got[t][i])
     note = f"first wrong at update {t + 1}: the move of entry {list(i)}, {values}"
     # A step is along minus a gradient, which is what a cause is known of.
-    theta = theta + expected[:t].sum(0)
-    cause = likely_cause(-got[t], -expected[t], theta, ())
-    note = joined(note, cause)
+    narrow, theta = () if failed else NARROW, theta + expected[:t].sum(0)
+    wrong_step = Wrong(-got[t], -expected[t], theta, narrow=narrow)
+    note = joined(note, likely_cause(wrong_step))
     return Leaf(name, "fail", in_float64, as_run, NONE, (t, *i), note, wide, expected)
 
 
@@ -186,34 +178,22 @@ def _flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.zeros(0), *leaves])
 
 
-def _each(rule: Rule, params: Params) -> Rule:
-    """The rule of one flat array that applies `rule` to each array of params in it."""
-    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
-    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
-
-    parts = lambda a: [p.reshape(s) for p, s in zip(np.split(a, ends), shapes, strict=True)]
-
-    def all_of(rate: Any, t: Any, theta: Any, g: Any, slots: Any) -> Any:
-        arrays = zip(*map(parts, (theta, g, *slots)), strict=True)
-        updated = [rule(rate, t, one, its, tuple(own)) for one, its, *own in arrays]
-        flat = lambda arrays: np.concatenate([np.ravel(a) for a in arrays])
-        kept = zip(*(own for _, own in updated), strict=True)
-        return flat([one for one, _ in updated]), tuple(map(flat, kept))
-
-    return all_of
-
-
 def _by_rule(
-    rule: Rule, schedule: Schedule, theta: np.ndarray, grads: np.ndarray, dtype: Any, kept: Any
+    rule: Rule, schedule: Schedule, shapes: Any, theta: Any, grads: Any, dtype: Any, kept: Any
 ) -> np.ndarray:
-    """The rule's theta, as rows: computed in `dtype`, theta kept in `kept` between updates."""
-    path = [theta]
-    number = np.dtype(dtype).type
-    theta, slots = theta.astype(dtype), (np.zeros(theta.shape, dtype),) * SLOTS
-    with np.errstate(all="ignore"):
-        for t, g in enumerate(grads):
-            rate = number(schedule(t))
-            theta, slots = rule(rate, number(t + 1), theta, g.astype(dtype), slots)
+    """The rule's theta, as rows, of each array in it by itself, in its own shape: computed in
+    `dtype`, kept in `kept` between updates."""
+    number, paths = np.dtype(dtype).type, []
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    parts = zip(np.split(theta, ends), np.split(grads, ends, 1), shapes, strict=True)
+    for start, gs, shape in parts:
+        theta, path = start.reshape(shape).astype(dtype), [start]
+        slots = (np.zeros(theta.shape, dtype),) * SLOTS
+        for t, g in enumerate(gs.astype(dtype)):
+            with np.errstate(all="ignore"):
+                g = g.reshape(theta.shape)
+                theta, slots = rule(number(schedule(t)), number(t + 1), theta, g, slots)
             theta = theta.astype(kept).astype(dtype)
-            path.append(theta.astype(np.float64))
-    return np.stack(path)
+            path.append(theta.astype(np.float64).ravel())
+        paths.append(np.stack(path))
+    return np.concatenate(paths, 1)

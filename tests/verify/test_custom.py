@@ -304,6 +304,31 @@ def test_a_sum_that_stops_growing_is_refused(right):
     assert report.verdict == ("pass" if right else "fail"), str(report)
 
 
+def weights(total):
+    """A matrix product whose weight gradient is `total` of the examples' outer products."""
+
+    def backward(w, x, dy):
+        return total(x[:, :, None] * dy[:, None, :]), dy @ w.T
+
+    return lambda w, x: (x @ w, x), backward
+
+
+TOTALS = {
+    "right": lambda rows: rows.sum(0),
+    "wrong": lambda rows: jax.lax.scan(lambda t, row: (t + row, None), 0 * rows[0], rows)[0],
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", TOTALS)
+def test_weight_gradients_summed_in_half_precision_are_refused(name, dtype):
+    """Terms of both signs hide it: the sum stays small. A cotangent with the signs of J v shows."""
+    x = jax.random.normal(jax.random.key(0), (3000, 16), dtype)
+    w = jax.random.normal(jax.random.key(1), (16, 4), dtype) / 4
+    report = verify.check_vjp(*weights(TOTALS[name]), w, x)
+    assert report.verdict == ("fail" if name == "wrong" else "pass"), str(report)
+
+
 TAILS = {
     "expm1 + 1": (lambda x: jnp.expm1(-x) + 1, lambda x: -jnp.exp(-x)),
     "s(1 - s)": (jax.nn.sigmoid, lambda x: jax.nn.sigmoid(x) * (1 - jax.nn.sigmoid(x))),

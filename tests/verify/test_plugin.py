@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fnn import verify
-from fnn.verify._rules import MOST, recording
+from fnn.verify._search import MOST, recording
 
 PACKAGE = """
 import jax, jax.numpy as jnp
@@ -74,15 +74,17 @@ def run(project, *options):
 
 
 def test_the_rules_that_the_tests_run_are_checked(project):
-    done = run(project, "--fnn-rules", "theirs", "--fnn-rules-json", "found.json")
+    files = ("--fnn-rules-json", "found.json", "--junitxml", "found.xml")
+    done = run(project, "--fnn-rules", "theirs", *files)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
+    assert "1 failed, 1 passed" in done.stdout
+    assert "search_custom: fail" in (project / "found.xml").read_text()
     found = json.loads((project / "found.json").read_text())
     rows = {row["name"]: row for row in found["rules"]}
     verdicts = {name.removeprefix("theirs."): row["verdict"] for name, row in rows.items()}
     assert verdicts == {"right": "pass", "wrong": "fail", "power": "pass", "large": "skipped"}
     assert "20" in rows["theirs.large"]["note"] or "entries" in rows["theirs.large"]["note"]
-    assert "FAILED theirs.wrong" in done.stdout
+    assert "FAILED fnn-rules::theirs.wrong" in done.stdout
     assert found["verdict"] == "fail"
 
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import fnn
@@ -77,6 +78,34 @@ def test_forward_mode(jvp, words):
     report = verify.check_custom(jvp_rule(jnp.sin, jvp), X)
     assert report.verdict == ("fail" if words else "pass"), str(report)
     assert words in str(report)
+
+
+def test_a_rule_is_the_same_under_jit_and_vmap():
+    def of(rule):
+        f = jax.custom_vjp(lambda x: jnp.sin(x))
+        f.defvjp(lambda x: (jnp.sin(x), x), lambda x, dy: (dy * rule(x),))
+        return verify.check_custom(f, X)
+
+    concrete = lambda x: jnp.cos(x) * (2 if isinstance(x, jax.core.Tracer) else 1)
+    assert "under jit" in of(concrete).leaves[0].note
+    batch = jax.custom_batching.custom_vmap(jnp.cos)
+    batch.def_vmap(lambda size, batched, x: (jnp.cos(x) + 1e-3, True))
+    assert "under vmap" in of(batch).leaves[0].note
+    assert of(jnp.cos).verdict == "pass"
+
+
+def test_the_second_derivative_is_checked_where_there_is_one():
+    def of(slope):
+        f = jax.custom_vjp(lambda x: jnp.sin(x))
+        f.defvjp(lambda x: (jnp.sin(x), x), lambda x, dy: (dy * slope(x),))
+        return verify.check_custom(f, X)
+
+    assert of(jnp.cos).verdict == "pass"
+    report = of(lambda x: jax.lax.stop_gradient(jnp.cos(x)))
+    assert report.verdict == "fail"
+    assert report.leaves[-1].name == "second derivative"
+    by_callback = lambda x: jax.pure_callback(lambda x: np.cos(x), x, x)
+    assert of(by_callback).verdict == "pass"
 
 
 def test_static_arguments_are_not_differentiated():
@@ -201,3 +230,30 @@ def test_a_forward_pass_that_rounds_otherwise_is_no_other_value(dtype):
     report = verify.check_custom(total, jnp.abs(X[0]), reference=jnp.sum)
     assert "when it is differentiated" not in str(report)
     assert report.verdict == "pass" or dtype == jnp.bfloat16, str(report)
+
+
+def test_a_derivative_of_nothing_but_rounding_breaks_no_law():
+    """numpyro's inverse of a power law: at alpha = -1 its derivative by alpha cancels to 1e-10, and
+    rounds otherwise under jit."""
+
+    def by_alpha(q, e):
+        high = jnp.power(2.0, e)
+        inside = 1.0 + q * (high - 1.0)
+        slope = q * high * jnp.log(2.0) / (e * inside)
+        return jnp.power(inside, 1 / e) * (slope - jnp.log(inside) / jnp.square(e))
+
+    @jax.custom_jvp
+    def inverse(q, alpha):
+        other = 1.0 + jnp.where(alpha == -1, 0.0, alpha)
+        inside = 1.0 + q * (jnp.power(2.0, other) - 1.0)
+        return jnp.where(alpha == -1, jnp.power(2.0, q), jnp.power(inside, 1 / other))
+
+    @inverse.defjvp
+    def _jvp(primals, tangents):
+        q, alpha = primals
+        along = (by_alpha(q, alpha + 1 - 1e-3) + by_alpha(q, alpha + 1 + 1e-3)) / 2
+        y = inverse(q, alpha)
+        return y, y * jnp.log(2.0) * tangents[0] + along * tangents[1]
+
+    report = verify.check_custom(inverse, jnp.array(1.0), jnp.array(-1.0))
+    assert report.verdict != "fail", str(report)
