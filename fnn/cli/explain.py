@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from fnn import atomic
 from fnn.cli import options
 from fnn.runs import _plots, evaluation, files, importance
 
@@ -28,7 +29,7 @@ def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Pa
     trained = files.load(run)
     picture = out or run / PICTURE
     files.check_apart(picture, *source, run / files.FILE)
-    _plots.make_room(picture)
+    files.make_room(picture)
     examples, which = evaluation.held_out(trained, trained.read(source))
     click.echo(f"data      {' '.join(source)}: {which}")
     for line in evaluation.evaluate(trained, examples).lines():
@@ -36,5 +37,6 @@ def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Pa
     found = importance.measured(trained, examples, repeats, seed)
     click.echo(f"worse by, when a column is shuffled (mean ± deviation of {repeats} shuffles):")
     click.echo(found.table())
-    _plots.importances(found, picture, f"{' '.join(source)}: {which}")
+    title = f"{' '.join(source)}: {which}"
+    atomic.write(picture, _plots.image(_plots.importance, found, title))
     click.echo(f"drawn     {picture}")

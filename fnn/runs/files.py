@@ -11,6 +11,7 @@ epoch. With the data, a run's settings decide every bit of its result.
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,19 @@ def check_apart(out: Path, *read: str | Path) -> None:
             raise DataError(f"{out}: the file is read, and would be replaced")
 
 
+def make_room(path: Path) -> None:
+    """Make the folder of a file. Raises OSError where that fails or nothing can be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
+
+
 def version(folder: Path) -> tuple[int, ...] | None:
     """What changes with each `save` to the folder; None where it holds no run."""
-    try:
+    with suppress(FileNotFoundError, NotADirectoryError):
         status = os.stat(folder / FILE)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+        return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+    return None
 
 
 def check_writable(folder: Path, run: Run) -> None:

@@ -1,8 +1,7 @@
 """What a run leaves for people: its history as a table and as a picture, and a page about it."""
 
-import csv
+import base64
 import errno
-import io
 import os
 from collections.abc import Callable, Iterator
 from html import escape
@@ -42,13 +41,12 @@ def write(folder: Path, history: list[dict[str, float]], title: str) -> list[str
     Returns what could not be written and why: the run is whole without either file. An older
     file is then unchanged.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["epoch", *history[0]], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"epoch": i} | entry for i, entry in enumerate(history, 1))
+    rows = [["epoch", *history[0]]]
+    rows += [[str(i), *map(str, entry.values())] for i, entry in enumerate(history, 1)]
+    text = "".join(",".join(row) + "\n" for row in rows)
     return [
-        *_attempt(folder / HISTORY, lambda path: atomic.write(path, text.getvalue().encode())),
-        *_attempt(folder / PICTURE, lambda path: _plots.curves(history, path, title)),
+        *_attempt(folder / HISTORY, text.encode),
+        *_attempt(folder / PICTURE, lambda: _plots.image(_plots.curves, history, title)),
     ]
 
 
@@ -58,7 +56,7 @@ def page(
     """Write report.html: what was read, the metrics `found` on the held-out part beside `base`, and
     pictures of both, in one file that needs no others. Returns as `write` does."""
 
-    def write(path: Path) -> None:
+    def text() -> bytes:
         fields = {
             "title": escape(printable(title)),
             "summary": escape(summary(found, base)),
@@ -67,9 +65,9 @@ def page(
             "sections": "".join(_sections(run, test, found)),
         }
         template = Template(files("fnn.runs").joinpath(PAGE).read_text("utf-8"))
-        atomic.write(path, template.substitute(fields).encode(errors="replace"))
+        return template.substitute(fields).encode(errors="replace")
 
-    return _attempt(folder / PAGE, write)
+    return _attempt(folder / PAGE, text)
 
 
 def summary(found: Classified | Predicted, base: Baselines) -> str:
@@ -79,10 +77,10 @@ def summary(found: Classified | Predicted, base: Baselines) -> str:
     return f"test {name} {ours:.4g} (linear model {linear:.4g}, always the mean {mean:.4g})"
 
 
-def _attempt(path: Path, write: Callable[[Path], None]) -> list[str]:
+def _attempt(path: Path, content: Callable[[], bytes]) -> list[str]:
     """Write a file. Returns a line about it if that fails, as drawing may in any way."""
     try:
-        write(path)
+        atomic.write(path, content())
     except Exception as error:
         reason = (getattr(error, "strerror", None) or str(error)).splitlines() or ["failed"]
         return [f"{path} is not written: {reason[0]}"]
@@ -109,17 +107,17 @@ def _sections(run: Run, test: Dataset, found: Any) -> Iterator[str]:
     drawn = np.random.default_rng(0).permutation(len(test.x))[:ROWS]
     some = test._replace(x=test.x[drawn], y=test.y[drawn])
     guess = run.predict(test.x)
-    yield _section("Training", _plots.history_of(run.progress.history, ""))
+    yield _section("Training", _plots.curves, run.progress.history)
     if isinstance(found, Classified):
-        yield _section("Confusion and calibration", _plots.classified(found, test.y, guess))
+        yield _section("Confusion and calibration", _plots.classified, found, test.y, guess)
         costs = -np.log(np.maximum(guess[np.arange(len(guess)), test.y], 1e-30))
     else:
-        yield _section("Predictions and residuals", _plots.predicted(found.names, test.y, guess))
+        yield _section("Predictions and residuals", _plots.predicted, found.names, test.y, guess)
         costs = np.abs((guess - test.y) / run.outputs.scale).max(1)  # type: ignore[union-attr]
     if test.x.shape[1] <= COLUMNS:
         worth = importance.measured(run, some, 1, 0)
-        yield _section("Importance of the columns", _plots.importance_of(worth, ""))
-        yield _section("Partial dependence", _plots.dependence(run, some, worth.columns))
+        yield _section("Importance of the columns", _plots.importance, worth)
+        yield _section("Partial dependence", _plots.dependence, run, some, worth.columns)
     worst = np.argsort(-costs, kind="stable")[:WORST]
     names = test.features or tuple(f"column {i + 1}" for i in range(test.x.shape[1]))
     shown = range(min(len(names), 20))
@@ -147,6 +145,7 @@ def _cell(part: Dataset, row: int, column: int) -> str:
     return printable(values[int(value)]) if values else f"{value:.5g}"
 
 
-def _section(title: str, figure: Any) -> str:
-    picture = f'<img alt="{title}" src="{_plots.embedded(figure)}">'
+def _section(title: str, *drawn: Any) -> str:
+    image = base64.b64encode(_plots.image(*drawn)).decode()
+    picture = f'<img alt="{title}" src="data:image/png;base64,{image}">'
     return f'<h2>{title}</h2><div class="wide">{picture}</div>'
