@@ -59,9 +59,7 @@ def plan(source: tuple[str, ...], device: str, as_json: bool, **given: Any) -> N
         told["epoch"][method] = modelled | json.loads(found.to_json())
     if as_json:
         return click.echo(json.dumps(told, allow_nan=False))
-    click.echo(
-        f"{run.several}{network} on {device}: {n} examples per epoch, in batches of {batch}\n"
-    )
+    click.echo(f"{run.described} on {device}: {n} examples per epoch, in batches of {batch}\n")
     click.echo(aligned(rows, "<<>") + NOTE)
 
 

@@ -204,11 +204,10 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
     decay = settings.weight_decay
     decayed = "" if decay is None else f"weight decay {decay:g} per epoch, "
     size = sum(leaf.size for leaf in jax.tree.leaves(run.progress.state.params))
-    network = run.several + ("" if settings.network == "mlp" else f"{settings.network} ")
     bins = run.bins.columns
     binned = f"{_counted(len(bins), 'input')} in {settings.bins} bins too, " if bins else ""
     click.echo(
-        f"network   {network}{'-'.join(map(str, run.sizes))}, {settings.activation}, {binned}"
+        f"network   {run.described}, {settings.activation}, {binned}"
         f"{size} parameters\ntraining  {settings.optimizer}({settings.learning_rate:g}), "
         f"{decayed}batches of {settings.batch_size}, {settings.epochs} epochs"
     )
@@ -291,7 +290,7 @@ def _train(
 
 def _report(run: Run, examples: Examples, out: Path, name: str, times: list[float]) -> None:
     """Write and print how training went, and the metrics on the held-out examples."""
-    title, test = f"{name}, {run.several}{'-'.join(map(str, run.sizes))}", examples.test
+    title, test = f"{name}, {run.described}", examples.test
     history, lines = run.progress.history, []
     problems = report.write(out, history, title)
     if test is not None:

@@ -151,14 +151,16 @@ class Run(NamedTuple):
         return self.settings.members or 1  # files from before there were members have none
 
     @property
-    def several(self) -> str:
-        """What stands before the name of the network, such as "8 members of "; "" of one."""
-        return f"{self.members} members of " if self.members > 1 else ""
+    def described(self) -> str:
+        """The network in words, such as "8 members of 4-128-128-3" or "cnn 64-16-32-10"."""
+        several = f"{self.members} members of " if self.members > 1 else ""
+        kind = "" if self.settings.network == "mlp" else f"{self.settings.network} "
+        return several + kind + "-".join(map(str, self.sizes))
 
     @property
     def network(self) -> Layer:
         """What predicts: the member, or the ensemble of several."""
-        return _network(*self._shape, self.members)
+        return self._layers[1]
 
     @property
     def member(self) -> Layer:
@@ -167,13 +169,13 @@ class Run(NamedTuple):
 
         Raises DataError where the columns are no square image.
         """
-        return _member(*self._shape)
+        return self._layers[0]
 
     @property
-    def _shape(self) -> tuple[Any, ...]:
+    def _layers(self) -> tuple[Layer, Layer]:
         bins = self.bins.columns, self.bins.edges.tobytes()
-        kind = self.settings.network, self.settings.activation
-        return *kind, self.sizes, self.outputs is None, *bins
+        kind = self.settings.network, self.settings.activation, self.outputs is None
+        return _layers(*kind, self.sizes, self.members, *bins)
 
     @property
     def loss(self) -> Loss:
@@ -236,28 +238,23 @@ class Run(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)  # a program is compiled once per layer
-def _network(*shape: Any) -> Layer:
-    *of_member, classifies, columns, edges, k = shape
-    member = _member(*of_member, classifies, columns, edges)
-    return member if k == 1 else _members.ensemble(member, k, classifies)
-
-
-@functools.lru_cache(maxsize=8)
-def _member(
-    kind: str, activation: str, sizes: tuple[int, ...], classifies: bool, *bins: Any
-) -> Layer:
-    function = ACTIVATIONS[activation]
-    d_in, *channels, k = sizes
-    if kind == "mlp":
-        columns, edges = bins
-        if not columns:
-            return mlp(sizes, function)
+def _layers(
+    kind: str, activation: str, classifies: bool, sizes: tuple[int, ...], k: int, *bins: Any
+) -> tuple[Layer, Layer]:
+    """The member, and what predicts: k of them."""
+    function, (columns, edges), (d_in, *hidden, d_out) = ACTIVATIONS[activation], bins, sizes
+    if kind == "cnn":
+        side = math.isqrt(d_in)
+        if side**2 != d_in or side < 2 ** len(hidden):
+            raise DataError(
+                f"network cnn: expected square images of at least {2 ** len(hidden)} by "
+                f"{2 ** len(hidden)} pixels, one column per pixel, got {d_in} columns"
+            )
+        member = serial(unflatten(side, side, 1), cnn((side, side, 1), hidden, d_out, function))
+    elif columns:
         binned = Bins(columns, np.frombuffer(edges, np.float32).reshape(len(columns), -1))
-        return serial(binned.layer, mlp((d_in + binned.edges[:, 1:].size, *channels, k), function))
-    side = math.isqrt(d_in)
-    if side**2 != d_in or side < 2 ** len(channels):
-        raise DataError(
-            f"network cnn: expected square images of at least {2 ** len(channels)} by "
-            f"{2 ** len(channels)} pixels, one column per pixel, got {d_in} columns"
-        )
-    return serial(unflatten(side, side, 1), cnn((side, side, 1), channels, k, function))
+        d_in += binned.edges[:, 1:].size
+        member = serial(binned.layer, mlp((d_in, *hidden, d_out), function))
+    else:
+        member = mlp(sizes, function)
+    return member, member if k == 1 else _members.ensemble(member, k, classifies)

@@ -85,20 +85,24 @@ def begin(
     `prepare` does.
     """
     measures = not is_shared or processes.is_first()
-    settings = _settled(settings, train, is_shared)
-    learned = len(train.x)
-    train, validation = _validated(train, settings)
-    inputs, outputs = _scaled(train, settings, measures)
+    default = 1 if is_shared else settings.completed(len(train.x)).members
+    members = settings.members or default or 1
+    if is_shared and members > 1:
+        raise DataError(f"{train.name}: several processes train --members 1")
+    validation, few = None, measures and len(train.x) <= digests.SEEN
+    if settings.patience is not None and members == 1:
+        train, validation = data.split(train, HELD_OUT, settings.seed)
+    if settings.batch_size is not None and settings.batch_size > len(train.x):
+        size = f"the batch size {settings.batch_size}"
+        raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")
+    inputs = Encoding.of(train, settings.keep) if measures else Encoding((), _unknown(train.x))
+    outputs = None if train.classes else (Scaling.of if measures else _unknown)(train.y)
     train = inputs.aligned(train)
     validation, test = (part and inputs.aligned(part) for part in (validation, test))
-    parts = [train] if validation is None else [train, validation]
-    few = measures and learned <= digests.SEEN
-    seen = [digests.of_examples(part) for part in parts if few]
-    settings = settings.completed(len(train.x))
-    k = settings.members or 1
-    folds = _members.folds(train, k, settings.seed) if k > 1 else None
+    seen = [digests.of_examples(part) for part in (train, validation) if few and part]
+    folds = None if members == 1 else _members.folds(train, members, settings.seed)
     run = Run(
-        settings=settings,
+        settings=settings._replace(members=members).completed(len(train.x)),
         digest=digest or "0" * 64,
         seen=np.concatenate(seen or [np.empty(0, np.uint64)]),
         learned=len(train.x),
@@ -115,52 +119,25 @@ def begin(
     return run, Examples(train, validation, test, folds)
 
 
-def _settled(settings: Settings, train: Dataset, is_shared: bool) -> Settings:
-    """The settings with the number of members, which are for one process's examples only."""
-    several = 1 if is_shared else settings.completed(len(train.x)).members
-    settings = settings._replace(members=settings.members or several)
-    if is_shared and settings.members != 1:
-        raise DataError(f"{train.name}: several processes train --members 1")
-    return settings
-
-
-def _validated(train: Dataset, settings: Settings) -> tuple[Dataset, Dataset | None]:
-    """The parts to train on and, for the patience of one network, to validate on."""
-    validation = None
-    if settings.patience is not None and settings.members == 1:
-        train, validation = data.split(train, HELD_OUT, settings.seed)
-    if settings.batch_size is not None and settings.batch_size > len(train.x):
-        size = f"the batch size {settings.batch_size}"
-        raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")
-    return train, validation
-
-
 def _binned(run: Run, train: Dataset, folds: np.ndarray | None) -> Run:
     """The run with bins: as many as its settings say; by default, if they help."""
-    count = run.settings.bins
-    if count is None:
-        count = 0 if folds is None else BINS
-    if not count or run.settings.network != "mlp":
-        return run._replace(settings=run.settings._replace(bins=0))
+    settings, default = run.settings, 0 if folds is None else BINS
+    count = default if settings.bins is None else settings.bins
+    if settings.network != "mlp" or not count:
+        return run._replace(settings=settings._replace(bins=0))
     x, y = run.standardised(train)
     found = Bins.of(x, count)
-    if run.settings.bins is None and folds is not None:
+    if settings.bins is None and folds is not None:
         target = np.eye(len(run.classes))[y] if run.classes else y
-        if not 0 < len(found.columns) <= WIDE or not found.help(x, target, folds):
-            found = Bins.of(x, count := 0)
-    return run._replace(bins=found, settings=run.settings._replace(bins=count))
+        if not (0 < len(found.columns) <= WIDE and found.help(x, target, folds)):
+            found, count = run.bins, 0
+    return run._replace(bins=found, settings=settings._replace(bins=count))
 
 
 def arrays(run: Run, part: Dataset, folds: np.ndarray | None, rows: Any = ...) -> Any:
     """These rows as `Run.gradient` takes them: (x, y) or, of members, (x, (y, fold))."""
     x, y = run.standardised(part._replace(x=part.x[rows], y=part.y[rows]))
     return (x, y) if folds is None else (x, (y, folds[rows]))
-
-
-def _scaled(train: Dataset, settings: Settings, measures: bool) -> tuple[Encoding, Scaling | None]:
-    """What the training part decides of inputs and outputs; unknown where another measures it."""
-    inputs = Encoding.of(train, settings.keep) if measures else Encoding((), _unknown(train.x))
-    return inputs, None if train.classes else (Scaling.of if measures else _unknown)(train.y)
 
 
 def _unknown(a: Any) -> Scaling:
@@ -198,18 +175,12 @@ def advance(
     list, which grows. Training ends early where on_epoch returns True. Returns the run at its
     end. Raises as `fnn.fit` does.
     """
-    measure = _measure(run)
-    test = None
-    if processes.is_first() and examples.test is not None:
-        test = jax.tree.map(jnp.asarray, run.standardised(examples.test))
-    quality = "test_accuracy" if run.outputs is None else "test_RMSE"
-    start, patience = run.progress, run.settings.patience
+    measure = _measure(run, examples.test if processes.is_first() else None)
+    start, patience, fold = run.progress, run.settings.patience, examples.folds
     history, best = list(start.history), start.best
-    fold = examples.folds
     keep = None if fold is None else _keeping(run, examples.train, fold, best if history else None)
     if mesh is not None:
-        everywhere = processes.everywhere((start.state, start.best), mesh)
-        start = Progress(everywhere[0], start.history, everywhere[1])
+        start = processes.everywhere(start._replace(history=[]), mesh)._replace(history=history)
 
     def placed(part: Dataset, folds: np.ndarray | None = None) -> Any:
         rows = functools.partial(arrays, run, part, folds)
@@ -224,11 +195,7 @@ def advance(
         if keep is not None:
             best, loss = keep(state, best)
             entry = entry | {"validation_loss": loss}
-        if test is not None:
-            shown = state if keep is None else best
-            test_loss, test_quality = measure(shown.params, *test)
-            entry = entry | {"test_loss": test_loss, quality: test_quality}
-        history.append(entry)
+        history.append(entry | measure((state if keep is None else best).params))
         if keep is None and (examples.validation is None or epochs_since_best(history) == 0):
             best = state
         run = run._replace(progress=Progress(state, history, best))
@@ -279,8 +246,12 @@ def _keeping(
     return keep
 
 
-def _measure(run: Run) -> Callable[..., tuple[float, float]]:
-    """measure(params, x, y) -> (mean loss, accuracy or RMSE in the values' units)."""
+def _measure(run: Run, test: Dataset | None) -> Callable[[Any], dict[str, float]]:
+    """measure(params) -> the mean loss on the held-out part, if there is one, and the accuracy or
+    the RMSE in the values' units there."""
+    if test is None:
+        return lambda params: {}
+    x, y = map(jnp.asarray, run.standardised(test))
 
     @jax.jit
     def measured(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -292,12 +263,12 @@ def _measure(run: Run) -> Callable[..., tuple[float, float]]:
             quality = jnp.sqrt(jnp.square(prediction - y).mean(0))
         return run.loss.value(prediction, y).mean(), quality
 
-    def measure(params: Any, x: jax.Array, y: jax.Array) -> tuple[float, float]:
+    def measure(params: Any) -> dict[str, float]:
         loss, quality = measured(params, x, y)
         if run.outputs is None:
-            return float(loss), float(quality)
+            return {"test_loss": float(loss), "test_accuracy": float(quality)}
         # In float64 and by hypot: the values' units may be of any size.
         rmse = np.hypot.reduce(np.asarray(quality, np.float64) * run.outputs.scale)
-        return float(loss), float(rmse / np.sqrt(quality.size))
+        return {"test_loss": float(loss), "test_RMSE": float(rmse / np.sqrt(quality.size))}
 
     return measure
