@@ -16,7 +16,7 @@ PICTURE = "importance.png"
 @click.argument("source", nargs=-1, required=True)
 @click.option("--repeats", type=options.COUNT, default=5, help="Shuffles per column.")
 @click.option("--seed", type=options.SEED, default=0, help="Decides the shuffles.")
-@options.out(options.FILE, f"RUN/{PICTURE}", "PNG file for the picture.")
+@click.option("--out", type=options.FILE, show_default=f"RUN/{PICTURE}", help="PNG file to draw.")
 @options.device
 def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Path | None) -> None:
     """Measure what each column of SOURCE is worth to the network in folder RUN.

@@ -91,10 +91,9 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, Error):
         return " ".join(str(error).split())
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
+        return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
     if isinstance(error, MemoryError):
-        return f"out of memory: {error}" if str(error) else "out of memory"
+        return f"out of memory: {error}".removesuffix(": ")
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(error, jax.errors.JaxRuntimeError):
         return str(error).splitlines()[0]
@@ -114,14 +113,10 @@ def _report_fault(error: Exception, debug: bool) -> NoReturn:
             where = f"its traceback is in {path}; please report it, --debug prints it"
     except OSError:
         debug = True
-    click.echo(f"{text if debug else ''}Error: a fault of fnn, {_named(error)}: {where}", err=True)
+    said = "".join(f" ({line})" for line in str(error).splitlines()[:1])
+    named = f"Error: a fault of fnn, {type(error).__name__}{said}: {where}"
+    click.echo(f"{text if debug else ''}{named}", err=True)
     raise SystemExit(FAULT) from error
-
-
-def _named(error: Exception) -> str:
-    """The error's type, and the first line of what it says."""
-    said = str(error).splitlines()
-    return f"{type(error).__name__} ({said[0]})" if said else type(error).__name__
 
 
 def _show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:

@@ -3,6 +3,7 @@
 import codecs
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,9 @@ def compute_on(ctx: click.Context, param: click.Parameter, chosen: str | None) -
     if chosen is None:
         return
     kind, _, number = chosen.partition(":")
-    try:
+    found = {}
+    with suppress(RuntimeError):
         found = {str(i): device for i, device in enumerate(jax.devices(kind))}
-    except RuntimeError:
-        found = {}
     if (number or "0") not in found:
         there = ", ".join(f"{device.platform}:{i}" for i, device in enumerate(jax.devices()))
         raise click.BadParameter(f"{chosen!r} is no device; there are {there}", ctx, param)
@@ -160,11 +160,6 @@ DEVICE_HELP = "Where to compute: cpu, gpu, gpu:1, ...  [default: JAX's choice]"
 device = click.option(
     "--device", metavar="DEVICE", expose_value=False, callback=compute_on, help=DEVICE_HELP
 )
-
-
-def out(kind: Place, shown: str, words: str) -> Callable[..., Any]:
-    """The option --out: its type, its default in words, its help."""
-    return click.option("--out", type=kind, show_default=shown, help=words)
 
 
 as_json = click.option(

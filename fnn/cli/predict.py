@@ -28,7 +28,7 @@ OUT = "File for the predictions: Parquet where its name ends in .parquet, else C
 @click.argument("run", type=options.FOLDER)
 @click.argument("source")
 @options.device
-@options.out(options.FILE, "standard output", OUT)
+@click.option("--out", type=options.FILE, show_default="standard output", help=OUT)
 def predict(run: Path, source: str, out: Path | None) -> None:
     """Predict with the network in folder RUN and write one row per example.
 

@@ -11,12 +11,14 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TextIO
 
 import click
+import jax
 
-from fnn.cli import options
+from fnn.cli import environment, options
+from fnn.parallel import processes
 
 LEFT = "another process of this run has ended, or can't be reached"
 DEVICES_HELP = "Split each batch over this many devices of this machine: of a CPU, virtual ones."
@@ -50,50 +52,38 @@ class Spread(click.Command):
         """
         device, devices, *where = (ctx.params.pop(option.name) for option in OPTIONS)
         _check(device, devices, where)
-        import jax
-
-        from fnn.parallel import processes
-
-        _start(devices, where)
+        if devices is not None:
+            environment.offer_devices(devices)
+        try:
+            processes.start(*where)
+        except (RuntimeError, ValueError) as error:
+            raise click.ClickException(str(error).splitlines()[0]) from error
+        environment.check_device()
+        several = jax.process_count() > 1
         if device is not None:  # only now, because looking at the devices starts JAX
-            if jax.process_count() > 1:
+            if several:
                 raise click.UsageError("--device is for one process: several use all their devices")
             options.compute_on(ctx, OPTIONS[0], device)
-        if devices is not None and devices > len(jax.devices()):
+        count = jax.device_count() if several else devices or 1
+        if count > len(jax.devices()):
             raise click.UsageError(f"--devices {devices}: there are {len(jax.devices())}")
-        if jax.process_count() == 1:
-            if devices is not None and devices > 1:
-                ctx.obj = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
-                click.echo(f"devices   {devices}")
-            return super().invoke(ctx)
-        ctx.obj = jax.make_mesh((jax.device_count(),), ("data",))
-        with _one_of_several(processes.is_first()):
-            click.echo(f"devices   {jax.device_count()} in {jax.process_count()} processes")
+        with _one_of_several(processes.is_first()) if several else nullcontext():
+            if several or count > 1:
+                ctx.obj = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count])
+                processes_too = f" in {jax.process_count()} processes" if several else ""
+                click.echo(f"devices   {count}{processes_too}")
             return super().invoke(ctx)
 
 
 def _check(device: str | None, devices: int | None, where: list[Any]) -> None:
     """Raise UsageError for options that contradict one another."""
-    if None in where and where != [None] * 3:
+    several = any(given is not None for given in where)
+    if several and None in where:
         raise click.UsageError("--coordinator, --processes and --process go together")
-    if devices is not None and where != [None] * 3:
+    if several and devices is not None:
         raise click.UsageError("--devices counts those of one process, without --coordinator")
     if device is not None and devices is not None:
         raise click.UsageError("--device names one device, --devices their number")
-
-
-def _start(devices: int | None, where: list[Any]) -> None:
-    """Join the other processes. Raises ClickException where that fails."""
-    from fnn.cli import environment
-    from fnn.parallel import processes
-
-    if devices is not None:
-        environment.offer_devices(devices)
-    try:
-        processes.start(*where)
-    except (RuntimeError, ValueError) as error:
-        raise click.ClickException(str(error).splitlines()[0]) from error
-    environment.check_device()
 
 
 @contextmanager

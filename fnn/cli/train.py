@@ -1,6 +1,7 @@
 """`fnn train`: train a network, save it as it goes, measure it."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from fnn.cli.evaluate import show
 from fnn.cli.spread import Spread
 from fnn.parallel import processes
 from fnn.runs import files, report, training
-from fnn.runs._baselines import Baselines
 from fnn.runs._bins import BINS
-from fnn.runs.evaluation import evaluate
 from fnn.runs.run import Run
 from fnn.runs.settings import FEWEST, MEMBERS, MOST, NETWORKS, Settings
 from fnn.runs.training import Examples
 from fnn.training.fitting import DivergedError, epochs_since_best
 
+OUT = "Folder for the run, the history and the picture."
+OVERWRITE = "Replace a run of other data or settings in the folder."
 SAVE_EVERY = "Seconds between saves while training; 0 saves after each epoch."
 WAYS = "--overwrite replaces it, --out chooses another folder"
 
@@ -67,11 +68,9 @@ of_training = options.of_settings((
 @click.argument("source", nargs=-1, required=True)
 @of_training
 @options.of_table
-@options.out(options.FOLDER, "runs/SOURCE", "Folder for the run, the history and the picture.")
+@click.option("--out", type=options.FOLDER, show_default="runs/SOURCE", help=OUT)
 @click.option("--resume", is_flag=True, help="Continue the run in the folder, if there is one.")
-@click.option(
-    "--overwrite", is_flag=True, help="Replace a run of other data or settings in the folder."
-)
+@click.option("--overwrite", is_flag=True, help=OVERWRITE)
 @click.option("--save-every", type=options.SHARE, default=1.0, help=SAVE_EVERY)
 @click.pass_context
 def train(
@@ -101,10 +100,9 @@ def train(
         raise click.UsageError("--resume continues the run in the folder, --overwrite replaces it")
     settings = options.settings_of(given)
     out = out or files.default_folder(source[0])
-    version = _version(out, source, overwrite)
-    earlier = None if version is None or overwrite else _earlier(out)
+    version, earlier = _found(out, source, overwrite)
     if resume and earlier is not None:
-        settings = _continued(ctx, settings, earlier.settings, out)
+        settings = _continued(settings, earlier, out)
     run, examples = training.prepare(source, settings)
     name = " ".join(source)
     if earlier is not None:
@@ -114,7 +112,7 @@ def train(
     _check_gradient(run, examples)
     if not processes.is_first():
         *_, stopped = _train(run, examples, None, save_every, ctx.obj)
-        raise SystemExit(128 + stopped if stopped else 0)
+        raise SystemExit(stopped)
     with atomic.owned(out):
         if files.version(out) != version:
             raise click.ClickException(f"another process has just changed the run in {out}")
@@ -126,30 +124,31 @@ def train(
         run.save(out)
         _report(run, examples, out, Path(source[0]).name, times)
     if stopped:
-        raise SystemExit(128 + stopped)
+        raise SystemExit(stopped)
 
 
-def _is_given(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
-
-
-def _version(out: Path, source: tuple[str, ...], overwrite: bool) -> tuple[int, ...] | None:
-    """The version of the run in the folder. Raises ClickException where a file of another kind
-    would be replaced."""
+def _found(
+    out: Path, source: tuple[str, ...], overwrite: bool
+) -> tuple[tuple[int, ...] | None, Run | None]:
+    """The version of the run in the folder, and this run, unless it is to be replaced. Raises
+    ClickException where it can't be read, and where a file of another kind would be replaced."""
     version = files.version(out)
     for name in (files.FILE, *report.FILES):
         files.check_apart(out / name, *source)
         if version is None and not overwrite and (out / name).is_file():
             raise click.ClickException(f"{out / name} does not belong to a run; {WAYS}")
-    return version
-
-
-def _earlier(out: Path) -> Run:
-    """The run in the folder. Raises ClickException where it can't be read."""
     try:
-        return files.load(out)
+        return version, None if version is None or overwrite else files.load(out)
     except CheckpointError as error:
         raise click.ClickException(f"{error}; --overwrite replaces it") from error
+
+
+def _changed(earlier: Settings, now: Settings) -> Iterator[tuple[str, ...]]:
+    """The name, the option and both values of each setting that differs."""
+    for name, *values in zip(Settings._fields, earlier, now, strict=True):
+        if values[0] != values[1]:
+            shown = (",".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values)
+            yield name, f"--{name.replace('_', '-')}", *shown
 
 
 def _check_same(earlier: Run, run: Run, source: str, out: Path, resume: bool) -> None:
@@ -157,54 +156,44 @@ def _check_same(earlier: Run, run: Run, source: str, out: Path, resume: bool) ->
     if earlier.digest != run.digest:
         trained = f"the run in {out} was trained on other data than {source}"
         raise click.ClickException(trained if resume else f"{trained}; {WAYS}")
-    for name, was, now in zip(Settings._fields, earlier.settings, run.settings, strict=True):
-        if was != now and not resume:
-            shown = "none" if was is None else _shown(was)
-            raise click.ClickException(
-                f"the run in {out} has other settings: {_option(name)} was {shown}; "
-                "--resume continues it, --overwrite replaces it"
-            )
+    for _, option, was, _ in () if resume else _changed(earlier.settings, run.settings):
+        reason = f"the run in {out} has other settings: {option} was {was}"
+        raise click.ClickException(f"{reason}; --resume continues it, --overwrite replaces it")
 
 
-def _option(setting: str) -> str:
-    return f"--{setting.replace('_', '-')}"
-
-
-def _shown(setting: Any) -> Any:
-    return ",".join(map(str, setting)) if isinstance(setting, tuple) else setting
-
-
-def _continued(ctx: click.Context, given: Settings, earlier: Settings, out: Path) -> Settings:
+def _continued(given: Settings, earlier: Run, out: Path) -> Settings:
     """The earlier run's settings, with the number of epochs if that is given.
 
     Raises UsageError for any other option that is given and differs from the earlier run's.
     """
-    for name, was, now in zip(Settings._fields, earlier, given, strict=True):
-        if _is_given(ctx, name) and name != "epochs" and now != was:
-            words = f"{_option(name)} {_shown(now)}"
-            raise click.UsageError(f"{words}: the run in {out} was trained with {_shown(was)}")
-    return earlier._replace(epochs=given.epochs) if _is_given(ctx, "epochs") else earlier
+    source = click.get_current_context().get_parameter_source
+    kept = earlier.settings
+    for name, option, was, now in _changed(kept, given):
+        if source(name) is not ParameterSource.DEFAULT:
+            if name != "epochs":
+                raise click.UsageError(f"{option} {now}: the run in {out} was trained with {was}")
+            kept = kept._replace(epochs=given.epochs)
+    return kept
 
 
 def _show_plan(source: str, run: Run, examples: Examples) -> None:
     """Print what is about to be trained, and on what."""
-    settings = run.settings
+    settings, bins = run.settings, run.bins.columns
     parts = zip(("for training", "for validation", "held out"), examples[:3], strict=True)
     counts = {name: len(part.x) for name, part in parts if part is not None}
-    n = sum(counts.values())
     outputs = _counted(run.sizes[-1], "class" if run.classes else "value")
     features = _counted(run.inputs.d_in, "feature")
     if run.sizes[0] != run.inputs.d_in:
         features += f" as {run.sizes[0]} inputs"
     far = run.inputs.unseen(run.inputs.aligned(examples.train).x).lines()
     counted = ", ".join(f"{count} {name}" for name, count in counts.items())
+    n = sum(counts.values())
     click.echo(f"data      {source}: {n} examples, {features}, {outputs}; {counted}")
     for note in (*examples.train.notes, *run.inputs.left_out(), *far):
         click.echo(f"          {note}")
     decay = settings.weight_decay
     decayed = "" if decay is None else f"weight decay {decay:g} per epoch, "
     size = sum(leaf.size for leaf in jax.tree.leaves(run.progress.state.params))
-    bins = run.bins.columns
     binned = f"{_counted(len(bins), 'input')} in {settings.bins} bins too, " if bins else ""
     click.echo(
         f"network   {run.described}, {settings.activation}, {binned}"
@@ -231,14 +220,11 @@ def _end(run: Run) -> str:
 
 def _check_gradient(run: Run, examples: Examples) -> None:
     """Check the network's gradient on a batch of the data. Raises ClickException if it fails."""
-    learn, batch = examples.train, slice(run.settings.batch_size)
-    x, y = run.standardised(learn._replace(x=learn.x[batch], y=learn.y[batch]))
+    x, y = training.arrays(run, examples.train, None, slice(run.settings.batch_size))
     # Compiled, these take much less time than operation by operation.
     gradient = jax.jit(value_and_grad(run.member, run.loss))
     value = jax.jit(objective(run.member, run.loss))
-    params = run.progress.state.params
-    if run.members > 1:
-        params = jax.tree.map(lambda a: a[0], params)
+    params = jax.tree.map(lambda a: a if run.members == 1 else a[0], run.progress.state.params)
     found = verify.check_gradients(gradient, value, params, x, y)
     worst = f"worst relative difference from autodiff in float64 {found.worst:.1e}"
     click.echo(f"gradient  {found.verdict}: {worst}")
@@ -251,8 +237,8 @@ def _train(
 ) -> tuple[Run, list[float], int]:
     """Train, and save at intervals of save_every seconds, unless out is None.
 
-    Returns the run, the time at the end of each epoch, and the number of the signal that ended
-    the training, or 0. A run that diverges is saved as it was after the last finite epoch, and
+    Returns the run, the time at the end of each epoch, and the exit code, which tells the signal
+    that ended the training. A run that diverges is saved as it was after the last finite epoch, and
     raised as a ClickException.
     """
     times: list[float] = []
@@ -285,28 +271,24 @@ def _train(
             raise click.ClickException(f"{error}; {kept}") from error
         if received:
             bar.write(f"interrupted after {len(run.progress.history)} of {epochs} epochs")
-    return run, times, received[0] if received else 0
+    return run, times, 128 + received[0] if received else 0
 
 
 def _report(run: Run, examples: Examples, out: Path, name: str, times: list[float]) -> None:
     """Write and print how training went, and the metrics on the held-out examples."""
-    title, test = f"{name}, {run.described}", examples.test
-    history, lines = run.progress.history, []
+    title, history, (train, _, test, _) = f"{name}, {run.described}", run.progress.history, examples
+    assert test is not None  # of a source, some examples always are
+    scores = report.Scores.of(run, train, test)
     problems = report.write(out, history, title)
-    if test is not None:
-        found, base = evaluate(run, test), Baselines.of(run, examples.train, test)
-        problems += report.page(out, run, examples.train, test, found, base, title)
-        lines = [report.summary(found, base)]
+    problems += report.page(out, run, train, test, scores, title)
     rate = ""
     if len(times) > 1:
-        number = len(examples.train.x) * (len(times) - 1) / (times[-1] - times[0])
+        number = len(train.x) * (len(times) - 1) / (times[-1] - times[0])
         rate = f", {number:.0f} examples per second"
     last = ", ".join(f"{key.replace('_', ' ')} {value:#.4g}" for key, value in history[-1].items())
     click.echo(f"trained   {_counted(len(history), 'epoch')}{rate}: {last}")
     click.echo(f"saved     {out}: {', '.join((files.FILE, *report.FILES))}")
     for problem in problems:
         click.echo(f"Warning: {problem}", err=True)
-    if test is not None:
-        show(found, "test ")
-    for line in lines:
-        click.echo(line)
+    show(scores.network, "test ")
+    click.echo(scores.summary())

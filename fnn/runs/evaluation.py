@@ -54,13 +54,17 @@ def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
 
     Raises DataError for examples of other features or values than the run's.
     """
-    prediction = run.predict(examples.x)
-    if run.outputs is None:
-        return Classified.of(run.classes, examples.y, prediction)
-    if examples.y.shape != prediction.shape:
-        k = prediction.shape[-1]
+    if run.outputs is not None and examples.y.shape[1:] != run.outputs.mean.shape:
+        k = len(run.outputs.mean)
         raise DataError(f"{examples.name}: expected y (n, {k}), got {examples.y.shape}")
-    return Predicted.of(run.values, examples.y, prediction, run.outputs.mean)
+    return compared(run, examples.y, run.predict(examples.x))
+
+
+def compared(run: Run, y: np.ndarray, prediction: np.ndarray) -> Classified | Predicted:
+    """Compare targets with a prediction of the run's classes, (n, classes), or values."""
+    if run.outputs is None:
+        return Classified.of(run.classes, y, prediction)
+    return Predicted.of(run.values, y, prediction, run.outputs.mean)
 
 
 def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:

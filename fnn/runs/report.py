@@ -3,22 +3,23 @@
 import base64
 import errno
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fnn import _html, atomic
 from fnn.data import Dataset
 from fnn.runs import _plots, importance
-from fnn.runs._baselines import Baselines
-from fnn.runs.metrics import Classified, Predicted
+from fnn.runs.evaluation import compared
 from fnn.runs.run import Run
 from fnn.runs.text import printable
+from fnn.training.evaluation import CHUNK
 
 HISTORY = "history.csv"
 PICTURE = "curves.png"
@@ -50,31 +51,67 @@ def write(folder: Path, history: list[dict[str, float]], title: str) -> list[str
     ]
 
 
+class Scores(NamedTuple):
+    """The metrics of a run on its held-out part, beside those of a linear model of its inputs, and
+    of always predicting the training part's mean or its shares of the classes."""
+
+    network: Any
+    linear: Any
+    mean: Any
+
+    @classmethod
+    def of(cls, run: Run, train: Dataset, test: Dataset) -> "Scores":
+        """Measure all three on the test part. The linear model is scikit-learn's ridge or logistic
+        regression, with its defaults, of at most `CHUNK` examples; the parts are aligned."""
+        from sklearn.linear_model import LogisticRegression, Ridge
+
+        rows = np.random.default_rng(0).permutation(len(train.x))[:CHUNK]
+        x, y = run.standardised(train._replace(x=train.x[rows], y=train.y[rows]))
+        others = run.inputs.apply(test.x)
+        if run.outputs is None:
+            always = np.bincount(train.y, minlength=len(run.classes)) / len(train.y)
+            linear = np.tile(always, (len(others), 1))
+            if len(np.unique(y)) > 1:
+                with warnings.catch_warnings(action="ignore"):  # that it has not converged
+                    model = LogisticRegression().fit(x.astype(np.float64), y)
+                linear[:, model.classes_] = model.predict_proba(others)
+        else:
+            always, model = run.outputs.mean, Ridge().fit(x, y)
+            linear = run.outputs.undo(model.predict(others).reshape(test.y.shape))
+        guesses = run.predict(test.x), linear, np.broadcast_to(always, linear.shape)
+        return cls(*(compared(run, test.y, guess) for guess in guesses))
+
+    def summary(self) -> str:
+        """The measure that matters most, of all three."""
+        ours, linear, mean = (f"{each.chief[1]:.4g}" for each in self)
+        name = self.network.chief[0]
+        return f"test {name} {ours} (linear model {linear}, always the mean {mean})"
+
+    def table(self) -> str:
+        """A row of HTML per metric, a column per model."""
+        models = [each.measures() for each in self]
+        rows = [[name, *(f"{model[name]:.4g}" for model in models)] for name in models[0]]
+        return _html.table("", ["", "network", "linear model", "always the mean"], *rows)
+
+
 def page(
-    folder: Path, run: Run, train: Dataset, test: Dataset, found: Any, base: Baselines, title: str
+    folder: Path, run: Run, train: Dataset, test: Dataset, scores: Scores, title: str
 ) -> list[str]:
-    """Write report.html: what was read, the metrics `found` on the held-out part beside `base`, and
-    pictures of both, in one file that needs no others. Returns as `write` does."""
+    """Write report.html: what was read, the scores, and pictures of both, in one file that needs no
+    others. Returns as `write` does."""
 
     def text() -> bytes:
         fields = {
             "title": escape(printable(title)),
-            "summary": escape(summary(found, base)),
+            "summary": escape(scores.summary()),
             "read": "".join(f"<li>{escape(printable(line))}</li>" for line in _read(run, train)),
-            "scores": _scores(found, base),
-            "sections": "".join(_sections(run, test, found)),
+            "scores": scores.table(),
+            "sections": "".join(_sections(run, test, scores.network)),
         }
         template = Template(files("fnn.runs").joinpath(PAGE).read_text("utf-8"))
         return template.substitute(fields).encode(errors="replace")
 
     return _attempt(folder / PAGE, text)
-
-
-def summary(found: Classified | Predicted, base: Baselines) -> str:
-    """The measure that matters most, beside that of a linear model and of the mean."""
-    linear, mean = (each.chief[1] for each in base)
-    name, ours = found.chief
-    return f"test {name} {ours:.4g} (linear model {linear:.4g}, always the mean {mean:.4g})"
 
 
 def _attempt(path: Path, content: Callable[[], bytes]) -> list[str]:
@@ -95,25 +132,18 @@ def _read(run: Run, train: Dataset) -> Iterator[str]:
     yield from run.inputs.left_out()
 
 
-def _scores(found: Any, base: Baselines) -> str:
-    """A row per metric, a column per model."""
-    models = [each.measures() for each in (found, *base)]
-    rows = [[name, *(f"{model[name]:.4g}" for model in models)] for name in models[0]]
-    return _html.table("", ["", "network", "linear model", "always the mean"], *rows)
-
-
 def _sections(run: Run, test: Dataset, found: Any) -> Iterator[str]:
     """The pictures, and the examples with the worst predictions."""
     drawn = np.random.default_rng(0).permutation(len(test.x))[:ROWS]
     some = test._replace(x=test.x[drawn], y=test.y[drawn])
     guess = run.predict(test.x)
     yield _section("Training", _plots.curves, run.progress.history)
-    if isinstance(found, Classified):
+    if run.outputs is None:
         yield _section("Confusion and calibration", _plots.classified, found, test.y, guess)
         costs = -np.log(np.maximum(guess[np.arange(len(guess)), test.y], 1e-30))
     else:
         yield _section("Predictions and residuals", _plots.predicted, found.names, test.y, guess)
-        costs = np.abs((guess - test.y) / run.outputs.scale).max(1)  # type: ignore[union-attr]
+        costs = np.abs((guess - test.y) / run.outputs.scale).max(1)
     if test.x.shape[1] <= COLUMNS:
         worth = importance.measured(run, some, 1, 0)
         yield _section("Importance of the columns", _plots.importance, worth)
