@@ -41,12 +41,9 @@ def save(folder: Path, run: Run) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plain = ("digest", "learned", "features", "classes", "targets", "sizes")
     metadata = {name: getattr(run, name) for name in plain}
-    metadata |= {"settings": run.settings._asdict(), "seen": len(run.seen)}
-    metadata |= {
-        "binned": run.bins.columns,
-        "columns": run.inputs.as_metadata(),
-        "history": run.progress.history,
-    }
+    metadata |= {"settings": run.settings._asdict(), "history": run.progress.history}
+    metadata |= {"binned": run.bins.columns, "columns": run.inputs.as_metadata()}
+    metadata["seen"] = len(run.seen)
     checkpoint.save(folder / FILE, _tree(run), metadata)
 
 
@@ -126,38 +123,29 @@ def _described(held: dict[str, Any]) -> Run:
     """The run that a file's metadata describes, with arrays that only have their shapes."""
     _check_types(held)
     settings = Settings.of(held["settings"])
-    names = {kind: tuple(held[kind]) for kind in ("features", "classes", "targets")}
+    features, classes, targets = (tuple(held[k]) for k in ("features", "classes", "targets"))
     d_in, *_, k = held["sizes"]
     inputs, outputs = (Scaling(_empty(d), _empty(d)) for d in (d_in, k))
     columns = features_of(held.get("columns", []))
-    encoding = Encoding(columns, inputs, () if columns else names["features"])
+    encoding = Encoding(columns, inputs, () if columns else features)
     if encoding.features and sum(f.width for f in encoding.used) != d_in:
         raise ValueError("its columns are not those of its inputs")
     binned = tuple(held.get("binned", []))
     if not all(i in range(d_in) for i in binned):
         raise ValueError("its bins are not those of its inputs")
-    edges = np.broadcast_to(np.float32(0), (len(binned), (settings.bins or 0) + 1))
-    run = Run(
-        settings=settings,
-        digest=held["digest"],
-        seen=_empty(held.get("seen", 0), np.uint64),
-        learned=held.get("learned", 0),
-        **names,
-        inputs=encoding,
-        outputs=None if names["classes"] else outputs,
-        progress=Progress(None, held["history"], None),
-        bins=Bins(binned, edges),
-    )
-    if settings.weight_decay is not None:
-        numbers.count("run", learned=run.learned)
+    bins = Bins(binned, _empty((len(binned), (settings.bins or 0) + 1), np.float32))
+    seen, progress = _empty(held.get("seen", 0), np.uint64), Progress(None, held["history"], None)
+    learned = numbers.count("run", learned=held.get("learned", 1))
+    names, decided = (features, classes, targets), (encoding, None if classes else outputs)
+    run = Run(settings, held["digest"], seen, learned, *names, *decided, progress, bins)
     if len(set(run.classes)) < len(run.classes) or run.sizes != tuple(held["sizes"]):
         raise ValueError("its sizes are not those of its classes and layers")
     return run
 
 
-def _empty(length: int, dtype: Any = np.float64) -> np.ndarray:
-    """Zeros that take no memory, for a length that only a file says."""
-    return np.broadcast_to(np.zeros((), dtype), (length,))
+def _empty(shape: int | tuple[int, int], dtype: Any = np.float64) -> np.ndarray:
+    """Zeros that take no memory, for a shape that only a file says."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _check_types(held: dict[str, Any]) -> None:

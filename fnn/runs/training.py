@@ -20,7 +20,7 @@ from fnn.runs.settings import Settings
 from fnn.training.evaluation import predicted
 from fnn.training.fitting import Progress, epochs_since_best, fit
 
-DEFAULTS = Settings()
+DEFAULTS, UNKNOWN = Settings(), "0" * 64
 OnEpoch = Callable[[Run], bool | None]
 """on_epoch(newest) -> whether to stop."""
 
@@ -68,7 +68,7 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
     if everything.encoding:  # what was guessed holds for later files
         settings = settings._replace(encoding=everything.encoding)
     parts = data.split(data.without_singles(everything), HELD_OUT, settings.seed)
-    digest = None if mapped else digests.of_data(everything)
+    digest = UNKNOWN if mapped else digests.of_data(everything)
     return begin(*parts, settings, digest, data.is_mapped(source))
 
 
@@ -76,7 +76,7 @@ def begin(
     train: Dataset,
     test: Dataset | None,
     settings: Settings,
-    digest: str | None = None,
+    digest: str = UNKNOWN,
     is_shared: bool = False,
 ) -> tuple[Run, Examples]:
     """A run of no epochs yet for examples that are split already. test may be None.
@@ -101,18 +101,10 @@ def begin(
     validation, test = (part and inputs.aligned(part) for part in (validation, test))
     seen = [digests.of_examples(part) for part in (train, validation) if few and part]
     folds = None if members == 1 else _members.folds(train, members, settings.seed)
-    run = Run(
-        settings=settings._replace(members=members).completed(len(train.x)),
-        digest=digest or "0" * 64,
-        seen=np.concatenate(seen or [np.empty(0, np.uint64)]),
-        learned=len(train.x),
-        features=train.features,
-        classes=train.classes,
-        targets=train.targets,
-        inputs=inputs,
-        outputs=outputs,
-        progress=Progress(None, [], None),
-    )
+    settings = settings._replace(members=members).completed(len(train.x))
+    known = settings, digest, np.concatenate([np.empty(0, np.uint64), *seen]), len(train.x)
+    names = train.features, train.classes, train.targets
+    run = Run(*known, *names, inputs, outputs, Progress(None, [], None))
     run = _from_first(run) if is_shared else _binned(run, train, folds)
     state = initial_state(run)
     run = run._replace(progress=Progress(state, [], state))
