@@ -7,14 +7,11 @@ from typing import Any
 
 import click
 import jax
-from click.core import ParameterSource
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
-from fnn import atomic, verify
+from fnn import atomic, catalog, checkpoint, verify
 from fnn.backprop import objective, value_and_grad
-from fnn.catalog import ACTIVATIONS, OPTIMIZERS
-from fnn.checkpoint import CheckpointError
 from fnn.cli import options, signals
 from fnn.cli.evaluate import show
 from fnn.cli.spread import Spread
@@ -42,8 +39,8 @@ of_training = options.of_settings((
      "A multi-layer perceptron, or a convolutional network for square images."),
     ("hidden", options.widths, "128,128; 16,32 of cnn",
      "Widths of the hidden layers; of cnn the channels of its convolutions."),
-    ("activation", options.Name(list(ACTIVATIONS)), None, "Activation of the hidden layers."),
-    ("optimizer", options.Name(list(OPTIMIZERS)), None, "Update rule."),
+    ("activation", options.Name(list(catalog.ACTIVATIONS)), None, "Activation of hidden layers."),
+    ("optimizer", options.Name(list(catalog.OPTIMIZERS)), None, "Update rule."),
     ("learning-rate", options.RATE, None, "Step size of the update rule."),
     ("batch-size", options.COUNT, "64, or all where there are fewer",
      "Examples per step: 1 is stochastic, all is full-batch gradient descent."),
@@ -72,15 +69,8 @@ of_training = options.of_settings((
 @click.option("--resume", is_flag=True, help="Continue the run in the folder, if there is one.")
 @click.option("--overwrite", is_flag=True, help=OVERWRITE)
 @click.option("--save-every", type=options.SHARE, default=1.0, help=SAVE_EVERY)
-@click.pass_context
 def train(
-    ctx: click.Context,
-    source: tuple[str, ...],
-    out: Path | None,
-    resume: bool,
-    overwrite: bool,
-    save_every: float,
-    **given: Any,
+    source: tuple[str, ...], out: Path | None, resume: bool, overwrite: bool, **given: Any
 ) -> None:
     """Train a network on SOURCE and measure it on held-out examples.
 
@@ -98,6 +88,7 @@ def train(
     """
     if resume and overwrite:
         raise click.UsageError("--resume continues the run in the folder, --overwrite replaces it")
+    when = given.pop("save_every"), click.get_current_context().obj
     settings = options.settings_of(given)
     out = out or files.default_folder(source[0])
     version, earlier = _found(out, source, overwrite)
@@ -111,14 +102,14 @@ def train(
     _show_plan(name, run, examples)
     _check_gradient(run, examples)
     if not processes.is_first():
-        *_, stopped = _train(run, examples, None, save_every, ctx.obj)
+        *_, stopped = _train(run, examples, None, *when)
         raise SystemExit(stopped)
     with atomic.owned(out):
         if files.version(out) != version:
             raise click.ClickException(f"another process has just changed the run in {out}")
         files.check_writable(out, run)
         report.check(out)
-        run, times, stopped = _train(run, examples, out, save_every, ctx.obj)
+        run, times, stopped = _train(run, examples, out, *when)
         if not run.progress.history:
             raise click.ClickException("stopped before the end of the first epoch: nothing to save")
         run.save(out)
@@ -139,7 +130,7 @@ def _found(
             raise click.ClickException(f"{out / name} does not belong to a run; {WAYS}")
     try:
         return version, None if version is None or overwrite else files.load(out)
-    except CheckpointError as error:
+    except checkpoint.CheckpointError as error:
         raise click.ClickException(f"{error}; --overwrite replaces it") from error
 
 
@@ -169,7 +160,7 @@ def _continued(given: Settings, earlier: Run, out: Path) -> Settings:
     source = click.get_current_context().get_parameter_source
     kept = earlier.settings
     for name, option, was, now in _changed(kept, given):
-        if source(name) is not ParameterSource.DEFAULT:
+        if source(name) is not click.core.ParameterSource.DEFAULT:
             if name != "epochs":
                 raise click.UsageError(f"{option} {now}: the run in {out} was trained with {was}")
             kept = kept._replace(epochs=given.epochs)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from fnn.data import DataError, Dataset
 from fnn.runs import digests
 from fnn.runs.metrics import Classified, Predicted
 from fnn.runs.run import Run
-from fnn.training.evaluation import CHUNK
+from fnn.training.evaluation import CHUNK, predicted
 
 HELD_OUT = 0.2
 """The share of the data that is held out, and of the training part that patience validates on."""
@@ -24,13 +25,7 @@ def predictions(run: Run, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
     Raises DataError for another number of features, where it comes to the fault.
     """
-    network = run.network
-
-    def of(x: np.ndarray, first: int) -> np.ndarray:
-        z = run.inputs.apply(x, first)
-        piece = np.asarray(_forward(network, run.outputs is None, run.progress.best.params, z))
-        return piece if run.outputs is None else run.outputs.undo(piece)
-
+    of = lambda x, first: forward(run, run.progress.best.params, run.inputs.apply(x, first))
     done, left = 0, np.empty((0, run.inputs.d_in))
     for x in parts:
         if x.shape[-1] != run.inputs.d_in:
@@ -43,9 +38,15 @@ def predictions(run: Run, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         yield of(left, done)
 
 
+def forward(run: Run, params: Params, x: Any) -> np.ndarray:
+    """Probabilities, or values in their own units, of inputs x (n, width) at these params."""
+    y = np.asarray(_forward(run.network, run.outputs is None, params, x))
+    return y if run.outputs is None else run.outputs.undo(y)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _forward(network: Layer, classifies: bool, params: Params, x: jax.Array) -> jax.Array:
-    y = network.forward(params, x)[0]
+    y = predicted(network, params, x)
     return jax.nn.softmax(y) if classifies else y
 
 

@@ -19,7 +19,6 @@ import jax
 import numpy as np
 
 from fnn import atomic, checkpoint, numbers
-from fnn.checkpoint import CheckpointError
 from fnn.data import DataError, Encoding, Scaling
 from fnn.data.encoding import features_of
 from fnn.runs._bins import Bins
@@ -103,13 +102,13 @@ def load(folder: str | Path) -> Run:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         problem = f"{error} not found" if isinstance(error, KeyError) else str(error)
         reason = f"{path}: not a run that this version of fnn can read: {problem}"
-        raise CheckpointError(reason) from error
+        raise checkpoint.CheckpointError(reason) from error
     run = run._replace(progress=Progress(state, held["history"], state))
     tree = checkpoint.load(path, _tree(run))
     for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not np.isfinite(leaf).all():
             where = jax.tree_util.keystr(place, simple=True, separator=".")
-            raise CheckpointError(f"{path}: {where} is not finite")
+            raise checkpoint.CheckpointError(f"{path}: {where} is not finite")
     return run._replace(
         seen=tree.get("seen", run.seen),
         inputs=run.inputs._replace(scaling=tree["inputs"]),

@@ -50,16 +50,10 @@ class Classified(NamedTuple):
         chances = probabilities.astype(np.float64)
         chances /= chances.sum(-1, keepdims=True)
         likelihood = np.maximum(chances[np.arange(len(labels)), labels], np.finfo(np.float64).eps)
-        return cls(
-            classes,
-            confusion,
-            float(right.sum() / len(labels)),
-            float(np.nanmean(recall)),
-            precision,
-            recall,
-            float(-np.log(likelihood).mean()),
-            _area(*(chances[labels == i, 1] for i in range(2))) if k == 2 else math.nan,
-        )
+        accuracies = float(right.sum() / len(labels)), float(np.nanmean(recall))
+        area = _area(*(chances[labels == i, 1] for i in range(2))) if k == 2 else math.nan
+        costs = float(-np.log(likelihood).mean()), area
+        return cls(classes, confusion, *accuracies, precision, recall, *costs)
 
     @property
     def chief(self) -> tuple[str, float]:

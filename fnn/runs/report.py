@@ -15,8 +15,7 @@ import numpy as np
 
 from fnn import _html, atomic
 from fnn.data import Dataset
-from fnn.runs import _plots, importance
-from fnn.runs.evaluation import compared
+from fnn.runs import _plots, evaluation, importance
 from fnn.runs.run import Run
 from fnn.runs.text import printable
 from fnn.training.evaluation import CHUNK
@@ -79,7 +78,7 @@ class Scores(NamedTuple):
             always, model = run.outputs.mean, Ridge().fit(x, y)
             linear = run.outputs.undo(model.predict(others).reshape(test.y.shape))
         guesses = run.predict(test.x), linear, np.broadcast_to(always, linear.shape)
-        return cls(*(compared(run, test.y, guess) for guess in guesses))
+        return cls(*(evaluation.compared(run, test.y, guess) for guess in guesses))
 
     def summary(self) -> str:
         """The measure that matters most, of all three."""

@@ -12,11 +12,10 @@ from fnn import data, losses
 from fnn.base import Layer, Loss, Optimizer
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.combinators import serial
-from fnn.data import DataError, Dataset, Encoding, Reading, Scaling
+from fnn.data import DataError, Dataset, Encoding, Scaling
 from fnn.gradients import Gradient
 from fnn.layers.flatten import unflatten
 from fnn.models import cnn, mlp
-from fnn.optimizers import adamw
 from fnn.runs import _members
 from fnn.runs._bins import Bins
 from fnn.runs.settings import Settings
@@ -199,7 +198,7 @@ class Run(NamedTuple):
             rule = OPTIMIZERS[self.settings.optimizer](rate)
         else:
             steps = -(-self.learned // (self.settings.batch_size or self.learned))
-            rule = adamw(rate, weight_decay=decay / (steps * rate))
+            rule = OPTIMIZERS["adamw"](rate, weight_decay=decay / (steps * rate))
         return rule if self.members == 1 else _members.each(rule)
 
     def standardised(self, part: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -220,16 +219,13 @@ class Run(NamedTuple):
 
         The target of a table whose columns have names is found by its name. Raises as `data.load`.
         """
-        first = source[0] if isinstance(source, tuple | list) else source
-        table = data.is_table(first)
-        return data.load(
-            source,
-            target=self.settings.target if table else None,
-            task=data.TASKS[self.outputs is not None],
-            target_name=self.targets[0] if len(self.targets) == 1 else None,
-            reading=self.settings.reading if table else Reading(),
-            like=self.inputs,
-        )
+        table = data.is_table(source[0] if isinstance(source, tuple | list) else source)
+        task = data.TASKS[self.outputs is not None]
+        name = self.targets[0] if len(self.targets) == 1 else None
+        how: Any = {"task": task, "target_name": name, "like": self.inputs}
+        if table:
+            how |= {"target": self.settings.target, "reading": self.settings.reading}
+        return data.load(source, **how)
 
     def parts(self, source: data.Source) -> Iterator[data.Part]:
         """The aligned x (n, d_in) of a source without targets, a table in parts, and what names its

@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from fnn import data
 from fnn.data import DataError, Dataset, Encoding, Scaling
 from fnn.parallel import ShardedExamples, processes
-from fnn.runs import _members, digests
+from fnn.runs import _members, digests, evaluation
 from fnn.runs._bins import BINS, WIDE, Bins
-from fnn.runs.evaluation import HELD_OUT
+from fnn.runs.metrics import Classified
 from fnn.runs.run import Run
 from fnn.runs.settings import Settings
 from fnn.training.evaluation import predicted
@@ -67,7 +67,7 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
     everything = data.mapped(source, task=settings.task) if mapped else settings.load(source)
     if everything.encoding:  # what was guessed holds for later files
         settings = settings._replace(encoding=everything.encoding)
-    parts = data.split(data.without_singles(everything), HELD_OUT, settings.seed)
+    parts = data.split(data.without_singles(everything), evaluation.HELD_OUT, settings.seed)
     digest = UNKNOWN if mapped else digests.of_data(everything)
     return begin(*parts, settings, digest, data.is_mapped(source))
 
@@ -91,7 +91,7 @@ def begin(
         raise DataError(f"{train.name}: several processes train --members 1")
     validation, few = None, measures and len(train.x) <= digests.SEEN
     if settings.patience is not None and members == 1:
-        train, validation = data.split(train, HELD_OUT, settings.seed)
+        train, validation = data.split(train, evaluation.HELD_OUT, settings.seed)
     if settings.batch_size is not None and settings.batch_size > len(train.x):
         size = f"the batch size {settings.batch_size}"
         raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")
@@ -193,21 +193,13 @@ def advance(
         run = run._replace(progress=Progress(state, history, best))
         return on_epoch(run) or is_over()
 
-    fit(
-        run.network,
-        run.loss,
-        run.optimizer,
-        placed(examples.train, fold),
-        key=jax.random.key(run.settings.seed),
-        epochs=len(history) if is_over() else run.settings.epochs,
-        batch_size=run.settings.batch_size,
-        validation=examples.validation and placed(examples.validation),
-        patience=patience if keep is None else None,
-        start=start,
-        on_epoch=note,
-        mesh=mesh,
-        gradient=run.gradient,
-    )
+    what = run.network, run.loss, run.optimizer, placed(examples.train, fold)
+    how: Any = {"batch_size": run.settings.batch_size, "gradient": run.gradient, "mesh": mesh}
+    if keep is None:
+        how |= {"validation": examples.validation and placed(examples.validation)}
+        how |= {"patience": patience}
+    epochs, key = len(history) if is_over() else run.settings.epochs, run.settings.seed
+    fit(*what, key=jax.random.key(key), epochs=epochs, start=start, on_epoch=note, **how)
     return run
 
 
@@ -243,24 +235,15 @@ def _measure(run: Run, test: Dataset | None) -> Callable[[Any], dict[str, float]
     the RMSE in the values' units there."""
     if test is None:
         return lambda params: {}
-    x, y = map(jnp.asarray, run.standardised(test))
-
-    @jax.jit
-    def measured(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The mean loss, and the accuracy or each value's RMSE in standard units."""
-        prediction = predicted(run.network, params, x)
-        if run.outputs is None:
-            quality = (prediction.argmax(-1) == y).mean()
-        else:
-            quality = jnp.sqrt(jnp.square(prediction - y).mean(0))
-        return run.loss.value(prediction, y).mean(), quality
+    x = jnp.asarray(run.inputs.apply(test.x))
 
     def measure(params: Any) -> dict[str, float]:
-        loss, quality = measured(params, x, y)
-        if run.outputs is None:
-            return {"test_loss": float(loss), "test_accuracy": float(quality)}
-        # In float64 and by hypot: the values' units may be of any size.
-        rmse = np.hypot.reduce(np.asarray(quality, np.float64) * run.outputs.scale)
-        return {"test_loss": float(loss), "test_RMSE": float(rmse / np.sqrt(quality.size))}
+        found = evaluation.compared(run, test.y, evaluation.forward(run, params, x))
+        if isinstance(found, Classified):
+            return {"test_loss": found.log_loss, "test_accuracy": found.accuracy}
+        # By hypot: the values' units may be of any size.
+        rmse = np.hypot.reduce(found.rmse) / np.sqrt(len(found.rmse))
+        loss = np.square(found.rmse / run.outputs.scale).mean()  # type: ignore[union-attr]
+        return {"test_loss": float(loss), "test_RMSE": float(rmse)}
 
     return measure
