@@ -12,6 +12,7 @@ from fnn.runs.evaluation import HELD_OUT
 from fnn.runs.text import aligned
 
 BARS = " ▁▂▃▄▅▆▇█"
+HEADINGS = ("column", *["kind", "values", "blanks", "least", "middle", "largest", "cells", "use"])
 
 
 @click.command()
@@ -34,9 +35,7 @@ def describe(source: str, **given: Any) -> None:
     click.echo(f"{examples.name}: {len(examples.x)} examples")
     for note in examples.notes:
         click.echo(note)
-    rows: list[tuple[str, ...]] = [
-        ("column", "kind", "values", "blanks", "least", "middle", "largest", "cells", "use")
-    ]
+    rows = [HEADINGS]
     for name, feature, cells in zip(names, used, examples.x.T, strict=True):
         rows.append((name, feature.kind, *_seen(cells, feature.kind), feature.describe()))
     kind, y = "classes" if examples.classes else "values", examples.y.reshape(len(examples.y), -1)

@@ -29,14 +29,11 @@ COMMANDS = {
 """Each command's name and summary. `train` is `train` in the module `train`."""
 FAULT = 70
 """The exit code of a fault of fnn: EX_SOFTWARE of BSD."""
-DEBUG = click.Option(
-    ["--debug"],
-    is_flag=True,
-    expose_value=False,
-    show_default=False,
-    callback=lambda ctx, param, on: ctx.meta.update({param.name: on}),
-    help="Print the traceback of a fault of fnn.",
-)
+FLAG: Any = {"is_flag": True, "expose_value": False, "show_default": False}
+remember = lambda ctx, param, on: ctx.meta.update({param.name: on})
+TRACEBACK = "Print the traceback of a fault of fnn."
+DEBUG = click.Option(["--debug"], **FLAG, callback=remember, help=TRACEBACK)
+VERSION = "Show the versions of fnn and JAX, and JAX's devices."
 
 
 class Group(click.Group):
@@ -128,13 +125,6 @@ def _show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> N
 
 
 @click.group(cls=Group, context_settings={"show_default": True, "max_content_width": 100})
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_version,
-    help="Show the versions of fnn and JAX, and JAX's devices.",
-)
+@click.option("--version", **FLAG, is_eager=True, callback=_show_version, help=VERSION)
 def fnn() -> None:
     """Feed-forward neural networks in JAX, with hand-written backpropagation."""

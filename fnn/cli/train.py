@@ -108,7 +108,6 @@ def train(
         if files.version(out) != version:
             raise click.ClickException(f"another process has just changed the run in {out}")
         files.check_writable(out, run)
-        report.check(out)
         run, times, stopped = _train(run, examples, out, *when)
         if not run.progress.history:
             raise click.ClickException("stopped before the end of the first epoch: nothing to save")
@@ -122,10 +121,12 @@ def _found(
     out: Path, source: tuple[str, ...], overwrite: bool
 ) -> tuple[tuple[int, ...] | None, Run | None]:
     """The version of the run in the folder, and this run, unless it is to be replaced. Raises
-    ClickException where it can't be read, and where a file of another kind would be replaced."""
+    ClickException where it can't be read, and where something of another kind would be replaced."""
     version = files.version(out)
     for name in (files.FILE, *report.FILES):
         files.check_apart(out / name, *source)
+        if (out / name).is_dir():
+            raise click.ClickException(f"{out / name}: Is a directory")
         if version is None and not overwrite and (out / name).is_file():
             raise click.ClickException(f"{out / name} does not belong to a run; {WAYS}")
     try:

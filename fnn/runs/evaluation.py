@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -12,14 +12,16 @@ from fnn.base import Layer, Params
 from fnn.data import DataError, Dataset
 from fnn.runs import digests
 from fnn.runs.metrics import Classified, Predicted
-from fnn.runs.run import Run
 from fnn.training.evaluation import CHUNK, predicted
+
+if TYPE_CHECKING:
+    from fnn.runs.run import Run
 
 HELD_OUT = 0.2
 """The share of the data that is held out, and of the training part that patience validates on."""
 
 
-def predictions(run: Run, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def predictions(run: "Run", parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """What `Run.predict` returns for parts of x, one after another, in pieces of `CHUNK` examples
     and a last one of those that are left.
 
@@ -38,7 +40,7 @@ def predictions(run: Run, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         yield of(left, done)
 
 
-def forward(run: Run, params: Params, x: Any) -> np.ndarray:
+def forward(run: "Run", params: Params, x: Any) -> np.ndarray:
     """Probabilities, or values in their own units, of inputs x (n, width) at these params."""
     y = np.asarray(_forward(run.network, run.outputs is None, params, x))
     return y if run.outputs is None else run.outputs.undo(y)
@@ -50,7 +52,7 @@ def _forward(network: Layer, classifies: bool, params: Params, x: jax.Array) -> 
     return jax.nn.softmax(y) if classifies else y
 
 
-def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
+def evaluate(run: "Run", examples: Dataset) -> Classified | Predicted:
     """Measure the run's predictions for aligned examples with known targets.
 
     Raises DataError for examples of other features or values than the run's.
@@ -61,14 +63,14 @@ def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
     return compared(run, examples.y, run.predict(examples.x))
 
 
-def compared(run: Run, y: np.ndarray, prediction: np.ndarray) -> Classified | Predicted:
+def compared(run: "Run", y: np.ndarray, prediction: np.ndarray) -> Classified | Predicted:
     """Compare targets with a prediction of the run's classes, (n, classes), or values."""
     if run.outputs is None:
         return Classified.of(run.classes, y, prediction)
     return Predicted.of(run.values, y, prediction, run.outputs.mean)
 
 
-def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
+def held_out(run: "Run", examples: Dataset) -> tuple[Dataset, str]:
     """The examples to evaluate on, aligned, and a phrase describing them.
 
     examples are as they were read. If the run was trained on this data, or if the data has a test

@@ -1,6 +1,6 @@
 """What each column is worth to a trained network, by permutation."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -8,9 +8,11 @@ from fnn import numbers
 from fnn.data import Dataset
 from fnn.runs.evaluation import evaluate
 from fnn.runs.metrics import Classified
-from fnn.runs.run import Run
 from fnn.runs.text import aligned
 from fnn.training.evaluation import CHUNK
+
+if TYPE_CHECKING:
+    from fnn.runs.run import Run
 
 
 class Importance(NamedTuple):
@@ -43,7 +45,7 @@ class Importance(NamedTuple):
         return aligned(rows, "<>")
 
 
-def measured(run: Run, examples: Dataset, repeats: int, seed: int) -> Importance:
+def measured(run: "Run", examples: Dataset, repeats: int, seed: int) -> Importance:
     """The permutation importance of each column that the run uses, on aligned examples.
 
     For classes it is measured in log loss and in accuracy; for a value in RMSE and in R2; for

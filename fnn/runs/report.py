@@ -1,8 +1,6 @@
 """What a run leaves for people: its history as a table and as a picture, and a page about it."""
 
 import base64
-import errno
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from html import escape
@@ -26,13 +24,6 @@ PAGE = "report.html"
 FILES = (HISTORY, PICTURE, PAGE)
 ROWS, COLUMNS, WORST = 1000, 100, 10
 """The most examples and columns that importance is measured with; how many rows are shown."""
-
-
-def check(folder: Path) -> None:
-    """Raise IsADirectoryError where a folder stands at the place of one of the files."""
-    for path in (folder / name for name in FILES):
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
 def write(folder: Path, history: list[dict[str, float]], title: str) -> list[str]:

@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,14 +16,12 @@ from fnn.data import DataError, Dataset, Encoding, Scaling
 from fnn.gradients import Gradient
 from fnn.layers.flatten import unflatten
 from fnn.models import cnn, mlp
-from fnn.runs import _members
+from fnn.runs import _members, evaluation
 from fnn.runs._bins import Bins
+from fnn.runs.importance import Importance, measured
+from fnn.runs.metrics import Classified, Predicted
 from fnn.runs.settings import Settings
 from fnn.training.fitting import Progress
-
-if TYPE_CHECKING:
-    from fnn.runs.importance import Importance
-    from fnn.runs.metrics import Classified, Predicted
 
 NONE = Bins((), np.zeros((0, 1), np.float32))
 
@@ -68,13 +66,11 @@ class Run(NamedTuple):
         >>> run.predict("iris").shape
         (150, 3)
         """
-        from fnn.runs import evaluation
-
         plain = isinstance(source, np.ndarray) and source.dtype.names is None
         parts = [source] if plain else (part.x for part in self.parts(source))
         return np.concatenate(list(evaluation.predictions(self, parts)))
 
-    def evaluate(self, source: data.Source) -> "Classified | Predicted":
+    def evaluate(self, source: data.Source) -> Classified | Predicted:
         """Metrics on the examples of a source, with their targets, that training did not see:
         see `fnn.runs.evaluation.held_out`. Raises as `predict` does.
 
@@ -83,11 +79,9 @@ class Run(NamedTuple):
         >>> int(run.evaluate("iris").confusion.sum())
         30
         """
-        from fnn.runs import evaluation
-
         return evaluation.evaluate(self, evaluation.held_out(self, self.read(source))[0])
 
-    def explain(self, source: data.Source, repeats: int = 5, seed: int = 0) -> "Importance":
+    def explain(self, source: data.Source, repeats: int = 5, seed: int = 0) -> Importance:
         """What each column is worth to the network, on the examples that `evaluate` measures:
         see `fnn.runs.importance`. Raises as `predict` does.
 
@@ -96,10 +90,8 @@ class Run(NamedTuple):
         >>> run.explain("iris", repeats=1).measures
         ('log loss', 'accuracy')
         """
-        from fnn.runs import evaluation, importance
-
         examples, _ = evaluation.held_out(self, self.read(source))
-        return importance.measured(self, examples, repeats, seed)
+        return measured(self, examples, repeats, seed)
 
     def report(self, folder: str | Path, title: str = "") -> list[str]:
         """Write the history as history.csv and as curves.png.
