@@ -91,8 +91,7 @@ def _explained(error: Exception) -> str | None:
         return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
     if isinstance(error, MemoryError):
         return f"out of memory: {error}".removesuffix(": ")
-    jax = sys.modules.get("jax")
-    if jax is not None and isinstance(error, jax.errors.JaxRuntimeError):
+    if type(error).__name__ == "JaxRuntimeError":  # without importing JAX
         return str(error).splitlines()[0]
     return None
 

@@ -68,8 +68,8 @@ def _compiled(run: Run, data: Any, device: str, shard_params: bool) -> targets.R
     mesh, network, optimizer, n = targets.mesh(device), run.network, run.optimizer, run.learned
     on = mesh if mesh.size > 1 else None
     batch = run.settings.batch_size or n
-    settings: dict[str, Any] = {"gradient": run.gradient, "shard_params": shard_params}
-    epoch = make_epoch(network, run.loss, optimizer, batch, mesh=on, **settings)
+    how: dict[str, Any] = {"mesh": on, "gradient": run.gradient, "shard_params": shard_params}
+    epoch = jax.jit(make_epoch(network, run.loss, optimizer, batch, **how), donate_argnums=0)
 
     def placed(a: Any, where: jax.NamedSharding, *first: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*first, *a.shape[len(first) :]), a.dtype, sharding=where)
@@ -80,5 +80,4 @@ def _compiled(run: Run, data: Any, device: str, shard_params: bool) -> targets.R
     rows, split = mesh.size * -(-n // mesh.size), jax.NamedSharding(mesh, jax.P("data"))
     xy = jax.tree.map(lambda a: placed(a, split, rows), data)
     examples = xy if on is None else ShardedExamples(xy, n, mesh.size)
-    key = jax.random.key(0)
-    return targets.compile_for(device, jax.jit(epoch, donate_argnums=0), state, examples, key)
+    return targets.compile_for(device, epoch, state, examples, jax.random.key(0))

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TextIO
 
 import click
@@ -22,10 +22,8 @@ from fnn.parallel import processes
 
 LEFT = "another process of this run has ended, or can't be reached"
 DEVICES_HELP = "Split each batch over this many devices of this machine: of a CPU, virtual ones."
-COORDINATOR_HELP = (
-    "Where process 0 listens for the others. Under SLURM, Open MPI, Kubernetes and on TPU pods "
-    "this and the next two are found out."
-)
+COORDINATOR_HELP = """Where process 0 listens for the others. Under SLURM, Open MPI, Kubernetes and
+on TPU pods this and the next two are found out."""
 PROCESSES_HELP = "The number of processes, on all hosts."
 OPTIONS = [
     click.Option(["--device"], help=options.DEVICE_HELP),
@@ -53,7 +51,8 @@ class Spread(click.Command):
         device, devices, *where = (ctx.params.pop(option.name) for option in OPTIONS)
         _check(device, devices, where)
         if devices is not None:
-            environment.offer_devices(devices)
+            with suppress(RuntimeError):  # where JAX has started already
+                jax.config.update("jax_num_cpu_devices", devices)
         try:
             processes.start(*where)
         except (RuntimeError, ValueError) as error:

@@ -35,26 +35,22 @@ WAYS = "--overwrite replaces it, --out chooses another folder"
 
 
 of_training = options.of_settings((
-    ("network", options.Name(list(NETWORKS)), None,
-     "A multi-layer perceptron, or a convolutional network for square images."),
-    ("hidden", options.widths, "128,128; 16,32 of cnn",
-     "Widths of the hidden layers; of cnn the channels of its convolutions."),
+    ("network", options.Name(list(NETWORKS)), None, "A perceptron; cnn is for square images."),
+    ("hidden", options.widths, "128,128; 16,32 of cnn", "Widths of hidden layers, or channels."),
     ("activation", options.Name(list(catalog.ACTIVATIONS)), None, "Activation of hidden layers."),
     ("optimizer", options.Name(list(catalog.OPTIMIZERS)), None, "Update rule."),
     ("learning-rate", options.RATE, None, "Step size of the update rule."),
     ("batch-size", options.COUNT, "64, or all where there are fewer",
      "Examples per step: 1 is stochastic, all is full-batch gradient descent."),
     ("epochs", options.COUNT, None, "Passes over the training part."),
-    ("weight-decay", options.SHARE, "0.01",
-     "Share of itself that each parameter loses per epoch; only with adamw."),
+    ("weight-decay", options.SHARE, "0.01", "Share that parameters lose per epoch, with adamw."),
     ("members", options.COUNT,
      f"{MEMBERS} of mlp; 1 for fewer than {FEWEST} examples, or more than {MOST}",
      "Networks whose mean is predicted: each leaves out a fold of the training part, and keeps its "
      "best epoch there."),
     ("bins", options.Whole(min=0), f"{BINS} where they help a linear model",
      "Further inputs per number: its place between as many quantiles."),
-    ("seed", options.SEED, None,
-     "Decides the split, the initial parameters and the order of the examples."),
+    ("seed", options.SEED, None, "Decides the split, initial parameters and order of examples."),
     ("patience", options.COUNT, None,
      "Stop after this many epochs in a row that did not lower the loss on the members' folds; of "
      "one network, on a fifth of the training part, and keep its best epoch."),
@@ -90,7 +86,7 @@ def train(
         raise click.UsageError("--resume continues the run in the folder, --overwrite replaces it")
     when = given.pop("save_every"), click.get_current_context().obj
     settings = options.settings_of(given)
-    out = out or files.default_folder(source[0])
+    out = out or Path("runs") / Path(Path(source[0]).resolve().name.removesuffix(".gz")).stem
     version, earlier = _found(out, source, overwrite)
     if resume and earlier is not None:
         settings = _continued(settings, earlier, out)
@@ -214,10 +210,9 @@ def _check_gradient(run: Run, examples: Examples) -> None:
     """Check the network's gradient on a batch of the data. Raises ClickException if it fails."""
     x, y = training.arrays(run, examples.train, None, slice(run.settings.batch_size))
     # Compiled, these take much less time than operation by operation.
-    gradient = jax.jit(value_and_grad(run.member, run.loss))
-    value = jax.jit(objective(run.member, run.loss))
+    compiled = [jax.jit(f(run.member, run.loss)) for f in (value_and_grad, objective)]
     params = jax.tree.map(lambda a: a if run.members == 1 else a[0], run.progress.state.params)
-    found = verify.check_gradients(gradient, value, params, x, y)
+    found = verify.check_gradients(*compiled, params, x, y)
     worst = f"worst relative difference from autodiff in float64 {found.worst:.1e}"
     click.echo(f"gradient  {found.verdict}: {worst}")
     if found.verdict == "fail":
@@ -235,7 +230,6 @@ def _train(
     """
     times: list[float] = []
     saved = time.perf_counter()
-    epochs = run.settings.epochs
 
     def on_epoch(newest: Run) -> bool:
         nonlocal run, saved
@@ -248,7 +242,7 @@ def _train(
             saved = time.perf_counter()
         return processes.any_of(bool(received))
 
-    done = len(run.progress.history)
+    done, epochs = len(run.progress.history), run.settings.epochs
     with (
         signals.held_back() as received,
         tqdm(total=epochs, initial=done, unit="epoch", leave=False, disable=None) as bar,

@@ -23,7 +23,6 @@ STYLE: Any = {
     "axes.spines.top": False,
     "figure.constrained_layout.use": True,
     "figure.dpi": 150,
-    "figure.titlesize": "medium",
     "grid.alpha": 0.3,
     "legend.frameon": False,
     "text.parse_math": False,  # `$` and `^` of a file's name are no formula

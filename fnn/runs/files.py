@@ -28,11 +28,8 @@ from fnn.runs.training import initial_state
 from fnn.training.fitting import Progress
 
 FILE = "run.safetensors"
-
-
-def default_folder(source: str | Path) -> Path:
-    """The folder of a source's run unless another is given: runs/iris for data/iris.csv.gz."""
-    return Path("runs") / Path(Path(source).resolve().name.removesuffix(".gz")).stem
+LISTS = {"features": str, "classes": str, "targets": str, "sizes": int, "history": dict}
+"""What the lists in a file's metadata hold."""
 
 
 def save(folder: Path, run: Run) -> None:
@@ -99,7 +96,7 @@ def load(folder: str | Path) -> Run:
     try:
         run = _described(held)
         state = jax.eval_shape(lambda: initial_state(run))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         problem = f"{error} not found" if isinstance(error, KeyError) else str(error)
         reason = f"{path}: not a run that this version of fnn can read: {problem}"
         raise checkpoint.CheckpointError(reason) from error
@@ -120,43 +117,32 @@ def load(folder: str | Path) -> Run:
 
 def _described(held: dict[str, Any]) -> Run:
     """The run that a file's metadata describes, with arrays that only have their shapes."""
-    _check_types(held)
+    for name, kind in LISTS.items():
+        if not isinstance(held[name], list) or not all(isinstance(v, kind) for v in held[name]):
+            raise TypeError(f"{name} is of another type")
+    if not all(isinstance(v, int | float) for entry in held["history"] for v in entry.values()):
+        raise TypeError("history is of another type")
     settings = Settings.of(held["settings"])
     features, classes, targets = (tuple(held[k]) for k in ("features", "classes", "targets"))
     d_in, *_, k = held["sizes"]
     inputs, outputs = (Scaling(_empty(d), _empty(d)) for d in (d_in, k))
-    columns = features_of(held.get("columns", []))
+    columns, binned = features_of(held.get("columns", [])), tuple(held.get("binned", []))
     encoding = Encoding(columns, inputs, () if columns else features)
-    if encoding.features and sum(f.width for f in encoding.used) != d_in:
-        raise ValueError("its columns are not those of its inputs")
-    binned = tuple(held.get("binned", []))
-    if not all(i in range(d_in) for i in binned):
-        raise ValueError("its bins are not those of its inputs")
     bins = Bins(binned, _empty((len(binned), (settings.bins or 0) + 1), np.float32))
     seen, progress = _empty(held.get("seen", 0), np.uint64), Progress(None, held["history"], None)
     learned = numbers.count("run", learned=held.get("learned", 1))
     names, decided = (features, classes, targets), (encoding, None if classes else outputs)
     run = Run(settings, held["digest"], seen, learned, *names, *decided, progress, bins)
-    if len(set(run.classes)) < len(run.classes) or run.sizes != tuple(held["sizes"]):
-        raise ValueError("its sizes are not those of its classes and layers")
+    width = sum(feature.width for feature in encoding.used) if columns else d_in
+    sound = width == d_in and all(i in range(d_in) for i in binned)
+    if not sound or len(set(classes)) < len(classes) or run.sizes != tuple(held["sizes"]):
+        raise ValueError("its sizes are not those of its columns, bins, classes and layers")
     return run
 
 
 def _empty(shape: int | tuple[int, int], dtype: Any = np.float64) -> np.ndarray:
     """Zeros that take no memory, for a shape that only a file says."""
     return np.broadcast_to(np.zeros((), dtype), shape)
-
-
-def _check_types(held: dict[str, Any]) -> None:
-    """Raise TypeError for metadata of other types than `save` writes, KeyError for missing ones."""
-    text, number = (lambda v: isinstance(v, str)), (lambda v: isinstance(v, int | float))
-    entries = {"features": text, "classes": text, "targets": text, "sizes": number}
-    entries["history"] = lambda v: isinstance(v, dict) and all(map(number, v.values()))
-    for name, is_right in entries.items():
-        if not isinstance(held[name], list) or not all(map(is_right, held[name])):
-            raise TypeError(f"{name} is of another type")
-    if not isinstance(held["settings"], dict) or not isinstance(held["digest"], str):
-        raise TypeError("settings or digest are of another type")
 
 
 def _tree(run: Run) -> dict[str, Any]:

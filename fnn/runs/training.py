@@ -1,6 +1,5 @@
 """How a run comes to be: its data read and split, its network trained."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -140,9 +139,8 @@ def _unknown(a: Any) -> Scaling:
 def _from_first(run: Run) -> Run:
     """The run with what the first process has measured: the digest and the scalings."""
     digest = np.frombuffer(run.digest.encode(), np.uint8)
-    scalings = (run.inputs.scaling, run.outputs)
-    values, form = jax.tree.flatten((digest, scalings))
-    digest, (scaling, outputs) = jax.tree.unflatten(form, processes.from_first(values))
+    values, form = jax.tree.flatten((digest, run.inputs.scaling, run.outputs))
+    digest, scaling, outputs = jax.tree.unflatten(form, processes.from_first(values))
     inputs = run.inputs._replace(scaling=scaling)
     return run._replace(digest=digest.tobytes().decode(), inputs=inputs, outputs=outputs)
 
@@ -150,10 +148,7 @@ def _from_first(run: Run) -> Run:
 def initial_state(run: Run) -> Any:
     """The optimizer's state before the first step, the same that `fit` starts from."""
 
-    def state(key: jax.Array) -> Any:
-        init_key, _ = jax.random.split(key)
-        return run.optimizer.init(run.network.init(init_key))
-
+    state = lambda key: run.optimizer.init(run.network.init(jax.random.split(key)[0]))
     return jax.jit(state)(jax.random.key(run.settings.seed))
 
 
@@ -175,8 +170,8 @@ def advance(
         start = processes.everywhere(start._replace(history=[]), mesh)._replace(history=history)
 
     def placed(part: Dataset, folds: np.ndarray | None = None) -> Any:
-        rows = functools.partial(arrays, run, part, folds)
-        return rows() if mesh is None else ShardedExamples.read(rows, len(part.x), mesh)
+        read = lambda rows=...: arrays(run, part, folds, rows)
+        return read() if mesh is None else ShardedExamples.read(read, len(part.x), mesh)
 
     def is_over() -> bool:
         return keep is not None and patience is not None and epochs_since_best(history) >= patience
