@@ -29,7 +29,7 @@ def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Pa
     trained = files.load(run)
     picture = out or run / PICTURE
     files.check_apart(picture, *source, run / files.FILE)
-    files.make_room(picture)
+    files.check_writable(picture.parent, trained)
     examples, which = evaluation.held_out(trained, trained.read(source))
     click.echo(f"data      {' '.join(source)}: {which}")
     for line in evaluation.evaluate(trained, examples).lines():
@@ -37,6 +37,5 @@ def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Pa
     found = importance.measured(trained, examples, repeats, seed)
     click.echo(f"worse by, when a column is shuffled (mean ± deviation of {repeats} shuffles):")
     click.echo(found.table())
-    title = f"{' '.join(source)}: {which}"
-    atomic.write(picture, _plots.image(_plots.importance, found, title))
+    atomic.write(picture, _plots.image(_plots.importance, found, f"{' '.join(source)}: {which}"))
     click.echo(f"drawn     {picture}")

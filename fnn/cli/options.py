@@ -149,6 +149,10 @@ device = click.option(
 )
 
 
-as_json = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object instead, for programs."
-)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+
+
+def warn(*lines: str) -> None:
+    """Print warnings to stderr."""
+    for line in lines:
+        click.echo(f"Warning: {line}", err=True)

@@ -67,8 +67,7 @@ def predict(run: Path, source: str, out: Path | None) -> None:
             atomic.stream(out, pieces)
     else:
         atomic.stream(out, (text.encode() for text in texts))
-    for line in (*notes, *(unseen.lines() if unseen else ())):
-        click.echo(f"Warning: {line}", err=True)
+    options.warn(*notes, *(unseen.lines() if unseen else ()))
 
 
 def _frame(trained: Run, predictions: np.ndarray) -> polars.DataFrame:

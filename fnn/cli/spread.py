@@ -49,7 +49,15 @@ class Spread(click.Command):
         Raises UsageError for options that contradict one another or the machine.
         """
         device, devices, *where = (ctx.params.pop(option.name) for option in OPTIONS)
-        _check(device, devices, where)
+        if where != [None] * 3:
+            if None in where:
+                raise click.UsageError("--coordinator, --processes and --process go together")
+            if devices is not None:
+                raise click.UsageError(
+                    "--devices is for one process, without --coordinator"
+                )
+        if None not in (device, devices):
+            raise click.UsageError("--device names one device, --devices their number")
         if devices is not None:
             with suppress(RuntimeError):  # where JAX has started already
                 jax.config.update("jax_num_cpu_devices", devices)
@@ -72,17 +80,6 @@ class Spread(click.Command):
                 processes_too = f" in {jax.process_count()} processes" if several else ""
                 click.echo(f"devices   {count}{processes_too}")
             return super().invoke(ctx)
-
-
-def _check(device: str | None, devices: int | None, where: list[Any]) -> None:
-    """Raise UsageError for options that contradict one another."""
-    several = any(given is not None for given in where)
-    if several and None in where:
-        raise click.UsageError("--coordinator, --processes and --process go together")
-    if several and devices is not None:
-        raise click.UsageError("--devices counts those of one process, without --coordinator")
-    if device is not None and devices is not None:
-        raise click.UsageError("--device names one device, --devices their number")
 
 
 @contextmanager

@@ -167,16 +167,16 @@ def _continued(given: Settings, earlier: Run, out: Path) -> Settings:
 def _show_plan(source: str, run: Run, examples: Examples) -> None:
     """Print what is about to be trained, and on what."""
     settings, bins = run.settings, run.bins.columns
-    parts = zip(("for training", "for validation", "held out"), examples[:3], strict=True)
-    counts = {name: len(part.x) for name, part in parts if part is not None}
+    parts = zip(examples[:3], ("for training", "for validation", "held out"), strict=True)
+    counts = {name: len(part.x) for part, name in parts if part is not None}
     outputs = _counted(run.sizes[-1], "class" if run.classes else "value")
-    features = _counted(run.inputs.d_in, "feature")
-    if run.sizes[0] != run.inputs.d_in:
-        features += f" as {run.sizes[0]} inputs"
+    features, wide = _counted(run.inputs.d_in, "feature"), f" as {run.sizes[0]} inputs"
+    features += wide * (run.sizes[0] != run.inputs.d_in)
     far = run.inputs.unseen(run.inputs.aligned(examples.train).x).lines()
     counted = ", ".join(f"{count} {name}" for name, count in counts.items())
-    n = sum(counts.values())
-    click.echo(f"data      {source}: {n} examples, {features}, {outputs}; {counted}")
+    click.echo(
+        f"data      {source}: {sum(counts.values())} examples, {features}, {outputs}; {counted}"
+    )
     for note in (*examples.train.notes, *run.inputs.left_out(), *far):
         click.echo(f"          {note}")
     decay = settings.weight_decay
@@ -267,14 +267,11 @@ def _report(run: Run, examples: Examples, out: Path, name: str, times: list[floa
     scores = report.Scores.of(run, train, test)
     problems = report.write(out, history, title)
     problems += report.page(out, run, train, test, scores, title)
-    rate = ""
-    if len(times) > 1:
-        number = len(train.x) * (len(times) - 1) / (times[-1] - times[0])
-        rate = f", {number:.0f} examples per second"
+    number = len(train.x) * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
+    rate = f", {number:.0f} examples per second" if number else ""
     last = ", ".join(f"{key.replace('_', ' ')} {value:#.4g}" for key, value in history[-1].items())
     click.echo(f"trained   {_counted(len(history), 'epoch')}{rate}: {last}")
     click.echo(f"saved     {out}: {', '.join((files.FILE, *report.FILES))}")
-    for problem in problems:
-        click.echo(f"Warning: {problem}", err=True)
+    options.warn(*problems)
     show(scores.network, "test ")
     click.echo(scores.summary())

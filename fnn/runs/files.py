@@ -50,13 +50,6 @@ def check_apart(out: Path, *read: str | Path) -> None:
             raise DataError(f"{out}: the file is read, and would be replaced")
 
 
-def make_room(path: Path) -> None:
-    """Make the folder of a file. Raises OSError where that fails or nothing can be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
-
-
 def version(folder: Path) -> tuple[int, ...] | None:
     """What changes with each `save` to the folder; None where it holds no run."""
     with suppress(FileNotFoundError, NotADirectoryError):
@@ -66,7 +59,9 @@ def version(folder: Path) -> tuple[int, ...] | None:
 
 
 def check_writable(folder: Path, run: Run) -> None:
-    """Write a file of the run's size to the folder, and remove it. Raises OSError if that fails."""
+    """Write a file of the run's size to the folder, which is made where there is none, and remove
+    it. Raises OSError if that fails."""
+    folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f"probe{atomic.UNFINISHED}"
     try:
         checkpoint.save(probe, _tree(run))

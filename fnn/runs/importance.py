@@ -35,8 +35,7 @@ class Importance(NamedTuple):
 
     def table(self) -> str:
         """A row per column, for people; the largest mean has four digits."""
-        scale = np.abs(self.mean).max(0)
-        places = 3 - np.floor(np.log10(scale, out=np.zeros(len(scale)), where=scale > 0))
+        places = [3 - np.floor(np.log10(most or 1)) for most in np.abs(self.mean).max(0)]
         digits = np.clip(places, 0, 9).astype(int)
         rows = [["column", *self.measures]]
         for name, means, deviations in zip(self.columns, self.mean, self.deviation, strict=True):

@@ -91,10 +91,14 @@ def page(
     others. Returns as `write` does."""
 
     def text() -> bytes:
+        sizes = f"{run.inputs.d_in} columns as {run.sizes[0]} inputs"
+        read = [f"{len(train.x)} examples to train on, {sizes}", *train.notes]
+        read.insert(1, f"to predict: {', '.join(run.targets or run.values or ('the class',))}")
+        read += run.inputs.left_out()
         fields = {
             "title": escape(printable(title)),
             "summary": escape(scores.summary()),
-            "read": "".join(f"<li>{escape(printable(line))}</li>" for line in _read(run, train)),
+            "read": "".join(f"<li>{escape(printable(line))}</li>" for line in read),
             "scores": scores.table(),
             "sections": "".join(_sections(run, test, scores.network)),
         }
@@ -112,14 +116,6 @@ def _attempt(path: Path, content: Callable[[], bytes]) -> list[str]:
         reason = (getattr(error, "strerror", None) or str(error)).splitlines() or ["failed"]
         return [f"{path} is not written: {reason[0]}"]
     return []
-
-
-def _read(run: Run, train: Dataset) -> Iterator[str]:
-    """What was read, one line per note."""
-    yield f"{len(train.x)} examples to train on, {run.inputs.d_in} columns as {run.sizes[0]} inputs"
-    yield f"to predict: {', '.join(run.targets or run.values or ('the class',))}"
-    yield from train.notes
-    yield from run.inputs.left_out()
 
 
 def _sections(run: Run, test: Dataset, found: Any) -> Iterator[str]:

@@ -186,11 +186,9 @@ class Run(NamedTuple):
         the more examples there are, the less each of them has to be held back by.
         """
         rate, decay = self.settings.learning_rate, self.settings.weight_decay
-        if decay is None:
-            rule = OPTIMIZERS[self.settings.optimizer](rate)
-        else:
-            steps = -(-self.learned // (self.settings.batch_size or self.learned))
-            rule = OPTIMIZERS["adamw"](rate, weight_decay=decay / (steps * rate))
+        steps = -(-self.learned // (self.settings.batch_size or self.learned))
+        how = {} if decay is None else {"weight_decay": decay / (steps * rate)}
+        rule = OPTIMIZERS[self.settings.optimizer](rate, **how)
         return rule if self.members == 1 else _members.each(rule)
 
     def standardised(self, part: Dataset) -> tuple[np.ndarray, np.ndarray]:
