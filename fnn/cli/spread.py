@@ -53,9 +53,7 @@ class Spread(click.Command):
             if None in where:
                 raise click.UsageError("--coordinator, --processes and --process go together")
             if devices is not None:
-                raise click.UsageError(
-                    "--devices is for one process, without --coordinator"
-                )
+                raise click.UsageError("--devices counts those of one process only")
         if None not in (device, devices):
             raise click.UsageError("--device names one device, --devices their number")
         if devices is not None:

@@ -174,9 +174,8 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
     features += wide * (run.sizes[0] != run.inputs.d_in)
     far = run.inputs.unseen(run.inputs.aligned(examples.train).x).lines()
     counted = ", ".join(f"{count} {name}" for name, count in counts.items())
-    click.echo(
-        f"data      {source}: {sum(counts.values())} examples, {features}, {outputs}; {counted}"
-    )
+    n = sum(counts.values())
+    click.echo(f"data      {source}: {n} examples, {features}, {outputs}; {counted}")
     for note in (*examples.train.notes, *run.inputs.left_out(), *far):
         click.echo(f"          {note}")
     decay = settings.weight_decay
