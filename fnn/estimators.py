@@ -19,7 +19,7 @@ from fnn.runs import training
 from fnn.runs.settings import Settings
 
 with extras.needs("data"):
-    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
     from sklearn.utils import check_array, check_random_state, column_or_1d
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
@@ -116,11 +116,10 @@ class Classifier(ClassifierMixin, _Network):
         >>> Classifier(epochs=1).fit([[0.0], [1.0]], [0, 1]).predict([[0.5]]).shape
         (1,)
         """
-        chances = self._predicted(X)
-        return self.classes_[chances.argmax(1)]
+        return self.classes_[self._predicted(X).argmax(1)]
 
 
-class Regressor(RegressorMixin, _Network):
+class Regressor(MultiOutputMixin, RegressorMixin, _Network):
     """Values, one or several, learned with the mean squared error. The arguments are as those of
     `Classifier`; after `fit`, so are run_ and n_iter_.
 
@@ -150,13 +149,7 @@ class Regressor(RegressorMixin, _Network):
         >>> Regressor(epochs=1).fit([[0.0], [1.0]], [0.5, 1.0]).predict([[0.5]]).shape
         (1,)
         """
-        found = self._predicted(X)
-        return found.reshape(len(found), *self._shape)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
+        return self._predicted(X).reshape(-1, *self._shape)
 
 
 def _check_given(name: str, y: Any) -> None:

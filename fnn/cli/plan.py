@@ -44,9 +44,8 @@ def plan(source: tuple[str, ...], device: str, as_json: bool, **given: Any) -> N
     if batch % number and batch != n:
         raise click.UsageError(f"--batch-size {batch}: expected one that {number} devices divide")
     data = training.arrays(run, examples.train, examples.folds)
-    network = "-".join(map(str, run.sizes))
-    told: dict[str, Any] = {"network": network, "members": run.members, "batch_size": batch}
-    told |= {"examples": n, "epoch": {}}
+    told: dict[str, Any] = {"network": "-".join(map(str, run.sizes)), "members": run.members}
+    told |= {"batch_size": batch, "examples": n, "epoch": {}}
     rows = [HEADINGS]
     shown = lambda number, form: "-" if number is None else format(number, form)
     for method in ("replicated", "fully sharded")[: number if run.members == 1 else 1]:
@@ -55,8 +54,9 @@ def plan(source: tuple[str, ...], device: str, as_json: bool, **given: Any) -> N
         held = None if found.temp_bytes is None else (found.argument_bytes + found.temp_bytes) / 1e6
         fits = "yes" if found.fits else "no"
         rows.append((method, fits, shown(held, ",.1f"), shown(speed, ",.0f"), shown(time, ",.3f")))
-        modelled = {"modelled_examples_per_second": speed}
-        told["epoch"][method] = modelled | json.loads(found.to_json())
+        told["epoch"][method] = {"modelled_examples_per_second": speed} | json.loads(
+            found.to_json()
+        )
     if as_json:
         return click.echo(json.dumps(told, allow_nan=False))
     click.echo(f"{run.described} on {device}: {n} examples per epoch, in batches of {batch}\n")

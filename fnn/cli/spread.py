@@ -118,8 +118,7 @@ _KEPT: list[Any] = []
 
 def _copy(stream: TextIO) -> TextIO:
     """The same stream with a file number of its own."""
-    number = os.dup(stream.fileno())
-    return open(number, "w", encoding=stream.encoding, errors=stream.errors, buffering=1)
+    return open(os.dup(stream.fileno()), "w", 1, stream.encoding, stream.errors)
 
 
 def _leave(code: int) -> None:

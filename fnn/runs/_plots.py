@@ -24,7 +24,6 @@ STYLE: Any = {
     "figure.constrained_layout.use": True,
     "figure.dpi": 150,
     "grid.alpha": 0.3,
-    "legend.frameon": False,
     "text.parse_math": False,  # `$` and `^` of a file's name are no formula
 }
 KINDS = {"loss": ("training", "C0"), "validation_loss": ("validation", "C2")}

@@ -7,12 +7,14 @@ import numpy as np
 from fnn import numbers
 from fnn.data import Dataset
 from fnn.runs.evaluation import evaluate
-from fnn.runs.metrics import Classified
 from fnn.runs.text import aligned
 from fnn.training.evaluation import CHUNK
 
 if TYPE_CHECKING:
     from fnn.runs.run import Run
+
+SIGNS = {"log loss": 1, "accuracy": -1, "RMSE": 1, "R2": -1, "mean R2": -1}
+"""What importance is measured in, and whether less is better."""
 
 
 class Importance(NamedTuple):
@@ -62,11 +64,8 @@ def measured(run: "Run", examples: Dataset, repeats: int, seed: int) -> Importan
     def cost(x: np.ndarray) -> dict[str, float]:
         """What a better prediction has less of."""
         found = evaluate(run, examples._replace(x=x))
-        if isinstance(found, Classified):
-            return {"log loss": found.log_loss, "accuracy": -found.accuracy}
-        if len(found.names) == 1:
-            return {"RMSE": float(found.rmse[0]), "R2": -float(found.r2[0])}
-        return {"R2": -float(found.r2.mean())}
+        by_name = found.measures() | dict([found.chief])
+        return {name: sign * by_name[name] for name, sign in SIGNS.items() if name in by_name}
 
     def shuffled(column: int) -> np.ndarray:
         x = examples.x.copy()
