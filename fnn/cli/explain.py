@@ -32,8 +32,7 @@ def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Pa
     files.check_writable(picture.parent, trained)
     examples, which = evaluation.held_out(trained, trained.read(source))
     click.echo(f"data      {' '.join(source)}: {which}")
-    for line in evaluation.evaluate(trained, examples).lines():
-        click.echo(line)
+    click.echo("\n".join(evaluation.evaluate(trained, examples).lines()))
     found = importance.measured(trained, examples, repeats, seed)
     click.echo(f"worse by, when a column is shuffled (mean ± deviation of {repeats} shuffles):")
     click.echo(found.table())

@@ -4,7 +4,6 @@ import base64
 import warnings
 from collections.abc import Callable, Iterator
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
@@ -32,9 +31,8 @@ def write(folder: Path, history: list[dict[str, float]], title: str) -> list[str
     Returns what could not be written and why: the run is whole without either file. An older
     file is then unchanged.
     """
-    rows = [["epoch", *history[0]]]
-    rows += [[str(i), *map(str, entry.values())] for i, entry in enumerate(history, 1)]
-    text = "".join(",".join(row) + "\n" for row in rows)
+    rows = [("epoch", *history[0]), *((i, *entry.values()) for i, entry in enumerate(history, 1))]
+    text = "".join(",".join(map(str, row)) + "\n" for row in rows)
     return [
         *_attempt(folder / HISTORY, text.encode),
         *_attempt(folder / PICTURE, lambda: _plots.image(_plots.curves, history, title)),
@@ -102,7 +100,7 @@ def page(
             "scores": scores.table(),
             "sections": "".join(_sections(run, test, scores.network)),
         }
-        template = Template(files("fnn.runs").joinpath(PAGE).read_text("utf-8"))
+        template = Template(Path(__file__).with_name(PAGE).read_text("utf-8"))
         return template.substitute(fields).encode(errors="replace")
 
     return _attempt(folder / PAGE, text)

@@ -230,12 +230,10 @@ def _layers(
     """The member, and what predicts: k of them."""
     function, (columns, edges), (d_in, *hidden, d_out) = ACTIVATIONS[activation], bins, sizes
     if kind == "cnn":
-        side = math.isqrt(d_in)
-        if side**2 != d_in or side < 2 ** len(hidden):
-            raise DataError(
-                f"network cnn: expected square images of at least {2 ** len(hidden)} by "
-                f"{2 ** len(hidden)} pixels, one column per pixel, got {d_in} columns"
-            )
+        side, least = math.isqrt(d_in), 2 ** len(hidden)
+        if side**2 != d_in or side < least:
+            expected = f"square images of at least {least} by {least} pixels, one column per pixel"
+            raise DataError(f"network cnn: expected {expected}, got {d_in} columns")
         member = serial(unflatten(side, side, 1), cnn((side, side, 1), hidden, d_out, function))
     elif columns:
         binned = Bins(columns, np.frombuffer(edges, np.float32).reshape(len(columns), -1))
