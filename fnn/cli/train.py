@@ -113,9 +113,7 @@ def train(
         raise SystemExit(stopped)
 
 
-def _found(
-    out: Path, source: tuple[str, ...], overwrite: bool
-) -> tuple[tuple[int, ...] | None, Run | None]:
+def _found(out: Path, source: tuple[str, ...], overwrite: bool) -> tuple[Any, Run | None]:
     """The version of the run in the folder, and this run, unless it is to be replaced. Raises
     ClickException where it can't be read, and where something of another kind would be replaced."""
     version = files.version(out)
@@ -242,10 +240,8 @@ def _train(
         return processes.any_of(bool(received))
 
     done, epochs = len(run.progress.history), run.settings.epochs
-    with (
-        signals.held_back() as received,
-        tqdm(total=epochs, initial=done, unit="epoch", leave=False, disable=None) as bar,
-    ):
+    how: Any = {"unit": "epoch", "leave": False, "disable": None}
+    with signals.held_back() as received, tqdm(total=epochs, initial=done, **how) as bar:
         try:
             training.advance(run, examples, on_epoch, mesh)
         except DivergedError as error:

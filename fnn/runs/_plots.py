@@ -23,6 +23,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "figure.constrained_layout.use": True,
     "figure.dpi": 150,
+    "figure.figsize": (9, 4),
     "grid.alpha": 0.3,
     "text.parse_math": False,  # `$` and `^` of a file's name are no formula
 }
@@ -32,22 +33,23 @@ SHOWN = 20
 """The most columns in a picture."""
 
 
-def image(draw: Callable[..., Figure], *args: Any) -> bytes:
-    """What draw(*args) draws, as a PNG in the style of all pictures."""
+def image(draw: Callable[..., None], *args: Any) -> bytes:
+    """What draw(figure, *args) draws, as a PNG in the style of all pictures."""
     written = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        draw(*args).savefig(written)
+        draw(figure := Figure(), *args)
+        figure.savefig(written)
     return written.getvalue()
 
 
-def curves(history: list[dict[str, float]], title: str = "") -> Figure:
+def curves(figure: Figure, history: list[dict[str, float]], title: str = "") -> None:
     """A run's history: losses on the left, held-out quality on the right.
 
     Each entry of the history is an epoch. It has `loss`, `test_loss`, perhaps `validation_loss`,
     and one more, the quality, whose key becomes its label. With validation, the best epoch is
     marked.
     """
-    figure = Figure((9, 3.4))
+    figure.set_figheight(3.4)
     figure.suptitle(short(title, 120))
     left, right = figure.subplots(1, 2)
     for key in history[0]:
@@ -69,33 +71,30 @@ def curves(history: list[dict[str, float]], title: str = "") -> Figure:
         ticks = {"major_locator": LogLocator(subs=(1, 2, 3, 5)), "minor_locator": NullLocator()}
         left.yaxis.set(**ticks, major_formatter="{x:g}")
     left.legend()
-    return figure
 
 
-def importance(found: Importance, title: str = "") -> Figure:
+def importance(figure: Figure, found: Importance, title: str = "") -> None:
     """What each column is worth: a bar per name, its deviation as a whisker.
 
     Of more than `SHOWN` columns, the most important; by the first measure alone.
     """
     names = [short(name) for name in found.columns[:SHOWN]][::-1]
     mean, deviation = (a[: len(names), 0][::-1] for a in (found.mean, found.deviation))
-    figure = Figure((9, 1.2 + 0.28 * len(names)))
+    figure.set_figheight(1.2 + 0.28 * len(names))
     figure.suptitle(short(title, 120))
     axes = figure.subplots()
     axes.barh(range(len(names)), mean, xerr=deviation, ecolor="0.4", height=0.7, tick_label=names)
     axes.axvline(0, color="0.4", linewidth=0.8)
     label = f"how much worse the {found.measures[0]} is when the column is shuffled"
     axes.set(xlabel=label, ylim=(-0.6, len(names) - 0.4))
-    return figure
 
 
-def classified(found: Classified, labels: np.ndarray, chances: np.ndarray) -> Figure:
+def classified(figure: Figure, found: Classified, labels: np.ndarray, chances: np.ndarray) -> None:
     """The confusion of at most `SHOWN` classes, the most frequent, and how often predictions of
     each probability are right."""
     from sklearn.calibration import CalibrationDisplay
     from sklearn.metrics import ConfusionMatrixDisplay
 
-    figure = Figure((9, 4))
     left, right = figure.subplots(1, 2)
     kept = np.sort(np.argsort(-found.examples, kind="stable")[:SHOWN])
     names = [short(found.classes[i]) for i in kept]
@@ -111,27 +110,25 @@ def classified(found: Classified, labels: np.ndarray, chances: np.ndarray) -> Fi
     CalibrationDisplay.from_predictions(right_ones, np.minimum(sure, 1), **style)
     right.set(xlabel=f"probability of {words[0]}", ylabel=f"share {words[1]}")
     right.legend_.remove()
-    return figure
 
 
-def predicted(names: Sequence[str], y: np.ndarray, guess: np.ndarray) -> Figure:
+def predicted(figure: Figure, names: Sequence[str], y: np.ndarray, guess: np.ndarray) -> None:
     """Predicted against true values, and the residuals; of several values, of the first."""
     from sklearn.metrics import PredictionErrorDisplay
 
-    figure = Figure((9, 4))
     figure.suptitle(short(names[0]))
     kinds = "actual_vs_predicted", "residual_vs_predicted"
     for axes, kind in zip(figure.subplots(1, 2), kinds, strict=True):
         style = {"ax": axes, "subsample": 2000, "random_state": 0, "scatter_kwargs": {"s": 8}}
         PredictionErrorDisplay.from_predictions(y[:, 0], guess[:, 0], kind=kind, **style)
-    return figure
 
 
-def dependence(run: Run, part: Dataset, columns: Sequence[str]) -> Figure:
+def dependence(figure: Figure, run: Run, part: Dataset, columns: Sequence[str]) -> None:
     """The mean prediction for at most 200 examples, each with the same value in one column, for
     the first four of these columns: of two classes the probability of the second, of more those
     of the first five. Friedman 2001, section 8.2."""
-    figure, x, two = Figure((9, 2.6)), part.x[:200], len(run.classes) == 2
+    figure.set_figheight(2.6)
+    x, two = part.x[:200], len(run.classes) == 2
     every = figure.subplots(1, min(4, len(columns)), sharey=True, squeeze=False)[0]
     names = part.features or tuple(f"column {i + 1}" for i in range(part.x.shape[1]))
     shown = run.classes[two:][:5] or run.values[:1]
@@ -152,7 +149,6 @@ def dependence(run: Run, part: Dataset, columns: Sequence[str]) -> Figure:
     every[0].set_ylabel(f"probability of {short(shown[0], 16)}" if two else "mean prediction")
     if len(shown) > 1:
         every[-1].legend(lines, [short(name, 12) for name in shown])
-    return figure
 
 
 def short(text: str, most: int = 24) -> str:

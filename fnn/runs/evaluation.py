@@ -90,9 +90,8 @@ def held_out(run: "Run", examples: Dataset) -> tuple[Dataset, str]:
     if not len(run.seen):
         return examples, f"all {n} examples, some of which may have been trained on"
     unseen = ~np.isin(digests.of_examples(examples), run.seen)
-    if unseen.all():
-        return examples, f"all {n} examples"
-    if not unseen.any():
-        return examples, f"all {n} examples, each of them trained on"
+    every = {n: f"all {n} examples", 0: f"all {n} examples, each of them trained on"}
+    if (count := int(unseen.sum())) in every:
+        return examples, every[count]
     left = examples._replace(x=examples.x[unseen], y=examples.y[unseen])
-    return left, f"the {unseen.sum()} of {n} examples that were not trained on"
+    return left, f"the {count} of {n} examples that were not trained on"

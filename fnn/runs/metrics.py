@@ -1,7 +1,7 @@
 """How good predictions are, by scikit-learn's metrics: of classes, and of values."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -37,9 +37,7 @@ class Classified(NamedTuple):
     roc_auc: float
 
     @classmethod
-    def of(
-        cls, classes: tuple[str, ...], labels: np.ndarray, probabilities: np.ndarray
-    ) -> "Classified":
+    def of(cls, classes: tuple[str, ...], labels: np.ndarray, probabilities: np.ndarray) -> Self:
         """Compare labels (n,), indices into classes, with predicted probabilities (n, k)."""
         k, guesses = len(classes), probabilities.argmax(-1)
         confusion = np.bincount(k * labels + guesses, minlength=k * k).reshape(k, k)

@@ -64,8 +64,8 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
     settings.checked()
     mapped = data.is_mapped(source) and not processes.is_first()
     everything = data.mapped(source, task=settings.task) if mapped else settings.load(source)
-    if everything.encoding:  # what was guessed holds for later files
-        settings = settings._replace(encoding=everything.encoding)
+    # What was guessed holds for later files.
+    settings = settings._replace(encoding=everything.encoding or settings.encoding)
     parts = data.split(data.without_singles(everything), evaluation.HELD_OUT, settings.seed)
     digest = UNKNOWN if mapped else digests.of_data(everything)
     return begin(*parts, settings, digest, data.is_mapped(source))
