@@ -65,18 +65,16 @@ class Spread(click.Command):
             raise click.ClickException(str(error).splitlines()[0]) from error
         environment.check_device()
         several = jax.process_count() > 1
-        if device is not None:  # only now, because looking at the devices starts JAX
-            if several:
-                raise click.UsageError("--device is for one process: several use all their devices")
-            options.compute_on(ctx, OPTIONS[0], device)
+        if several and device is not None:
+            raise click.UsageError("--device is for one process: several use all their devices")
+        options.compute_on(ctx, OPTIONS[0], device)  # not before, because it starts JAX
         count = jax.device_count() if several else devices or 1
         if count > len(jax.devices()):
             raise click.UsageError(f"--devices {devices}: there are {len(jax.devices())}")
         with _one_of_several(processes.is_first()) if several else nullcontext():
             if several or count > 1:
                 ctx.obj = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count])
-                processes_too = f" in {jax.process_count()} processes" if several else ""
-                click.echo(f"devices   {count}{processes_too}")
+                click.echo(f"devices   {count}" + f" in {jax.process_count()} processes" * several)
             return super().invoke(ctx)
 
 

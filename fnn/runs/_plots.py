@@ -135,8 +135,7 @@ def dependence(figure: Figure, run: Run, part: Dataset, columns: Sequence[str]) 
     for axes, name in zip(every, columns, strict=False):
         i = names.index(name)
         values = part.columns[i].values[:8] if part.columns else ()
-        cells, shares = x[~np.isnan(x[:, i]), i], np.linspace(0, 1, 15)
-        grid = np.arange(len(values)) if values else np.quantile(cells, shares)
+        grid = np.arange(len(values)) if values else np.nanquantile(x[:, i], np.linspace(0, 1, 15))
         means = []
         for value in grid:
             moved = x.copy()

@@ -36,10 +36,9 @@ def save(folder: Path, run: Run) -> None:
     """Write the run's file: see `Run.save`."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = ("digest", "learned", "features", "classes", "targets", "sizes")
-    metadata = {name: getattr(run, name) for name in plain}
+    metadata = {name: getattr(run, name) for name in plain} | {"seen": len(run.seen)}
     metadata |= {"settings": run.settings._asdict(), "history": run.progress.history}
     metadata |= {"binned": run.bins.columns, "columns": run.inputs.as_metadata()}
-    metadata["seen"] = len(run.seen)
     checkpoint.save(folder / FILE, _tree(run), metadata)
 
 

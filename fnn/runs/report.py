@@ -72,8 +72,9 @@ class Scores(NamedTuple):
     def summary(self) -> str:
         """The measure that matters most, of all three."""
         ours, linear, mean = (f"{each.chief[1]:.4g}" for each in self)
-        name = self.network.chief[0]
-        return f"test {name} {ours} (linear model {linear}, always the mean {mean})"
+        return (
+            f"test {self.network.chief[0]} {ours} (linear model {linear}, always the mean {mean})"
+        )
 
     def table(self) -> str:
         """A row of HTML per metric, a column per model."""
@@ -135,10 +136,8 @@ def _sections(run: Run, test: Dataset, found: Any) -> Iterator[str]:
     worst = np.argsort(-costs, kind="stable")[:WORST]
     names = test.features or tuple(f"column {i + 1}" for i in range(test.x.shape[1]))
     shown = range(min(len(names), 20))
-    rows = [
-        [_told(run, test.y[i]), _told(run, guess[i]), *(_cell(test, i, j) for j in shown)]
-        for i in worst
-    ]
+    cells = lambda i: [_cell(test, i, j) for j in shown]
+    rows = [[_told(run, test.y[i]), _told(run, guess[i]), *cells(i)] for i in worst]
     table = _html.table("", ["true", "predicted", *(names[j] for j in shown)], *rows)
     yield f'<h2>The rows most wrong</h2><div class="wide">{table}</div>'
 
