@@ -15,13 +15,14 @@ from click.testing import CliRunner
 from fnn import cli, data
 from fnn.runs import files
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once", "undrawn")
 
 
 def run(*args):
     return CliRunner().invoke(cli.fnn, [str(a) for a in args])
 
 
+@pytest.mark.usefixtures("drawn")
 def test_train_digits_end_to_end(tmp_path):
     result = run("train", "digits", "--epochs", 8, "--members", 1, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
@@ -65,8 +66,8 @@ def test_other_classes(source, tmp_path):
 
 
 def test_training_is_one_line_and_the_chief_score_is_the_last(tmp_path):
-    args = ("--epochs", 31, "--hidden", 2, "--members", 1, "--out", tmp_path)
-    result = run("train", "iris", *args)
+    args = ("--epochs", 31, "--hidden", 2, "--members", 1, "--learning-rate", 0.02)
+    result = run("train", "iris", *args, "--out", tmp_path)
     lines = result.stdout.splitlines()
     assert not any(line.startswith("epoch") for line in lines)
     (trained,) = (line for line in lines if line.startswith("trained"))

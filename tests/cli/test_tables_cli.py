@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from fnn import cli, runs
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once", "undrawn")
 
 
 def run(*args):

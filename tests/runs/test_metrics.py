@@ -14,7 +14,7 @@ from fnn import cli, runs
 from fnn.runs import files, training
 from fnn.runs.metrics import SHOWN, Classified, Predicted
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once", "undrawn")
 RNG = np.random.default_rng(0)
 
 
@@ -188,6 +188,7 @@ def test_predictions_as_parquet_are_those_of_csv(trained):
     assert frame.equals(polars.read_csv(printed.encode(), schema=frame.schema))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_explain_ranks_the_columns_and_draws_them(tmp_path):
     """The class is the sign of b; a is noise, and c hardly matters."""
     x = np.random.default_rng(2).normal(size=(200, 3))

@@ -27,7 +27,7 @@ from fnn.runs import _plots, digests, evaluation, files, report, training
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 6, seed=1, members=1)
 
 
-pytestmark = [pytest.mark.usefixtures("compiled_once"), pytest.mark.optimized]
+pytestmark = pytest.mark.usefixtures("compiled_once", "undrawn")
 
 
 def command(*args):
@@ -112,6 +112,8 @@ VARIANTS = {
 
 
 @pytest.mark.long
+@pytest.mark.optimized
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("name", VARIANTS)
 def test_going_on_is_bit_for_bit_never_having_stopped(tmp_path, name):
     whole, _ = finished(tmp_path / "a", *VARIANTS[name])
@@ -121,6 +123,7 @@ def test_going_on_is_bit_for_bit_never_having_stopped(tmp_path, name):
         assert 3 < len(whole.progress.history) < whole.settings.epochs
 
 
+@pytest.mark.optimized
 def test_a_run_comes_back_bit_for_bit(tmp_path):
     run, _ = finished(tmp_path)
     back = files.load(tmp_path)
@@ -458,6 +461,8 @@ SMALL = ("--hidden", 4, "--members", 1)
 
 
 @pytest.mark.long
+@pytest.mark.optimized
+@pytest.mark.usefixtures("drawn")
 def test_kills_at_any_instant_lose_nothing(tmp_path):
     """SIGKILL in the middle, then --resume, again and again: the same bytes in the end."""
     rng = random.Random(3)
@@ -532,6 +537,7 @@ def test_a_folder_at_a_files_place_is_said_before_training(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a$x^{.csv", "$$.csv", os.fsdecode(b"\xff\xfe.csv"), "a\tb.csv"])
+@pytest.mark.usefixtures("drawn")
 def test_any_file_name_is_drawn(tmp_path, name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a character that the font lacks
@@ -543,6 +549,7 @@ def test_any_file_name_is_drawn(tmp_path, name):
 HISTORY = [{"loss": 1.0, "test_loss": 1.5, "test_accuracy": 0.5}]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_picture_that_fails_costs_a_warning_only(tmp_path, monkeypatch):
     monkeypatch.setattr(_plots, "curves", lambda *args: 1 / 0)
     result = command("train", "iris", "--epochs", 1, *SMALL, "--out", tmp_path)
