@@ -109,9 +109,8 @@ def _report_fault(error: Exception, debug: bool) -> NoReturn:
             where = f"its traceback is in {path}; please report it, --debug prints it"
     except OSError:
         debug = True
-    said = "".join(f" ({line})" for line in str(error).splitlines()[:1])
-    named = f"Error: a fault of fnn, {type(error).__name__}{said}: {where}"
-    click.echo(f"{text if debug else ''}{named}", err=True)
+    name = type(error).__name__ + "".join(f" ({line})" for line in str(error).splitlines()[:1])
+    click.echo(f"{text * debug}Error: a fault of fnn, {name}: {where}", err=True)
     raise SystemExit(FAULT) from error
 
 

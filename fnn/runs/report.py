@@ -72,9 +72,8 @@ class Scores(NamedTuple):
     def summary(self) -> str:
         """The measure that matters most, of all three."""
         ours, linear, mean = (f"{each.chief[1]:.4g}" for each in self)
-        return (
-            f"test {self.network.chief[0]} {ours} (linear model {linear}, always the mean {mean})"
-        )
+        others = f"linear model {linear}, always the mean {mean}"
+        return f"test {self.network.chief[0]} {ours} ({others})"
 
     def table(self) -> str:
         """A row of HTML per metric, a column per model."""
