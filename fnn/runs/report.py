@@ -64,7 +64,7 @@ class Scores(NamedTuple):
                     model = LogisticRegression().fit(x.astype(np.float64), y)
                 linear[:, model.classes_] = model.predict_proba(others)
         else:
-            always, model = run.outputs.mean, Ridge().fit(x, y)
+            always, model = run.outputs.mean, Ridge().fit(x.astype(np.float64), y)
             linear = run.outputs.undo(model.predict(others).reshape(test.y.shape))
         guesses = run.predict(test.x), linear, np.broadcast_to(always, linear.shape)
         return cls(*(evaluation.compared(run, test.y, guess) for guess in guesses))
