@@ -30,13 +30,11 @@ def export(run: Path, file: Path) -> None:
     files.check_apart(file, run / files.FILE)
     trained = files.load(run)
     d_in = trained.inputs.d_in
-    example = jax.ShapeDtypeStruct((1, d_in), jnp.float32)
-    atomic.write(file, lowered(program(trained), example))
+    atomic.write(file, lowered(program(trained), jax.ShapeDtypeStruct((1, d_in), jnp.float32)))
     outputs = trained.classes or trained.values
     click.echo(f"program   {file}, for {', '.join(PLATFORMS)}")
     click.echo(f"takes     (n, {d_in}) float32")
-    plain = [Feature(name) for name in trained.features]  # of arrays, where they have names
-    for i, feature in enumerate(trained.inputs.used or plain):
+    for i, feature in enumerate(trained.inputs.used or map(Feature, trained.features)):
         click.echo(f"          x[:, {i}] is {feature.name or 'a column'}{_codes(feature)}")
     click.echo(f"returns   (n, {len(outputs)}) float32: {', '.join(outputs)}")
     click.echo(f'call      jax.export.deserialize(open("{file}", "rb").read()).call(x)')

@@ -72,7 +72,7 @@ class Spread(click.Command):
         if count > len(jax.devices()):
             raise click.UsageError(f"--devices {devices}: there are {len(jax.devices())}")
         with _one_of_several(processes.is_first()) if several else nullcontext():
-            if several or count > 1:
+            if count > 1:
                 ctx.obj = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count])
                 click.echo(f"devices   {count}" + f" in {jax.process_count()} processes" * several)
             return super().invoke(ctx)

@@ -164,7 +164,7 @@ def _continued(given: Settings, earlier: Run, out: Path) -> Settings:
 
 def _show_plan(source: str, run: Run, examples: Examples) -> None:
     """Print what is about to be trained, and on what."""
-    settings, bins = run.settings, run.bins.columns
+    settings, decay, bins = run.settings, run.settings.weight_decay, run.bins.columns
     parts = zip(examples[:3], ("for training", "for validation", "held out"), strict=True)
     counts = {name: len(part.x) for part, name in parts if part is not None}
     outputs = _counted(run.sizes[-1], "class" if run.classes else "value")
@@ -176,7 +176,6 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
     click.echo(f"data      {source}: {n} examples, {features}, {outputs}; {counted}")
     for note in (*examples.train.notes, *run.inputs.left_out(), *far):
         click.echo(f"          {note}")
-    decay = settings.weight_decay
     decayed = "" if decay is None else f"weight decay {decay:g} per epoch, "
     size = sum(leaf.size for leaf in jax.tree.leaves(run.progress.state.params))
     binned = f"{_counted(len(bins), 'input')} in {settings.bins} bins too, " if bins else ""
@@ -225,8 +224,7 @@ def _train(
     that ended the training. A run that diverges is saved as it was after the last finite epoch, and
     raised as a ClickException.
     """
-    times: list[float] = []
-    saved = time.perf_counter()
+    times, saved = list[float](), time.perf_counter()
 
     def on_epoch(newest: Run) -> bool:
         nonlocal run, saved

@@ -57,7 +57,7 @@ def curves(figure: Figure, history: list[dict[str, float]], title: str = "") -> 
         label, colour = KINDS.get(key, ("held out", "C1"))
         axes = left if key.endswith("loss") else right
         marker = "." if len(values) <= 30 else ""
-        axes.plot(range(1, len(values) + 1), values, marker, ls="-", color=colour, label=label)
+        axes.plot(range(1, len(values) + 1), values, marker=marker, color=colour, label=label)
         axes.set(xlabel="epoch", ylabel=key.replace("_", " ") if axes is right else "loss")
         beside = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "size": "small"}
         axes.annotate(f"{values[-1]:.3g}", (len(values), values[-1]), **beside, color=colour)

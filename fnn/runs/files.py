@@ -111,11 +111,7 @@ def load(folder: str | Path) -> Run:
 
 def _described(held: dict[str, Any]) -> Run:
     """The run that a file's metadata describes, with arrays that only have their shapes."""
-    for name, kind in LISTS.items():
-        if not isinstance(held[name], list) or not all(isinstance(v, kind) for v in held[name]):
-            raise TypeError(f"{name} is of another type")
-    if not all(isinstance(v, int | float) for entry in held["history"] for v in entry.values()):
-        raise TypeError("history is of another type")
+    _check_types(held)
     settings = Settings.of(held["settings"])
     features, classes, targets = (tuple(held[k]) for k in ("features", "classes", "targets"))
     d_in, *_, k = held["sizes"]
@@ -132,6 +128,15 @@ def _described(held: dict[str, Any]) -> Run:
     if not sound or len(set(classes)) < len(classes) or run.sizes != tuple(held["sizes"]):
         raise ValueError("its sizes are not those of its columns, bins, classes and layers")
     return run
+
+
+def _check_types(held: dict[str, Any]) -> None:
+    """Raise TypeError for lists of other types than `save` writes, KeyError for missing ones."""
+    for name, kind in LISTS.items():
+        if not isinstance(held[name], list) or not all(isinstance(v, kind) for v in held[name]):
+            raise TypeError(f"{name} is of another type")
+    if not all(isinstance(v, int | float) for entry in held["history"] for v in entry.values()):
+        raise TypeError("history is of another type")
 
 
 def _empty(shape: int | tuple[int, int], dtype: Any = np.float64) -> np.ndarray:

@@ -84,23 +84,16 @@ def begin(
     `prepare` does.
     """
     measures = not is_shared or processes.is_first()
-    default = 1 if is_shared else settings.completed(len(train.x)).members
-    members = settings.members or default or 1
-    if is_shared and members > 1:
-        raise DataError(f"{train.name}: several processes train --members 1")
-    validation, few = None, measures and len(train.x) <= digests.SEEN
-    if settings.patience is not None and members == 1:
-        train, validation = data.split(train, evaluation.HELD_OUT, settings.seed)
-    if settings.batch_size is not None and settings.batch_size > len(train.x):
-        size = f"the batch size {settings.batch_size}"
-        raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")
-    inputs = Encoding.of(train, settings.keep) if measures else Encoding((), _unknown(train.x))
-    outputs = None if train.classes else (Scaling.of if measures else _unknown)(train.y)
+    few = measures and len(train.x) <= digests.SEEN
+    settings, train, validation = _settled(settings, train, is_shared)
+    unknown = lambda a: Scaling(np.zeros(a.shape[1]), np.ones(a.shape[1]))  # see `_from_first`
+    inputs = Encoding.of(train, settings.keep) if measures else Encoding((), unknown(train.x))
+    outputs = None if train.classes else (Scaling.of if measures else unknown)(train.y)
     train = inputs.aligned(train)
     validation, test = (part and inputs.aligned(part) for part in (validation, test))
     seen = [digests.of_examples(part) for part in (train, validation) if few and part]
-    folds = None if members == 1 else _members.folds(train, members, settings.seed)
-    settings = settings._replace(members=members).completed(len(train.x))
+    k = settings.members or 1
+    folds = None if k == 1 else _members.folds(train, k, settings.seed)
     known = settings, digest, np.concatenate([np.empty(0, np.uint64), *seen]), len(train.x)
     names = train.features, train.classes, train.targets
     run = Run(*known, *names, inputs, outputs, Progress(None, [], None))
@@ -108,6 +101,21 @@ def begin(
     state = initial_state(run)
     run = run._replace(progress=Progress(state, [], state))
     return run, Examples(train, validation, test, folds)
+
+
+def _settled(settings: Settings, train: Dataset, is_shared: bool) -> tuple[Settings, Dataset, Any]:
+    """The settings completed, and the parts to train on and, for the patience of one network, to
+    validate on. Members are for one process's examples only."""
+    default = 1 if is_shared else settings.completed(len(train.x)).members
+    members, validation = settings.members or default or 1, None
+    if is_shared and members > 1:
+        raise DataError(f"{train.name}: several processes train --members 1")
+    if settings.patience is not None and members == 1:
+        train, validation = data.split(train, evaluation.HELD_OUT, settings.seed)
+    if settings.batch_size is not None and settings.batch_size > len(train.x):
+        size = f"the batch size {settings.batch_size}"
+        raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")
+    return settings._replace(members=members).completed(len(train.x)), train, validation
 
 
 def _binned(run: Run, train: Dataset, folds: np.ndarray | None) -> Run:
@@ -129,11 +137,6 @@ def arrays(run: Run, part: Dataset, folds: np.ndarray | None, rows: Any = ...) -
     """These rows as `Run.gradient` takes them: (x, y) or, of members, (x, (y, fold))."""
     x, y = run.standardised(part._replace(x=part.x[rows], y=part.y[rows]))
     return (x, y) if folds is None else (x, (y, folds[rows]))
-
-
-def _unknown(a: Any) -> Scaling:
-    """The scaling of a's columns before `_from_first`."""
-    return Scaling(np.zeros(a.shape[1]), np.ones(a.shape[1]))
 
 
 def _from_first(run: Run) -> Run:

@@ -65,6 +65,7 @@ def test_other_classes(source, tmp_path):
     assert float(result.stdout.split("test accuracy ")[-1].split()[0]) >= 0.85
 
 
+@pytest.mark.usefixtures("drawn")
 def test_training_is_one_line_and_the_chief_score_is_the_last(tmp_path):
     args = ("--epochs", 31, "--hidden", 2, "--members", 1, "--learning-rate", 0.02)
     result = run("train", "iris", *args, "--out", tmp_path)
@@ -75,6 +76,7 @@ def test_training_is_one_line_and_the_chief_score_is_the_last(tmp_path):
     assert " loss 0." in trained
     score = r"test log loss [\d.]+ \(linear model [\d.]+, always the mean 1.099\)"
     assert re.fullmatch(score, lines[-1])
+    assert result.stderr == ""  # the pictures of more than 30 epochs too
     with open(tmp_path / "history.csv") as file:
         assert len(list(csv.DictReader(file))) == 31
 
