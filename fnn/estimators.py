@@ -8,6 +8,7 @@ of a table do. Both work wherever scikit-learn's own estimators do: in pipelines
 and searches. This module imports scikit-learn.
 """
 
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -24,27 +25,22 @@ with extras.needs("data"):
     from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 
+@dataclass(eq=False, repr=False)
 class _Network(BaseEstimator):
     """A network that is trained on arrays or data frames; the arguments are the fields of
     `fnn.runs.Settings` that do not say how a file is read."""
 
-    def __init__(
-        self,
-        hidden: tuple[int, ...] | None = None,
-        activation: str = "relu",
-        optimizer: str = "adamw",
-        learning_rate: float = 0.002,
-        batch_size: int | None = None,
-        epochs: int = 40,
-        patience: int | None = None,
-        weight_decay: float | None = None,
-        members: int | None = None,
-        bins: int | None = None,
-        random_state: Any = 0,
-    ) -> None:
-        given = locals()
-        for name in self._get_param_names():
-            setattr(self, name, given[name])
+    hidden: tuple[int, ...] | None = None
+    activation: str = "relu"
+    optimizer: str = "adamw"
+    learning_rate: float = 0.002
+    batch_size: int | None = None
+    epochs: int = 40
+    patience: int | None = None
+    weight_decay: float | None = None
+    members: int | None = None
+    bins: int | None = None
+    random_state: Any = 0
 
     def _trained(self, examples: Dataset) -> Self:
         """Train on examples whose targets are set."""
@@ -119,8 +115,7 @@ class Classifier(ClassifierMixin, _Network):
         >>> Classifier(epochs=1).fit([[0.0], [1.0]], [0, 1]).predict([[0.5]]).shape
         (1,)
         """
-        chances = self._predicted(X)
-        return self.classes_[chances.argmax(1)]
+        return self.classes_[self._predicted(X).argmax(1)]
 
 
 class Regressor(MultiOutputMixin, RegressorMixin, _Network):
@@ -152,5 +147,4 @@ class Regressor(MultiOutputMixin, RegressorMixin, _Network):
         >>> Regressor(epochs=1).fit([[0.0], [1.0]], [0.5, 1.0]).predict([[0.5]]).shape
         (1,)
         """
-        found = self._predicted(X)
-        return found.reshape(len(found), *self._shape)
+        return self._predicted(X).reshape(-1, *self._shape)

@@ -81,3 +81,22 @@ def compiled_once(compilation_cache_folder):
         jax.config.update(name, value)
         del os.environ[name.upper()]
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def undrawn():
+    """For tests of the command that do not look at its pictures, which take most of its time."""
+    from fnn.runs import _plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        real = _plots.image
+        patch.setattr(_plots, "image", lambda draw, *args: b"\x89PNG")
+        yield real
+
+
+@pytest.fixture
+def drawn(undrawn, monkeypatch):
+    """For a test that looks at them among tests that do not."""
+    from fnn.runs import _plots
+
+    monkeypatch.setattr(_plots, "image", undrawn)

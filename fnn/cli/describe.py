@@ -7,10 +7,12 @@ import numpy as np
 
 from fnn import data
 from fnn.cli import options
+from fnn.data.encoding import Feature
 from fnn.runs.evaluation import HELD_OUT
 from fnn.runs.text import aligned
 
 BARS = " ▁▂▃▄▅▆▇█"
+HEADINGS = ("column", *["kind", "values", "blanks", "least", "middle", "largest", "cells", "use"])
 
 
 @click.command()
@@ -28,32 +30,28 @@ def describe(source: str, **given: Any) -> None:
     settings = options.settings_of(given)
     examples = data.without_singles(settings.load(source))
     train, _ = data.split(examples, HELD_OUT, settings.seed)
-    features = data.Encoding.of(train, settings.keep).features
+    names = examples.features or tuple(f"column {i + 1}" for i in range(examples.x.shape[1]))
+    used = data.Encoding.of(train, settings.keep).features or map(Feature, names)
     click.echo(f"{examples.name}: {len(examples.x)} examples")
     for note in examples.notes:
         click.echo(note)
-    rows: list[tuple[str, ...]] = [
-        ("column", "kind", "values", "blanks", "least", "middle", "largest", "cells", "use")
-    ]
-    names = examples.features or tuple(f"column {i + 1}" for i in range(examples.x.shape[1]))
-    for i, name in enumerate(names):
-        there = examples.x[~np.isnan(examples.x[:, i]), i]
-        kind = features[i].kind if features else "number"
-        use = features[i].describe() if features else "standardised"
-        blanks = len(examples.x) - len(there)
-        rows.append((name, kind, str(len(np.unique(there))), str(blanks), *_seen(there, kind), use))
-    for j, name in enumerate(examples.targets or ("target",) * examples.y[:1].size):
-        y = examples.y.reshape(len(examples.y), -1)[:, j]
-        kind = "classes" if examples.classes else "values"
-        rows.append((name, kind, str(len(np.unique(y))), "0", *_seen(y, kind), "to predict"))
+    rows = [HEADINGS]
+    for name, feature, cells in zip(names, used, examples.x.T, strict=True):
+        rows.append((name, feature.kind, *_seen(cells, feature.kind), feature.describe()))
+    kind, y = "classes" if examples.classes else "values", examples.y.reshape(len(examples.y), -1)
+    for name, cells in zip(examples.targets or ("target",) * len(y.T), y.T, strict=True):
+        rows.append((name, kind, *_seen(cells, kind), "to predict"))
     click.echo(aligned(rows, "<<>>>>><"))
 
 
-def _seen(cells: np.ndarray, kind: str) -> tuple[str, ...]:
-    """The least, the middle and the largest of cells without blanks, nothing of categories; and a
-    picture: how many cells there are in each eighth of the range, or of the commonest values."""
+def _seen(column: np.ndarray, kind: str) -> tuple[str, ...]:
+    """How many values and blanks a column has; the least, the middle and the largest, nothing of
+    categories; and a picture: how many cells there are in each eighth of the range, or of the
+    commonest values."""
+    cells = column[~np.isnan(column)]
+    numbers = str(len(np.unique(cells))), str(len(column) - len(cells))
     if not len(cells):
-        return "", "", "", ""
+        return *numbers, "", "", "", ""
     three, counts = ["", "", ""], np.sort(np.bincount(np.unique(cells, return_inverse=True)[1]))
     counts = counts[:-9:-1]
     if kind not in ("category", "classes"):
@@ -61,7 +59,7 @@ def _seen(cells: np.ndarray, kind: str) -> tuple[str, ...]:
         some = np.sort(cells)[[0, (len(cells) - 1) // 2, -1]].tolist()
         three = [_shown(cell, kind) for cell in some]
     heights = np.ceil(counts / counts.max() * (len(BARS) - 1)).astype(int)
-    return *three, "".join(BARS[height] for height in heights)
+    return *numbers, *three, "".join(BARS[height] for height in heights)
 
 
 def _shown(cell: float, kind: str) -> str:

@@ -46,12 +46,6 @@ def described() -> str:
     return f"JAX, version {jax.__version__}, on {devices} ({jax.devices()[0].device_kind})"
 
 
-def offer_devices(count: int) -> None:
-    """Make JAX divide the CPU into `count` devices, unless it has started already."""
-    with suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", count)
-
-
 def check_device() -> None:
     """Raise Error, naming JAX_PLATFORMS, where JAX finds no device to compute on."""
     extras.quiet_tpu()

@@ -24,8 +24,7 @@ def evaluate(run: Path, source: tuple[str, ...], as_json: bool) -> None:
     """
     trained = files.load(run)
     examples, which = evaluation.held_out(trained, trained.read(source))
-    for line in trained.inputs.unseen(examples.x).lines():
-        click.echo(f"Warning: {line}", err=True)
+    options.warn(*trained.inputs.unseen(examples.x).lines())
     found = evaluation.evaluate(trained, examples)
     if as_json:
         click.echo(json.dumps({"measured_on": which, **found.numbers()}, allow_nan=False))
@@ -44,4 +43,4 @@ def show(found: Classified | Predicted, part: str = "") -> None:
     if isinstance(found, Classified):
         click.echo(found.per_class())
         if warning := found.warning():
-            click.echo(f"Warning: {warning}", err=True)
+            options.warn(warning)

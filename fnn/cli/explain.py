@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from fnn import atomic
 from fnn.cli import options
 from fnn.runs import _plots, evaluation, files, importance
 
@@ -15,7 +16,7 @@ PICTURE = "importance.png"
 @click.argument("source", nargs=-1, required=True)
 @click.option("--repeats", type=options.COUNT, default=5, help="Shuffles per column.")
 @click.option("--seed", type=options.SEED, default=0, help="Decides the shuffles.")
-@options.out(options.FILE, f"RUN/{PICTURE}", "PNG file for the picture.")
+@click.option("--out", type=options.FILE, show_default=f"RUN/{PICTURE}", help="PNG file to draw.")
 @options.device
 def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Path | None) -> None:
     """Measure what each column of SOURCE is worth to the network in folder RUN.
@@ -28,13 +29,12 @@ def explain(run: Path, source: tuple[str, ...], repeats: int, seed: int, out: Pa
     trained = files.load(run)
     picture = out or run / PICTURE
     files.check_apart(picture, *source, run / files.FILE)
-    _plots.make_room(picture)
+    files.check_writable(picture.parent, trained)
     examples, which = evaluation.held_out(trained, trained.read(source))
     click.echo(f"data      {' '.join(source)}: {which}")
-    for line in evaluation.evaluate(trained, examples).lines():
-        click.echo(line)
+    click.echo("\n".join(evaluation.evaluate(trained, examples).lines()))
     found = importance.measured(trained, examples, repeats, seed)
     click.echo(f"worse by, when a column is shuffled (mean ± deviation of {repeats} shuffles):")
     click.echo(found.table())
-    _plots.importances(found, picture, f"{' '.join(source)}: {which}")
+    atomic.write(picture, _plots.image(_plots.importance, found, f"{' '.join(source)}: {which}"))
     click.echo(f"drawn     {picture}")

@@ -30,13 +30,11 @@ def export(run: Path, file: Path) -> None:
     files.check_apart(file, run / files.FILE)
     trained = files.load(run)
     d_in = trained.inputs.d_in
-    example = jax.ShapeDtypeStruct((1, d_in), jnp.float32)
-    atomic.write(file, lowered(program(trained), example))
+    atomic.write(file, lowered(program(trained), jax.ShapeDtypeStruct((1, d_in), jnp.float32)))
     outputs = trained.classes or trained.values
     click.echo(f"program   {file}, for {', '.join(PLATFORMS)}")
     click.echo(f"takes     (n, {d_in}) float32")
-    plain = [Feature(name) for name in trained.features]  # of arrays, where they have names
-    for i, feature in enumerate(trained.inputs.used or plain):
+    for i, feature in enumerate(trained.inputs.used or map(Feature, trained.features)):
         click.echo(f"          x[:, {i}] is {feature.name or 'a column'}{_codes(feature)}")
     click.echo(f"returns   (n, {len(outputs)}) float32: {', '.join(outputs)}")
     click.echo(f'call      jax.export.deserialize(open("{file}", "rb").read()).call(x)')
@@ -55,10 +53,9 @@ def program(run: Run) -> Callable[[jax.Array], jax.Array]:
     """
     for feature in run.inputs.used:
         if feature.kind == "date" and "day" in feature.cycles:
-            raise DataError(
-                f"export: column {feature.name!r} has dates with a time of day, which float32 "
-                f"can't hold to the minute; train on the date and the time as two columns"
-            )
+            reason = "dates with a time of day, which float32 can't hold to the minute"
+            advice = "train on the date and the time as two columns"
+            raise DataError(f"export: column {feature.name!r} has {reason}; {advice}")
     mean, rest, scale = _in_float32("input", run.inputs.scaling)
     outputs = None if run.outputs is None else _in_float32("value", run.outputs)
     params = run.progress.best.params
@@ -78,9 +75,9 @@ def _in_float32(kind: str, scaling: Scaling) -> tuple[np.ndarray, np.ndarray, np
     limits = np.finfo(np.float32)
     fits = (scaling.scale >= limits.tiny) & (scaling.scale <= limits.max)
     for i in np.flatnonzero(~fits | (np.abs(scaling.mean) > limits.max)):
+        both = f"{scaling.mean[i]:.3g} and {scaling.scale[i]:.3g}"
         raise DataError(
-            f"export: float32 can't hold the mean or the scale of {kind} {i + 1}, "
-            f"{scaling.mean[i]:.3g} and {scaling.scale[i]:.3g}"
+            f"export: float32 can't hold the mean or the scale of {kind} {i + 1}, {both}"
         )
     mean = scaling.mean.astype(np.float32)
     return mean, (scaling.mean - mean).astype(np.float32), scaling.scale.astype(np.float32)

@@ -29,14 +29,11 @@ COMMANDS = {
 """Each command's name and summary. `train` is `train` in the module `train`."""
 FAULT = 70
 """The exit code of a fault of fnn: EX_SOFTWARE of BSD."""
-DEBUG = click.Option(
-    ["--debug"],
-    is_flag=True,
-    expose_value=False,
-    show_default=False,
-    callback=lambda ctx, param, on: ctx.meta.update({param.name: on}),
-    help="Print the traceback of a fault of fnn.",
-)
+FLAG: Any = {"is_flag": True, "expose_value": False, "show_default": False}
+remember = lambda ctx, param, on: ctx.meta.update({param.name: on})
+TRACEBACK = "Print the traceback of a fault of fnn."
+DEBUG = click.Option(["--debug"], **FLAG, callback=remember, help=TRACEBACK)
+VERSION = "Show the versions of fnn and JAX, and JAX's devices."
 
 
 class Group(click.Group):
@@ -91,12 +88,10 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, Error):
         return " ".join(str(error).split())
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
+        return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
     if isinstance(error, MemoryError):
-        return f"out of memory: {error}" if str(error) else "out of memory"
-    jax = sys.modules.get("jax")
-    if jax is not None and isinstance(error, jax.errors.JaxRuntimeError):
+        return f"out of memory: {error}".removesuffix(": ")
+    if type(error).__name__ == "JaxRuntimeError":  # without importing JAX
         return str(error).splitlines()[0]
     return None
 
@@ -114,14 +109,9 @@ def _report_fault(error: Exception, debug: bool) -> NoReturn:
             where = f"its traceback is in {path}; please report it, --debug prints it"
     except OSError:
         debug = True
-    click.echo(f"{text if debug else ''}Error: a fault of fnn, {_named(error)}: {where}", err=True)
+    name = type(error).__name__ + "".join(f" ({line})" for line in str(error).splitlines()[:1])
+    click.echo(f"{text * debug}Error: a fault of fnn, {name}: {where}", err=True)
     raise SystemExit(FAULT) from error
-
-
-def _named(error: Exception) -> str:
-    """The error's type, and the first line of what it says."""
-    said = str(error).splitlines()
-    return f"{type(error).__name__} ({said[0]})" if said else type(error).__name__
 
 
 def _show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
@@ -133,13 +123,6 @@ def _show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> N
 
 
 @click.group(cls=Group, context_settings={"show_default": True, "max_content_width": 100})
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_version,
-    help="Show the versions of fnn and JAX, and JAX's devices.",
-)
+@click.option("--version", **FLAG, is_eager=True, callback=_show_version, help=VERSION)
 def fnn() -> None:
     """Feed-forward neural networks in JAX, with hand-written backpropagation."""

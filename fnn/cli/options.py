@@ -3,6 +3,7 @@
 import codecs
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +14,24 @@ from fnn import data
 from fnn.runs.settings import Settings
 
 
-class Whole(click.IntRange):
-    """A whole number in digits, from `min` to `max`."""
+def checked(kind: Any, fits: Callable[[str, Any], bool], words: str) -> Any:
+    """A type of parameter that also refuses a word, and what it becomes, if it does not fit."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number."""
-        if "_" in str(value):  # Python's int takes 1_000
-            self.fail(f"{value!r} is not a whole number", param, ctx)
-        return super().convert(value, param, ctx)
+    class Checked(kind):
+        """The type."""
 
+        def convert(self, value: Any, param: Any, ctx: click.Context | None) -> Any:
+            """What the word becomes."""
+            found = super().convert(value, param, ctx)
+            return found if fits(str(value), found) else self.fail(words.format(value), param, ctx)
 
-class Number(click.FloatRange):
-    """A finite number in a range, in digits."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number."""
-        number = super().convert(value, param, ctx)
-        if "_" in str(value) or not math.isfinite(number):  # Python's float takes 1_000
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
+    return Checked
 
 
-class Place(click.Path):
-    """A path; an empty word, such as a shell variable that is not set, is refused."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path."""
-        if not str(value):
-            self.fail("expected a path, got an empty word", param, ctx)
-        return super().convert(value, param, ctx)
-
-
+plain = lambda word, x: "_" not in word and math.isfinite(x)  # Python takes 1_000
+Whole = checked(click.IntRange, plain, "{!r} is not a whole number")
+Number = checked(click.FloatRange, plain, "{!r} is not a finite number")
+Place = checked(click.Path, lambda word, path: bool(word), "expected a path, got an empty word")
 COUNT = Whole(min=1)
 SEED = Whole(min=0, max=2**32 - 1)
 RATE = Number(min=0, min_open=True)
@@ -146,10 +134,9 @@ def compute_on(ctx: click.Context, param: click.Parameter, chosen: str | None) -
     if chosen is None:
         return
     kind, _, number = chosen.partition(":")
-    try:
+    found = {}
+    with suppress(RuntimeError):
         found = {str(i): device for i, device in enumerate(jax.devices(kind))}
-    except RuntimeError:
-        found = {}
     if (number or "0") not in found:
         there = ", ".join(f"{device.platform}:{i}" for i, device in enumerate(jax.devices()))
         raise click.BadParameter(f"{chosen!r} is no device; there are {there}", ctx, param)
@@ -162,11 +149,10 @@ device = click.option(
 )
 
 
-def out(kind: Place, shown: str, words: str) -> Callable[..., Any]:
-    """The option --out: its type, its default in words, its help."""
-    return click.option("--out", type=kind, show_default=shown, help=words)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 
 
-as_json = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object instead, for programs."
-)
+def warn(*lines: str) -> None:
+    """Print warnings to stderr."""
+    for line in lines:
+        click.echo(f"Warning: {line}", err=True)

@@ -44,9 +44,8 @@ def plan(source: tuple[str, ...], device: str, as_json: bool, **given: Any) -> N
     if batch % number and batch != n:
         raise click.UsageError(f"--batch-size {batch}: expected one that {number} devices divide")
     data = training.arrays(run, examples.train, examples.folds)
-    network = "-".join(map(str, run.sizes))
-    told: dict[str, Any] = {"network": network, "members": run.members, "batch_size": batch}
-    told |= {"examples": n, "epoch": {}}
+    told: dict[str, Any] = {"network": "-".join(map(str, run.sizes)), "members": run.members}
+    told |= {"batch_size": batch, "examples": n, "epoch": {}}
     rows = [HEADINGS]
     shown = lambda number, form: "-" if number is None else format(number, form)
     for method in ("replicated", "fully sharded")[: number if run.members == 1 else 1]:
@@ -55,13 +54,12 @@ def plan(source: tuple[str, ...], device: str, as_json: bool, **given: Any) -> N
         held = None if found.temp_bytes is None else (found.argument_bytes + found.temp_bytes) / 1e6
         fits = "yes" if found.fits else "no"
         rows.append((method, fits, shown(held, ",.1f"), shown(speed, ",.0f"), shown(time, ",.3f")))
-        modelled = {"modelled_examples_per_second": speed}
-        told["epoch"][method] = modelled | json.loads(found.to_json())
+        told["epoch"][method] = {"modelled_examples_per_second": speed} | json.loads(
+            found.to_json()
+        )
     if as_json:
         return click.echo(json.dumps(told, allow_nan=False))
-    click.echo(
-        f"{run.several}{network} on {device}: {n} examples per epoch, in batches of {batch}\n"
-    )
+    click.echo(f"{run.described} on {device}: {n} examples per epoch, in batches of {batch}\n")
     click.echo(aligned(rows, "<<>") + NOTE)
 
 
@@ -70,8 +68,8 @@ def _compiled(run: Run, data: Any, device: str, shard_params: bool) -> targets.R
     mesh, network, optimizer, n = targets.mesh(device), run.network, run.optimizer, run.learned
     on = mesh if mesh.size > 1 else None
     batch = run.settings.batch_size or n
-    settings: dict[str, Any] = {"gradient": run.gradient, "shard_params": shard_params}
-    epoch = make_epoch(network, run.loss, optimizer, batch, mesh=on, **settings)
+    how: dict[str, Any] = {"mesh": on, "gradient": run.gradient, "shard_params": shard_params}
+    epoch = jax.jit(make_epoch(network, run.loss, optimizer, batch, **how), donate_argnums=0)
 
     def placed(a: Any, where: jax.NamedSharding, *first: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*first, *a.shape[len(first) :]), a.dtype, sharding=where)
@@ -82,5 +80,4 @@ def _compiled(run: Run, data: Any, device: str, shard_params: bool) -> targets.R
     rows, split = mesh.size * -(-n // mesh.size), jax.NamedSharding(mesh, jax.P("data"))
     xy = jax.tree.map(lambda a: placed(a, split, rows), data)
     examples = xy if on is None else ShardedExamples(xy, n, mesh.size)
-    key = jax.random.key(0)
-    return targets.compile_for(device, jax.jit(epoch, donate_argnums=0), state, examples, key)
+    return targets.compile_for(device, epoch, state, examples, jax.random.key(0))

@@ -3,11 +3,10 @@
 import errno
 import itertools
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import click
 import numpy as np
@@ -28,7 +27,7 @@ OUT = "File for the predictions: Parquet where its name ends in .parquet, else C
 @click.argument("run", type=options.FOLDER)
 @click.argument("source")
 @options.device
-@options.out(options.FILE, "standard output", OUT)
+@click.option("--out", type=options.FILE, show_default="standard output", help=OUT)
 def predict(run: Path, source: str, out: Path | None) -> None:
     """Predict with the network in folder RUN and write one row per example.
 
@@ -59,16 +58,16 @@ def predict(run: Path, source: str, out: Path | None) -> None:
             waiting[:] = [ids[len(piece) :]]
             yield polars.concat([ids[: len(piece)], _frame(trained, piece)], how="horizontal")
 
+    texts = (frame.write_csv(include_header=i == 0) for i, frame in enumerate(frames()))
     if out is None:
-        for text in _csv(frames()):
+        for text in texts:
             click.echo(text, nl=False)
     elif out.suffix.lower() == ".parquet":
-        with _parquet(frames(), out.parent) as file:
-            atomic.stream(out, iter(partial(file.read, PIECE), b""))
+        with closing(_parquet(frames(), out.parent)) as pieces:
+            atomic.stream(out, pieces)
     else:
-        atomic.stream(out, (text.encode() for text in _csv(frames())))
-    for line in (*notes, *(unseen.lines() if unseen else ())):
-        click.echo(f"Warning: {line}", err=True)
+        atomic.stream(out, (text.encode() for text in texts))
+    options.warn(*notes, *(unseen.lines() if unseen else ()))
 
 
 def _frame(trained: Run, predictions: np.ndarray) -> polars.DataFrame:
@@ -80,15 +79,8 @@ def _frame(trained: Run, predictions: np.ndarray) -> polars.DataFrame:
     return polars.DataFrame(predictions, schema=names).insert_column(0, best)
 
 
-def _csv(frames: Iterator[polars.DataFrame]) -> Iterator[str]:
-    """The header and the rows, in pieces."""
-    for i, frame in enumerate(frames):
-        yield frame.write_csv(include_header=i == 0)
-
-
-@contextmanager
-def _parquet(frames: Iterator[polars.DataFrame], folder: Path) -> Iterator[IO[bytes]]:
-    """The rows as a Parquet file in the folder, which is removed after the block. Raises OSError
+def _parquet(frames: Iterator[polars.DataFrame], folder: Path) -> Generator[bytes, None, None]:
+    """The bytes of a Parquet file of the rows, which is in the folder meanwhile. Raises OSError
     where it can't be written."""
     first = next(frames)
     every = lambda columns, predicate, n_rows, batch_size: itertools.chain([first], frames)
@@ -97,4 +89,4 @@ def _parquet(frames: Iterator[polars.DataFrame], folder: Path) -> Iterator[IO[by
             register_io_source(every, schema=first.schema).sink_parquet(file.name)
         except polars.exceptions.PolarsError as error:  # whatever a full disk leads to
             raise OSError(errno.EIO, f"can't be written: {error}", str(folder)) from error
-        yield file
+        yield from iter(partial(file.read, PIECE), b"")

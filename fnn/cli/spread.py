@@ -11,19 +11,19 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TextIO
 
 import click
+import jax
 
-from fnn.cli import options
+from fnn.cli import environment, options
+from fnn.parallel import processes
 
 LEFT = "another process of this run has ended, or can't be reached"
 DEVICES_HELP = "Split each batch over this many devices of this machine: of a CPU, virtual ones."
-COORDINATOR_HELP = (
-    "Where process 0 listens for the others. Under SLURM, Open MPI, Kubernetes and on TPU pods "
-    "this and the next two are found out."
-)
+COORDINATOR_HELP = """Where process 0 listens for the others. Under SLURM, Open MPI, Kubernetes and
+on TPU pods this and the next two are found out."""
 PROCESSES_HELP = "The number of processes, on all hosts."
 OPTIONS = [
     click.Option(["--device"], help=options.DEVICE_HELP),
@@ -49,51 +49,33 @@ class Spread(click.Command):
         Raises UsageError for options that contradict one another or the machine.
         """
         device, devices, *where = (ctx.params.pop(option.name) for option in OPTIONS)
-        _check(device, devices, where)
-        import jax
-
-        from fnn.parallel import processes
-
-        _start(devices, where)
-        if device is not None:  # only now, because looking at the devices starts JAX
-            if jax.process_count() > 1:
-                raise click.UsageError("--device is for one process: several use all their devices")
-            options.compute_on(ctx, OPTIONS[0], device)
-        if devices is not None and devices > len(jax.devices()):
+        if where != [None] * 3:
+            if None in where:
+                raise click.UsageError("--coordinator, --processes and --process go together")
+            if devices is not None:
+                raise click.UsageError("--devices counts those of one process only")
+        if None not in (device, devices):
+            raise click.UsageError("--device names one device, --devices their number")
+        if devices is not None:
+            with suppress(RuntimeError):  # where JAX has started already
+                jax.config.update("jax_num_cpu_devices", devices)
+        try:
+            processes.start(*where)
+        except (RuntimeError, ValueError) as error:
+            raise click.ClickException(str(error).splitlines()[0]) from error
+        environment.check_device()
+        several = jax.process_count() > 1
+        if several and device is not None:
+            raise click.UsageError("--device is for one process: several use all their devices")
+        options.compute_on(ctx, OPTIONS[0], device)  # not before, because it starts JAX
+        count = jax.device_count() if several else devices or 1
+        if count > len(jax.devices()):
             raise click.UsageError(f"--devices {devices}: there are {len(jax.devices())}")
-        if jax.process_count() == 1:
-            if devices is not None and devices > 1:
-                ctx.obj = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
-                click.echo(f"devices   {devices}")
+        with _one_of_several(processes.is_first()) if several else nullcontext():
+            if count > 1:
+                ctx.obj = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count])
+                click.echo(f"devices   {count}" + f" in {jax.process_count()} processes" * several)
             return super().invoke(ctx)
-        ctx.obj = jax.make_mesh((jax.device_count(),), ("data",))
-        with _one_of_several(processes.is_first()):
-            click.echo(f"devices   {jax.device_count()} in {jax.process_count()} processes")
-            return super().invoke(ctx)
-
-
-def _check(device: str | None, devices: int | None, where: list[Any]) -> None:
-    """Raise UsageError for options that contradict one another."""
-    if None in where and where != [None] * 3:
-        raise click.UsageError("--coordinator, --processes and --process go together")
-    if devices is not None and where != [None] * 3:
-        raise click.UsageError("--devices counts those of one process, without --coordinator")
-    if device is not None and devices is not None:
-        raise click.UsageError("--device names one device, --devices their number")
-
-
-def _start(devices: int | None, where: list[Any]) -> None:
-    """Join the other processes. Raises ClickException where that fails."""
-    from fnn.cli import environment
-    from fnn.parallel import processes
-
-    if devices is not None:
-        environment.offer_devices(devices)
-    try:
-        processes.start(*where)
-    except (RuntimeError, ValueError) as error:
-        raise click.ClickException(str(error).splitlines()[0]) from error
-    environment.check_device()
 
 
 @contextmanager
@@ -134,8 +116,7 @@ _KEPT: list[Any] = []
 
 def _copy(stream: TextIO) -> TextIO:
     """The same stream with a file number of its own."""
-    number = os.dup(stream.fileno())
-    return open(number, "w", encoding=stream.encoding, errors=stream.errors, buffering=1)
+    return open(os.dup(stream.fileno()), "w", 1, stream.encoding, stream.errors)
 
 
 def _leave(code: int) -> None:

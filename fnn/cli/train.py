@@ -1,32 +1,30 @@
 """`fnn train`: train a network, save it as it goes, measure it."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import jax
-from click.core import ParameterSource
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
-from fnn import atomic, verify
+from fnn import atomic, catalog, checkpoint, verify
 from fnn.backprop import objective, value_and_grad
-from fnn.catalog import ACTIVATIONS, OPTIMIZERS
-from fnn.checkpoint import CheckpointError
 from fnn.cli import options, signals
 from fnn.cli.evaluate import show
 from fnn.cli.spread import Spread
 from fnn.parallel import processes
 from fnn.runs import files, report, training
-from fnn.runs._baselines import Baselines
 from fnn.runs._bins import BINS
-from fnn.runs.evaluation import evaluate
 from fnn.runs.run import Run
 from fnn.runs.settings import FEWEST, MEMBERS, MOST, NETWORKS, Settings
 from fnn.runs.training import Examples
 from fnn.training.fitting import DivergedError, epochs_since_best
 
+OUT = "Folder for the run, the history and the picture."
+OVERWRITE = "Replace a run of other data or settings in the folder."
 SAVE_EVERY = "Seconds between saves while training; 0 saves after each epoch."
 WAYS = "--overwrite replaces it, --out chooses another folder"
 
@@ -37,26 +35,22 @@ WAYS = "--overwrite replaces it, --out chooses another folder"
 
 
 of_training = options.of_settings((
-    ("network", options.Name(list(NETWORKS)), None,
-     "A multi-layer perceptron, or a convolutional network for square images."),
-    ("hidden", options.widths, "128,128; 16,32 of cnn",
-     "Widths of the hidden layers; of cnn the channels of its convolutions."),
-    ("activation", options.Name(list(ACTIVATIONS)), None, "Activation of the hidden layers."),
-    ("optimizer", options.Name(list(OPTIMIZERS)), None, "Update rule."),
+    ("network", options.Name(list(NETWORKS)), None, "A perceptron; cnn is for square images."),
+    ("hidden", options.widths, "128,128; 16,32 of cnn", "Widths of hidden layers, or channels."),
+    ("activation", options.Name(list(catalog.ACTIVATIONS)), None, "Activation of hidden layers."),
+    ("optimizer", options.Name(list(catalog.OPTIMIZERS)), None, "Update rule."),
     ("learning-rate", options.RATE, None, "Step size of the update rule."),
     ("batch-size", options.COUNT, "64, or all where there are fewer",
      "Examples per step: 1 is stochastic, all is full-batch gradient descent."),
     ("epochs", options.COUNT, None, "Passes over the training part."),
-    ("weight-decay", options.SHARE, "0.01",
-     "Share of itself that each parameter loses per epoch; only with adamw."),
+    ("weight-decay", options.SHARE, "0.01", "Share that parameters lose per epoch, with adamw."),
     ("members", options.COUNT,
      f"{MEMBERS} of mlp; 1 for fewer than {FEWEST} examples, or more than {MOST}",
      "Networks whose mean is predicted: each leaves out a fold of the training part, and keeps its "
      "best epoch there."),
     ("bins", options.Whole(min=0), f"{BINS} where they help a linear model",
      "Further inputs per number: its place between as many quantiles."),
-    ("seed", options.SEED, None,
-     "Decides the split, the initial parameters and the order of the examples."),
+    ("seed", options.SEED, None, "Decides the split, initial parameters and order of examples."),
     ("patience", options.COUNT, None,
      "Stop after this many epochs in a row that did not lower the loss on the members' folds; of "
      "one network, on a fifth of the training part, and keep its best epoch."),
@@ -67,21 +61,12 @@ of_training = options.of_settings((
 @click.argument("source", nargs=-1, required=True)
 @of_training
 @options.of_table
-@options.out(options.FOLDER, "runs/SOURCE", "Folder for the run, the history and the picture.")
+@click.option("--out", type=options.FOLDER, show_default="runs/SOURCE", help=OUT)
 @click.option("--resume", is_flag=True, help="Continue the run in the folder, if there is one.")
-@click.option(
-    "--overwrite", is_flag=True, help="Replace a run of other data or settings in the folder."
-)
+@click.option("--overwrite", is_flag=True, help=OVERWRITE)
 @click.option("--save-every", type=options.SHARE, default=1.0, help=SAVE_EVERY)
-@click.pass_context
 def train(
-    ctx: click.Context,
-    source: tuple[str, ...],
-    out: Path | None,
-    resume: bool,
-    overwrite: bool,
-    save_every: float,
-    **given: Any,
+    source: tuple[str, ...], out: Path | None, resume: bool, overwrite: bool, **given: Any
 ) -> None:
     """Train a network on SOURCE and measure it on held-out examples.
 
@@ -99,12 +84,12 @@ def train(
     """
     if resume and overwrite:
         raise click.UsageError("--resume continues the run in the folder, --overwrite replaces it")
+    when = given.pop("save_every"), click.get_current_context().obj
     settings = options.settings_of(given)
-    out = out or files.default_folder(source[0])
-    version = _version(out, source, overwrite)
-    earlier = None if version is None or overwrite else _earlier(out)
+    out = out or Path("runs") / Path(Path(source[0]).resolve().name.removesuffix(".gz")).stem
+    version, earlier = _found(out, source, overwrite)
     if resume and earlier is not None:
-        settings = _continued(ctx, settings, earlier.settings, out)
+        settings = _continued(settings, earlier, out)
     run, examples = training.prepare(source, settings)
     name = " ".join(source)
     if earlier is not None:
@@ -113,43 +98,43 @@ def train(
     _show_plan(name, run, examples)
     _check_gradient(run, examples)
     if not processes.is_first():
-        *_, stopped = _train(run, examples, None, save_every, ctx.obj)
-        raise SystemExit(128 + stopped if stopped else 0)
+        *_, stopped = _train(run, examples, None, *when)
+        raise SystemExit(stopped)
     with atomic.owned(out):
         if files.version(out) != version:
             raise click.ClickException(f"another process has just changed the run in {out}")
         files.check_writable(out, run)
-        report.check(out)
-        run, times, stopped = _train(run, examples, out, save_every, ctx.obj)
+        run, times, stopped = _train(run, examples, out, *when)
         if not run.progress.history:
             raise click.ClickException("stopped before the end of the first epoch: nothing to save")
         run.save(out)
         _report(run, examples, out, Path(source[0]).name, times)
     if stopped:
-        raise SystemExit(128 + stopped)
+        raise SystemExit(stopped)
 
 
-def _is_given(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
-
-
-def _version(out: Path, source: tuple[str, ...], overwrite: bool) -> tuple[int, ...] | None:
-    """The version of the run in the folder. Raises ClickException where a file of another kind
-    would be replaced."""
+def _found(out: Path, source: tuple[str, ...], overwrite: bool) -> tuple[Any, Run | None]:
+    """The version of the run in the folder, and this run, unless it is to be replaced. Raises
+    ClickException where it can't be read, and where something of another kind would be replaced."""
     version = files.version(out)
     for name in (files.FILE, *report.FILES):
         files.check_apart(out / name, *source)
+        if (out / name).is_dir():
+            raise click.ClickException(f"{out / name}: Is a directory")
         if version is None and not overwrite and (out / name).is_file():
             raise click.ClickException(f"{out / name} does not belong to a run; {WAYS}")
-    return version
-
-
-def _earlier(out: Path) -> Run:
-    """The run in the folder. Raises ClickException where it can't be read."""
     try:
-        return files.load(out)
-    except CheckpointError as error:
+        return version, None if version is None or overwrite else files.load(out)
+    except checkpoint.CheckpointError as error:
         raise click.ClickException(f"{error}; --overwrite replaces it") from error
+
+
+def _changed(earlier: Settings, now: Settings) -> Iterator[tuple[str, ...]]:
+    """The name, the option and both values of each setting that differs."""
+    for name, *values in zip(Settings._fields, earlier, now, strict=True):
+        if values[0] != values[1]:
+            shown = (",".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values)
+            yield name, f"--{name.replace('_', '-')}", *shown
 
 
 def _check_same(earlier: Run, run: Run, source: str, out: Path, resume: bool) -> None:
@@ -157,58 +142,45 @@ def _check_same(earlier: Run, run: Run, source: str, out: Path, resume: bool) ->
     if earlier.digest != run.digest:
         trained = f"the run in {out} was trained on other data than {source}"
         raise click.ClickException(trained if resume else f"{trained}; {WAYS}")
-    for name, was, now in zip(Settings._fields, earlier.settings, run.settings, strict=True):
-        if was != now and not resume:
-            shown = "none" if was is None else _shown(was)
-            raise click.ClickException(
-                f"the run in {out} has other settings: {_option(name)} was {shown}; "
-                "--resume continues it, --overwrite replaces it"
-            )
+    for _, option, was, _ in () if resume else _changed(earlier.settings, run.settings):
+        reason = f"the run in {out} has other settings: {option} was {was}"
+        raise click.ClickException(f"{reason}; --resume continues it, --overwrite replaces it")
 
 
-def _option(setting: str) -> str:
-    return f"--{setting.replace('_', '-')}"
-
-
-def _shown(setting: Any) -> Any:
-    return ",".join(map(str, setting)) if isinstance(setting, tuple) else setting
-
-
-def _continued(ctx: click.Context, given: Settings, earlier: Settings, out: Path) -> Settings:
+def _continued(given: Settings, earlier: Run, out: Path) -> Settings:
     """The earlier run's settings, with the number of epochs if that is given.
 
     Raises UsageError for any other option that is given and differs from the earlier run's.
     """
-    for name, was, now in zip(Settings._fields, earlier, given, strict=True):
-        if _is_given(ctx, name) and name != "epochs" and now != was:
-            words = f"{_option(name)} {_shown(now)}"
-            raise click.UsageError(f"{words}: the run in {out} was trained with {_shown(was)}")
-    return earlier._replace(epochs=given.epochs) if _is_given(ctx, "epochs") else earlier
+    source = click.get_current_context().get_parameter_source
+    kept = earlier.settings
+    for name, option, was, now in _changed(kept, given):
+        if source(name) is not click.core.ParameterSource.DEFAULT:
+            if name != "epochs":
+                raise click.UsageError(f"{option} {now}: the run in {out} was trained with {was}")
+            kept = kept._replace(epochs=given.epochs)
+    return kept
 
 
 def _show_plan(source: str, run: Run, examples: Examples) -> None:
     """Print what is about to be trained, and on what."""
-    settings = run.settings
-    parts = zip(("for training", "for validation", "held out"), examples[:3], strict=True)
-    counts = {name: len(part.x) for name, part in parts if part is not None}
-    n = sum(counts.values())
+    settings, decay, bins = run.settings, run.settings.weight_decay, run.bins.columns
+    parts = zip(examples[:3], ("for training", "for validation", "held out"), strict=True)
+    counts = {name: len(part.x) for part, name in parts if part is not None}
     outputs = _counted(run.sizes[-1], "class" if run.classes else "value")
-    features = _counted(run.inputs.d_in, "feature")
-    if run.sizes[0] != run.inputs.d_in:
-        features += f" as {run.sizes[0]} inputs"
+    features, wide = _counted(run.inputs.d_in, "feature"), f" as {run.sizes[0]} inputs"
+    features += wide * (run.sizes[0] != run.inputs.d_in)
     far = run.inputs.unseen(run.inputs.aligned(examples.train).x).lines()
     counted = ", ".join(f"{count} {name}" for name, count in counts.items())
+    n = sum(counts.values())
     click.echo(f"data      {source}: {n} examples, {features}, {outputs}; {counted}")
     for note in (*examples.train.notes, *run.inputs.left_out(), *far):
         click.echo(f"          {note}")
-    decay = settings.weight_decay
     decayed = "" if decay is None else f"weight decay {decay:g} per epoch, "
     size = sum(leaf.size for leaf in jax.tree.leaves(run.progress.state.params))
-    network = run.several + ("" if settings.network == "mlp" else f"{settings.network} ")
-    bins = run.bins.columns
     binned = f"{_counted(len(bins), 'input')} in {settings.bins} bins too, " if bins else ""
     click.echo(
-        f"network   {network}{'-'.join(map(str, run.sizes))}, {settings.activation}, {binned}"
+        f"network   {run.described}, {settings.activation}, {binned}"
         f"{size} parameters\ntraining  {settings.optimizer}({settings.learning_rate:g}), "
         f"{decayed}batches of {settings.batch_size}, {settings.epochs} epochs"
     )
@@ -232,15 +204,11 @@ def _end(run: Run) -> str:
 
 def _check_gradient(run: Run, examples: Examples) -> None:
     """Check the network's gradient on a batch of the data. Raises ClickException if it fails."""
-    learn, batch = examples.train, slice(run.settings.batch_size)
-    x, y = run.standardised(learn._replace(x=learn.x[batch], y=learn.y[batch]))
+    x, y = training.arrays(run, examples.train, None, slice(run.settings.batch_size))
     # Compiled, these take much less time than operation by operation.
-    gradient = jax.jit(value_and_grad(run.member, run.loss))
-    value = jax.jit(objective(run.member, run.loss))
-    params = run.progress.state.params
-    if run.members > 1:
-        params = jax.tree.map(lambda a: a[0], params)
-    found = verify.check_gradients(gradient, value, params, x, y)
+    compiled = [jax.jit(f(run.member, run.loss)) for f in (value_and_grad, objective)]
+    params = jax.tree.map(lambda a: a if run.members == 1 else a[0], run.progress.state.params)
+    found = verify.check_gradients(*compiled, params, x, y)
     worst = f"worst relative difference from autodiff in float64 {found.worst:.1e}"
     click.echo(f"gradient  {found.verdict}: {worst}")
     if found.verdict == "fail":
@@ -252,13 +220,11 @@ def _train(
 ) -> tuple[Run, list[float], int]:
     """Train, and save at intervals of save_every seconds, unless out is None.
 
-    Returns the run, the time at the end of each epoch, and the number of the signal that ended
-    the training, or 0. A run that diverges is saved as it was after the last finite epoch, and
+    Returns the run, the time at the end of each epoch, and the exit code, which tells the signal
+    that ended the training. A run that diverges is saved as it was after the last finite epoch, and
     raised as a ClickException.
     """
-    times: list[float] = []
-    saved = time.perf_counter()
-    epochs = run.settings.epochs
+    times, saved = list[float](), time.perf_counter()
 
     def on_epoch(newest: Run) -> bool:
         nonlocal run, saved
@@ -271,11 +237,9 @@ def _train(
             saved = time.perf_counter()
         return processes.any_of(bool(received))
 
-    done = len(run.progress.history)
-    with (
-        signals.held_back() as received,
-        tqdm(total=epochs, initial=done, unit="epoch", leave=False, disable=None) as bar,
-    ):
+    done, epochs = len(run.progress.history), run.settings.epochs
+    how: Any = {"unit": "epoch", "leave": False, "disable": None}
+    with signals.held_back() as received, tqdm(total=epochs, initial=done, **how) as bar:
         try:
             training.advance(run, examples, on_epoch, mesh)
         except DivergedError as error:
@@ -286,28 +250,21 @@ def _train(
             raise click.ClickException(f"{error}; {kept}") from error
         if received:
             bar.write(f"interrupted after {len(run.progress.history)} of {epochs} epochs")
-    return run, times, received[0] if received else 0
+    return run, times, 128 + received[0] if received else 0
 
 
 def _report(run: Run, examples: Examples, out: Path, name: str, times: list[float]) -> None:
     """Write and print how training went, and the metrics on the held-out examples."""
-    title, test = f"{name}, {run.several}{'-'.join(map(str, run.sizes))}", examples.test
-    history, lines = run.progress.history, []
+    title, history, (train, _, test, _) = f"{name}, {run.described}", run.progress.history, examples
+    assert test is not None  # of a source, some examples always are
+    scores = report.Scores.of(run, train, test)
     problems = report.write(out, history, title)
-    if test is not None:
-        found, base = evaluate(run, test), Baselines.of(run, examples.train, test)
-        problems += report.page(out, run, examples.train, test, found, base, title)
-        lines = [report.summary(found, base)]
-    rate = ""
-    if len(times) > 1:
-        number = len(examples.train.x) * (len(times) - 1) / (times[-1] - times[0])
-        rate = f", {number:.0f} examples per second"
+    problems += report.page(out, run, train, test, scores, title)
+    number = len(train.x) * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
+    rate = f", {number:.0f} examples per second" if number else ""
     last = ", ".join(f"{key.replace('_', ' ')} {value:#.4g}" for key, value in history[-1].items())
     click.echo(f"trained   {_counted(len(history), 'epoch')}{rate}: {last}")
     click.echo(f"saved     {out}: {', '.join((files.FILE, *report.FILES))}")
-    for problem in problems:
-        click.echo(f"Warning: {problem}", err=True)
-    if test is not None:
-        show(found, "test ")
-    for line in lines:
-        click.echo(line)
+    options.warn(*problems)
+    show(scores.network, "test ")
+    click.echo(scores.summary())

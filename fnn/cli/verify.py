@@ -25,25 +25,21 @@ def verify(path: str | None) -> None:
     if lacks_float64:
         click.echo("on the CPU: a TPU has no float64")
     with jax.default_device(jax.devices("cpu")[0] if lacks_float64 else None):
-        _verify(path)
-
-
-def _verify(path: str | None) -> None:
-    if path is not None:
-        try:
-            report = cases.named(path)
-        except (ImportError, TypeError, ValueError) as error:
-            raise click.UsageError(str(error)) from error
-        click.echo(f"{path}\n{report}")
-        raise SystemExit(report.verdict != "pass")
-    verdicts = []
-    row = "{:28}  {:12}  {:>8}  {:>8}  {:>11}".format
-    click.echo(row("", "verdict", "float64", "native", "differences"))
-    for name, report in cases.shipped():
-        errors = ["-" if error is None else f"{error:.1e}" for error in report.errors]
-        click.echo(row(name, report.verdict, *errors))
-        if report.verdict != "pass":
-            click.echo(report)
-        verdicts.append(report.verdict)
+        if path is not None:
+            try:
+                report = cases.named(path)
+            except (ImportError, TypeError, ValueError) as error:
+                raise click.UsageError(str(error)) from error
+            click.echo(f"{path}\n{report}")
+            raise SystemExit(report.verdict != "pass")
+        verdicts = []
+        row = "{:28}  {:12}  {:>8}  {:>8}  {:>11}".format
+        click.echo(row("", "verdict", "float64", "native", "differences"))
+        for name, report in cases.shipped():
+            errors = ["-" if error is None else f"{error:.1e}" for error in report.errors]
+            click.echo(row(name, report.verdict, *errors))
+            if report.verdict != "pass":
+                click.echo(report)
+            verdicts.append(report.verdict)
     click.echo(f"{verdicts.count('pass')} of {len(verdicts)} pass")
     raise SystemExit(set(verdicts) != {"pass"})

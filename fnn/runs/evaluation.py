@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -11,26 +12,22 @@ from fnn.base import Layer, Params
 from fnn.data import DataError, Dataset
 from fnn.runs import digests
 from fnn.runs.metrics import Classified, Predicted
-from fnn.runs.run import Run
-from fnn.training.evaluation import CHUNK
+from fnn.training.evaluation import CHUNK, predicted
+
+if TYPE_CHECKING:
+    from fnn.runs.run import Run
 
 HELD_OUT = 0.2
 """The share of the data that is held out, and of the training part that patience validates on."""
 
 
-def predictions(run: Run, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def predictions(run: "Run", parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """What `Run.predict` returns for parts of x, one after another, in pieces of `CHUNK` examples
     and a last one of those that are left.
 
     Raises DataError for another number of features, where it comes to the fault.
     """
-    network = run.network
-
-    def of(x: np.ndarray, first: int) -> np.ndarray:
-        z = run.inputs.apply(x, first)
-        piece = np.asarray(_forward(network, run.outputs is None, run.progress.best.params, z))
-        return piece if run.outputs is None else run.outputs.undo(piece)
-
+    of = lambda x, first: forward(run, run.progress.best.params, run.inputs.apply(x, first))
     done, left = 0, np.empty((0, run.inputs.d_in))
     for x in parts:
         if x.shape[-1] != run.inputs.d_in:
@@ -43,27 +40,37 @@ def predictions(run: Run, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         yield of(left, done)
 
 
+def forward(run: "Run", params: Params, x: Any) -> np.ndarray:
+    """Probabilities, or values in their own units, of inputs x (n, width) at these params."""
+    y = np.asarray(_forward(run.network, run.outputs is None, params, x))
+    return y if run.outputs is None else run.outputs.undo(y)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _forward(network: Layer, classifies: bool, params: Params, x: jax.Array) -> jax.Array:
-    y = network.forward(params, x)[0]
+    y = predicted(network, params, x)
     return jax.nn.softmax(y) if classifies else y
 
 
-def evaluate(run: Run, examples: Dataset) -> Classified | Predicted:
+def evaluate(run: "Run", examples: Dataset) -> Classified | Predicted:
     """Measure the run's predictions for aligned examples with known targets.
 
     Raises DataError for examples of other features or values than the run's.
     """
-    prediction = run.predict(examples.x)
-    if run.outputs is None:
-        return Classified.of(run.classes, examples.y, prediction)
-    if examples.y.shape != prediction.shape:
-        k = prediction.shape[-1]
+    if run.outputs is not None and examples.y.shape[1:] != run.outputs.mean.shape:
+        k = len(run.outputs.mean)
         raise DataError(f"{examples.name}: expected y (n, {k}), got {examples.y.shape}")
-    return Predicted.of(run.values, examples.y, prediction, run.outputs.mean)
+    return compared(run, examples.y, run.predict(examples.x))
 
 
-def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
+def compared(run: "Run", y: np.ndarray, prediction: np.ndarray) -> Classified | Predicted:
+    """Compare targets with a prediction of the run's classes, (n, classes), or values."""
+    if run.outputs is None:
+        return Classified.of(run.classes, y, prediction)
+    return Predicted.of(run.values, y, prediction, run.outputs.mean)
+
+
+def held_out(run: "Run", examples: Dataset) -> tuple[Dataset, str]:
     """The examples to evaluate on, aligned, and a phrase describing them.
 
     examples are as they were read. If the run was trained on this data, or if the data has a test
@@ -83,9 +90,8 @@ def held_out(run: Run, examples: Dataset) -> tuple[Dataset, str]:
     if not len(run.seen):
         return examples, f"all {n} examples, some of which may have been trained on"
     unseen = ~np.isin(digests.of_examples(examples), run.seen)
-    if unseen.all():
-        return examples, f"all {n} examples"
-    if not unseen.any():
-        return examples, f"all {n} examples, each of them trained on"
+    every = {n: f"all {n} examples", 0: f"all {n} examples, each of them trained on"}
+    if (count := int(unseen.sum())) in every:
+        return examples, every[count]
     left = examples._replace(x=examples.x[unseen], y=examples.y[unseen])
-    return left, f"the {unseen.sum()} of {n} examples that were not trained on"
+    return left, f"the {count} of {n} examples that were not trained on"

@@ -11,6 +11,7 @@ epoch. With the data, a run's settings decide every bit of its result.
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import jax
 import numpy as np
 
 from fnn import atomic, checkpoint, numbers
-from fnn.checkpoint import CheckpointError
 from fnn.data import DataError, Encoding, Scaling
 from fnn.data.encoding import features_of
 from fnn.runs._bins import Bins
@@ -28,24 +28,17 @@ from fnn.runs.training import initial_state
 from fnn.training.fitting import Progress
 
 FILE = "run.safetensors"
-
-
-def default_folder(source: str | Path) -> Path:
-    """The folder of a source's run unless another is given: runs/iris for data/iris.csv.gz."""
-    return Path("runs") / Path(Path(source).resolve().name.removesuffix(".gz")).stem
+LISTS = {"features": str, "classes": str, "targets": str, "sizes": int, "history": dict}
+"""What the lists in a file's metadata hold."""
 
 
 def save(folder: Path, run: Run) -> None:
     """Write the run's file: see `Run.save`."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = ("digest", "learned", "features", "classes", "targets", "sizes")
-    metadata = {name: getattr(run, name) for name in plain}
-    metadata |= {"settings": run.settings._asdict(), "seen": len(run.seen)}
-    metadata |= {
-        "binned": run.bins.columns,
-        "columns": run.inputs.as_metadata(),
-        "history": run.progress.history,
-    }
+    metadata = {name: getattr(run, name) for name in plain} | {"seen": len(run.seen)}
+    metadata |= {"settings": run.settings._asdict(), "history": run.progress.history}
+    metadata |= {"binned": run.bins.columns, "columns": run.inputs.as_metadata()}
     checkpoint.save(folder / FILE, _tree(run), metadata)
 
 
@@ -58,15 +51,16 @@ def check_apart(out: Path, *read: str | Path) -> None:
 
 def version(folder: Path) -> tuple[int, ...] | None:
     """What changes with each `save` to the folder; None where it holds no run."""
-    try:
+    with suppress(FileNotFoundError, NotADirectoryError):
         status = os.stat(folder / FILE)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+        return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+    return None
 
 
 def check_writable(folder: Path, run: Run) -> None:
-    """Write a file of the run's size to the folder, and remove it. Raises OSError if that fails."""
+    """Write a file of the run's size to the folder, which is made where there is none, and remove
+    it. Raises OSError if that fails."""
+    folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f"probe{atomic.UNFINISHED}"
     try:
         checkpoint.save(probe, _tree(run))
@@ -96,16 +90,16 @@ def load(folder: str | Path) -> Run:
     try:
         run = _described(held)
         state = jax.eval_shape(lambda: initial_state(run))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         problem = f"{error} not found" if isinstance(error, KeyError) else str(error)
         reason = f"{path}: not a run that this version of fnn can read: {problem}"
-        raise CheckpointError(reason) from error
+        raise checkpoint.CheckpointError(reason) from error
     run = run._replace(progress=Progress(state, held["history"], state))
     tree = checkpoint.load(path, _tree(run))
     for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not np.isfinite(leaf).all():
             where = jax.tree_util.keystr(place, simple=True, separator=".")
-            raise CheckpointError(f"{path}: {where} is not finite")
+            raise checkpoint.CheckpointError(f"{path}: {where} is not finite")
     return run._replace(
         seen=tree.get("seen", run.seen),
         inputs=run.inputs._replace(scaling=tree["inputs"]),
@@ -119,50 +113,35 @@ def _described(held: dict[str, Any]) -> Run:
     """The run that a file's metadata describes, with arrays that only have their shapes."""
     _check_types(held)
     settings = Settings.of(held["settings"])
-    names = {kind: tuple(held[kind]) for kind in ("features", "classes", "targets")}
+    features, classes, targets = (tuple(held[k]) for k in ("features", "classes", "targets"))
     d_in, *_, k = held["sizes"]
     inputs, outputs = (Scaling(_empty(d), _empty(d)) for d in (d_in, k))
-    columns = features_of(held.get("columns", []))
-    encoding = Encoding(columns, inputs, () if columns else names["features"])
-    if encoding.features and sum(f.width for f in encoding.used) != d_in:
-        raise ValueError("its columns are not those of its inputs")
-    binned = tuple(held.get("binned", []))
-    if not all(i in range(d_in) for i in binned):
-        raise ValueError("its bins are not those of its inputs")
-    edges = np.broadcast_to(np.float32(0), (len(binned), (settings.bins or 0) + 1))
-    run = Run(
-        settings=settings,
-        digest=held["digest"],
-        seen=_empty(held.get("seen", 0), np.uint64),
-        learned=held.get("learned", 0),
-        **names,
-        inputs=encoding,
-        outputs=None if names["classes"] else outputs,
-        progress=Progress(None, held["history"], None),
-        bins=Bins(binned, edges),
-    )
-    if settings.weight_decay is not None:
-        numbers.count("run", learned=run.learned)
-    if len(set(run.classes)) < len(run.classes) or run.sizes != tuple(held["sizes"]):
-        raise ValueError("its sizes are not those of its classes and layers")
+    columns, binned = features_of(held.get("columns", [])), tuple(held.get("binned", []))
+    encoding = Encoding(columns, inputs, () if columns else features)
+    bins = Bins(binned, _empty((len(binned), (settings.bins or 0) + 1), np.float32))
+    seen, progress = _empty(held.get("seen", 0), np.uint64), Progress(None, held["history"], None)
+    learned = numbers.count("run", learned=held.get("learned", 1))
+    names, decided = (features, classes, targets), (encoding, None if classes else outputs)
+    run = Run(settings, held["digest"], seen, learned, *names, *decided, progress, bins)
+    width = sum(feature.width for feature in encoding.used) if columns else d_in
+    sound = width == d_in and all(i in range(d_in) for i in binned)
+    if not sound or len(set(classes)) < len(classes) or run.sizes != tuple(held["sizes"]):
+        raise ValueError("its sizes are not those of its columns, bins, classes and layers")
     return run
 
 
-def _empty(length: int, dtype: Any = np.float64) -> np.ndarray:
-    """Zeros that take no memory, for a length that only a file says."""
-    return np.broadcast_to(np.zeros((), dtype), (length,))
-
-
 def _check_types(held: dict[str, Any]) -> None:
-    """Raise TypeError for metadata of other types than `save` writes, KeyError for missing ones."""
-    text, number = (lambda v: isinstance(v, str)), (lambda v: isinstance(v, int | float))
-    entries = {"features": text, "classes": text, "targets": text, "sizes": number}
-    entries["history"] = lambda v: isinstance(v, dict) and all(map(number, v.values()))
-    for name, is_right in entries.items():
-        if not isinstance(held[name], list) or not all(map(is_right, held[name])):
+    """Raise TypeError for lists of other types than `save` writes, KeyError for missing ones."""
+    for name, kind in LISTS.items():
+        if not isinstance(held[name], list) or not all(isinstance(v, kind) for v in held[name]):
             raise TypeError(f"{name} is of another type")
-    if not isinstance(held["settings"], dict) or not isinstance(held["digest"], str):
-        raise TypeError("settings or digest are of another type")
+    if not all(isinstance(v, int | float) for entry in held["history"] for v in entry.values()):
+        raise TypeError("history is of another type")
+
+
+def _empty(shape: int | tuple[int, int], dtype: Any = np.float64) -> np.ndarray:
+    """Zeros that take no memory, for a shape that only a file says."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _tree(run: Run) -> dict[str, Any]:

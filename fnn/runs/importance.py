@@ -1,16 +1,20 @@
 """What each column is worth to a trained network, by permutation."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from fnn import numbers
 from fnn.data import Dataset
 from fnn.runs.evaluation import evaluate
-from fnn.runs.metrics import Classified
-from fnn.runs.run import Run
 from fnn.runs.text import aligned
 from fnn.training.evaluation import CHUNK
+
+if TYPE_CHECKING:
+    from fnn.runs.run import Run
+
+SIGNS = {"log loss": 1, "accuracy": -1, "RMSE": 1, "R2": -1, "mean R2": -1}
+"""What importance is measured in, and whether less is better."""
 
 
 class Importance(NamedTuple):
@@ -33,8 +37,7 @@ class Importance(NamedTuple):
 
     def table(self) -> str:
         """A row per column, for people; the largest mean has four digits."""
-        scale = np.abs(self.mean).max(0)
-        places = 3 - np.floor(np.log10(scale, out=np.zeros(len(scale)), where=scale > 0))
+        places = [3 - np.floor(np.log10(most or 1)) for most in np.abs(self.mean).max(0)]
         digits = np.clip(places, 0, 9).astype(int)
         rows = [["column", *self.measures]]
         for name, means, deviations in zip(self.columns, self.mean, self.deviation, strict=True):
@@ -43,7 +46,7 @@ class Importance(NamedTuple):
         return aligned(rows, "<>")
 
 
-def measured(run: Run, examples: Dataset, repeats: int, seed: int) -> Importance:
+def measured(run: "Run", examples: Dataset, repeats: int, seed: int) -> Importance:
     """The permutation importance of each column that the run uses, on aligned examples.
 
     For classes it is measured in log loss and in accuracy; for a value in RMSE and in R2; for
@@ -61,11 +64,8 @@ def measured(run: Run, examples: Dataset, repeats: int, seed: int) -> Importance
     def cost(x: np.ndarray) -> dict[str, float]:
         """What a better prediction has less of."""
         found = evaluate(run, examples._replace(x=x))
-        if isinstance(found, Classified):
-            return {"log loss": found.log_loss, "accuracy": -found.accuracy}
-        if len(found.names) == 1:
-            return {"RMSE": float(found.rmse[0]), "R2": -float(found.r2[0])}
-        return {"R2": -float(found.r2.mean())}
+        by_name = found.measures() | dict([found.chief])
+        return {name: sign * by_name[name] for name, sign in SIGNS.items() if name in by_name}
 
     def shuffled(column: int) -> np.ndarray:
         x = examples.x.copy()

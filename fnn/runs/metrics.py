@@ -1,7 +1,7 @@
 """How good predictions are, by scikit-learn's metrics: of classes, and of values."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -37,9 +37,7 @@ class Classified(NamedTuple):
     roc_auc: float
 
     @classmethod
-    def of(
-        cls, classes: tuple[str, ...], labels: np.ndarray, probabilities: np.ndarray
-    ) -> "Classified":
+    def of(cls, classes: tuple[str, ...], labels: np.ndarray, probabilities: np.ndarray) -> Self:
         """Compare labels (n,), indices into classes, with predicted probabilities (n, k)."""
         k, guesses = len(classes), probabilities.argmax(-1)
         confusion = np.bincount(k * labels + guesses, minlength=k * k).reshape(k, k)
@@ -50,16 +48,10 @@ class Classified(NamedTuple):
         chances = probabilities.astype(np.float64)
         chances /= chances.sum(-1, keepdims=True)
         likelihood = np.maximum(chances[np.arange(len(labels)), labels], np.finfo(np.float64).eps)
-        return cls(
-            classes,
-            confusion,
-            float(right.sum() / len(labels)),
-            float(np.nanmean(recall)),
-            precision,
-            recall,
-            float(-np.log(likelihood).mean()),
-            _area(labels == 1, chances[:, 1]) if k == 2 == len(np.unique(labels)) else math.nan,
-        )
+        accuracies = float(right.sum() / len(labels)), float(np.nanmean(recall))
+        area = _area(*(chances[labels == i, 1] for i in range(2))) if k == 2 else math.nan
+        costs = float(-np.log(likelihood).mean()), area
+        return cls(classes, confusion, *accuracies, precision, recall, *costs)
 
     @property
     def chief(self) -> tuple[str, float]:
@@ -69,8 +61,8 @@ class Classified(NamedTuple):
     def measures(self) -> dict[str, float]:
         """Each metric of all classes together, by name."""
         found = {"accuracy": self.accuracy, "balanced accuracy": self.balanced_accuracy}
-        found["log loss"] = self.log_loss
-        return found | ({"ROC AUC": self.roc_auc} if len(self.classes) == 2 else {})
+        area = {"ROC AUC": self.roc_auc} if len(self.classes) == 2 else {}
+        return found | {"log loss": self.log_loss} | area
 
     @property
     def examples(self) -> np.ndarray:
@@ -85,13 +77,11 @@ class Classified(NamedTuple):
     def numbers(self) -> dict[str, Any]:
         """The metrics for programs, as JSON has them: numbers are finite or None."""
         each = zip(self.classes, self.examples, self.precision, self.recall, strict=True)
+        shared = {n.lower().replace(" ", "_"): _finite(x) for n, x in self.measures().items()}
         return {
             "examples": int(self.examples.sum()),
-            "accuracy": self.accuracy,
             "largest_class": self.largest,
-            "balanced_accuracy": self.balanced_accuracy,
-            "log_loss": _finite(self.log_loss),
-            **({"roc_auc": _finite(self.roc_auc)} if len(self.classes) == 2 else {}),
+            **shared,
             "classes": {
                 name: {"examples": int(n), "precision": _finite(p), "recall": _finite(r)}
                 for name, n, p, r in each
@@ -109,17 +99,15 @@ class Classified(NamedTuple):
         """A row per class: its examples, its precision and its recall. Of more than `SHOWN`
         classes, those with the lowest recall.
         """
-        shown: Any = range(len(self.classes))
-        last = []
-        if len(self.classes) > SHOWN:
-            shown = np.argsort(np.nan_to_num(self.recall, nan=np.inf), kind="stable")[:SHOWN]
-            last = [f"the {SHOWN} of {len(self.classes)} classes with the lowest recall"]
         rows = [["class", "examples", "precision", "recall"]]
-        for i in shown:
+        many = len(self.classes) > SHOWN
+        worst = np.argsort(self.recall, kind="stable")[:SHOWN]  # NaN comes last
+        for i in worst if many else range(len(self.classes)):
             both = (self.precision[i], self.recall[i])
             cells = ["-" if math.isnan(share) else f"{share:.4f}" for share in both]
             rows.append([self.classes[i], str(self.examples[i]), *cells])
-        return "\n".join([aligned(rows, ">"), *last])
+        last = f"\nthe {SHOWN} of {len(self.classes)} classes with the lowest recall"
+        return aligned(rows, ">") + last * many
 
     def table(self) -> str:
         """The confusion matrix with its names."""
@@ -133,9 +121,8 @@ class Classified(NamedTuple):
         """The classes that are hardly ever found, in one line; None where there is none."""
         right = np.diag(self.confusion)
         missed = [
-            f"class {name!r}, {found} of its {n} examples"
-            for name, found, n in zip(self.classes, right, self.examples, strict=True)
-            if n and found < RARELY * n
+            f"class {self.classes[i]!r}, {right[i]} of its {self.examples[i]} examples"
+            for i in np.flatnonzero(right < RARELY * self.examples)
         ]
         more = [f"and {len(missed) - 3} more classes"] if len(missed) > 3 else []
         return f"hardly ever found: {'; '.join([*missed[:3], *more])}" if missed else None
@@ -185,46 +172,45 @@ class Predicted(NamedTuple):
 
     def measures(self) -> dict[str, float]:
         """Each metric of each value, by name."""
-        each = {"RMSE": self.rmse, "MAE": self.mae, "R2": self.r2}
+        return self._named(RMSE=self.rmse, MAE=self.mae, R2=self.r2)
+
+    def _named(self, **metrics: np.ndarray) -> dict[str, float]:
+        """Numbers by the metric and, of several values, the value's name."""
         several = len(self.names) > 1
         return {
             f"{metric} {name}" if several else metric: float(found[i])
             for i, name in enumerate(self.names)
-            for metric, found in each.items()
+            for metric, found in metrics.items()
         }
 
     def numbers(self) -> dict[str, Any]:
         """The metrics for programs, as JSON has them: numbers are finite or None. Of several
         values each metric has one number per name.
         """
-        found: dict[str, Any] = {"examples": self.examples}
+        found = self._asdict()
         for metric in ("rmse", "rmse_of_mean", "mae", "mae_of_mean", "r2"):
-            each = [_finite(number) for number in getattr(self, metric)]
-            named = dict(zip(self.names, each, strict=True))
-            found[metric] = each[0] if len(each) == 1 else named
+            each = dict(zip(self.names, map(_finite, found[metric]), strict=True))
+            found[metric] = each if len(each) > 1 else each.popitem()[1]
+        del found["names"]
         return found
 
     def lines(self) -> list[str]:
         """The metrics for people, three lines per value."""
-        lines = []
-        pairs = (("RMSE", self.rmse, self.rmse_of_mean), ("MAE", self.mae, self.mae_of_mean))
-        for i, name in enumerate(self.names):
-            of = f" {name}" if len(self.names) > 1 else ""
-            lines += [
-                f"{metric}{of} {ours[i]:.4g}, compared with {always[i]:.4g} for predicting the mean"
-                for metric, ours, always in pairs
-            ]
-            lines.append(f"R2{of} {self.r2[i]:.4f}")
-        return lines
+        always = self._named(RMSE=self.rmse_of_mean, MAE=self.mae_of_mean)
+        return [
+            f"{name} {number:.4g}, compared with {always[name]:.4g} for predicting the mean"
+            if name in always
+            else f"{name} {number:.4f}"
+            for name, number in self.measures().items()
+        ]
 
 
-def _area(positive: np.ndarray, score: np.ndarray) -> float:
-    """The area under the ROC curve: how often a positive example has the higher score, ties
-    counting half. Mann & Whitney 1947."""
-    _, places, counts = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
-    m = int(positive.sum())
-    return float((ranks[positive].sum() - m * (m + 1) / 2) / (m * (len(score) - m)))
+def _area(others: np.ndarray, positive: np.ndarray) -> float:
+    """The area under the ROC curve: how often a positive example has the higher score than another,
+    ties counting half; NaN where there are none of either. Mann & Whitney 1947."""
+    below = (np.searchsorted(np.sort(others), positive, side) for side in ("left", "right"))
+    pairs = len(others) * len(positive)
+    return float(sum(map(np.sum, below)) / (2 * pairs)) if pairs else math.nan
 
 
 def _finite(number: float) -> float | None:

@@ -1,25 +1,21 @@
 """What a run leaves for people: its history as a table and as a picture, and a page about it."""
 
-import csv
-import errno
-import io
-import os
+import base64
+import warnings
 from collections.abc import Callable, Iterator
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fnn import _html, atomic
 from fnn.data import Dataset
-from fnn.runs import _plots, importance
-from fnn.runs._baselines import Baselines
-from fnn.runs.metrics import Classified, Predicted
+from fnn.runs import _plots, evaluation, importance
 from fnn.runs.run import Run
 from fnn.runs.text import printable
+from fnn.training.evaluation import CHUNK
 
 HISTORY = "history.csv"
 PICTURE = "curves.png"
@@ -29,79 +25,95 @@ ROWS, COLUMNS, WORST = 1000, 100, 10
 """The most examples and columns that importance is measured with; how many rows are shown."""
 
 
-def check(folder: Path) -> None:
-    """Raise IsADirectoryError where a folder stands at the place of one of the files."""
-    for path in (folder / name for name in FILES):
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-
-
 def write(folder: Path, history: list[dict[str, float]], title: str) -> list[str]:
     """Write history.csv, one row per epoch, and curves.png.
 
     Returns what could not be written and why: the run is whole without either file. An older
     file is then unchanged.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["epoch", *history[0]], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"epoch": i} | entry for i, entry in enumerate(history, 1))
+    rows = [("epoch", *history[0]), *((i, *entry.values()) for i, entry in enumerate(history, 1))]
+    text = "".join(",".join(map(str, row)) + "\n" for row in rows)
     return [
-        *_attempt(folder / HISTORY, lambda path: atomic.write(path, text.getvalue().encode())),
-        *_attempt(folder / PICTURE, lambda path: _plots.curves(history, path, title)),
+        *_attempt(folder / HISTORY, text.encode),
+        *_attempt(folder / PICTURE, lambda: _plots.image(_plots.curves, history, title)),
     ]
 
 
-def page(
-    folder: Path, run: Run, train: Dataset, test: Dataset, found: Any, base: Baselines, title: str
-) -> list[str]:
-    """Write report.html: what was read, the metrics `found` on the held-out part beside `base`, and
-    pictures of both, in one file that needs no others. Returns as `write` does."""
+class Scores(NamedTuple):
+    """The metrics of a run on its held-out part, beside those of a linear model of its inputs, and
+    of always predicting the training part's mean or its shares of the classes."""
 
-    def write(path: Path) -> None:
+    network: Any
+    linear: Any
+    mean: Any
+
+    @classmethod
+    def of(cls, run: Run, train: Dataset, test: Dataset) -> "Scores":
+        """Measure all three on the test part. The linear model is scikit-learn's ridge or logistic
+        regression, with its defaults, of at most `CHUNK` examples; the parts are aligned."""
+        from sklearn.linear_model import LogisticRegression, Ridge
+
+        rows = np.random.default_rng(0).permutation(len(train.x))[:CHUNK]
+        x, y = run.standardised(train._replace(x=train.x[rows], y=train.y[rows]))
+        others = run.inputs.apply(test.x)
+        if run.outputs is None:
+            always = np.bincount(train.y, minlength=len(run.classes)) / len(train.y)
+            linear = np.tile(always, (len(others), 1))
+            if len(np.unique(y)) > 1:
+                with warnings.catch_warnings(action="ignore"):  # that it has not converged
+                    model = LogisticRegression().fit(x.astype(np.float64), y)
+                linear[:, model.classes_] = model.predict_proba(others)
+        else:
+            always, model = run.outputs.mean, Ridge().fit(x.astype(np.float64), y)
+            linear = run.outputs.undo(model.predict(others).reshape(test.y.shape))
+        guesses = run.predict(test.x), linear, np.broadcast_to(always, linear.shape)
+        return cls(*(evaluation.compared(run, test.y, guess) for guess in guesses))
+
+    def summary(self) -> str:
+        """The measure that matters most, of all three."""
+        ours, linear, mean = (f"{each.chief[1]:.4g}" for each in self)
+        others = f"linear model {linear}, always the mean {mean}"
+        return f"test {self.network.chief[0]} {ours} ({others})"
+
+    def table(self) -> str:
+        """A row of HTML per metric, a column per model."""
+        models = [each.measures() for each in self]
+        rows = [[name, *(f"{model[name]:.4g}" for model in models)] for name in models[0]]
+        return _html.table("", ["", "network", "linear model", "always the mean"], *rows)
+
+
+def page(
+    folder: Path, run: Run, train: Dataset, test: Dataset, scores: Scores, title: str
+) -> list[str]:
+    """Write report.html: what was read, the scores, and pictures of both, in one file that needs no
+    others. Returns as `write` does."""
+
+    def text() -> bytes:
+        sizes = f"{run.inputs.d_in} columns as {run.sizes[0]} inputs"
+        read = [f"{len(train.x)} examples to train on, {sizes}", *train.notes]
+        read.insert(1, f"to predict: {', '.join(run.targets or run.values or ('the class',))}")
+        read += run.inputs.left_out()
         fields = {
             "title": escape(printable(title)),
-            "summary": escape(summary(found, base)),
-            "read": "".join(f"<li>{escape(printable(line))}</li>" for line in _read(run, train)),
-            "scores": _scores(found, base),
-            "sections": "".join(_sections(run, test, found)),
+            "summary": escape(scores.summary()),
+            "read": "".join(f"<li>{escape(printable(line))}</li>" for line in read),
+            "scores": scores.table(),
+            "sections": "".join(_sections(run, test, scores.network)),
         }
-        template = Template(files("fnn.runs").joinpath(PAGE).read_text("utf-8"))
-        atomic.write(path, template.substitute(fields).encode(errors="replace"))
+        template = Template(Path(__file__).with_name(PAGE).read_text("utf-8"))
+        return template.substitute(fields).encode(errors="replace")
 
-    return _attempt(folder / PAGE, write)
-
-
-def summary(found: Classified | Predicted, base: Baselines) -> str:
-    """The measure that matters most, beside that of a linear model and of the mean."""
-    linear, mean = (each.chief[1] for each in base)
-    name, ours = found.chief
-    return f"test {name} {ours:.4g} (linear model {linear:.4g}, always the mean {mean:.4g})"
+    return _attempt(folder / PAGE, text)
 
 
-def _attempt(path: Path, write: Callable[[Path], None]) -> list[str]:
+def _attempt(path: Path, content: Callable[[], bytes]) -> list[str]:
     """Write a file. Returns a line about it if that fails, as drawing may in any way."""
     try:
-        write(path)
+        atomic.write(path, content())
     except Exception as error:
         reason = (getattr(error, "strerror", None) or str(error)).splitlines() or ["failed"]
         return [f"{path} is not written: {reason[0]}"]
     return []
-
-
-def _read(run: Run, train: Dataset) -> Iterator[str]:
-    """What was read, one line per note."""
-    yield f"{len(train.x)} examples to train on, {run.inputs.d_in} columns as {run.sizes[0]} inputs"
-    yield f"to predict: {', '.join(run.targets or run.values or ('the class',))}"
-    yield from train.notes
-    yield from run.inputs.left_out()
-
-
-def _scores(found: Any, base: Baselines) -> str:
-    """A row per metric, a column per model."""
-    models = [each.measures() for each in (found, *base)]
-    rows = [[name, *(f"{model[name]:.4g}" for model in models)] for name in models[0]]
-    return _html.table("", ["", "network", "linear model", "always the mean"], *rows)
 
 
 def _sections(run: Run, test: Dataset, found: Any) -> Iterator[str]:
@@ -109,24 +121,22 @@ def _sections(run: Run, test: Dataset, found: Any) -> Iterator[str]:
     drawn = np.random.default_rng(0).permutation(len(test.x))[:ROWS]
     some = test._replace(x=test.x[drawn], y=test.y[drawn])
     guess = run.predict(test.x)
-    yield _section("Training", _plots.history_of(run.progress.history, ""))
-    if isinstance(found, Classified):
-        yield _section("Confusion and calibration", _plots.classified(found, test.y, guess))
+    yield _section("Training", _plots.curves, run.progress.history)
+    if run.outputs is None:
+        yield _section("Confusion and calibration", _plots.classified, found, test.y, guess)
         costs = -np.log(np.maximum(guess[np.arange(len(guess)), test.y], 1e-30))
     else:
-        yield _section("Predictions and residuals", _plots.predicted(found.names, test.y, guess))
-        costs = np.abs((guess - test.y) / run.outputs.scale).max(1)  # type: ignore[union-attr]
+        yield _section("Predictions and residuals", _plots.predicted, found.names, test.y, guess)
+        costs = np.abs((guess - test.y) / run.outputs.scale).max(1)
     if test.x.shape[1] <= COLUMNS:
         worth = importance.measured(run, some, 1, 0)
-        yield _section("Importance of the columns", _plots.importance_of(worth, ""))
-        yield _section("Partial dependence", _plots.dependence(run, some, worth.columns))
+        yield _section("Importance of the columns", _plots.importance, worth)
+        yield _section("Partial dependence", _plots.dependence, run, some, worth.columns)
     worst = np.argsort(-costs, kind="stable")[:WORST]
     names = test.features or tuple(f"column {i + 1}" for i in range(test.x.shape[1]))
     shown = range(min(len(names), 20))
-    rows = [
-        [_told(run, test.y[i]), _told(run, guess[i]), *(_cell(test, i, j) for j in shown)]
-        for i in worst
-    ]
+    cells = lambda i: [_cell(test, i, j) for j in shown]
+    rows = [[_told(run, test.y[i]), _told(run, guess[i]), *cells(i)] for i in worst]
     table = _html.table("", ["true", "predicted", *(names[j] for j in shown)], *rows)
     yield f'<h2>The rows most wrong</h2><div class="wide">{table}</div>'
 
@@ -147,6 +157,7 @@ def _cell(part: Dataset, row: int, column: int) -> str:
     return printable(values[int(value)]) if values else f"{value:.5g}"
 
 
-def _section(title: str, figure: Any) -> str:
-    picture = f'<img alt="{title}" src="{_plots.embedded(figure)}">'
+def _section(title: str, *drawn: Any) -> str:
+    image = base64.b64encode(_plots.image(*drawn)).decode()
+    picture = f'<img alt="{title}" src="data:image/png;base64,{image}">'
     return f'<h2>{title}</h2><div class="wide">{picture}</div>'

@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,19 +12,16 @@ from fnn import data, losses
 from fnn.base import Layer, Loss, Optimizer
 from fnn.catalog import ACTIVATIONS, OPTIMIZERS
 from fnn.combinators import serial
-from fnn.data import DataError, Dataset, Encoding, Reading, Scaling
+from fnn.data import DataError, Dataset, Encoding, Scaling
 from fnn.gradients import Gradient
 from fnn.layers.flatten import unflatten
 from fnn.models import cnn, mlp
-from fnn.optimizers import adamw
-from fnn.runs import _members
+from fnn.runs import _members, evaluation
 from fnn.runs._bins import Bins
+from fnn.runs.importance import Importance, measured
+from fnn.runs.metrics import Classified, Predicted
 from fnn.runs.settings import Settings
 from fnn.training.fitting import Progress
-
-if TYPE_CHECKING:
-    from fnn.runs.importance import Importance
-    from fnn.runs.metrics import Classified, Predicted
 
 NONE = Bins((), np.zeros((0, 1), np.float32))
 
@@ -69,13 +66,11 @@ class Run(NamedTuple):
         >>> run.predict("iris").shape
         (150, 3)
         """
-        from fnn.runs import evaluation
-
         plain = isinstance(source, np.ndarray) and source.dtype.names is None
         parts = [source] if plain else (part.x for part in self.parts(source))
         return np.concatenate(list(evaluation.predictions(self, parts)))
 
-    def evaluate(self, source: data.Source) -> "Classified | Predicted":
+    def evaluate(self, source: data.Source) -> Classified | Predicted:
         """Metrics on the examples of a source, with their targets, that training did not see:
         see `fnn.runs.evaluation.held_out`. Raises as `predict` does.
 
@@ -84,11 +79,9 @@ class Run(NamedTuple):
         >>> int(run.evaluate("iris").confusion.sum())
         30
         """
-        from fnn.runs import evaluation
-
         return evaluation.evaluate(self, evaluation.held_out(self, self.read(source))[0])
 
-    def explain(self, source: data.Source, repeats: int = 5, seed: int = 0) -> "Importance":
+    def explain(self, source: data.Source, repeats: int = 5, seed: int = 0) -> Importance:
         """What each column is worth to the network, on the examples that `evaluate` measures:
         see `fnn.runs.importance`. Raises as `predict` does.
 
@@ -97,10 +90,8 @@ class Run(NamedTuple):
         >>> run.explain("iris", repeats=1).measures
         ('log loss', 'accuracy')
         """
-        from fnn.runs import evaluation, importance
-
         examples, _ = evaluation.held_out(self, self.read(source))
-        return importance.measured(self, examples, repeats, seed)
+        return measured(self, examples, repeats, seed)
 
     def report(self, folder: str | Path, title: str = "") -> list[str]:
         """Write the history as history.csv and as curves.png.
@@ -151,14 +142,16 @@ class Run(NamedTuple):
         return self.settings.members or 1  # files from before there were members have none
 
     @property
-    def several(self) -> str:
-        """What stands before the name of the network, such as "8 members of "; "" of one."""
-        return f"{self.members} members of " if self.members > 1 else ""
+    def described(self) -> str:
+        """The network in words, such as "8 members of 4-128-128-3" or "cnn 64-16-32-10"."""
+        several = f"{self.members} members of " if self.members > 1 else ""
+        kind = "" if self.settings.network == "mlp" else f"{self.settings.network} "
+        return several + kind + "-".join(map(str, self.sizes))
 
     @property
     def network(self) -> Layer:
         """What predicts: the member, or the ensemble of several."""
-        return _network(*self._shape, self.members)
+        return self._layers[1]
 
     @property
     def member(self) -> Layer:
@@ -167,13 +160,13 @@ class Run(NamedTuple):
 
         Raises DataError where the columns are no square image.
         """
-        return _member(*self._shape)
+        return self._layers[0]
 
     @property
-    def _shape(self) -> tuple[Any, ...]:
+    def _layers(self) -> tuple[Layer, Layer]:
         bins = self.bins.columns, self.bins.edges.tobytes()
-        kind = self.settings.network, self.settings.activation
-        return *kind, self.sizes, self.outputs is None, *bins
+        kind = self.settings.network, self.settings.activation, self.outputs is None
+        return _layers(*kind, self.sizes, self.members, *bins)
 
     @property
     def loss(self) -> Loss:
@@ -193,11 +186,9 @@ class Run(NamedTuple):
         the more examples there are, the less each of them has to be held back by.
         """
         rate, decay = self.settings.learning_rate, self.settings.weight_decay
-        if decay is None:
-            rule = OPTIMIZERS[self.settings.optimizer](rate)
-        else:
-            steps = -(-self.learned // (self.settings.batch_size or self.learned))
-            rule = adamw(rate, weight_decay=decay / (steps * rate))
+        steps = -(-self.learned // (self.settings.batch_size or self.learned))
+        how = {} if decay is None else {"weight_decay": decay / (steps * rate)}
+        rule = OPTIMIZERS[self.settings.optimizer](rate, **how)
         return rule if self.members == 1 else _members.each(rule)
 
     def standardised(self, part: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -218,16 +209,13 @@ class Run(NamedTuple):
 
         The target of a table whose columns have names is found by its name. Raises as `data.load`.
         """
-        first = source[0] if isinstance(source, tuple | list) else source
-        table = data.is_table(first)
-        return data.load(
-            source,
-            target=self.settings.target if table else None,
-            task=data.TASKS[self.outputs is not None],
-            target_name=self.targets[0] if len(self.targets) == 1 else None,
-            reading=self.settings.reading if table else Reading(),
-            like=self.inputs,
-        )
+        table = data.is_table(source[0] if isinstance(source, tuple | list) else source)
+        task = data.TASKS[self.outputs is not None]
+        name = self.targets[0] if len(self.targets) == 1 else None
+        how: Any = {"task": task, "target_name": name, "like": self.inputs}
+        if table:
+            how |= {"target": self.settings.target, "reading": self.settings.reading}
+        return data.load(source, **how)
 
     def parts(self, source: data.Source) -> Iterator[data.Part]:
         """The aligned x (n, d_in) of a source without targets, a table in parts, and what names its
@@ -236,28 +224,21 @@ class Run(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)  # a program is compiled once per layer
-def _network(*shape: Any) -> Layer:
-    *of_member, classifies, columns, edges, k = shape
-    member = _member(*of_member, classifies, columns, edges)
-    return member if k == 1 else _members.ensemble(member, k, classifies)
-
-
-@functools.lru_cache(maxsize=8)
-def _member(
-    kind: str, activation: str, sizes: tuple[int, ...], classifies: bool, *bins: Any
-) -> Layer:
-    function = ACTIVATIONS[activation]
-    d_in, *channels, k = sizes
-    if kind == "mlp":
-        columns, edges = bins
-        if not columns:
-            return mlp(sizes, function)
+def _layers(
+    kind: str, activation: str, classifies: bool, sizes: tuple[int, ...], k: int, *bins: Any
+) -> tuple[Layer, Layer]:
+    """The member, and what predicts: k of them."""
+    function, (columns, edges), (d_in, *hidden, d_out) = ACTIVATIONS[activation], bins, sizes
+    if kind == "cnn":
+        side, least = math.isqrt(d_in), 2 ** len(hidden)
+        if side**2 != d_in or side < least:
+            expected = f"square images of at least {least} by {least} pixels, one column per pixel"
+            raise DataError(f"network cnn: expected {expected}, got {d_in} columns")
+        member = serial(unflatten(side, side, 1), cnn((side, side, 1), hidden, d_out, function))
+    elif columns:
         binned = Bins(columns, np.frombuffer(edges, np.float32).reshape(len(columns), -1))
-        return serial(binned.layer, mlp((d_in + binned.edges[:, 1:].size, *channels, k), function))
-    side = math.isqrt(d_in)
-    if side**2 != d_in or side < 2 ** len(channels):
-        raise DataError(
-            f"network cnn: expected square images of at least {2 ** len(channels)} by "
-            f"{2 ** len(channels)} pixels, one column per pixel, got {d_in} columns"
-        )
-    return serial(unflatten(side, side, 1), cnn((side, side, 1), channels, k, function))
+        d_in += binned.edges[:, 1:].size
+        member = serial(binned.layer, mlp((d_in, *hidden, d_out), function))
+    else:
+        member = mlp(sizes, function)
+    return member, member if k == 1 else _members.ensemble(member, k, classifies)

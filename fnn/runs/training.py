@@ -1,6 +1,5 @@
 """How a run comes to be: its data read and split, its network trained."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,15 +11,15 @@ from jax.sharding import Mesh
 from fnn import data
 from fnn.data import DataError, Dataset, Encoding, Scaling
 from fnn.parallel import ShardedExamples, processes
-from fnn.runs import _members, digests
+from fnn.runs import _members, digests, evaluation
 from fnn.runs._bins import BINS, WIDE, Bins
-from fnn.runs.evaluation import HELD_OUT
+from fnn.runs.metrics import Classified
 from fnn.runs.run import Run
 from fnn.runs.settings import Settings
 from fnn.training.evaluation import predicted
 from fnn.training.fitting import Progress, epochs_since_best, fit
 
-DEFAULTS = Settings()
+DEFAULTS, UNKNOWN = Settings(), "0" * 64
 OnEpoch = Callable[[Run], bool | None]
 """on_epoch(newest) -> whether to stop."""
 
@@ -65,10 +64,10 @@ def prepare(source: data.Source, settings: Settings) -> tuple[Run, Examples]:
     settings.checked()
     mapped = data.is_mapped(source) and not processes.is_first()
     everything = data.mapped(source, task=settings.task) if mapped else settings.load(source)
-    if everything.encoding:  # what was guessed holds for later files
-        settings = settings._replace(encoding=everything.encoding)
-    parts = data.split(data.without_singles(everything), HELD_OUT, settings.seed)
-    digest = None if mapped else digests.of_data(everything)
+    # What was guessed holds for later files.
+    settings = settings._replace(encoding=everything.encoding or settings.encoding)
+    parts = data.split(data.without_singles(everything), evaluation.HELD_OUT, settings.seed)
+    digest = UNKNOWN if mapped else digests.of_data(everything)
     return begin(*parts, settings, digest, data.is_mapped(source))
 
 
@@ -76,7 +75,7 @@ def begin(
     train: Dataset,
     test: Dataset | None,
     settings: Settings,
-    digest: str | None = None,
+    digest: str = UNKNOWN,
     is_shared: bool = False,
 ) -> tuple[Run, Examples]:
     """A run of no epochs yet for examples that are split already. test may be None.
@@ -85,70 +84,53 @@ def begin(
     `prepare` does.
     """
     measures = not is_shared or processes.is_first()
-    settings = _settled(settings, train, is_shared)
-    learned = len(train.x)
-    train, validation = _validated(train, settings)
-    inputs, outputs = _scaled(train, settings, measures)
+    few = measures and len(train.x) <= digests.SEEN
+    settings, train, validation = _settled(settings, train, is_shared)
+    unknown = lambda a: Scaling(np.zeros(a.shape[1]), np.ones(a.shape[1]))  # see `_from_first`
+    inputs = Encoding.of(train, settings.keep) if measures else Encoding((), unknown(train.x))
+    outputs = None if train.classes else (Scaling.of if measures else unknown)(train.y)
     train = inputs.aligned(train)
     validation, test = (part and inputs.aligned(part) for part in (validation, test))
-    parts = [train] if validation is None else [train, validation]
-    few = measures and learned <= digests.SEEN
-    seen = [digests.of_examples(part) for part in parts if few]
-    settings = settings.completed(len(train.x))
+    seen = [digests.of_examples(part) for part in (train, validation) if few and part]
     k = settings.members or 1
-    folds = _members.folds(train, k, settings.seed) if k > 1 else None
-    run = Run(
-        settings=settings,
-        digest=digest or "0" * 64,
-        seen=np.concatenate(seen or [np.empty(0, np.uint64)]),
-        learned=len(train.x),
-        features=train.features,
-        classes=train.classes,
-        targets=train.targets,
-        inputs=inputs,
-        outputs=outputs,
-        progress=Progress(None, [], None),
-    )
+    folds = None if k == 1 else _members.folds(train, k, settings.seed)
+    known = settings, digest, np.concatenate([np.empty(0, np.uint64), *seen]), len(train.x)
+    names = train.features, train.classes, train.targets
+    run = Run(*known, *names, inputs, outputs, Progress(None, [], None))
     run = _from_first(run) if is_shared else _binned(run, train, folds)
     state = initial_state(run)
     run = run._replace(progress=Progress(state, [], state))
     return run, Examples(train, validation, test, folds)
 
 
-def _settled(settings: Settings, train: Dataset, is_shared: bool) -> Settings:
-    """The settings with the number of members, which are for one process's examples only."""
-    several = 1 if is_shared else settings.completed(len(train.x)).members
-    settings = settings._replace(members=settings.members or several)
-    if is_shared and settings.members != 1:
+def _settled(settings: Settings, train: Dataset, is_shared: bool) -> tuple[Settings, Dataset, Any]:
+    """The settings completed, and the parts to train on and, for the patience of one network, to
+    validate on. Members are for one process's examples only."""
+    default = 1 if is_shared else settings.completed(len(train.x)).members
+    members, validation = settings.members or default or 1, None
+    if is_shared and members > 1:
         raise DataError(f"{train.name}: several processes train --members 1")
-    return settings
-
-
-def _validated(train: Dataset, settings: Settings) -> tuple[Dataset, Dataset | None]:
-    """The parts to train on and, for the patience of one network, to validate on."""
-    validation = None
-    if settings.patience is not None and settings.members == 1:
-        train, validation = data.split(train, HELD_OUT, settings.seed)
+    if settings.patience is not None and members == 1:
+        train, validation = data.split(train, evaluation.HELD_OUT, settings.seed)
     if settings.batch_size is not None and settings.batch_size > len(train.x):
         size = f"the batch size {settings.batch_size}"
         raise DataError(f"{size} is larger than the {len(train.x)} examples to train on")
-    return train, validation
+    return settings._replace(members=members).completed(len(train.x)), train, validation
 
 
 def _binned(run: Run, train: Dataset, folds: np.ndarray | None) -> Run:
     """The run with bins: as many as its settings say; by default, if they help."""
-    count = run.settings.bins
-    if count is None:
-        count = 0 if folds is None else BINS
-    if not count or run.settings.network != "mlp":
-        return run._replace(settings=run.settings._replace(bins=0))
+    settings, default = run.settings, 0 if folds is None else BINS
+    count = default if settings.bins is None else settings.bins
+    if settings.network != "mlp" or not count:
+        return run._replace(settings=settings._replace(bins=0))
     x, y = run.standardised(train)
     found = Bins.of(x, count)
-    if run.settings.bins is None and folds is not None:
+    if settings.bins is None and folds is not None:
         target = np.eye(len(run.classes))[y] if run.classes else y
-        if not 0 < len(found.columns) <= WIDE or not found.help(x, target, folds):
-            found = Bins.of(x, count := 0)
-    return run._replace(bins=found, settings=run.settings._replace(bins=count))
+        if not (0 < len(found.columns) <= WIDE and found.help(x, target, folds)):
+            found, count = run.bins, 0
+    return run._replace(bins=found, settings=settings._replace(bins=count))
 
 
 def arrays(run: Run, part: Dataset, folds: np.ndarray | None, rows: Any = ...) -> Any:
@@ -157,23 +139,11 @@ def arrays(run: Run, part: Dataset, folds: np.ndarray | None, rows: Any = ...) -
     return (x, y) if folds is None else (x, (y, folds[rows]))
 
 
-def _scaled(train: Dataset, settings: Settings, measures: bool) -> tuple[Encoding, Scaling | None]:
-    """What the training part decides of inputs and outputs; unknown where another measures it."""
-    inputs = Encoding.of(train, settings.keep) if measures else Encoding((), _unknown(train.x))
-    return inputs, None if train.classes else (Scaling.of if measures else _unknown)(train.y)
-
-
-def _unknown(a: Any) -> Scaling:
-    """The scaling of a's columns before `_from_first`."""
-    return Scaling(np.zeros(a.shape[1]), np.ones(a.shape[1]))
-
-
 def _from_first(run: Run) -> Run:
     """The run with what the first process has measured: the digest and the scalings."""
     digest = np.frombuffer(run.digest.encode(), np.uint8)
-    scalings = (run.inputs.scaling, run.outputs)
-    values, form = jax.tree.flatten((digest, scalings))
-    digest, (scaling, outputs) = jax.tree.unflatten(form, processes.from_first(values))
+    values, form = jax.tree.flatten((digest, run.inputs.scaling, run.outputs))
+    digest, scaling, outputs = jax.tree.unflatten(form, processes.from_first(values))
     inputs = run.inputs._replace(scaling=scaling)
     return run._replace(digest=digest.tobytes().decode(), inputs=inputs, outputs=outputs)
 
@@ -181,10 +151,7 @@ def _from_first(run: Run) -> Run:
 def initial_state(run: Run) -> Any:
     """The optimizer's state before the first step, the same that `fit` starts from."""
 
-    def state(key: jax.Array) -> Any:
-        init_key, _ = jax.random.split(key)
-        return run.optimizer.init(run.network.init(init_key))
-
+    state = lambda key: run.optimizer.init(run.network.init(jax.random.split(key)[0]))
     return jax.jit(state)(jax.random.key(run.settings.seed))
 
 
@@ -198,22 +165,16 @@ def advance(
     list, which grows. Training ends early where on_epoch returns True. Returns the run at its
     end. Raises as `fnn.fit` does.
     """
-    measure = _measure(run)
-    test = None
-    if processes.is_first() and examples.test is not None:
-        test = jax.tree.map(jnp.asarray, run.standardised(examples.test))
-    quality = "test_accuracy" if run.outputs is None else "test_RMSE"
-    start, patience = run.progress, run.settings.patience
+    measure = _measure(run, examples.test if processes.is_first() else None)
+    start, patience, fold = run.progress, run.settings.patience, examples.folds
     history, best = list(start.history), start.best
-    fold = examples.folds
     keep = None if fold is None else _keeping(run, examples.train, fold, best if history else None)
     if mesh is not None:
-        everywhere = processes.everywhere((start.state, start.best), mesh)
-        start = Progress(everywhere[0], start.history, everywhere[1])
+        start = processes.everywhere(start._replace(history=[]), mesh)._replace(history=history)
 
     def placed(part: Dataset, folds: np.ndarray | None = None) -> Any:
-        rows = functools.partial(arrays, run, part, folds)
-        return rows() if mesh is None else ShardedExamples.read(rows, len(part.x), mesh)
+        read = lambda rows=...: arrays(run, part, folds, rows)
+        return read() if mesh is None else ShardedExamples.read(read, len(part.x), mesh)
 
     def is_over() -> bool:
         return keep is not None and patience is not None and epochs_since_best(history) >= patience
@@ -224,31 +185,19 @@ def advance(
         if keep is not None:
             best, loss = keep(state, best)
             entry = entry | {"validation_loss": loss}
-        if test is not None:
-            shown = state if keep is None else best
-            test_loss, test_quality = measure(shown.params, *test)
-            entry = entry | {"test_loss": test_loss, quality: test_quality}
-        history.append(entry)
+        history.append(entry | measure((state if keep is None else best).params))
         if keep is None and (examples.validation is None or epochs_since_best(history) == 0):
             best = state
         run = run._replace(progress=Progress(state, history, best))
         return on_epoch(run) or is_over()
 
-    fit(
-        run.network,
-        run.loss,
-        run.optimizer,
-        placed(examples.train, fold),
-        key=jax.random.key(run.settings.seed),
-        epochs=len(history) if is_over() else run.settings.epochs,
-        batch_size=run.settings.batch_size,
-        validation=examples.validation and placed(examples.validation),
-        patience=patience if keep is None else None,
-        start=start,
-        on_epoch=note,
-        mesh=mesh,
-        gradient=run.gradient,
-    )
+    what = run.network, run.loss, run.optimizer, placed(examples.train, fold)
+    how: Any = {"batch_size": run.settings.batch_size, "gradient": run.gradient, "mesh": mesh}
+    if keep is None:
+        how |= {"validation": examples.validation and placed(examples.validation)}
+        how |= {"patience": patience}
+    epochs, key = len(history) if is_over() else run.settings.epochs, run.settings.seed
+    fit(*what, key=jax.random.key(key), epochs=epochs, start=start, on_epoch=note, **how)
     return run
 
 
@@ -279,25 +228,20 @@ def _keeping(
     return keep
 
 
-def _measure(run: Run) -> Callable[..., tuple[float, float]]:
-    """measure(params, x, y) -> (mean loss, accuracy or RMSE in the values' units)."""
+def _measure(run: Run, test: Dataset | None) -> Callable[[Any], dict[str, float]]:
+    """measure(params) -> the mean loss on the held-out part, if there is one, and the accuracy or
+    the RMSE in the values' units there."""
+    if test is None:
+        return lambda params: {}
+    x = jnp.asarray(run.inputs.apply(test.x))
 
-    @jax.jit
-    def measured(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The mean loss, and the accuracy or each value's RMSE in standard units."""
-        prediction = predicted(run.network, params, x)
-        if run.outputs is None:
-            quality = (prediction.argmax(-1) == y).mean()
-        else:
-            quality = jnp.sqrt(jnp.square(prediction - y).mean(0))
-        return run.loss.value(prediction, y).mean(), quality
-
-    def measure(params: Any, x: jax.Array, y: jax.Array) -> tuple[float, float]:
-        loss, quality = measured(params, x, y)
-        if run.outputs is None:
-            return float(loss), float(quality)
-        # In float64 and by hypot: the values' units may be of any size.
-        rmse = np.hypot.reduce(np.asarray(quality, np.float64) * run.outputs.scale)
-        return float(loss), float(rmse / np.sqrt(quality.size))
+    def measure(params: Any) -> dict[str, float]:
+        found = evaluation.compared(run, test.y, evaluation.forward(run, params, x))
+        if isinstance(found, Classified):
+            return {"test_loss": found.log_loss, "test_accuracy": found.accuracy}
+        # By hypot: the values' units may be of any size.
+        rmse = np.hypot.reduce(found.rmse) / np.sqrt(len(found.rmse))
+        loss = np.square(found.rmse / run.outputs.scale).mean()  # type: ignore[union-attr]
+        return {"test_loss": float(loss), "test_RMSE": float(rmse)}
 
     return measure

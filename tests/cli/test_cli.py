@@ -15,13 +15,14 @@ from click.testing import CliRunner
 from fnn import cli, data
 from fnn.runs import files
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once", "undrawn")
 
 
 def run(*args):
     return CliRunner().invoke(cli.fnn, [str(a) for a in args])
 
 
+@pytest.mark.usefixtures("drawn")
 def test_train_digits_end_to_end(tmp_path):
     result = run("train", "digits", "--epochs", 8, "--members", 1, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
@@ -58,13 +59,16 @@ def test_a_convolutional_network_needs_square_images(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("source", ["iris", "wine", "breast_cancer"])
 def test_other_classes(source, tmp_path):
-    result = run("train", source, "--epochs", 25, "--learning-rate", 0.005, "--out", tmp_path)
+    args = ("--epochs", 25, "--learning-rate", 0.005, "--members", 1, "--out", tmp_path)
+    result = run("train", source, *args)
     assert result.exit_code == 0, result.output
     assert float(result.stdout.split("test accuracy ")[-1].split()[0]) >= 0.85
 
 
+@pytest.mark.usefixtures("drawn")
 def test_training_is_one_line_and_the_chief_score_is_the_last(tmp_path):
-    result = run("train", "iris", "--epochs", 31, "--hidden", 2, "--out", tmp_path)
+    args = ("--epochs", 31, "--hidden", 2, "--members", 1, "--learning-rate", 0.02)
+    result = run("train", "iris", *args, "--out", tmp_path)
     lines = result.stdout.splitlines()
     assert not any(line.startswith("epoch") for line in lines)
     (trained,) = (line for line in lines if line.startswith("trained"))
@@ -72,12 +76,13 @@ def test_training_is_one_line_and_the_chief_score_is_the_last(tmp_path):
     assert " loss 0." in trained
     score = r"test log loss [\d.]+ \(linear model [\d.]+, always the mean 1.099\)"
     assert re.fullmatch(score, lines[-1])
+    assert result.stderr == ""  # the pictures of more than 30 epochs too
     with open(tmp_path / "history.csv") as file:
         assert len(list(csv.DictReader(file))) == 31
 
 
 def test_a_device_that_is_there(tmp_path):
-    args = ("train", "iris", "--epochs", 1, "--hidden", 2, "--out", tmp_path)
+    args = ("train", "iris", "--epochs", 1, "--hidden", 2, "--members", 1, "--out", tmp_path)
     before = jax.config.jax_default_device
     try:
         assert run(*args, "--device", "cpu:1").exit_code == 0
@@ -93,7 +98,7 @@ def test_a_device_that_is_there(tmp_path):
 
 
 def test_values_in_their_own_units(tmp_path):
-    result = run("train", "diabetes", "--epochs", 6, "--out", tmp_path)
+    result = run("train", "diabetes", "--epochs", 6, "--members", 1, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     line = next(row for row in result.stdout.splitlines() if row.startswith("test RMSE"))
     rmse, by_mean = (float(word.strip(",")) for word in line.split() if word[0].isdigit())
@@ -101,9 +106,9 @@ def test_values_in_their_own_units(tmp_path):
 
 
 def test_the_seed_decides_everything(tmp_path):
-    for out in "ab":
-        run("train", "iris", "--epochs", 2, "--seed", 3, "--out", tmp_path / out)
-    run("train", "iris", "--epochs", 2, "--seed", 4, "--out", tmp_path / "c")
+    args = ("--epochs", 2, "--hidden", 4, "--members", 1)
+    for out, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run("train", "iris", *args, "--seed", seed, "--out", tmp_path / out)
     a, b, c = ((tmp_path / out / "history.csv").read_bytes() for out in "abc")
     assert a == b != c
 
@@ -179,6 +184,7 @@ def test_help_gives_every_default():
 def test_ctrl_c_leaves_what_was_learned(tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "fnn", "train", "iris", "--epochs", "1000000"]
+    command += ["--hidden", "4", "--members", "1"]
     command += ["--save-every", "0", "--out", str(out)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while not (out / files.FILE).exists() and process.poll() is None:
@@ -229,6 +235,7 @@ def passengers(tmp_path_factory):
         rows.append(f"{i + 1};Passenger {i};{kind};{shown};{day};{cabin};{lives}")
     (folder / "a.csv").write_text("\n".join(rows) + "\n")
     args = ("--epochs", 40, "--batch-size", 32, "--hidden", 16, "--learning-rate", 0.01)
+    args += ("--members", 1)
     result = run("train", folder / "a.csv", *args, "--out", folder / "run")
     assert result.exit_code == 0, result.output
     return folder, rows, result.stdout

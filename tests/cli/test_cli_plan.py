@@ -57,7 +57,8 @@ def on_a_cpu(monkeypatch):
 @pytest.mark.usefixtures("on_a_cpu")
 def test_what_is_modelled_is_called_modelled():
     """Iris has 120 examples for training; 19 parameters per output and slots are 4 * 3 * 15."""
-    result = plan("iris", "--target", "H100", "--hidden", "", "--batch-size", 40)
+    alone = ("--hidden", "", "--batch-size", 40, "--members", 1)
+    result = plan("iris", "--target", "H100", *alone)
     assert result.exit_code == 0, result.output
     assert "4-3 on H100: 120 examples per epoch, in batches of 40" in result.stdout
     heading, row = [line for line in result.stdout.splitlines() if "  " in line][-2:]
@@ -74,7 +75,7 @@ def test_what_is_modelled_is_called_modelled():
 def test_a_target_column_has_an_option_of_its_own(tmp_path):
     table = tmp_path / "a.csv"
     table.write_text("kind,size\n" + "a,1.5\nb,2\na,1.25\n" * 20)
-    args = (table, "--target", "H100", "--json")
+    args = (table, "--target", "H100", "--members", 1, "--json")
     assert json.loads(plan(*args, "--target-column", "kind").stdout)["network"] == "1-128-128-2"
     assert json.loads(plan(*args).stdout)["network"] == "2-128-128-1"
 

@@ -97,7 +97,7 @@ def test_processes_join_before_jax_looks_at_its_devices(tmp_path):
 
 
 def test_predict_imports_no_plots(tmp_path):
-    run, _ = training.prepare("iris", runs.Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    run, _ = training.prepare("iris", runs.Settings((), "relu", "sgd", 0.1, 32, 1, members=1))
     files.save(tmp_path, run)
     done, heavy = imported("predict", tmp_path, "iris")
     assert done.returncode == 0, done.stderr
@@ -211,7 +211,7 @@ SHELL = f"{sys.executable} -m fnn "
     ],
 )
 def test_output_that_is_lost_is_said(line, code, error, tmp_path):
-    run, _ = training.prepare("iris", runs.Settings((), "relu", "sgd", 0.1, 32, 1, seed=0))
+    run, _ = training.prepare("iris", runs.Settings((), "relu", "sgd", 0.1, 32, 1, members=1))
     (tmp_path / "run").mkdir()
     files.save(tmp_path / "run", run)
     done = subprocess.run(SHELL + line, shell=True, cwd=tmp_path, capture_output=True, text=True)
@@ -280,7 +280,8 @@ def test_a_bug_in_the_library_is_no_mistake_of_the_user(place, error, tmp_path, 
 
     monkeypatch.setattr(*place, broken)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    args = ["train", "iris", "--epochs", "1", "--hidden", "2", "--out", str(tmp_path / "run")]
+    args = ["train", "iris", "--epochs", "1", "--hidden", "2", "--members", "1"]
+    args += ["--out", str(tmp_path / "run")]
     result = CliRunner().invoke(fnn, args)
     assert result.exit_code == FAULT
     assert f"Error: a fault of fnn, {type(error).__name__} ({error})" in result.stderr

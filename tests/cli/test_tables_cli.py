@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from fnn import cli, runs
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once", "undrawn")
 
 
 def run(*args):
@@ -33,6 +33,7 @@ def visits(tmp_path):
 
 def test_a_messy_table_from_describe_to_predictions(visits, tmp_path):
     options = ["--id", "name", "--group", "patient", "--hidden", "4", "--epochs", "2"]
+    options += ["--members", "1"]
     shown = run("describe", visits, "--id", "name", "--group", "patient")
     assert shown.exit_code == 0, shown.output
     for line in (
@@ -75,7 +76,8 @@ def test_options_that_decide(visits, tmp_path):
     assert kinds.exit_code == 0, kinds.output
     rows = dict(row.split()[:2] for row in kinds.stdout.splitlines() if row[:4] in ("prix", "when"))
     assert rows == {"prix": "category", "when": "date"}
-    late = run("train", visits, "--time", "when", "--epochs", 1, "--out", tmp_path / "late")
+    args = ("--time", "when", "--epochs", 1, "--members", 1)
+    late = run("train", visits, *args, "--out", tmp_path / "late")
     assert late.exit_code == 0, late.output
 
 

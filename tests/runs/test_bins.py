@@ -9,7 +9,7 @@ from fnn import runs
 from fnn.runs import files
 from fnn.runs._bins import Bins
 
-SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 2, seed=1)
+SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 2, seed=1, members=2)
 
 
 def test_a_number_beside_its_place_in_each_bin():

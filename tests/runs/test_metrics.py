@@ -14,7 +14,7 @@ from fnn import cli, runs
 from fnn.runs import files, training
 from fnn.runs.metrics import SHOWN, Classified, Predicted
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once", "undrawn")
 RNG = np.random.default_rng(0)
 
 
@@ -147,8 +147,8 @@ def trained(tmp_path_factory):
     x = rng.normal(size=(400, 3))
     rows = [f"{a},{b},{c},{'yes' if i % 10 == 0 else 'no'}" for i, (a, b, c) in enumerate(x)]
     (folder / "rare.csv").write_text("\n".join(["a,b,c,bought", *rows]) + "\n")
-    args = ("--epochs", 9, "--learning-rate", 0.01, "--hidden", 4, "--out", folder / "run")
-    result = command("train", folder / "rare.csv", *args)
+    args = ("--epochs", 9, "--learning-rate", 0.01, "--hidden", 4, "--members", 1)
+    result = command("train", folder / "rare.csv", *args, "--out", folder / "run")
     assert result.exit_code == 0, result.output
     return folder, result
 
@@ -188,6 +188,7 @@ def test_predictions_as_parquet_are_those_of_csv(trained):
     assert frame.equals(polars.read_csv(printed.encode(), schema=frame.schema))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_explain_ranks_the_columns_and_draws_them(tmp_path):
     """The class is the sign of b; a is noise, and c hardly matters."""
     x = np.random.default_rng(2).normal(size=(200, 3))
@@ -196,6 +197,7 @@ def test_explain_ranks_the_columns_and_draws_them(tmp_path):
     (tmp_path / "signs.csv").write_text("\n".join(["a,b,c,sign", *rows]) + "\n")
     run, source = tmp_path / "run", tmp_path / "signs.csv"
     args = ("--epochs", 20, "--hidden", "", "--learning-rate", 0.05, "--optimizer", "adam")
+    args += ("--members", 1)
     assert command("train", source, *args, "--out", run).exit_code == 0
     result = command("explain", run, source)
     assert result.exit_code == 0, result.output

@@ -10,7 +10,6 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from fnn import runs
 from fnn.runs import evaluation, report, training
-from fnn.runs._baselines import Baselines
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 3, seed=1, members=2)
@@ -19,18 +18,17 @@ SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 3, seed=1, members=2)
 def page(folder, source):
     run, examples = training.prepare(source, SETTINGS)
     run = training.advance(run, examples)
-    found = evaluation.evaluate(run, examples.test)
-    base = Baselines.of(run, examples.train, examples.test)
     parts = examples.train, examples.test
-    assert report.page(folder, run, *parts, found, base, "a <b>.csv") == []
-    return (folder / report.PAGE).read_text(), found, base
+    scores = report.Scores.of(run, *parts)
+    assert report.page(folder, run, *parts, scores, "a <b>.csv") == []
+    return (folder / report.PAGE).read_text(), scores
 
 
 def test_baselines_are_scikit_learns():
     for source, model in (("wine", LogisticRegression(max_iter=1000)), ("diabetes", Ridge())):
         run, (train, _, test, _) = training.prepare(source, SETTINGS)
         model.fit(*run.standardised(train))
-        base = Baselines.of(run, train, test)
+        base = report.Scores.of(run, train, test)
         if source == "wine":
             guess = model.predict_proba(run.inputs.apply(test.x))
             expected = evaluation.Classified.of(run.classes, test.y, guess)
@@ -43,15 +41,14 @@ def test_baselines_are_scikit_learns():
 
 @pytest.mark.parametrize("source", ["breast_cancer", "diabetes"])
 def test_the_page_says_what_the_command_says(tmp_path, source):
-    text, found, base = page(tmp_path, source)
-    assert report.summary(found, base) in text
+    text, scores = page(tmp_path, source)
+    assert scores.summary() in text
     assert "a &lt;b&gt;.csv" in text
     assert "$" not in text
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert text.count("<img") == 4
     assert "The rows most wrong" in text
-    values = [name for name in found.measures() if name in text]
-    assert values == list(found.measures())
+    assert all(name in text for name in scores.network.measures())
 
 
 @pytest.mark.long

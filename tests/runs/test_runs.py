@@ -5,6 +5,7 @@ import errno
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from fnn.runs import _plots, digests, evaluation, files, report, training
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 6, seed=1, members=1)
 
 
-pytestmark = [pytest.mark.usefixtures("compiled_once"), pytest.mark.optimized]
+pytestmark = pytest.mark.usefixtures("compiled_once", "undrawn")
 
 
 def command(*args):
@@ -56,6 +57,14 @@ def finished(folder, source="iris", settings=SETTINGS, stop_after=None):
     files.save(folder, run)
     report.write(folder, run.progress.history, "title")
     return run, examples
+
+
+@pytest.fixture(scope="module")
+def iris_run(tmp_path_factory):
+    """The folder of a run on iris, to be read."""
+    folder = tmp_path_factory.mktemp("iris")
+    finished(folder)
+    return folder
 
 
 def contents(folder):
@@ -103,6 +112,8 @@ VARIANTS = {
 
 
 @pytest.mark.long
+@pytest.mark.optimized
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("name", VARIANTS)
 def test_going_on_is_bit_for_bit_never_having_stopped(tmp_path, name):
     whole, _ = finished(tmp_path / "a", *VARIANTS[name])
@@ -112,6 +123,7 @@ def test_going_on_is_bit_for_bit_never_having_stopped(tmp_path, name):
         assert 3 < len(whole.progress.history) < whole.settings.epochs
 
 
+@pytest.mark.optimized
 def test_a_run_comes_back_bit_for_bit(tmp_path):
     run, _ = finished(tmp_path)
     back = files.load(tmp_path)
@@ -239,7 +251,7 @@ def csv_run(tmp_path_factory):
         writer.writerow(["species", "a", "b", "c", "d"])
         for row, label in zip(iris.data, iris.target, strict=True):
             writer.writerow([iris.target_names[label], *row])
-    args = ("--target", "species", "--hidden", 16, "--learning-rate", 0.01)
+    args = ("--target", "species", "--hidden", 16, "--learning-rate", 0.01, "--members", 1)
     result = command("train", folder / "iris.csv", *args, "--out", folder / "run")
     assert result.exit_code == 0, result.output
     return folder
@@ -348,7 +360,8 @@ def test_evaluate_finds_the_target_by_its_name(tmp_path):
         names = ",".join([*"abcdefghij", "target"][::order])
         np.savetxt(tmp_path / f"{name}.csv", columns, header=names, comments="", delimiter=",")
     (tmp_path / "none.csv").write_text((tmp_path / "a.csv").read_text().partition("\n")[2])
-    args = ("--epochs", 30, "--hidden", "", "--learning-rate", 0.01, "--out", tmp_path / "run")
+    args = ("--epochs", 30, "--hidden", "", "--learning-rate", 0.01, "--members", 1)
+    args += ("--out", tmp_path / "run")
     assert command("train", tmp_path / "a.csv", *args).exit_code == 0
     printed = [
         command("evaluate", tmp_path / "run", tmp_path / f"{name}.csv").stdout
@@ -424,6 +437,7 @@ def test_values_come_back_in_their_own_units(tmp_path):
     y = x @ np.array([[20.0, -1], [3, 2], [5000, 0]]) + [1e6, -50]
     np.savez(tmp_path / "a.npz", x=x, y=y)
     args = ("--hidden", "", "--learning-rate", 0.05, "--epochs", 60, "--optimizer", "adam")
+    args += ("--members", 1)
     result = command("train", tmp_path / "a.npz", *args, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert "test RMSE value 1" in result.stdout
@@ -441,10 +455,14 @@ def test_values_come_back_in_their_own_units(tmp_path):
 
 # Killed, stopped, without room.
 
-TRAIN = (sys.executable, "-um", "fnn", "train", "iris", "--epochs", "40", "--hidden", "8")
+TRAIN = (sys.executable, "-um", "fnn", "train", "iris", "--members", "1")
+TRAIN += ("--epochs", "40", "--hidden", "8")
+SMALL = ("--hidden", 4, "--members", 1)
 
 
 @pytest.mark.long
+@pytest.mark.optimized
+@pytest.mark.usefixtures("drawn")
 def test_kills_at_any_instant_lose_nothing(tmp_path):
     """SIGKILL in the middle, then --resume, again and again: the same bytes in the end."""
     rng = random.Random(3)
@@ -497,7 +515,7 @@ def small_files():
 
 
 def test_a_full_disk_is_said_before_training(tmp_path, small_files):
-    result = command("train", "iris", "--out", tmp_path / "run")
+    result = command("train", "iris", "--members", 1, "--out", tmp_path / "run")
     one_line(result, "run/probe")
     assert "trained" not in result.stdout
     assert list((tmp_path / "run").iterdir()) == []
@@ -505,7 +523,7 @@ def test_a_full_disk_is_said_before_training(tmp_path, small_files):
 
 def test_a_folder_that_cannot_be_is_said_before_training(tmp_path):
     (tmp_path / "file").write_text("")
-    result = command("train", "iris", "--out", tmp_path / "file" / "run")
+    result = command("train", "iris", *SMALL, "--out", tmp_path / "file" / "run")
     one_line(result, "file")
     assert "trained" not in result.stdout
 
@@ -513,12 +531,13 @@ def test_a_folder_that_cannot_be_is_said_before_training(tmp_path):
 @pytest.mark.parametrize("name", report.FILES)
 def test_a_folder_at_a_files_place_is_said_before_training(tmp_path, name):
     (tmp_path / name).mkdir()
-    result = command("train", "iris", "--out", tmp_path)
+    result = command("train", "iris", *SMALL, "--out", tmp_path)
     one_line(result, f"{name}: Is a directory")
     assert "trained" not in result.stdout
 
 
 @pytest.mark.parametrize("name", ["a$x^{.csv", "$$.csv", os.fsdecode(b"\xff\xfe.csv"), "a\tb.csv"])
+@pytest.mark.usefixtures("drawn")
 def test_any_file_name_is_drawn(tmp_path, name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a character that the font lacks
@@ -530,9 +549,10 @@ def test_any_file_name_is_drawn(tmp_path, name):
 HISTORY = [{"loss": 1.0, "test_loss": 1.5, "test_accuracy": 0.5}]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_picture_that_fails_costs_a_warning_only(tmp_path, monkeypatch):
     monkeypatch.setattr(_plots, "curves", lambda *args: 1 / 0)
-    result = command("train", "iris", "--epochs", 1, "--hidden", 4, "--out", tmp_path)
+    result = command("train", "iris", "--epochs", 1, *SMALL, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert "test accuracy" in result.stdout
     assert "Warning: " in result.stderr
@@ -543,7 +563,7 @@ def test_a_picture_that_fails_costs_a_warning_only(tmp_path, monkeypatch):
     "code", [pytest.param(errno.ENOSPC, marks=pytest.mark.long), errno.EIO], ids=errno.errorcode.get
 )
 def test_a_disk_that_fails_while_training_costs_nothing_older(tmp_path, monkeypatch, code):
-    args = ("train", "iris", "--hidden", 8, "--save-every", 0, "--out", tmp_path)
+    args = ("train", "iris", *SMALL, "--save-every", 0, "--out", tmp_path)
     assert command(*args, "--epochs", 3).exit_code == 0
     older = contents(tmp_path)
     real, calls = os.fsync, []
@@ -566,7 +586,8 @@ def test_a_disk_that_fails_while_training_costs_nothing_older(tmp_path, monkeypa
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
     with atomic.owned(tmp_path):
-        one_line(command("train", "iris", "--out", tmp_path), "another process is writing")
+        result = command("train", "iris", *SMALL, "--out", tmp_path)
+        one_line(result, "another process is writing")
 
 
 def test_a_run_that_another_process_continued_is_not_replaced(tmp_path, monkeypatch):
@@ -593,11 +614,11 @@ def test_another_run_in_the_folder_is_not_replaced(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         rows = np.column_stack([iris.data * factor, iris.target])
         np.savetxt(tmp_path / name / "data.csv", rows, delimiter=",", header="a,b,c,d,e")
-    args = ("--hidden", 4, "--epochs", 2)
+    args = (*SMALL, "--epochs", 2)
     assert command("train", "A/data.csv", *args).exit_code == 0
     first = contents(tmp_path / "runs" / "data")
     one_line(command("train", "B/data.csv", *args), "other data than B/data.csv; --overwrite")
-    longer = command("train", "A/data.csv", "--hidden", 4, "--epochs", 3)
+    longer = command("train", "A/data.csv", *SMALL, "--epochs", 3)
     one_line(longer, "--epochs was 2; --resume continues it, --overwrite replaces it")
     both = command("train", "A/data.csv", *args, "--resume", "--overwrite")
     one_line(both, "--resume continues the run", code=2)
@@ -624,9 +645,9 @@ def test_another_run_in_the_folder_is_not_replaced(tmp_path, monkeypatch):
         ("evaluate", "", "iris"),
     ],
 )
-def test_an_empty_word_is_not_the_working_directory(tmp_path, monkeypatch, args):
+def test_an_empty_word_is_not_the_working_directory(iris_run, tmp_path, monkeypatch, args):
     monkeypatch.chdir(tmp_path)
-    finished(tmp_path)
+    shutil.copytree(iris_run, tmp_path, dirs_exist_ok=True)
     before = contents(tmp_path)
     result = command(*args)
     one_line(result, "got an empty", result.exit_code)
@@ -650,7 +671,7 @@ def test_resume_refuses_what_would_be_another_run(csv_run, tmp_path):
 
 
 def test_resume_with_nothing_there_starts_and_done_changes_nothing(tmp_path):
-    args = ("train", "iris", "--epochs", 2, "--hidden", 4, "--out", tmp_path / "r", "--resume")
+    args = ("train", "iris", "--epochs", 2, *SMALL, "--out", tmp_path / "r", "--resume")
     assert "resumed" not in command(*args).stdout
     first = contents(tmp_path / "r")
     again = command(*args)
@@ -677,7 +698,8 @@ def test_faults_of_a_run_are_one_line(csv_run, tmp_path):
 
 
 def test_a_diverging_run_is_never_saved_as_nan(tmp_path):
-    args = ("train", "diabetes", "--optimizer", "sgd", "--hidden", "", "--out", tmp_path)
+    args = ("train", "diabetes", "--optimizer", "sgd", "--hidden", "", "--members", 1)
+    args += ("--out", tmp_path)
     result = command(*args, "--learning-rate", 1e30)
     one_line(result, "training diverged in epoch 1, step")
     assert "nothing is saved" in result.stderr
@@ -739,7 +761,7 @@ def test_settings_of_another_type_are_refused_by_name(change, message):
 
 
 @pytest.mark.parametrize("change", [{"repeats": 1.5}, {"repeats": 0}, {"seed": 1.5}])
-def test_counts_of_an_explanation_are_whole(change):
-    run = runs.train("iris", runs.Settings(hidden=(4,), epochs=1))
+def test_counts_of_an_explanation_are_whole(iris_run, change):
+    run = runs.load(iris_run)
     with pytest.raises((TypeError, ValueError), match="explain: expected (repeats|seed)"):
         run.explain("iris", **change)
