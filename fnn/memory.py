@@ -8,7 +8,6 @@ repeat(remat(repeat(layer, a)), b)
 reversible(f, g, n)     keeps only its output, at any depth (Gomez et al. 2017)
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -27,7 +26,6 @@ from fnn.base import (
     check_layer,
     measured,
     split,
-    varying_with,
 )
 from fnn.reductions import Reduce, total
 
@@ -61,7 +59,8 @@ def remat(layer: Layer) -> Layer:
         _, residuals = layer.forward(params, x)
         return layer.backward(params, residuals, dy, reduce)
 
-    varying = varying_with(layer, remat, partial(measured, layer))
+    at_key = lambda key, statistics: remat(at(layer, key, statistics))
+    varying = layer.varying and Varying(at_key, layer.varying.measure)
     return Layer(layer.init, forward, backward, varying, lambda params: [(layer, params)])
 
 
@@ -148,10 +147,9 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
         y, statistics = jax.lax.scan(one, _halves(x), (params, keys_of(key)), length=n)
         return jnp.concatenate(y, -1), statistics
 
-    plain = blocks(None, None)
-    if f.varying is None and g.varying is None:
-        return plain
-    return plain._replace(varying=Varying(lambda key, s: blocks(keys_of(key), s), measure))
+    varies = f.varying or g.varying
+    varying = varies and Varying(lambda key, s: blocks(keys_of(key), s), measure)
+    return blocks(None, None)._replace(varying=varying)
 
 
 def _barrier(tree: Any) -> Any:
