@@ -16,13 +16,19 @@ class Arrays:
     """(x, y), shuffled on the device in each epoch; an epoch is one program."""
 
     def __init__(self, evaluation: Evaluation, data: Data, batch_size: int) -> None:
-        self.training, self.data, self.batch_size = evaluation.training, data, batch_size
-        self._epoch = jax.jit(partial(_epoch, evaluation, batch_size))
+        training = evaluation.training
+        self.training, self.data, self.batch_size = training, data, batch_size
+        # Several processes must dispatch programs in the same order.
+        self.can_run_ahead = jax.process_count() == 1
 
-    @property
-    def can_run_ahead(self) -> bool:
-        """False for several processes, which must dispatch programs in the same order."""
-        return jax.process_count() == 1
+        @jax.jit
+        def epoch(state: State, data: Data, validation: Any, key: Array, number: Any) -> Any:
+            key = jax.random.fold_in(key, number)
+            state, logs = training.epoch(batch_size, state, data, key)
+            found = evaluation.numbers(state, logs.loss, data, validation), logs.record
+            return state, *(found if training.devices is None else training.devices.whole(found))
+
+        self._epoch = epoch
 
     def epoch(
         self, state: State, validation: Data | None, key: Array, number: int
@@ -46,18 +52,3 @@ class Arrays:
             yield batch(self.data, rows, self.batch_size)
         if rest.size:
             yield batch(self.data, rest, count(self.data) % self.batch_size)
-
-
-def _epoch(
-    evaluation: Evaluation,
-    batch_size: int,
-    state: State,
-    data: Data,
-    validation: Data | None,
-    key: Array,
-    number: Any,
-) -> tuple[State, Array, Any]:
-    training, key = evaluation.training, jax.random.fold_in(key, number)
-    state, logs = training.epoch(batch_size, state, data, key)
-    found = evaluation.numbers(state, logs.loss, data, validation), logs.record
-    return state, *(found if training.devices is None else training.devices.whole(found))

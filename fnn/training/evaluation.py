@@ -63,10 +63,7 @@ class Evaluation(NamedTuple):
     def _prediction(self, params: Params, measured: Any, validation: Data) -> Any:
         """The network's prediction for validation data, which may be split over devices."""
         network, devices = self.training.network, self.training.devices
-
-        def here(params: Params, measured: Any, x: Any) -> Any:
-            return predicted(at(network, None, measured), params, x)
-
+        here = lambda params, measured, x: predicted(at(network, None, measured), params, x)
         evaluated = here if devices is None else devices.forward(network, here)
         if isinstance(validation, ShardedExamples):
             return validation.examples(evaluated(params, measured, validation.arrays[0]))
