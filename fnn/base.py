@@ -358,8 +358,10 @@ def check_loss(name: str, loss: Any) -> None:
         raise TypeError(f"{name}: expected a Loss(value, gradient), got {loss!r}{hint}")
 
 
-def check_unmixed(name: str, loss: Loss) -> None:
-    """Raise TypeError, naming the caller, for a loss that mixes the examples of a batch."""
+def check_unmixed(name: str, loss: Any) -> None:
+    """Raise TypeError, naming the caller, if loss is not a `Loss`, or mixes the examples of a
+    batch."""
+    check_loss(name, loss)
     if loss.mixes:
         made = getattr(loss.value, "__qualname__", "...").split(".")[0].strip("_")
         raise TypeError(

@@ -220,11 +220,8 @@ def repeat(layer: Layer, n: int) -> Layer:
     check_layer("repeat", layer)
     n = numbers.count("repeat", n=n)
 
-    def init(key: Array) -> Params:
-        return jax.vmap(layer.init)(split(key, n))
-
-    def each(key: Array | None) -> Array | None:
-        return None if key is None else split(key, n)
+    init = lambda key: jax.vmap(layer.init)(split(key, n))
+    each = lambda key: None if key is None else split(key, n)
 
     def copies(keys: Array | None, statistics: Any) -> Layer:
         """The n copies, each at its key and its statistics."""
@@ -290,7 +287,9 @@ def masked(layer: Layer, mask: Params) -> Layer:
 
     def kept(params: Params) -> Params:
         masks = jax.tree.map(jnp.asarray, mask)
-        _check_mask(masks, params)
+        expected, got = (jax.tree.map(jnp.shape, tree) for tree in (params, masks))
+        if got != expected:
+            raise ValueError(f"masked: expected a mask of shapes {expected}, got {got}")
         return jax.tree.map(lambda p, m: p * m.astype(p.dtype), params, masks)
 
     def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
@@ -558,12 +557,6 @@ def _check_depth(n: int, params: Params) -> None:
             raise ValueError(
                 f"repeat: expected params with a leading axis of {n}, got {leaf.shape}"
             )
-
-
-def _check_mask(mask: Params, params: Params) -> None:
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, mask)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"masked: expected a mask of shapes {shapes[0]}, got {shapes[1]}")
 
 
 def _check_same(name: str, x: Any, y: Any) -> None:

@@ -92,10 +92,8 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
     n = numbers.count("reversible", n=n)
 
     def init(key: Array) -> Params:
-        return tuple(
-            jax.vmap(layer.init)(split(k, n))
-            for layer, k in zip((f, g), split(key, 2), strict=True)
-        )
+        pairs = zip((f, g), keys_of(key), strict=True)
+        return tuple(jax.vmap(layer.init)(keys) for layer, keys in pairs)
 
     def blocks(keys: Any, statistics: Any) -> Layer:
         """The n blocks, each at its keys and its statistics."""
@@ -128,10 +126,9 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
 
         return Layer(init, forward, backward)
 
-    def _pair_at(keys: Any, statistics: Any) -> tuple[Layer, Layer]:
+    def _pair_at(keys: Any, statistics: Any) -> tuple[Layer, ...]:
         pairs = zip((f, g), keys or (None, None), statistics or (None, None), strict=True)
-        a, b = (at(layer, k, s) for layer, k, s in pairs)
-        return a, b
+        return tuple(at(layer, k, s) for layer, k, s in pairs)
 
     def keys_of(key: Array | None) -> Any:
         return None if key is None else tuple(split(k, n) for k in split(key, 2))
@@ -165,12 +162,11 @@ def _barrier(tree: Any) -> Any:
     return jax.tree.unflatten(form, leaves)
 
 
-def _halves(x: Array) -> tuple[Array, Array]:
+def _halves(x: Array) -> Any:
     check_array("reversible", x)
     if x.shape[-1] % 2:
         raise ValueError(f"reversible: expected an even number of features, got {x.shape}")
-    a, b = jnp.split(x, 2, -1)
-    return a, b
+    return tuple(jnp.split(x, 2, -1))
 
 
 def _same(y: Array, x: Array) -> Array:

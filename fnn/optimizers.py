@@ -61,12 +61,10 @@ def _optimizer(
             new, *changed = rule(*inputs, *slots)
             return new.astype(theta.dtype), *changed
 
-        form: Any = jax.tree.structure(params)
         masks = () if mask is None else (for_each("update: mask", mask, params),)
-        columns = [form.flatten_up_to(tree) for tree in (params, grads, *slots, *masks)]
-        updated = [apply(*leaf) for leaf in zip(*columns, strict=True)]
-        trees = [form.unflatten(column) for column in zip(*updated, strict=True)]
-        params, *slots = trees or (params, *slots)
+        updated = jax.tree.map(apply, params, grads, *slots, *masks)
+        form, each = jax.tree.structure(params), jax.tree.structure((0, *slot_names))
+        params, *slots = jax.tree.transpose(form, each, updated)
         return state_type(params, step + 1, *slots)
 
     return Optimizer(init, update)

@@ -60,9 +60,7 @@ def rms_norm(d: int, *, eps: float = 1e-5) -> Layer:
     """
     name, d = named_widths("rms_norm", d)
     eps = numbers.positive(name, eps=eps)
-
-    def init(key: Array) -> Params:
-        return {"gain": jnp.ones(d)}
+    init = lambda key: {"gain": jnp.ones(d)}
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
         check_input(name, params, {"gain": (d,)}, x, d)
@@ -156,7 +154,8 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
 
     def normalised(params: Params, x: Array, statistics: Any) -> tuple[Array, Residuals]:
         mean, variance = statistics
-        r = _inverse_root(variance, eps)
+        # For a variance that overflowed it would be 0.
+        r = jax.lax.rsqrt(jnp.where(variance < jnp.inf, variance, jnp.nan) + eps)
         n = (x.astype(r.dtype) - mean) * r
         return params["gain"] * n.astype(x.dtype) + params["bias"], (n, r)
 
@@ -250,8 +249,3 @@ def _inverse_deviation(centred: Array, eps: float) -> Array:
     fits = variance < jnp.inf
     r = jax.lax.rsqrt(jnp.where(fits, variance, 1) + eps)
     return jnp.where(fits, r, jax.lax.rsqrt(jnp.where(fits, 1, of_small)) * small)
-
-
-def _inverse_root(variance: Array, eps: float) -> Array:
-    """1 / sqrt(variance + eps), but NaN for a variance that overflowed, for which it would be 0."""
-    return jax.lax.rsqrt(jnp.where(variance < jnp.inf, variance, jnp.nan) + eps)

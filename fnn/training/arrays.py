@@ -30,24 +30,17 @@ class Arrays:
 
         self._epoch = epoch
 
-    def epoch(
-        self, state: State, validation: Data | None, key: Array, number: int
-    ) -> tuple[State, Array, Any]:
-        """(state, numbers, records) after epoch `number` of a run with this key."""
-        return self._epoch(state, self.data, validation, key, number)
+    def epoch(self, state: State, validation: Data, key: Array, n: int) -> tuple[State, Array, Any]:
+        """(state, numbers, records) after epoch n of a run with this key."""
+        return self._epoch(state, self.data, validation, key, n)
 
     def batches(self, state: State, order_key: Array) -> Iterator[Data]:
         """The batches of the epoch whose order has this key, one after another."""
 
-        @jax.jit
-        def ordered(data: Data, key: Array) -> tuple[Array, Array]:
-            return self.training.batches(self.batch_size, data, key)[:2]
-
-        @partial(jax.jit, static_argnums=2)
-        def batch(data: Data, rows: Array, size: int) -> Data:
-            return self.training.batches(self.batch_size, data, order_key)[2](rows, size)
-
-        batches, rest = ordered(self.data, order_key)
+        split = partial(self.training.batches, self.batch_size)
+        batches, rest = jax.jit(lambda data: split(data, order_key)[:2])(self.data)
+        of_rows = lambda data, rows, size: split(data, order_key)[2](rows, size)
+        batch = jax.jit(of_rows, static_argnums=2)
         for rows in batches:
             yield batch(self.data, rows, self.batch_size)
         if rest.size:
