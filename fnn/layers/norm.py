@@ -154,7 +154,7 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
 
     def normalised(params: Params, x: Array, statistics: Any) -> tuple[Array, Residuals]:
         mean, variance = statistics
-        # For a variance that overflowed it would be 0.
+        # NaN for a variance that overflowed, for which the root would be 0.
         r = jax.lax.rsqrt(jnp.where(variance < jnp.inf, variance, jnp.nan) + eps)
         n = (x.astype(r.dtype) - mean) * r
         return params["gain"] * n.astype(x.dtype) + params["bias"], (n, r)
