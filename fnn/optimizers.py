@@ -63,9 +63,8 @@ def _optimizer(
 
         masks = () if mask is None else (for_each("update: mask", mask, params),)
         updated = jax.tree.map(apply, params, grads, *slots, *masks)
-        form, each = jax.tree.structure(params), jax.tree.structure((0, *slot_names))
-        params, *slots = jax.tree.transpose(form, each, updated)
-        return state_type(params, step + 1, *slots)
+        column = lambda i: jax.tree.map(lambda _, new: new[i], params, updated)
+        return state_type(column(0), step + 1, *map(column, range(1, 1 + len(slot_names))))
 
     return Optimizer(init, update)
 
