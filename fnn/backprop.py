@@ -85,7 +85,7 @@ def _value_and_grad(
     dy = jax.tree.map(lambda g: g / losses.size, loss.gradient(prediction, y))
     if weight is not None:
         weight = weight_of(losses, weight)
-        losses, dy = losses * weight, _weighted(dy, weight)
+        losses, dy = losses * weight, jax.tree.map(lambda g: g * expand_like(weight, g), dy)
     grads, _ = network.backward(params, residuals, dy, reduce)
     return losses.mean(), grads
 
@@ -114,11 +114,6 @@ def weight_of(losses: Array, weight: Array) -> Array:
             f"weight: expected one number per example, {losses.shape}, got {weight.shape}"
         )
     return weight.astype(losses.dtype)
-
-
-def _weighted(dy: Any, weight: Array) -> Any:
-    """Each example's cotangent times its weight."""
-    return jax.tree.map(lambda g: g * expand_like(weight, g), dy)
 
 
 @jax.tree_util.register_pytree_node_class

@@ -243,22 +243,33 @@ def measured(layer: Layer, params: Params, x: Any, key: Array | None) -> tuple[A
     return layer.forward(params, x)[0], ()
 
 
-def varying_with(
-    layer: Layer,
-    combine: Callable[[Layer], Layer],
-    measure: Callable[[Params, Any, Array | None], tuple[Any, Any]],
-) -> Varying | None:
-    """The `varying` of combine(layer): `at` applies combine to the layer at the key and statistics.
+def varying_with(combine: Callable[[Layer], Layer], layer: Layer) -> Varying | None:
+    """The `varying` of combine(layer), for a combinator whose residuals are the layer's. None if
+    the layer does not vary.
 
-    None where the layer does not vary.
+    `at` applies combine to the layer at the key and statistics. Statistics are composed as
+    residuals are, so `measure` applies it to the layer with its statistics as residuals.
 
     >>> import fnn
-    >>> varying_with(fnn.tanh, fnn.skip, lambda params, x, key: (x, ())) is None
+    >>> varying_with(fnn.skip, fnn.tanh) is None
     True
     """
     if layer.varying is None:
         return None
-    return Varying(lambda key, statistics: combine(at(layer, key, statistics)), measure)
+    return Varying(
+        lambda key, statistics: combine(at(layer, key, statistics)),
+        lambda params, x, key: combine(measuring(layer, key)).forward(params, x),
+    )
+
+
+def measuring(layer: Layer, key: Array | None) -> Layer:
+    """The layer with its statistics as residuals; its backward must not be called.
+
+    >>> import fnn
+    >>> measuring(fnn.relu, None).forward((), jnp.array([-1.0, 1.0]))
+    (Array([0., 1.], dtype=float32), ())
+    """
+    return layer._replace(forward=lambda params, x: measured(layer, params, x, key), varying=None)
 
 
 def split(key: Array, n: int = 2) -> Array:
@@ -347,8 +358,10 @@ def check_loss(name: str, loss: Any) -> None:
         raise TypeError(f"{name}: expected a Loss(value, gradient), got {loss!r}{hint}")
 
 
-def check_unmixed(name: str, loss: Loss) -> None:
-    """Raise TypeError, naming the caller, for a loss that mixes the examples of a batch."""
+def check_unmixed(name: str, loss: Any) -> None:
+    """Raise TypeError, naming the caller, if loss is not a `Loss`, or mixes the examples of a
+    batch."""
+    check_loss(name, loss)
     if loss.mixes:
         made = getattr(loss.value, "__qualname__", "...").split(".")[0].strip("_")
         raise TypeError(

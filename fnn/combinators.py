@@ -25,6 +25,7 @@ from fnn.base import (
     check_layer,
     is_floating,
     measured,
+    measuring,
     pytree,
     split,
     varying_with,
@@ -59,28 +60,23 @@ def serial(*layers: Layer) -> Layer:
     (5, 2)
     """
     _check_layers("serial", layers)
-
-    def init(key: Array) -> Params:
-        return tuple(f.init(k) for f, k in zip(layers, _keys(key, layers), strict=True))
+    parts = partial(_paired, "serial", layers)
 
     def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
-        _check_entries("serial", layers, params)
         residuals = []
-        for layer, p in zip(layers, params, strict=True):
+        for layer, p in parts(params):
             x, saved = layer.forward(p, x)
             residuals.append(saved)
         return x, tuple(residuals)
 
     def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
-        _check_entries("serial", layers, params)
         dparams = []
-        for layer, p, saved in reversed(list(zip(layers, params, residuals, strict=True))):
+        for (layer, p), saved in reversed(list(zip(parts(params), residuals, strict=True))):
             dp, dy = layer.backward(p, saved, dy, reduce)
             dparams.append(dp)
         return tuple(reversed(dparams)), dy
 
-    parts = lambda params: list(zip(layers, params, strict=True))
-    return Layer(init, forward, backward, _varying(serial, layers), parts)
+    return Layer(partial(_init, layers), forward, backward, _varying(serial, layers), parts)
 
 
 def fork(*layers: Layer) -> Layer:
@@ -102,23 +98,19 @@ def fork(*layers: Layer) -> Layer:
     _check_layers("fork", layers)
     if not layers:
         raise ValueError("fork: expected at least one layer")
-
-    def init(key: Array) -> Params:
-        return tuple(f.init(k) for f, k in zip(layers, _keys(key, layers), strict=True))
+    parts = partial(_paired, "fork", layers)
 
     def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
-        _check_entries("fork", layers, params)
-        pairs = [layer.forward(p, x) for layer, p in zip(layers, params, strict=True)]
-        y, residuals = zip(*pairs, strict=True)
+        y, residuals = zip(*(layer.forward(p, x) for layer, p in parts(params)), strict=True)
         return y, residuals
 
     def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
-        _check_entries("fork", layers, params)
-        entries = zip(layers, params, residuals, dy, strict=True)
-        dparams, dxs = zip(*(f.backward(p, r, d, reduce) for f, p, r, d in entries), strict=True)
+        entries = zip(parts(params), residuals, dy, strict=True)
+        grads = [layer.backward(p, saved, d, reduce) for (layer, p), saved, d in entries]
+        dparams, dxs = zip(*grads, strict=True)
         return dparams, fold(partial(jax.tree.map, jnp.add), dxs)
 
-    return Layer(init, forward, backward, _varying(fork, layers))
+    return Layer(partial(_init, layers), forward, backward, _varying(fork, layers))
 
 
 def gated(layer: Layer, gate: Layer) -> Layer:
@@ -137,30 +129,19 @@ def gated(layer: Layer, gate: Layer) -> Layer:
     >>> layer.forward(((), ()), jnp.array([-1.0, 3.0]))[0]
     Array([-0.,  9.], dtype=float32)
     """
-    layers = (layer, gate)
-    _check_layers("gated", layers)
+    _check_layers("gated", (layer, gate))
     both = fork(layer, gate)
 
     def forward(params: Params, x: Any) -> tuple[Array, Residuals]:
-        _check_entries("gated", layers, params)
         (a, b), residuals = both.forward(params, x)
         _check_same("gated", a, b)
         return a * b, (a, b, residuals)
 
     def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
-        _check_entries("gated", layers, params)
         a, b, of_layers = residuals
         return both.backward(params, of_layers, (dy * b, dy * a), reduce)
 
-    def at_key(key: Array | None, statistics: Any) -> Layer:
-        entries = (None, None) if statistics is None else statistics
-        return gated(*map(at, layers, _keys(key, layers), entries))
-
-    def measure(params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
-        (a, b), statistics = measured(both, params, x, key)
-        return a * b, statistics
-
-    varying = None if both.varying is None else Varying(at_key, measure)
+    varying = _varying(gated, (layer, gate), itemgetter(2))
     return Layer(both.init, forward, backward, varying)
 
 
@@ -189,7 +170,7 @@ def skip(layer: Layer) -> Layer:
         return dparams, jax.tree.map(jnp.add, dy, dx)
 
     parts = lambda params: [(layer, params)]
-    return Layer(layer.init, forward, backward, _varying_alone(skip, layer), parts)
+    return Layer(layer.init, forward, backward, varying_with(skip, layer), parts)
 
 
 def on(i: int, layer: Layer) -> Layer:
@@ -218,7 +199,7 @@ def on(i: int, layer: Layer) -> Layer:
         dparams, dx = layer.backward(params, residuals, dy[i], reduce)
         return dparams, (*dy[:i], dx, *dy[i + 1 :])
 
-    return Layer(layer.init, forward, backward, _varying_alone(partial(on, i), layer))
+    return Layer(layer.init, forward, backward, varying_with(partial(on, i), layer))
 
 
 def repeat(layer: Layer, n: int) -> Layer:
@@ -239,8 +220,8 @@ def repeat(layer: Layer, n: int) -> Layer:
     check_layer("repeat", layer)
     n = numbers.count("repeat", n=n)
 
-    def init(key: Array) -> Params:
-        return jax.vmap(layer.init)(split(key, n))
+    init = lambda key: jax.vmap(layer.init)(split(key, n))
+    each = lambda key: None if key is None else split(key, n)
 
     def copies(keys: Array | None, statistics: Any) -> Layer:
         """The n copies, each at its key and its statistics."""
@@ -268,8 +249,8 @@ def repeat(layer: Layer, n: int) -> Layer:
                 dp, dx = at(layer, k, s).backward(p, kept.residuals(y), dy, reduce)
                 return (dx, kept.x), dp
 
-            each = (params, keys, statistics, kept)
-            (dx, _), dparams = jax.lax.scan(one, (dy, y), each, length=n, reverse=True)
+            entries = (params, keys, statistics, kept)
+            (dx, _), dparams = jax.lax.scan(one, (dy, y), entries, length=n, reverse=True)
             return dparams, dx
 
         def parts(params: Params) -> list[tuple[Layer, Params]]:
@@ -279,15 +260,11 @@ def repeat(layer: Layer, n: int) -> Layer:
         return Layer(init, forward, backward, None, parts)
 
     def measure(params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
-        keys = None if key is None else split(key, n)
         one = lambda x, copy: measured(layer, copy[0], x, copy[1])
-        return jax.lax.scan(one, x, (params, keys), length=n)
+        return jax.lax.scan(one, x, (params, each(key)), length=n)
 
-    plain = copies(None, None)
-    if layer.varying is None:
-        return plain
-    at_key = lambda key, s: copies(None if key is None else split(key, n), s)
-    return plain._replace(varying=Varying(at_key, measure))
+    varying = layer.varying and Varying(lambda key, s: copies(each(key), s), measure)
+    return copies(None, None)._replace(varying=varying)
 
 
 def masked(layer: Layer, mask: Params) -> Layer:
@@ -310,7 +287,9 @@ def masked(layer: Layer, mask: Params) -> Layer:
 
     def kept(params: Params) -> Params:
         masks = jax.tree.map(jnp.asarray, mask)
-        _check_mask(masks, params)
+        expected, got = (jax.tree.map(jnp.shape, tree) for tree in (params, masks))
+        if got != expected:
+            raise ValueError(f"masked: expected a mask of shapes {expected}, got {got}")
         return jax.tree.map(lambda p, m: p * m.astype(p.dtype), params, masks)
 
     def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
@@ -325,8 +304,7 @@ def masked(layer: Layer, mask: Params) -> Layer:
 
         return jax.tree.map(one, params, jax.tree.map(jnp.asarray, mask), factors), dx
 
-    measure = lambda params, x, key: measured(layer, kept(params), x, key)
-    varying = varying_with(layer, lambda layer: masked(layer, mask), measure)
+    varying = varying_with(lambda layer: masked(layer, mask), layer)
     return Layer(layer.init, forward, backward, varying, lambda params: [(layer, kept(params))])
 
 
@@ -354,7 +332,7 @@ def frozen(layer: Layer) -> Layer:
         params = jax.lax.stop_gradient(params)
         return layer.backward(params, residuals, dy, lambda factor: reduce(Zero.like(factor)))
 
-    return Layer(layer.init, forward, backward, _varying_alone(frozen, layer))
+    return Layer(layer.init, forward, backward, varying_with(frozen, layer))
 
 
 def lora(layer: Layer, rank: int) -> Layer:
@@ -423,8 +401,7 @@ def lora(layer: Layer, rank: int) -> Layer:
         ]
         return {"frozen": form.unflatten(zeros), "learned": tuple(learned)}, dx
 
-    measure = lambda params, x, key: measured(layer, adapted(params), x, key)
-    varying = varying_with(layer, lambda layer: lora(layer, rank), measure)
+    varying = varying_with(lambda layer: lora(layer, rank), layer)
     return Layer(init, forward, backward, varying, lambda params: [(layer, adapted(params))])
 
 
@@ -531,12 +508,13 @@ class _Kept:
         return jax.tree.unflatten(self.form, [kept[i] for i in self.places])
 
 
-# The `varying` of combinators. Statistics are composed as residuals are, so a layer that returns
-# its statistics as residuals has them composed by the combinator's forward.
-
-
-def _varying(combine: Callable[..., Layer], layers: tuple[Layer, ...]) -> Varying | None:
-    """The `varying` of a combinator whose residuals are a tuple with one entry per layer."""
+def _varying(
+    combine: Callable[..., Layer],
+    layers: tuple[Layer, ...],
+    of_layers: Callable[[Residuals], Any] = lambda residuals: residuals,
+) -> Varying | None:
+    """The `varying` of a combinator of several layers, as `varying_with`; of_layers(residuals) is a
+    tuple with one entry per layer."""
     if all(layer.varying is None for layer in layers):
         return None
 
@@ -545,20 +523,10 @@ def _varying(combine: Callable[..., Layer], layers: tuple[Layer, ...]) -> Varyin
         return combine(*map(at, layers, _keys(key, layers), entries))
 
     def measure(params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
-        return combine(*map(_measuring, layers, _keys(key, layers))).forward(params, x)
+        y, residuals = combine(*map(measuring, layers, _keys(key, layers))).forward(params, x)
+        return y, of_layers(residuals)
 
     return Varying(each_at, measure)
-
-
-def _varying_alone(combine: Callable[[Layer], Layer], layer: Layer) -> Varying | None:
-    """The `varying` of a combinator of one layer whose residuals are that layer's."""
-    measure = lambda params, x, key: combine(_measuring(layer, key)).forward(params, x)
-    return varying_with(layer, combine, measure)
-
-
-def _measuring(layer: Layer, key: Array | None) -> Layer:
-    """The layer with its statistics as residuals; its backward must not be called."""
-    return Layer(layer.init, lambda params, x: measured(layer, params, x, key), layer.backward)
 
 
 def _keys(key: Array | None, layers: tuple[Layer, ...]) -> Any:
@@ -571,10 +539,16 @@ def _check_layers(name: str, layers: tuple[Layer, ...]) -> None:
         check_layer(f"{name}: argument {i}", layer)
 
 
-def _check_entries(name: str, layers: tuple[Layer, ...], params: Params) -> None:
+def _init(layers: tuple[Layer, ...], key: Array) -> Params:
+    return tuple(layer.init(k) for layer, k in zip(layers, _keys(key, layers), strict=True))
+
+
+def _paired(name: str, layers: tuple[Layer, ...], params: Params) -> list[tuple[Layer, Params]]:
+    """Each layer with its params."""
     if not isinstance(params, tuple | list) or len(params) != len(layers):
         got = len(params) if isinstance(params, tuple | list) else type(params).__name__
         raise ValueError(f"{name}: expected params for {len(layers)} layers, got {got}")
+    return list(zip(layers, params, strict=True))
 
 
 def _check_depth(n: int, params: Params) -> None:
@@ -583,12 +557,6 @@ def _check_depth(n: int, params: Params) -> None:
             raise ValueError(
                 f"repeat: expected params with a leading axis of {n}, got {leaf.shape}"
             )
-
-
-def _check_mask(mask: Params, params: Params) -> None:
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, mask)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"masked: expected a mask of shapes {shapes[0]}, got {shapes[1]}")
 
 
 def _check_same(name: str, x: Any, y: Any) -> None:

@@ -31,6 +31,7 @@ The Hessian itself, by differentiating the hand-written gradient:
 """
 
 import math
+from collections import namedtuple
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -49,7 +50,6 @@ from fnn.base import (
     at_least_float32,
     check_array,
     check_layer,
-    check_loss,
     check_unmixed,
 )
 from fnn.losses import Root
@@ -71,14 +71,7 @@ def ggn_diagonal(
     >>> ggn_diagonal(network, fnn.mse)(params, x, y)["W"].round(1)
     Array([[1., 4.]], dtype=float32)
     """
-    diagonal = lambda factor, examples: _over_columns(factor.squared(examples)).total()
-    reduced = _reduced(network, loss, root, diagonal, example_axes)
-
-    def f(params: Params, x: Any, y: Any) -> Params:
-        m, sums = reduced(params, x, y)
-        return jax.tree.map(lambda leaf: leaf / m, sums)
-
-    return f
+    return _mean(network, loss, root, _diagonal, example_axes)
 
 
 class Kronecker(NamedTuple):
@@ -111,21 +104,16 @@ def kronecker_factors(
     >>> kronecker_factors(network, fnn.mse)(params, x, y).S.round(3)
     Array([[2.]], dtype=float32)
     """
-    reduced = _reduced(network, loss, root, _block, example_axes)
+    mean = _mean(network, loss, root, _block, example_axes)
 
-    def f(params: Params, x: Any, y: Any) -> Any:
-        m, sums = reduced(params, x, y)
+    def one(node: Any, blocks: Any) -> Any:
+        if not _is_dense(node):
+            return blocks.diagonal
+        if blocks["W"].kronecker is None:
+            raise TypeError("kronecker_factors: expected an Outer factor of a dense layer's W")
+        return blocks["W"].kronecker
 
-        def one(node: Any, blocks: Any) -> Any:
-            if not _is_dense(node):
-                return blocks.diagonal / m
-            if blocks["W"].kronecker is None:
-                raise TypeError("kronecker_factors: expected an Outer factor of a dense layer's W")
-            return jax.tree.map(lambda leaf: leaf / m, blocks["W"].kronecker)
-
-        return jax.tree.map(one, params, sums, is_leaf=_is_dense)
-
-    return f
+    return lambda params, x, y: jax.tree.map(one, params, mean(params, x, y), is_leaf=_is_dense)
 
 
 def gauss_newton_vector_product(
@@ -252,11 +240,8 @@ class KFACState(NamedTuple):
     bases: Any
 
 
-class _Basis(NamedTuple):
-    a: Array  # eigenvalues of A
-    U: Array  # eigenvectors of A, as columns
-    s: Array  # eigenvalues of S
-    V: Array  # eigenvectors of S
+_Basis = namedtuple("_Basis", "a U s V")
+"""a, s: the eigenvalues of A and S; U, V: their eigenvectors, as columns."""
 
 
 def kfac(learning_rate: Rate, damping: float | Array = 1e-3) -> Optimizer:
@@ -358,13 +343,17 @@ def _identity(node: Any) -> Any:
     return Kronecker(*sides)
 
 
+def _diagonal(factor: Factor, examples: int) -> Array:
+    return _over_columns(factor.squared(examples)).total()
+
+
 class _Block(NamedTuple):
     diagonal: Array
     kronecker: Kronecker | None
 
 
 def _block(factor: Factor, examples: int) -> _Block:
-    diagonal = _over_columns(factor.squared(examples)).total()
+    diagonal = _diagonal(factor, examples)
     if not isinstance(factor, Outer):
         return _Block(diagonal, None)
     if len(factor.batch) > examples:
@@ -412,18 +401,18 @@ def _is_dense(node: Any) -> bool:
     )
 
 
-def _reduced(
+def _mean(
     network: Layer,
     loss: Loss,
     root: Root | None,
     reduce: Callable[[Factor, int], Any],
     example_axes: int | None,
-) -> Callable[[Params, Any, Any], tuple[int, Any]]:
-    """f(params, x, y) -> (m, reduce(factor, example axes) of each parameter, over all columns)."""
+) -> Callable[[Params, Any, Any], Any]:
+    """f(params, x, y) -> reduce(factor, example axes) / m of each parameter, over all columns."""
     root = _root_of(loss, root)
     check_layer("network", network)
 
-    def f(params: Params, x: Any, y: Any) -> tuple[int, Any]:
+    def f(params: Params, x: Any, y: Any) -> Any:
         prediction, residuals = network.forward(params, x)
         columns, losses = _columns(loss, root, prediction, y)
         examples = example_shape(losses, example_axes)
@@ -437,13 +426,13 @@ def _reduced(
         def one(dy: Array) -> Any:
             return per_example_backward(network, params, residuals, dy, reduce, examples)
 
-        return losses.size, jax.vmap(one, axis_name=_AXIS, out_axes=None)(columns)
+        sums = jax.vmap(one, axis_name=_AXIS, out_axes=None)(columns)
+        return jax.tree.map(lambda leaf: leaf / losses.size, sums)
 
     return f
 
 
 def _root_of(loss: Loss, root: Root | None) -> Root:
-    check_loss("loss", loss)
     check_unmixed("curvature", loss)
     root = loss.root if root is None else root
     if root is None:

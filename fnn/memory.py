@@ -8,7 +8,6 @@ repeat(remat(repeat(layer, a)), b)
 reversible(f, g, n)     keeps only its output, at any depth (Gomez et al. 2017)
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -27,7 +26,6 @@ from fnn.base import (
     check_layer,
     measured,
     split,
-    varying_with,
 )
 from fnn.reductions import Reduce, total
 
@@ -61,7 +59,8 @@ def remat(layer: Layer) -> Layer:
         _, residuals = layer.forward(params, x)
         return layer.backward(params, residuals, dy, reduce)
 
-    varying = varying_with(layer, remat, partial(measured, layer))
+    at_key = lambda key, statistics: remat(at(layer, key, statistics))
+    varying = layer.varying and Varying(at_key, layer.varying.measure)
     return Layer(layer.init, forward, backward, varying, lambda params: [(layer, params)])
 
 
@@ -93,10 +92,8 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
     n = numbers.count("reversible", n=n)
 
     def init(key: Array) -> Params:
-        return tuple(
-            jax.vmap(layer.init)(split(k, n))
-            for layer, k in zip((f, g), split(key, 2), strict=True)
-        )
+        pairs = zip((f, g), keys_of(key), strict=True)
+        return tuple(jax.vmap(layer.init)(keys) for layer, keys in pairs)
 
     def blocks(keys: Any, statistics: Any) -> Layer:
         """The n blocks, each at its keys and its statistics."""
@@ -129,10 +126,9 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
 
         return Layer(init, forward, backward)
 
-    def _pair_at(keys: Any, statistics: Any) -> tuple[Layer, Layer]:
+    def _pair_at(keys: Any, statistics: Any) -> tuple[Layer, ...]:
         pairs = zip((f, g), keys or (None, None), statistics or (None, None), strict=True)
-        a, b = (at(layer, k, s) for layer, k, s in pairs)
-        return a, b
+        return tuple(at(layer, k, s) for layer, k, s in pairs)
 
     def keys_of(key: Array | None) -> Any:
         return None if key is None else tuple(split(k, n) for k in split(key, 2))
@@ -148,10 +144,9 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
         y, statistics = jax.lax.scan(one, _halves(x), (params, keys_of(key)), length=n)
         return jnp.concatenate(y, -1), statistics
 
-    plain = blocks(None, None)
-    if f.varying is None and g.varying is None:
-        return plain
-    return plain._replace(varying=Varying(lambda key, s: blocks(keys_of(key), s), measure))
+    varies = f.varying or g.varying
+    varying = varies and Varying(lambda key, s: blocks(keys_of(key), s), measure)
+    return blocks(None, None)._replace(varying=varying)
 
 
 def _barrier(tree: Any) -> Any:
@@ -167,12 +162,11 @@ def _barrier(tree: Any) -> Any:
     return jax.tree.unflatten(form, leaves)
 
 
-def _halves(x: Array) -> tuple[Array, Array]:
+def _halves(x: Array) -> Any:
     check_array("reversible", x)
     if x.shape[-1] % 2:
         raise ValueError(f"reversible: expected an even number of features, got {x.shape}")
-    a, b = jnp.split(x, 2, -1)
-    return a, b
+    return tuple(jnp.split(x, 2, -1))
 
 
 def _same(y: Array, x: Array) -> Array:

@@ -16,8 +16,9 @@ ValueError for a gradient whose shape differs from its parameter's, and TypeErro
 not floating-point and for the state of another optimizer.
 """
 
+from collections import namedtuple
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def _optimizer(
 ) -> Optimizer:
     """The optimizer that applies rule(eta, t, theta, g, *slots) -> (theta, *slots) to each leaf.
 
-    state_type is a NamedTuple (params, step, *slots), each slot a tree like params. With a mask,
+    state_type is a namedtuple (params, step, *slots), each slot a tree like params. With a mask,
     the rule gets each leaf's entry of the mask as last argument.
     """
     slot_names = state_type._fields[2:]
@@ -60,22 +61,16 @@ def _optimizer(
             new, *changed = rule(*inputs, *slots)
             return new.astype(theta.dtype), *changed
 
-        form: Any = jax.tree.structure(params)
         masks = () if mask is None else (for_each("update: mask", mask, params),)
-        columns = [form.flatten_up_to(tree) for tree in (params, grads, *slots, *masks)]
-        updated = [apply(*leaf) for leaf in zip(*columns, strict=True)]
-        trees = [form.unflatten(column) for column in zip(*updated, strict=True)]
-        params, *slots = trees or (params, *slots)
-        return state_type(params, step + 1, *slots)
+        updated = jax.tree.map(apply, params, grads, *slots, *masks)
+        column = lambda i: jax.tree.map(lambda _, new: new[i], params, updated)
+        return state_type(column(0), step + 1, *map(column, range(1, 1 + len(slot_names))))
 
     return Optimizer(init, update)
 
 
-class _SGDState(NamedTuple):
-    """No slots."""
-
-    params: Params
-    step: Array
+_SGDState = namedtuple("_SGDState", "params step")
+"""No slots."""
 
 
 def sgd(learning_rate: Rate) -> Optimizer:
@@ -91,12 +86,8 @@ def sgd(learning_rate: Rate) -> Optimizer:
     return _optimizer(_SGDState, learning_rate, lambda eta, t, theta, g: (theta - eta * g,))
 
 
-class _MomentumState(NamedTuple):
-    """`velocity` is v."""
-
-    params: Params
-    step: Array
-    velocity: Params
+_MomentumState = namedtuple("_MomentumState", "params step velocity")
+"""`velocity` is v."""
 
 
 def momentum(learning_rate: Rate, decay: float = 0.9, nesterov: bool = False) -> Optimizer:
@@ -122,12 +113,8 @@ def momentum(learning_rate: Rate, decay: float = 0.9, nesterov: bool = False) ->
     return _optimizer(_MomentumState, learning_rate, rule)
 
 
-class _RMSPropState(NamedTuple):
-    """`mean_square` is E."""
-
-    params: Params
-    step: Array
-    mean_square: Params
+_RMSPropState = namedtuple("_RMSPropState", "params step mean_square")
+"""`mean_square` is E."""
 
 
 def rmsprop(learning_rate: Rate, decay: float = 0.9, eps: float = 1e-8) -> Optimizer:
@@ -148,12 +135,8 @@ def rmsprop(learning_rate: Rate, decay: float = 0.9, eps: float = 1e-8) -> Optim
     return _optimizer(_RMSPropState, learning_rate, rule)
 
 
-class _AdagradState(NamedTuple):
-    """`sum_square` is G."""
-
-    params: Params
-    step: Array
-    sum_square: Params
+_AdagradState = namedtuple("_AdagradState", "params step sum_square")
+"""`sum_square` is G."""
 
 
 def adagrad(learning_rate: Rate, eps: float = 1e-8) -> Optimizer:
@@ -173,13 +156,8 @@ def adagrad(learning_rate: Rate, eps: float = 1e-8) -> Optimizer:
     return _optimizer(_AdagradState, learning_rate, rule)
 
 
-class _AdamState(NamedTuple):
-    """`m` and `v` are the moments without bias correction."""
-
-    params: Params
-    step: Array
-    m: Params
-    v: Params
+_AdamState = namedtuple("_AdamState", "params step m v")
+"""`m` and `v` are the moments without bias correction."""
 
 
 def adam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
@@ -272,12 +250,8 @@ def _correction(decay: float, t: Array) -> Array:
     return -jnp.expm1(t * jnp.log(jnp.asarray(decay, t.dtype)))
 
 
-class _LionState(NamedTuple):
-    """`m` is the moving average."""
-
-    params: Params
-    step: Array
-    m: Params
+_LionState = namedtuple("_LionState", "params step m")
+"""`m` is the moving average."""
 
 
 def lion(

@@ -50,16 +50,7 @@ import jax.numpy as jnp
 
 from fnn import numbers
 from fnn.backprop import example_shape, per_example_backward, weight_of
-from fnn.base import (
-    Array,
-    Layer,
-    Loss,
-    Params,
-    at_least_float32,
-    check_layer,
-    check_loss,
-    check_unmixed,
-)
+from fnn.base import Array, Layer, Loss, Params, at_least_float32, check_layer, check_unmixed
 from fnn.reductions import Direct, Factor, Widened, for_each_copy, safe_norm
 
 
@@ -399,7 +390,6 @@ def _reduced(
 ) -> Callable[[Params, Any, Any], tuple[Array, Any]]:
     """f(params, x, y) -> (losses (*examples), reduce(factor, example axes) of each parameter)."""
     check_layer("network", network)
-    check_loss("loss", loss)
     check_unmixed("per_example", loss)
 
     def f(params: Params, x: Any, y: Any) -> tuple[Array, Any]:
@@ -417,13 +407,10 @@ def _reduced(
 def _norm_of_all(norms: list[Array], shape: tuple[int, ...], dtype: Any) -> Array:
     """The norm over all parameters, from those of each (*copies, *shape)."""
     start = jnp.zeros((1, *shape), at_least_float32(dtype))
-    each = [_copies(a, shape).astype(start.dtype) for a in norms]
+    # -1 can't be inferred for an empty batch.
+    copies = lambda a: a.reshape(math.prod(a.shape[: a.ndim - len(shape)]), *shape)
+    each = [copies(a).astype(start.dtype) for a in norms]
     return safe_norm(jnp.concatenate([start, *each]), (0,))
-
-
-def _copies(a: Array, shape: tuple[int, ...]) -> Array:
-    """(*copies, *shape) -> (c, *shape); -1 can't be inferred for an empty batch."""
-    return a.reshape(math.prod(a.shape[: a.ndim - len(shape)]), *shape)
 
 
 def _over_parameters(tree: Any, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -5,18 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.base import (
-    Array,
-    Grads,
-    Layer,
-    Params,
-    Residuals,
-    check_layer,
-    is_floating,
-    measured,
-    varying_with,
-)
-from fnn.reductions import Factor, Reduce, Widened, total
+from fnn.base import Grads, Layer, Params, Residuals, check_layer, is_floating, varying_with
+from fnn.reductions import Reduce, Widened, total
 
 
 def compute_in(layer: Layer, dtype: Any) -> Layer:
@@ -49,18 +39,11 @@ def compute_in(layer: Layer, dtype: Any) -> Layer:
 
     def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
         of_params = _dtype_of(params, dy)
-
-        def widened(factor: Factor) -> Any:
-            return reduce(Widened(factor, of_params))
-
+        widened = lambda factor: reduce(Widened(factor, of_params))
         dparams, dx = layer.backward(_cast(params, dtype), residuals, _cast(dy, dtype), widened)
         return dparams, _cast(dx, _dtype_of(dy, params))
 
-    def measure(params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
-        y, statistics = measured(layer, _cast(params, dtype), _cast(x, dtype), key)
-        return _cast(y, _dtype_of(x, params)), statistics
-
-    varying = varying_with(layer, lambda layer: compute_in(layer, dtype), measure)
+    varying = varying_with(lambda layer: compute_in(layer, dtype), layer)
     return Layer(layer.init, forward, backward, varying)
 
 

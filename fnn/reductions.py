@@ -274,8 +274,8 @@ class Rows(Factor):
         return Rows(self.index, self.value * expand_like(weight, self.value), self.size)
 
 
-class Wrapped(Factor):
-    """Base class of a factor with the per-example gradients of `factor` and a different `total`."""
+class _Around(Factor):
+    """A factor made of another."""
 
     factor: Factor
 
@@ -288,6 +288,10 @@ class Wrapped(Factor):
     def ndim(self) -> int:  # type: ignore[override]
         """The factor's."""
         return self.factor.ndim
+
+
+class Wrapped(_Around):
+    """Base class of a factor with the per-example gradients of `factor` and a different `total`."""
 
     def rows(self, examples: int | None = None) -> "Direct":
         return self.factor.rows(examples)
@@ -310,7 +314,7 @@ class Wrapped(Factor):
 
 
 @pytree()
-class Masked(Factor):
+class Masked(_Around):
     """The gradients of a factor, each multiplied by one array of the parameter's shape.
 
     >>> mask = jnp.array([[1.0, 0.0]])
@@ -320,16 +324,6 @@ class Masked(Factor):
 
     factor: Factor
     mask: Array
-
-    @property
-    def batch(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The factor's."""
-        return self.factor.batch
-
-    @property
-    def ndim(self) -> int:  # type: ignore[override]
-        """The factor's."""
-        return self.factor.ndim
 
     def total(self) -> Array:
         return self.factor.total() * self.mask

@@ -15,6 +15,7 @@ before `update`. Wrappers pass it on, so `scale_loss` may be inside or outside o
 max_norm and alpha refer to the unscaled gradient.
 """
 
+from collections import namedtuple
 from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any, NamedTuple
@@ -101,9 +102,8 @@ def with_params(state: Any, params: Params) -> Any:
     if "params" in getattr(state, "_fields", ()):
         return state._replace(params=params)
     if isinstance(state, _PartitionState):
-        parts = {
-            label: with_params(of, _part(of.params, params)) for label, of in state.inner.items()
-        }
+        part = lambda of: with_params(of, _part(of.params, params))
+        parts = {label: part(of) for label, of in state.inner.items()}
         frozen = {label: _part(part, params) for label, part in state.frozen.items()}
         return state._replace(inner=parts, frozen=frozen)
     if "inner" in getattr(state, "_fields", ()):
@@ -129,12 +129,10 @@ def _scaled(a: Array, scale: Array | None) -> Array:
     return a if scale is None else a * scale.astype(a.dtype)
 
 
-class _AccumulateState(NamedTuple):
-    """`sum`: of the gradients since the last update of `inner`; `step`: the number of gradients."""
+class _Around:
+    """What the state of an optimizer around another hands on from that optimizer's, `inner`."""
 
     inner: Any
-    step: Array
-    sum: Params
 
     @property
     def params(self) -> Params:
@@ -142,9 +140,18 @@ class _AccumulateState(NamedTuple):
         return self.inner.params
 
     @property
+    def step(self) -> Array:
+        """The number of updates done."""
+        return self.inner.step
+
+    @property
     def loss_scale(self) -> Array | None:
-        """Handed on."""
+        """None without one."""
         return _loss_scale(self.inner)
+
+
+class _AccumulateState(namedtuple("_AccumulateState", "inner step sum"), _Around):
+    """`sum`: of the gradients since the last update of `inner`; `step`: the number of gradients."""
 
 
 def accumulate(optimizer: Optimizer, k: int) -> Optimizer:
@@ -177,33 +184,14 @@ def accumulate(optimizer: Optimizer, k: int) -> Optimizer:
         mean = jax.tree.map(lambda s, g: (s / k).astype(g.dtype), total, grads)
         due = (state.step + 1) % k == 0
         inner = _where(due, optimizer.update(state.inner, mean), state.inner)
-        return _AccumulateState(
-            inner, state.step + 1, jax.tree.map(lambda s: jnp.where(due, 0, s), total)
-        )
+        rest = jax.tree.map(lambda s: jnp.where(due, 0, s), total)
+        return _AccumulateState(inner, state.step + 1, rest)
 
     return Optimizer(init, update)
 
 
-class _AverageState(NamedTuple):
+class _AverageState(namedtuple("_AverageState", "inner average"), _Around):
     """`average` is the moving average of `params`, in at least float32."""
-
-    inner: Any
-    average: Params
-
-    @property
-    def params(self) -> Params:
-        """The parameters."""
-        return self.inner.params
-
-    @property
-    def loss_scale(self) -> Array | None:
-        """Handed on."""
-        return _loss_scale(self.inner)
-
-    @property
-    def step(self) -> Array:
-        """The number of updates done."""
-        return self.inner.step
 
 
 def average(optimizer: Optimizer, decay: Rate) -> Optimizer:
@@ -260,9 +248,7 @@ class _PartitionState(NamedTuple):
     @property
     def loss_scale(self) -> Array | None:
         """The smallest of the labels' scales: one gradient is computed for all."""
-        scales = [
-            scale for state in self.inner.values() if (scale := _loss_scale(state)) is not None
-        ]
+        scales = [scale for scale in map(_loss_scale, self.inner.values()) if scale is not None]
         return reduce(jnp.minimum, scales) if scales else None
 
 
@@ -375,18 +361,8 @@ _LARGEST = 2.0**126
 """The largest loss scale: doubled a few times more, it would overflow in float32."""
 
 
-class _ScaleLossState(NamedTuple):
+class _ScaleLossState(namedtuple("_ScaleLossState", "inner step scale finite"), _Around):
     """`scale`: what `update` divides the gradients by; `finite`: how many in a row were finite."""
-
-    inner: Any
-    step: Array
-    scale: Array
-    finite: Array
-
-    @property
-    def params(self) -> Params:
-        """The parameters."""
-        return self.inner.params
 
     @property
     def loss_scale(self) -> Array:
@@ -438,18 +414,13 @@ def scale_loss(
 
         flags = [over_devices(jax.lax.pmin, jnp.isfinite(g).all()) for g in jax.tree.leaves(grads)]
         finite = jnp.stack(flags).all() if flags else jnp.array(True)
-        inner = _where(
-            finite, optimizer.update(state.inner, jax.tree.map(unscaled, grads)), state.inner
-        )
+        updated = optimizer.update(state.inner, jax.tree.map(unscaled, grads))
         in_a_row = jnp.where(finite, state.finite + 1, 0)
         grow = in_a_row == growth_interval
         factor = jnp.where(finite, jnp.where(grow, 2.0, 1.0), 0.5)
-        return _ScaleLossState(
-            inner,
-            state.step + 1,
-            jnp.clip(state.scale * factor, 1 / _LARGEST, _LARGEST),
-            jnp.where(grow, 0, in_a_row),
-        )
+        scale = jnp.clip(state.scale * factor, 1 / _LARGEST, _LARGEST)
+        inner, waiting = _where(finite, updated, state.inner), jnp.where(grow, 0, in_a_row)
+        return _ScaleLossState(inner, state.step + 1, scale, waiting)
 
     return Optimizer(init, update)
 

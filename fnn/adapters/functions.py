@@ -160,16 +160,11 @@ def from_equinox(module: Any, ndim: int = 1) -> Layer:
     _check_callable("from_equinox", module=module)
     if isinstance(module, type):
         raise TypeError(f"from_equinox: expected a module, got its class {module.__name__}")
-    leaves, form = jax.tree.flatten(module)
-    # Of the module's arrays only those that `init` returns are parameters.
-    taken = [i for i, a in enumerate(leaves) if is_floating(a)]
-    params = jax.tree.unflatten(form, [a if i in taken else None for i, a in enumerate(leaves)])
+    params = jax.tree.map(lambda a: a if is_floating(a) else None, module)
 
     def apply(params: Params, x: Array) -> Any:
-        merged = list(leaves)
-        for i, a in zip(taken, jax.tree.leaves(params), strict=True):
-            merged[i] = a
-        return jax.tree.unflatten(form, merged)(x)
+        merge = lambda p, a: a if p is None else p
+        return jax.tree.map(merge, params, module, is_leaf=lambda p: p is None)(x)
 
     apply.__qualname__ = type(module).__name__
     return from_single(lambda key: params, apply, ndim)

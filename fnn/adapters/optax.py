@@ -1,7 +1,8 @@
 """Optimizers from optax and to optax."""
 
+from collections import namedtuple
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,8 @@ from fnn.base import Array, Optimizer, Params, check_optimizer
 from fnn.optimizers import check_gradients, check_state
 from fnn.wrappers import scaled_gradients, with_params
 
-
-class _OptaxState(NamedTuple):
-    """`slots` is the optax transformation's own state."""
-
-    params: Params
-    step: Array
-    slots: Any
+_OptaxState = namedtuple("_OptaxState", "params step slots")
+"""`slots` is the optax transformation's own state."""
 
 
 def from_optax(
@@ -67,11 +63,8 @@ def from_optax(
     return Optimizer(init, update)
 
 
-class _Transformation(NamedTuple):
-    """init and update with optax's order of arguments; optax accepts it as a transformation."""
-
-    init: Any
-    update: Any
+_Transformation = namedtuple("_Transformation", "init update")
+"""init and update with optax's order of arguments; optax accepts it as a transformation."""
 
 
 def to_optax(optimizer: Optimizer) -> Any:

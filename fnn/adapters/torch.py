@@ -12,7 +12,7 @@ channel, row, column, which become the order row, column, channel in W.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,17 +59,8 @@ def from_torch(
     ({'W': Array([[1., 2.]], dtype=float32), 'b': Array([3.], dtype=float32)}, ())
     """
     state = _flat(state)
-    found = {}
-    for link in _links("from_torch", state, like, names, flattened):
-        if link.key in state:
-            got = _array(state[link.key])
-            _check_shape("from_torch", link, got)
-            found[link.path] = jnp.asarray(link.ours(got), link.leaf.dtype)
-        elif link.key.endswith("bias"):
-            found[link.path] = jnp.zeros(link.leaf.shape, link.leaf.dtype)
-        else:
-            raise ValueError(f"from_torch: {link.key} is missing, for {_shown(link.path)}")
-    return jax.tree.map_with_path(lambda path, leaf: found[path], like)
+    links = _links("from_torch", state, like, names, flattened)
+    return _converted("from_torch", links, state, like)
 
 
 def to_torch(
@@ -116,35 +107,53 @@ def statistics_from_torch(state: Mapping[str, Any], like: Any, names: Modules = 
     measured = [key for key in state if key.endswith(MEASURED[:2])]
     keys = [f"{name}.{kept}" for name in _ordered(measured, names) for kept in MEASURED[:2]]
     keys = [key for key in keys if key in measured]
-    leaves, form = jax.tree.flatten(like)
+    leaves = jax.tree.leaves_with_path(like)
     if len(keys) != len(leaves):
         raise ValueError(
             f"statistics_from_torch: expected {len(leaves)} arrays of means and variances, "
             f"got {len(keys)}: {', '.join(keys)}"
         )
-    found = []
-    for key, leaf in zip(keys, leaves, strict=True):
-        got = _array(state[key])
-        if got.shape != leaf.shape:
-            raise ValueError(
-                f"statistics_from_torch: expected shape {leaf.shape} for {key}, got {got.shape}"
-            )
-        found.append(jnp.asarray(got, leaf.dtype))
-    return jax.tree.unflatten(form, found)
-
-
-Change = Callable[[np.ndarray], np.ndarray]
+    links = [_Link(path, key, leaf, 1) for key, (path, leaf) in zip(keys, leaves, strict=True)]
+    return _converted("statistics_from_torch", links, state, like)
 
 
 class _Link(NamedTuple):
-    """A leaf of params and the corresponding array of a state dict, with the conversion from each
-    to the other."""
+    """A leaf of params and the corresponding array of a state dict. Where they hold `channels` of
+    images, these are last in the leaf and come before the places in the array."""
 
     path: tuple[Any, ...]
     key: str
     leaf: Any
-    ours: Change
-    theirs: Change
+    channels: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array."""
+        d_out, *window = self.leaf.shape
+        return (d_out, window[-1], *window[:-1]) if len(window) == 3 else self.leaf.shape
+
+    def ours(self, a: np.ndarray) -> np.ndarray:
+        """The leaf, from the array."""
+        return a.reshape(len(a), self.channels, -1).swapaxes(1, 2).reshape(self.leaf.shape)
+
+    def theirs(self, a: np.ndarray) -> np.ndarray:
+        """The array, from the leaf."""
+        return a.reshape(len(a), -1, self.channels).swapaxes(1, 2).reshape(self.shape)
+
+
+def _converted(name: str, links: list[_Link], state: Mapping[str, Any], like: Any) -> Any:
+    """The tree of the leaves, with the values of the state."""
+    found = {}
+    for link in links:
+        if link.key in state:
+            got = _array(state[link.key])
+            _check_shape(name, link, got)
+            found[link.path] = jnp.asarray(link.ours(got), link.leaf.dtype)
+        elif link.key.endswith("bias"):
+            found[link.path] = jnp.zeros(link.leaf.shape, link.leaf.dtype)
+        else:
+            raise ValueError(f"{name}: {link.key} is missing, for {_shown(link.path)}")
+    return jax.tree.map_with_path(lambda path, leaf: found[path], like)
 
 
 def _links(
@@ -155,13 +164,11 @@ def _links(
     parameters = [key for key in state if not key.endswith(MEASURED)]
     images: tuple[Any, int] | None = None
     for module, path, layer in _matched(name, parameters, params, names):
-        channels = images and _channels(name, module, path, layer, images, flattened)
+        read = 1 if images is None else _channels(name, module, path, layer, images, flattened)
         for ours, theirs in _kind(layer).items():
-            leaf = layer[ours]
-            ways = _ways(leaf.shape, channels) if ours == "W" else (_same, _same)
-            key = f"{module}.{theirs}" if module else theirs
-            place = (*path, jax.tree_util.DictKey(ours))
-            links.append(_Link(place, key, leaf, *ways))
+            leaf, place = layer[ours], (*path, jax.tree_util.DictKey(ours))
+            channels = leaf.shape[-1] if leaf.ndim == 4 else read if ours == "W" else 1
+            links.append(_Link(place, f"{module}.{theirs}".lstrip("."), leaf, channels))
         if "W" in layer:
             images = (path, layer["W"].shape[0]) if layer["W"].ndim == 4 else None
     if foreign := sorted(set(parameters) - {link.key for link in links}):
@@ -196,24 +203,10 @@ def _matched(
     return [(module, *layer) for module, layer in zip(modules, layers, strict=True)]
 
 
-def _ways(shape: tuple[int, ...], channels: int | None) -> tuple[Change, Change]:
-    """The conversions of a PyTorch weight to W of this shape and back. channels: the number of
-    channels of the flattened images that it reads, if it does."""
-    if len(shape) == 4:
-        return (lambda a: a.transpose(0, 2, 3, 1)), (lambda a: a.transpose(0, 3, 1, 2))
-    if channels is None or len(shape) != 2 or shape[1] % channels:
-        return _same, _same
-    d_out, places = shape[0], shape[1] // channels
-    return (
-        lambda a: a.reshape(d_out, channels, places).swapaxes(1, 2).reshape(shape),
-        lambda a: a.reshape(d_out, places, channels).swapaxes(1, 2).reshape(shape),
-    )
-
-
 def _channels(
     name: str, module: str, path: Any, layer: Params, images: tuple[Any, int], flattened: Modules
-) -> int | None:
-    """The number of channels of the flattened images that a module reads, None if it doesn't.
+) -> int:
+    """The number of channels of the flattened images that a module reads, 1 if it doesn't.
     images: the path of the convolution before it, and its number of channels."""
     there, channels = images
     if "gain" in layer and layer["gain"].shape != (channels,):
@@ -221,10 +214,10 @@ def _channels(
             f"{name}: {module} normalises flattened images, whose order differs between fnn and "
             f"PyTorch; normalise them before flattening"
         )
-    if "W" not in layer or layer["W"].ndim != 2:
-        return None
+    if "W" not in layer or layer["W"].ndim != 2 or layer["W"].shape[1] % channels:
+        return 1
     if flattened is not None:
-        return channels if module in flattened else None
+        return channels if module in flattened else 1
     places = [getattr(end[-1], "idx", 0) for end in (there, path)]
     if path[:-1] != there[:-1] or places[1] - places[0] < 2:
         raise ValueError(
@@ -232,10 +225,6 @@ def _channels(
             f"{module} may read those of {_shown(there)} or be parallel to it in a fork"
         )
     return channels
-
-
-def _same(a: np.ndarray) -> np.ndarray:
-    return a
 
 
 def _ordered(keys: list[str], names: Modules) -> list[str]:
@@ -273,11 +262,10 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _check_shape(name: str, link: _Link, got: np.ndarray) -> None:
-    expected = link.theirs(np.broadcast_to(np.zeros(()), link.leaf.shape)).shape
-    if got.shape != expected:
+    if got.shape != link.shape:
+        place = f"{jax.tree_util.keystr(link.path)} {tuple(link.leaf.shape)}"
         raise ValueError(
-            f"{name}: expected shape {expected} for {link.key}, which is {_shown(link.path)} "
-            f"{tuple(link.leaf.shape)}, got {got.shape}"
+            f"{name}: expected shape {link.shape} for {link.key}, which is {place}, got {got.shape}"
         )
 
 

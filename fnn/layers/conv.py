@@ -1,7 +1,8 @@
 """Convolutional layers, and the factor of their weight gradients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,7 @@ def conv2d(
     if padding not in ("SAME", "VALID"):
         raise ValueError(f"{name}: expected padding 'SAME' or 'VALID', got {padding!r}")
     shape = (c_out, *window, c_in)
+    zeros_around = lambda x: tuple(jax.lax.padtype_to_pads(x.shape[-3:-1], window, stride, padding))
 
     def init(key: Array) -> Params:
         weight_key, bias_key = split(key, 2)
@@ -68,29 +70,21 @@ def conv2d(
             check_fits(name, x.shape[-3:-1], window)
         # HWIO: the layout that XLA uses on the CPU and that converters to ONNX support.
         kernel = params["W"].transpose(1, 2, 3, 0)
-        z = _convolution(
-            _images(x), kernel, "NHWC,HWIO,NHWC", zeros=_zeros_around(x), stride=stride
-        )
+        z = _convolution(_images(x), kernel, "NHWC,HWIO,NHWC", stride, zeros_around(x))
         return z.reshape(*x.shape[:-3], *z.shape[1:]) + params["b"], x
 
     def backward(params: Params, x: Array, dy: Array, reduce: Reduce = total) -> Grads:
-        zeros = _zeros_around(x)
+        zeros = zeros_around(x)
         back = [
             (k - 1 - low, length + low - (count - 1) * s - 1)
             for k, (low, _), length, count, s in zip(
                 window, zeros, x.shape[-3:-1], dy.shape[-3:-1], stride, strict=True
             )
         ]
-        dx = _convolution(
-            _images(dy), jnp.flip(params["W"], (1, 2)), "NHWC,IHWO,NHWC", zeros=back, apart=stride
-        )
+        flipped = jnp.flip(params["W"], (1, 2))
+        dx = _convolution(_images(dy), flipped, "NHWC,IHWO,NHWC", (1, 1), back, stride)
         dparams = {"W": reduce(_Conv(x, dy, window, stride, zeros)), "b": reduce(Direct(dy))}
         return dparams, dx.reshape(x.shape)
-
-    def _zeros_around(x: Array) -> tuple[Pair, Pair]:
-        """(top, bottom), (left, right)."""
-        top, left = jax.lax.padtype_to_pads(x.shape[-3:-1], window, stride, padding)
-        return top, left
 
     return Layer(init, forward, backward)
 
@@ -152,7 +146,7 @@ class _Conv(Factor):
     dy: Array
     window: Pair
     stride: Pair
-    zeros: tuple[Pair, Pair]
+    zeros: tuple[Pair, ...]
     ndim = 4
 
     @property
@@ -174,7 +168,7 @@ class _Conv(Factor):
                 self.window, self.zeros, x.shape[1:3], dy.shape[1:3], self.stride, strict=True
             )
         ]
-        return _convolution(x, dy, "CHWN,IHWO,CHWN", zeros=zeros, kernel_apart=self.stride)
+        return _convolution(x, dy, "CHWN,IHWO,CHWN", (1, 1), zeros, (1, 1), self.stride)
 
     def rows(self, examples: int | None = None) -> Direct:
         value = _for_each_example(lambda one: one.outer().rows(0).value, self, examples)
@@ -203,19 +197,8 @@ def _images(x: Array) -> Array:
     return x.reshape(-1, *x.shape[-3:])
 
 
-def _convolution(
-    x: Array,
-    kernel: Array,
-    axes: str,
-    *,
-    zeros: Sequence[Pair],
-    stride: Pair = (1, 1),
-    apart: Pair = (1, 1),
-    kernel_apart: Pair = (1, 1),
-) -> Array:
-    """`lax.conv_general_dilated`. axes: the layouts of x, the kernel and the result; zeros: the
-    padding; apart, kernel_apart: the dilations of x and the kernel."""
-    of_x, of_kernel, of_result = axes.split(",")
-    return jax.lax.conv_general_dilated(
-        x, kernel, stride, zeros, apart, kernel_apart, (of_x, of_kernel, of_result)
-    )
+def _convolution(x: Array, kernel: Array, axes: str, *settings: Any) -> Array:
+    """`lax.conv_general_dilated`. axes: the layouts of x, the kernel and the result; settings: the
+    stride, the padding, and the dilations of x and of the kernel."""
+    convolution: Any = jax.lax.conv_general_dilated
+    return convolution(x, kernel, *settings, dimension_numbers=tuple(axes.split(",")))

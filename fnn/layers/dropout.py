@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from fnn import numbers
 from fnn.activations import identity
-from fnn.base import Array, Grads, Layer, Params, Residuals, Varying, check_array
-from fnn.reductions import Reduce, total
+from fnn.base import Array, Layer, Varying, check_array
+from fnn.reductions import total
 
 
 def dropout(rate: float) -> Layer:
@@ -39,17 +39,10 @@ def dropout(rate: float) -> Layer:
             kept = jax.random.bits(key, x.shape, jnp.uint32) >= jnp.uint32(rate * 2.0**32)
             return jnp.where(kept, x / jnp.asarray(1 - rate, x.dtype), 0)
 
-        def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
-            return masked(x), ()
+        return identity._replace(
+            forward=lambda params, x: (masked(x), ()),
+            backward=lambda params, residuals, dy, reduce=total: ((), masked(dy)),
+        )
 
-        def backward(
-            params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total
-        ) -> Grads:
-            return (), masked(dy)
-
-        return Layer(identity.init, forward, backward)
-
-    def measure(params: Params, x: Array, key: Array | None) -> tuple[Array, tuple[()]]:
-        return at(key, None).forward(params, x)[0], ()
-
+    measure = lambda params, x, key: (at(key, None).forward(params, x)[0], ())
     return identity._replace(varying=Varying(at, measure))

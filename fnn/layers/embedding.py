@@ -35,9 +35,7 @@ def embedding(n: int, d: int, *, weight_init: Callable[..., Array] = _standard_n
            [0., 1.]], dtype=float32)
     """
     name, n, d = named_widths("embedding", n, d)
-
-    def init(key: Array) -> Params:
-        return {"table": weight_init(key, (n, d))}
+    init = lambda key: {"table": weight_init(key, (n, d))}
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
         check_params(name, params, {"table": (n, d)})

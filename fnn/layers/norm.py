@@ -1,5 +1,7 @@
 """Normalisation layers."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,27 +34,8 @@ def layer_norm(d: int, *, eps: float = 1e-5) -> Layer:
     Array([[-1.,  1.]], dtype=float32)
     """
     name, d = named_widths("layer_norm", d)
-    eps = numbers.positive(name, eps=eps)
-
-    def init(key: Array) -> Params:
-        return {"gain": jnp.ones(d), "bias": jnp.zeros(d)}
-
-    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
-        check_input(name, params, {"gain": (d,), "bias": (d,)}, x, d)
-        wide = x.astype(at_least_float32(x.dtype))
-        centred = wide - wide.mean(-1, keepdims=True)
-        r = _inverse_deviation(centred, eps)
-        n = centred * r
-        return params["gain"] * n.astype(x.dtype) + params["bias"], (n, r)
-
-    def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
-        n, r = residuals
-        dparams = {"gain": reduce(Direct(n.astype(dy.dtype) * dy)), "bias": reduce(Direct(dy))}
-        dn = (params["gain"] * dy).astype(n.dtype)
-        dx = r * (dn - dn.mean(-1, keepdims=True) - n * (n * dn).mean(-1, keepdims=True))
-        return dparams, dx.astype(dy.dtype)
-
-    return Layer(init, forward, backward)
+    same = lambda a, *shape: a
+    return _standardised(name, eps, (d,), same, same)
 
 
 def rms_norm(d: int, *, eps: float = 1e-5) -> Layer:
@@ -77,9 +60,7 @@ def rms_norm(d: int, *, eps: float = 1e-5) -> Layer:
     """
     name, d = named_widths("rms_norm", d)
     eps = numbers.positive(name, eps=eps)
-
-    def init(key: Array) -> Params:
-        return {"gain": jnp.ones(d)}
+    init = lambda key: {"gain": jnp.ones(d)}
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
         check_input(name, params, {"gain": (d,)}, x, d)
@@ -121,12 +102,8 @@ def group_norm(d: int, groups: int, *, eps: float = 1e-5) -> Layer:
             [ 1.,  1.]]], dtype=float32)
     """
     name, d, groups = named_widths("group_norm", d, groups)
-    eps = numbers.positive(name, eps=eps)
     if d % groups:
         raise ValueError(f"{name}: expected a width divisible by the number of groups")
-
-    def init(key: Array) -> Params:
-        return {"gain": jnp.ones(d), "bias": jnp.zeros(d)}
 
     def grouped(x: Array) -> Array:
         """(..., height, width, d) -> (..., groups, entries)."""
@@ -138,22 +115,7 @@ def group_norm(d: int, groups: int, *, eps: float = 1e-5) -> Layer:
         entries = a.reshape(*a.shape[:-1], -1, d // groups)
         return jnp.swapaxes(entries, -3, -2).reshape(shape)
 
-    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
-        check_input(name, params, {"gain": (d,), "bias": (d,)}, x, "height", "width", d)
-        wide = grouped(x.astype(at_least_float32(x.dtype)))
-        centred = wide - wide.mean(-1, keepdims=True)
-        r = _inverse_deviation(centred, eps)
-        n = ungrouped(centred * r, x.shape)
-        return params["gain"] * n.astype(x.dtype) + params["bias"], (n, r)
-
-    def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
-        n, r = residuals
-        dparams = {"gain": reduce(Direct(n.astype(dy.dtype) * dy)), "bias": reduce(Direct(dy))}
-        dn, n = grouped((params["gain"] * dy).astype(n.dtype)), grouped(n)
-        dx = r * (dn - dn.mean(-1, keepdims=True) - n * (n * dn).mean(-1, keepdims=True))
-        return dparams, ungrouped(dx, dy.shape).astype(dy.dtype)
-
-    return Layer(init, forward, backward)
+    return _standardised(name, eps, ("height", "width", d), grouped, ungrouped)
 
 
 def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
@@ -190,12 +152,10 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
     name, d = named_widths("batch_norm", d)
     eps = numbers.positive(name, eps=eps)
 
-    def init(key: Array) -> Params:
-        return {"gain": jnp.ones(d), "bias": jnp.zeros(d)}
-
     def normalised(params: Params, x: Array, statistics: Any) -> tuple[Array, Residuals]:
         mean, variance = statistics
-        r = _inverse_root(variance, eps)
+        # NaN for a variance that overflowed, for which the root would be 0.
+        r = jax.lax.rsqrt(jnp.where(variance < jnp.inf, variance, jnp.nan) + eps)
         n = (x.astype(r.dtype) - mean) * r
         return params["gain"] * n.astype(x.dtype) + params["bias"], (n, r)
 
@@ -218,7 +178,7 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
             dparams = {"gain": reduce(Direct(n.astype(dy.dtype) * dy)), "bias": reduce(Direct(dy))}
             return dparams, params["gain"] * r.astype(dy.dtype) * dy
 
-        return Layer(init, forward, backward)
+        return Layer(partial(_init, d), forward, backward)
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
         check_input(name, params, {"gain": (d,), "bias": (d,)}, x, d)
@@ -236,7 +196,7 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
         dx = params["gain"].astype(n.dtype) * r * (wide - dbias / m - n * dgain / m)
         return dparams, dx.astype(dy.dtype)
 
-    training = Layer(init, forward, backward)
+    training = Layer(partial(_init, d), forward, backward)
 
     def at(key: Array | None, statistics: Any) -> Layer:
         return evaluation(statistics) if key is None else training
@@ -248,6 +208,40 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
     return evaluation(None)._replace(varying=Varying(at, measure))
 
 
+def _init(d: int, key: Array) -> Params:
+    return {"gain": jnp.ones(d), "bias": jnp.zeros(d)}
+
+
+def _standardised(
+    name: str,
+    eps: float,
+    axes: tuple[Any, ...],
+    grouped: Callable[[Array], Array],
+    ungrouped: Callable[..., Array],
+) -> Layer:
+    """A layer that scales each group of entries to mean 0 and variance 1. axes: the last of x;
+    grouped(x): the groups, (..., entries); ungrouped(grouped(x), x.shape) is x."""
+    eps, d = numbers.positive(name, eps=eps), axes[-1]
+
+    def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
+        check_input(name, params, {"gain": (d,), "bias": (d,)}, x, *axes)
+        wide = grouped(x.astype(at_least_float32(x.dtype)))
+        centred = wide - wide.mean(-1, keepdims=True)
+        r = _inverse_deviation(centred, eps)
+        n = ungrouped(centred * r, x.shape)
+        return params["gain"] * n.astype(x.dtype) + params["bias"], (n, r)
+
+    def backward(params: Params, residuals: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
+        n, r = residuals
+        dparams = {"gain": reduce(Direct(n.astype(dy.dtype) * dy)), "bias": reduce(Direct(dy))}
+        dn, n = grouped((params["gain"] * dy).astype(n.dtype)), grouped(n)
+        dx = r * (dn - dn.mean(-1, keepdims=True) - n * (n * dn).mean(-1, keepdims=True))
+        return dparams, ungrouped(dx, dy.shape).astype(dy.dtype)
+
+    forward.__qualname__ = name.partition("(")[0]
+    return Layer(partial(_init, d), forward, backward)
+
+
 def _inverse_deviation(centred: Array, eps: float) -> Array:
     """1 / sqrt(mean of centred^2 + eps) over the last axis, without overflow."""
     small = 2.0 ** -(jnp.finfo(centred.dtype).maxexp // 2)
@@ -255,8 +249,3 @@ def _inverse_deviation(centred: Array, eps: float) -> Array:
     fits = variance < jnp.inf
     r = jax.lax.rsqrt(jnp.where(fits, variance, 1) + eps)
     return jnp.where(fits, r, jax.lax.rsqrt(jnp.where(fits, 1, of_small)) * small)
-
-
-def _inverse_root(variance: Array, eps: float) -> Array:
-    """1 / sqrt(variance + eps), but NaN for a variance that overflowed, for which it would be 0."""
-    return jax.lax.rsqrt(jnp.where(variance < jnp.inf, variance, jnp.nan) + eps)

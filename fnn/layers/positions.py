@@ -31,9 +31,7 @@ def positions(n: int, d: int, *, weight_init: Callable[..., Array] = _small_norm
            [2.]], dtype=float32)
     """
     name, n, d = named_widths("positions", n, d)
-
-    def init(key: Array) -> Params:
-        return {"table": weight_init(key, (n, d))}
+    init = lambda key: {"table": weight_init(key, (n, d))}
 
     def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
         check_input(name, params, {"table": (n, d)}, x, "tokens", d)

@@ -7,8 +7,8 @@ import jax
 from jax.tree_util import DictKey
 
 from fnn.axes import check_tracked, is_mapped, varying
-from fnn.base import Array, Grads, Layer, Params, Residuals, check_layer, measured, varying_with
-from fnn.parallel.factors import Scattered, Sliced, Summed, is_summed
+from fnn.base import Array, Grads, Layer, Params, Residuals, check_layer, varying_with
+from fnn.parallel.factors import Summed, is_summed, part_of
 from fnn.reductions import Factor, Reduce, for_each_copy, total
 
 
@@ -39,13 +39,10 @@ def replicated(layer: Layer, axis: str) -> Layer:
         if not is_mapped("replicated", axis):
             return layer.backward(params, residuals, dy, reduce)
         check_tracked("replicated", axis)
+        once = lambda factor: factor if is_summed(factor, axis) else Summed(factor, axis, -1)
+        return layer.backward(params, residuals, dy, lambda factor: reduce(once(factor)))
 
-        def summed(factor: Factor) -> Any:
-            return reduce(factor if is_summed(factor, axis) else Summed(factor, axis))
-
-        return layer.backward(params, residuals, dy, summed)
-
-    varies = varying_with(layer, lambda layer: replicated(layer, axis), partial(measured, layer))
+    varies = varying_with(lambda layer: replicated(layer, axis), layer)
     return Layer(layer.init, forward, backward, varies, lambda params: [(layer, params)])
 
 
@@ -87,8 +84,7 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
             dims = [dim for dim in rows_first if a.shape[dim] % n == 0]
             if n == 1 or not dims or axis in varying(a):
                 return a
-            size = a.shape[dims[0]] // n
-            return jax.lax.dynamic_slice_in_dim(a, jax.lax.axis_index(axis) * size, size, dims[0])
+            return part_of(a, axis, dims[0])
 
         return jax.tree.map(part, params, _copies(params))
 
@@ -125,20 +121,15 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
                 )
 
             def of(factor: Factor) -> Any:
-                summed = is_summed(factor, axis)
-                if dim < 0:
-                    return reduce(factor if summed else Summed(factor, axis))
-                return reduce((Sliced if summed else Scattered)(factor, axis, dim - copies))
+                if dim < 0 and is_summed(factor, axis):
+                    return reduce(factor)
+                return reduce(Summed(factor, axis, dim if dim < 0 else dim - copies))
 
             return for_each_copy(of, part.shape[:copies])(factor)
 
         return jax.tree.map(one, params, dims, factors), dx
 
-    def measure(params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
-        mapped = is_mapped("fully_sharded", axis)
-        return measured(layer, gathered(params)[0] if mapped else params, x, key)
-
-    varies = varying_with(layer, lambda layer: fully_sharded(layer, axis), measure)
+    varies = varying_with(lambda layer: fully_sharded(layer, axis), layer)
     return Layer(init, forward, backward, varies, lambda params: [(layer, params)])
 
 

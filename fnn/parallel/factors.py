@@ -1,10 +1,8 @@
 """Factors of gradients whose examples, or whose parameter, are split over several devices.
 
-    Summed(factor, axis)          the total is summed over the devices of the axis, which have
-                                  different examples
-    Scattered(factor, axis, dim)  as Summed, but each device keeps its part of the total along dim
-    Sliced(factor, axis, dim)     the same part of a total that is already summed
-    Shard(factor, axis)           the parameter is this device's part, of a layer split over axis
+    Summed(factor, axis, dim)  the total is summed over the devices of the axis, which have
+                               different examples; each device keeps its part along dim
+    Shard(factor, axis)        the parameter is this device's part, of a layer split over axis
 
 Per-example results stay on the device that has the example. So per-example weights, as in clipping,
 are applied before the sum over the devices.
@@ -20,48 +18,36 @@ from fnn.base import Array, pytree
 from fnn.reductions import Factor, Wrapped
 
 
-@pytree("axis")
+def part_of(a: Array, axis: str, dim: int) -> Array:
+    """This device's part of an array that is split over the axis along dim; all of it for -1.
+
+    >>> part_of(jnp.ones(2), "data", -1)
+    Array([1., 1.], dtype=float32)
+    """
+    if dim < 0:
+        return a
+    size = a.shape[dim] // jax.lax.axis_size(axis)
+    return jax.lax.dynamic_slice_in_dim(a, jax.lax.axis_index(axis) * size, size, dim)
+
+
+@pytree("axis", "dim")
 class Summed(Wrapped):
-    """The gradients of a parameter that is replicated over the axis.
+    """The gradients of a parameter that is split over the axis along `dim`, or replicated for -1.
 
     A total that is already equal on all devices is not summed again.
     """
 
     factor: Factor
     axis: str
-
-    def total(self) -> Array:
-        value = self.factor.total()
-        return jax.lax.psum(value, self.axis) if self.axis in varying(value) else value
-
-
-@pytree("axis", "dim")
-class Scattered(Wrapped):
-    """The gradients of a parameter that is split over the axis along `dim`."""
-
-    factor: Factor
-    axis: str
     dim: int
 
     def total(self) -> Array:
         value = self.factor.total()
+        if self.axis not in varying(value):
+            return part_of(value, self.axis, self.dim)
+        if self.dim < 0:
+            return jax.lax.psum(value, self.axis)
         return jax.lax.psum_scatter(value, self.axis, scatter_dimension=self.dim, tiled=True)
-
-
-@pytree("axis", "dim")
-class Sliced(Wrapped):
-    """The gradients of a parameter that is split over the axis along `dim`, of a layer that sums
-    them over the axis itself."""
-
-    factor: Factor
-    axis: str
-    dim: int
-
-    def total(self) -> Array:
-        value = self.factor.total()
-        size = value.shape[self.dim] // jax.lax.axis_size(self.axis)
-        start = jax.lax.axis_index(self.axis) * size
-        return jax.lax.dynamic_slice_in_dim(value, start, size, self.dim)
 
 
 @pytree("axis")
@@ -87,7 +73,7 @@ class Shard(Wrapped):
 
 def is_summed(factor: Factor, axis: str) -> bool:
     """Whether the factor's total is already summed over the axis."""
-    if isinstance(factor, Summed | Scattered) and factor.axis == axis:
+    if isinstance(factor, Summed) and factor.axis == axis:
         return True
     inner = [value for f in fields(factor) if isinstance(value := getattr(factor, f.name), Factor)]  # type: ignore[arg-type]
     return bool(inner) and all(is_summed(one, axis) for one in inner)

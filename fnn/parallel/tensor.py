@@ -18,7 +18,7 @@ from fnn.base import Array, Grads, Layer, Params, Residuals, Varying, at, check_
 from fnn.layers.dense import dense
 from fnn.models import perceptron
 from fnn.parallel.data import cut_dim
-from fnn.parallel.factors import Shard
+from fnn.parallel.factors import Shard, part_of
 from fnn.reductions import Factor, Reduce, for_each_copy, total
 
 
@@ -110,15 +110,7 @@ def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
         params = whole.init(key)
         if not is_mapped("sharded", axis):
             return params
-        n, index = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
-
-        def part(a: Array, dim: int) -> Array:
-            if dim < 0:
-                return a
-            size = a.shape[dim] // n
-            return jax.lax.dynamic_slice_in_dim(a, index * size, size, dim)
-
-        return jax.tree.map(part, params, dims(here()))
+        return jax.tree.map(lambda a, dim: part_of(a, axis, dim), params, dims(here()))
 
     def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
         return here().forward(params, x)
@@ -141,13 +133,9 @@ def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
 
         return jax.tree.map(one, params, dims(layer), factors), dx
 
-    def layer_at(key: Array | None, statistics: Any) -> Layer:
-        return sharded(lambda n: at(make(n), key, statistics), axis)
-
-    def measure(params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
-        return measured(here(), params, x, key)
-
-    varies = None if whole.varying is None else Varying(layer_at, measure)
+    layer_at = lambda key, statistics: sharded(lambda n: at(make(n), key, statistics), axis)
+    measure = lambda params, x, key: measured(here(), params, x, key)
+    varies = whole.varying and Varying(layer_at, measure)
     return Layer(init, forward, backward, varies)
 
 

@@ -98,22 +98,19 @@ def _report(target: Target, number: int, flops: float, compiled: Any) -> Report:
     sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes)
     fits = sum(sizes) - memory.alias_size_in_bytes <= target.device.memory
     asked = (target.name, number, fits, *sizes, target.device.memory, flops)
-    kernels, loops = program.kernels(program.entry), tuple(program.loops)
-    seconds = program.seconds(program.entry)
+    kernels, seconds = program.kernels(program.entry), program.seconds(program.entry)
     share = flops / seconds / target.device.peak if seconds else None
-    communication = program.collectives, program.overlapped
-    return Report(*asked, kernels, loops, *communication, seconds, share, text)
+    found = kernels, tuple(program.loops), program.collectives, program.overlapped
+    return Report(*asked, *found, seconds, share, text)
 
 
 def _too_large(target: Target, number: int, arguments: int, flops: float, error: str) -> Report:
     """The report of a program that does not fit, with the size of the temporaries if the error has
     it."""
     found = re.search(r"temporaries \(([\d.]+)([KMG])\)", error)
-    size = float(found[1]) * 1024 ** ("KMG".index(found[2]) + 1) if found else None
-    return Report(
-        target.name, number, False, arguments, None if size is None else int(size), None,
-        target.device.memory, flops, {}, (), {}, {}, None, None, error,
-    )  # fmt: skip
+    size = int(float(found[1]) * 1024 ** ("KMG".index(found[2]) + 1)) if found else None
+    asked = (target.name, number, False, arguments, size, None, target.device.memory, flops)
+    return Report(*asked, {}, (), {}, {}, None, None, error)
 
 
 def _installed(platform: str) -> bool:
@@ -127,10 +124,8 @@ def _devices(target: Target) -> list[Any]:
     """
     if not _installed(target.device.platform):
         command = f"python -m pip install 'fnn[{target.device.platform}]'"
-        package = _PACKAGES[target.device.platform][0]
-        raise ModuleNotFoundError(
-            f"the compiler for {target.kind} is missing: {command}", name=package
-        )
+        message = f"the compiler for {target.kind} is missing: {command}"
+        raise ModuleNotFoundError(message, name=_PACKAGES[target.device.platform][0])
     devices = _topology(target)
     return devices if target.topology else devices[:1]
 
@@ -171,10 +166,8 @@ def _placed(a: Any, devices: list[Any]) -> jax.ShapeDtypeStruct:
     sharding, value = getattr(a, "sharding", None), jax.typeof(a) if not hasattr(a, "dtype") else a
     if sharding is None or sharding.device_set.isdisjoint(devices):
         if sharding is not None and len(sharding.device_set) > 1:
-            raise ValueError(
-                "compile_for: expected arguments sharded over fnn.targets.mesh(target), got other "
-                "devices"
-            )
+            expected = "arguments sharded over fnn.targets.mesh(target)"
+            raise ValueError(f"compile_for: expected {expected}, got other devices")
         everywhere = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec())
         sharding = SingleDeviceSharding(devices[0]) if len(devices) == 1 else everywhere
     weak = getattr(value, "weak_type", False)

@@ -4,7 +4,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -82,7 +81,12 @@ class _Instruction(NamedTuple):
 
 
 class Program:
-    """A compiled program, parsed from its text."""
+    """A compiled program, parsed from its text.
+
+    loops: outermost first; collectives: {kind: (number per device, bytes that a device sends around
+    a ring)}; overlapped: {kind: number of collectives that overlap with kernels}. Both are
+    multiplied by the trips of loops, 1 if unknown.
+    """
 
     def __init__(self, text: str, device: Device) -> None:
         self.device = device
@@ -97,6 +101,18 @@ class Program:
                 name = ""
             elif name and (instruction := _Instruction.parse(line)):
                 self.computations[name][instruction.name] = instruction
+        loops = list(self._loops(self.entry, 1))
+        self.loops = [
+            Loop(_place(loop), trips, self.kernels(body), self.seconds(body))
+            for body, loop, trips, _ in loops
+        ]
+        self.collectives: dict[str, tuple[int, float]] = {}
+        self.overlapped: dict[str, int] = {}
+        for body, times in [(self.entry, 1), *((body, times) for body, *_, times in loops)]:
+            for kind, sent, overlaps in self._communication(body):
+                number, size = self.collectives.get(kind, (0, 0.0))
+                self.collectives[kind] = number + times, size + times * sent
+                self.overlapped[kind] = self.overlapped.get(kind, 0) + times * overlaps
 
     def _inside(self, computation: str) -> Iterator[_Instruction]:
         """The instructions of a computation and of those that it calls, without bodies of loops."""
@@ -129,14 +145,6 @@ class Program:
                 total += instruction.seconds(self.device) or 0.0
         return total
 
-    @cached_property
-    def loops(self) -> list[Loop]:
-        """Outermost first."""
-        return [
-            Loop(_place(loop), trips, self.kernels(body), self.seconds(body))
-            for body, loop, trips, _ in self._loops(self.entry, 1)
-        ]
-
     def _loops(self, computation: str, times: int) -> Iterator[tuple[str, _Instruction, Any, int]]:
         """(body, loop, trips, number of runs of the body in all, unknown trips counted as 1)."""
         for loop in self._inside(computation):
@@ -144,27 +152,6 @@ class Program:
                 body, trips = loop.attribute("body") or "", self._trips(computation, loop)
                 yield body, loop, trips, times * (trips or 1)
                 yield from self._loops(body, times * (trips or 1))
-
-    @cached_property
-    def collectives(self) -> dict[str, tuple[int, float]]:
-        """{kind: (number per device, bytes that a device sends around a ring)}, multiplied by the
-        trips of loops, 1 if unknown."""
-        return {kind: found[:2] for kind, found in self._collectives.items()}
-
-    @cached_property
-    def overlapped(self) -> dict[str, int]:
-        """{kind: number of collectives that overlap with kernels}."""
-        return {kind: found[2] for kind, found in self._collectives.items()}
-
-    @cached_property
-    def _collectives(self) -> dict[str, tuple[int, float, int]]:
-        total: dict[str, tuple[int, float, int]] = {}
-        bodies = [(self.entry, 1), *((body, n) for body, _, _, n in self._loops(self.entry, 1))]
-        for body, times in bodies:
-            for kind, sent, overlaps in self._communication(body):
-                number, size, overlapped = total.get(kind, (0, 0.0, 0))
-                total[kind] = number + times, size + times * sent, overlapped + times * overlaps
-        return total
 
     def _communication(self, body: str) -> Iterator[tuple[str, float, bool]]:
         """(kind, bytes sent, whether kernels run meanwhile) of the collectives of one iteration.
@@ -214,42 +201,35 @@ class Program:
         incremented by a constant and compared with a constant; None if unknown."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.line):
             return int(known[1])
-        bound = _bound(self._called(loop, "condition"))
-        if bound is None:
+        condition, body = self._called(loop, "condition"), self._called(loop, "body")
+        compared, end = _root(condition, "compare"), _root(body, "tuple")
+        start = self.computations[computation].get(loop.operands[0])
+        if not (compared and end and start and "direction=LT" in compared.line):
             return None
-        index, last = bound
-        around, body = self.computations[computation], self._called(loop, "body")
-        first = _number(_element(around, around.get(loop.operands[0]), index))
-        step = _increment(body, _element(body, _root(body), index))
-        if first is None or step is None or step <= 0:
+        counter = _through_copies(condition, compared.operands[0])
+        index = re.search(r"index=(\d+)", counter.line) if counter else None
+        if index is None or start.opcode != "tuple":
+            return None
+        first = _number(self.computations[computation], start.operands[int(index[1])])
+        last = _number(condition, compared.operands[1])
+        step = _increment(body, end.operands[int(index[1])])
+        if first is None or last is None or step <= 0:
             return None
         return max(0, -(-(last - first) // step))
 
 
-def _root(computation: dict[str, _Instruction]) -> _Instruction | None:
-    return next(reversed(computation.values()), None)
+def _root(computation: dict[str, _Instruction], opcode: str) -> _Instruction | None:
+    """The last instruction, if it has this opcode."""
+    last = next(reversed(computation.values()), None)
+    return last if last and last.opcode == opcode else None
 
 
-def _bound(condition: dict[str, _Instruction]) -> tuple[int, int] | None:
-    """(index of the counter in a loop's tuple, its constant upper bound)."""
-    root = _root(condition)
-    if root is None or root.opcode != "compare" or "direction=LT" not in root.line:
-        return None
-    counter, limit = (_through_copies(condition, name) for name in root.operands)
-    index, last = counter and re.search(r"index=(\d+)", counter.line), _number(limit)
-    return None if index is None or last is None else (int(index[1]), last)
-
-
-def _element(body: dict[str, _Instruction], of: _Instruction | None, i: int) -> _Instruction | None:
-    """The i-th element of a tuple."""
-    return _through_copies(body, of.operands[i]) if of and of.opcode == "tuple" else None
-
-
-def _increment(body: dict[str, _Instruction], added: _Instruction | None) -> int | None:
-    """The constant of an addition, if it has exactly one."""
+def _increment(body: dict[str, _Instruction], name: str) -> int:
+    """The constant of an addition, if it has exactly one; else 0."""
+    added = _through_copies(body, name)
     parts = added.operands if added and added.opcode == "add" else []
-    found = [n for name in parts if (n := _number(_through_copies(body, name))) is not None]
-    return found[0] if len(found) == 1 else None
+    found = [n for part in parts if (n := _number(body, part)) is not None]
+    return found[0] if len(found) == 1 else 0
 
 
 def _through_copies(body: dict[str, _Instruction], name: str) -> _Instruction | None:
@@ -259,8 +239,10 @@ def _through_copies(body: dict[str, _Instruction], name: str) -> _Instruction | 
     return found
 
 
-def _number(instruction: _Instruction | None) -> int | None:
-    match = instruction and re.search(r" constant\((-?\d+)\)", instruction.line)
+def _number(body: dict[str, _Instruction], name: str) -> int | None:
+    """The value of a constant, or None."""
+    found = _through_copies(body, name)
+    match = found and re.search(r" constant\((-?\d+)\)", found.line)
     return int(match[1]) if match else None
 
 

@@ -16,48 +16,32 @@ class Arrays:
     """(x, y), shuffled on the device in each epoch; an epoch is one program."""
 
     def __init__(self, evaluation: Evaluation, data: Data, batch_size: int) -> None:
-        self.training, self.data, self.batch_size = evaluation.training, data, batch_size
-        self._epoch = jax.jit(partial(_epoch, evaluation, batch_size))
+        training = evaluation.training
+        self.training, self.data, self.batch_size = training, data, batch_size
+        # Several processes must dispatch programs in the same order.
+        self.can_run_ahead = jax.process_count() == 1
 
-    @property
-    def can_run_ahead(self) -> bool:
-        """False for several processes, which must dispatch programs in the same order."""
-        return jax.process_count() == 1
+        @jax.jit
+        def epoch(state: State, data: Data, validation: Any, key: Array, number: Any) -> Any:
+            key = jax.random.fold_in(key, number)
+            state, logs = training.epoch(batch_size, state, data, key)
+            found = evaluation.numbers(state, logs.loss, data, validation), logs.record
+            return state, *(found if training.devices is None else training.devices.whole(found))
 
-    def epoch(
-        self, state: State, validation: Data | None, key: Array, number: int
-    ) -> tuple[State, Array, Any]:
-        """(state, numbers, records) after epoch `number` of a run with this key."""
-        return self._epoch(state, self.data, validation, key, number)
+        self._epoch = epoch
+
+    def epoch(self, state: State, validation: Data, key: Array, n: int) -> tuple[State, Array, Any]:
+        """(state, numbers, records) after epoch n of a run with this key."""
+        return self._epoch(state, self.data, validation, key, n)
 
     def batches(self, state: State, order_key: Array) -> Iterator[Data]:
         """The batches of the epoch whose order has this key, one after another."""
 
-        @jax.jit
-        def ordered(data: Data, key: Array) -> tuple[Array, Array]:
-            return self.training.batches(self.batch_size, data, key)[:2]
-
-        @partial(jax.jit, static_argnums=2)
-        def batch(data: Data, rows: Array, size: int) -> Data:
-            return self.training.batches(self.batch_size, data, order_key)[2](rows, size)
-
-        batches, rest = ordered(self.data, order_key)
+        split = partial(self.training.batches, self.batch_size)
+        batches, rest = jax.jit(lambda data: split(data, order_key)[:2])(self.data)
+        of_rows = lambda data, rows, size: split(data, order_key)[2](rows, size)
+        batch = jax.jit(of_rows, static_argnums=2)
         for rows in batches:
             yield batch(self.data, rows, self.batch_size)
         if rest.size:
             yield batch(self.data, rest, count(self.data) % self.batch_size)
-
-
-def _epoch(
-    evaluation: Evaluation,
-    batch_size: int,
-    state: State,
-    data: Data,
-    validation: Data | None,
-    key: Array,
-    number: Any,
-) -> tuple[State, Array, Any]:
-    training, key = evaluation.training, jax.random.fold_in(key, number)
-    state, logs = training.epoch(batch_size, state, data, key)
-    found = evaluation.numbers(state, logs.loss, data, validation), logs.record
-    return state, *(found if training.devices is None else training.devices.whole(found))

@@ -87,8 +87,11 @@ class Checks(NamedTuple):
         network or the loss raises, labels outside 0 to k-1, targets of a binary cross-entropy
         outside [0, 1], and entries that are NaN or infinite.
         """
-        if self.network is not None and all(hasattr(a, "shape") for a in (x, y)):
-            self._aligned(x, y)
+        arrays = self.network is not None and all(hasattr(a, "shape") for a in (x, y))
+        if arrays and (jnp.ndim(x) < 2 or jnp.ndim(y) < 1):
+            raise ValueError(
+                f"{self.name}: expected x (n, d_in) and y (n, ...), got {x.shape}, {y.shape}"
+            )
         if count((x, y) if weight is None else (x, y, weight)) == 0:
             raise ValueError(f"{self.name}: expected at least one example, got none")
         if self.network is not None and self.loss is not None:
@@ -99,15 +102,6 @@ class Checks(NamedTuple):
                     place = side + jax.tree_util.keystr(path)
                     finite = (np if isinstance(a, np.ndarray) else jnp).isfinite(a)
                     _refuse(self.name, place, a, ~finite, "finite numbers")
-
-    def _aligned(self, x: Any, y: Any) -> None:
-        """Raise ValueError for x and y that don't have one row per example each."""
-        if jnp.ndim(x) < 2 or jnp.ndim(y) < 1:
-            raise ValueError(
-                f"{self.name}: expected x (n, d_in) and y (n, ...), got {x.shape}, {y.shape}"
-            )
-        if len(x) != len(y):
-            raise ValueError(f"{self.name}: x has {len(x)} examples, but y has {len(y)}")
 
     def _fit_together(
         self, network: Layer, loss: Loss, params: Params, x: Any, y: Any, weight: Any

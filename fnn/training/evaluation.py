@@ -63,10 +63,7 @@ class Evaluation(NamedTuple):
     def _prediction(self, params: Params, measured: Any, validation: Data) -> Any:
         """The network's prediction for validation data, which may be split over devices."""
         network, devices = self.training.network, self.training.devices
-
-        def here(params: Params, measured: Any, x: Any) -> Any:
-            return predicted(at(network, None, measured), params, x)
-
+        here = lambda params, measured, x: predicted(at(network, None, measured), params, x)
         evaluated = here if devices is None else devices.forward(network, here)
         if isinstance(validation, ShardedExamples):
             return validation.examples(evaluated(params, measured, validation.arrays[0]))
@@ -77,7 +74,10 @@ class Evaluation(NamedTuple):
         names = ["loss", "validation_loss", *self.metrics]
         entry: dict[str, Any] = dict(zip(names, numbers, strict=False))
         if self.training.record is not None:
-            entry["record"] = jax.tree.map(_on_host, records)
+            # A random key can't be a NumPy array.
+            is_key = lambda a: jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+            host = lambda a: a if is_key(a) else jax.device_get(a)
+            entry["record"] = jax.tree.map(host, records)
         return entry
 
 
@@ -97,12 +97,6 @@ def _mean(name: str, measured: Any, weight: Any = None) -> Array:
         return values.mean()
     each = values.reshape(*jnp.shape(weight), -1).mean(-1)
     return (each * weight.astype(each.dtype)).sum() / weight.sum().astype(each.dtype)
-
-
-def _on_host(record: Array) -> Any:
-    """As a NumPy array; a random key, which NumPy can't hold, unchanged."""
-    is_key = jnp.issubdtype(record.dtype, jax.dtypes.prng_key)
-    return record if is_key else jax.device_get(record)
 
 
 def predicted(layer: Layer, params: Params, x: Any) -> Any:

@@ -12,7 +12,8 @@ from fnn.training.steps import Data, State, Training
 
 def all_finite(tree: Any) -> Array:
     """Whether no floating-point entry of the tree is NaN or infinite: a boolean scalar."""
-    flags = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if _is_floating(leaf)]
+    is_inexact = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    flags = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
     return jnp.stack(flags).all() if flags else jnp.array(True)
 
 
@@ -36,12 +37,7 @@ def first_fault(
 
 def _first_not_finite(tree: Any) -> str | None:
     """The name of the first leaf, in the tree's order, with a NaN or an infinity in it."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    for path, leaf in leaves:
-        if _is_floating(leaf) and not all_finite(leaf):
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if not all_finite(leaf):
             return jax.tree_util.keystr(path, simple=True, separator=".")
     return None
-
-
-def _is_floating(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)

@@ -167,9 +167,8 @@ def fit(
     (3, 12)
     """
     _check_settings(epochs, patience, validation, start)
-    training = Training.of(
-        "fit", network, loss, optimizer, gradient, augment, record, mesh, shard_params
-    )
+    training = Training(network, loss, optimizer, gradient, augment, record)
+    training = training.checked("fit", mesh, shard_params)
     evaluation = Evaluation.of(training, metrics or {}, validation)
     batch_size = _checked_batch_size(data, batch_size)
     init_key, shuffle_key = split(key, 2)
@@ -183,12 +182,8 @@ def fit(
     else:
         source = Arrays(evaluation, training.placed("fit", state.params, data), batch_size)
 
-    def begin(number: int, state: State) -> _Epoch:
-        return _Epoch(number, *source.epoch(state, validation, shuffle_key, number))
-
-    def out_of_patience() -> bool:
-        return patience is not None and epochs_since_best(history) >= patience
-
+    begin = lambda n, state: _Epoch(n, *source.epoch(state, validation, shuffle_key, n))
+    out_of_patience = lambda: patience is not None and epochs_since_best(history) >= patience
     last = len(history) if out_of_patience() else epochs
     for now in _epochs(begin, len(history) + 1, last, state, source.can_run_ahead):
         finite, *numbers = jax.device_get(now.numbers).tolist()

@@ -83,16 +83,12 @@ class Devices(NamedTuple):
         """The examples split over the devices, if they are not yet."""
         return data if isinstance(data, ShardedExamples) else ShardedExamples.of(data, self.mesh)
 
-    def gradient(
-        self, network: Layer, gradient: Callable[..., tuple[Array, Params]]
-    ) -> Callable[..., tuple[Array, Params]]:
+    def gradient(self, network: Layer, gradient: Callable[..., Any]) -> Callable[..., Any]:
         """f(params, batch, keys, scale, weights) -> (value, grads) of the mean over the batch, from
         such a function of a batch, called on each device with its share."""
         parts = specs(network.init, self.mesh)
 
-        def spread(
-            params: Params, batch: Any, keys: Array | None, scale: Any, weights: None
-        ) -> tuple[Array, Params]:
+        def spread(params: Params, batch: Any, keys: Any, scale: Any, weights: None) -> Any:
             shares = self.sharded(batch)
 
             def on_device(params: Params, batch: Any, keys: Array | None, scale: Any) -> Any:
@@ -103,23 +99,16 @@ class Devices(NamedTuple):
                 value, grads = gradient(params, batch, keys, scale, weights)
                 return jax.lax.psum(value, "data"), grads
 
-            return jax.shard_map(
-                on_device,
-                mesh=self.mesh,
-                in_specs=(parts, SPLIT, WHOLE, WHOLE),
-                out_specs=(WHOLE, parts),
-            )(params, shares.arrays, keys, scale)
+            ins, outs = (parts, SPLIT, WHOLE, WHOLE), (WHOLE, parts)
+            each = jax.shard_map(on_device, mesh=self.mesh, in_specs=ins, out_specs=outs)
+            return each(params, shares.arrays, keys, scale)
 
         return spread
 
-    def forward(
-        self, network: Layer, predicted: Callable[[Params, Any, Any], Any]
-    ) -> Callable[[Params, Any, Any], Any]:
-        """predicted(params, statistics, x) with params and x split over the devices."""
+    def forward(self, network: Layer, f: Callable[..., Any]) -> Callable[..., Any]:
+        """f(params, statistics, x) with params and x split over the devices."""
         parts = specs(network.init, self.mesh)
-        return jax.shard_map(
-            predicted, mesh=self.mesh, in_specs=(parts, WHOLE, SPLIT), out_specs=SPLIT
-        )
+        return jax.shard_map(f, mesh=self.mesh, in_specs=(parts, WHOLE, SPLIT), out_specs=SPLIT)
 
     def whole(self, tree: Any) -> Any:
         """The arrays, replicated on each device."""

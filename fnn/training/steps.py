@@ -85,9 +85,8 @@ def make_step(
     >>> float(value), float(state.params["W"][0, 0])
     (1.0, 0.5)
     """
-    training = Training.of(
-        "make_step", network, loss, optimizer, gradient, augment, record, mesh, shard_params
-    )
+    training = Training(network, loss, optimizer, gradient, augment, record)
+    training = training.checked("make_step", mesh, shard_params)
 
     def step(state: State, batch: Data, key: Array | None = None) -> tuple[State, Any]:
         batch = pair("step", batch, "(state, (x, y), key=None) with a batch (x, y)")
@@ -127,9 +126,8 @@ def make_epoch(
     4
     """
     batch_size = numbers.count("make_epoch", batch_size=batch_size)
-    training = Training.of(
-        "make_epoch", network, loss, optimizer, gradient, augment, record, mesh, shard_params
-    )
+    training = Training(network, loss, optimizer, gradient, augment, record)
+    training = training.checked("make_epoch", mesh, shard_params)
 
     def epoch(state: State, data: Data, key: Array) -> tuple[State, Any]:
         state, logs = training.epoch(batch_size, state, data, key)
@@ -168,9 +166,8 @@ def make_train(
     (5,)
     """
     epochs, batch_size = numbers.count("make_train", epochs=epochs, batch_size=batch_size)
-    training = Training.of(
-        "make_train", network, loss, optimizer, gradient, augment, record, mesh, shard_params
-    )
+    training = Training(network, loss, optimizer, gradient, augment, record)
+    training = training.checked("make_train", mesh, shard_params)
 
     def train(params: Params, data: Data, key: Array) -> tuple[State, Any]:
         count(data)  # raises TypeError if data is not (x, y)
@@ -193,39 +190,30 @@ class _Logs(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A network, a loss, an optimizer and the options of training, checked, and placed on a mesh if
-    there is one. `make_step`, `make_epoch`, `make_train` and `fit` are made from it."""
+    """A network, a loss, an optimizer and the options of training. `make_step`, `make_epoch`,
+    `make_train` and `fit` are made from it, `checked`."""
 
     network: Layer
     loss: Loss
     optimizer: Optimizer
-    gradient: Gradient | None
-    augment: Augment | None
-    record: Record | None
-    devices: Devices | None
+    gradient: Gradient | None = None
+    augment: Augment | None = None
+    record: Record | None = None
+    devices: Devices | None = None
 
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        network: Layer,
-        loss: Loss,
-        optimizer: Optimizer,
-        gradient: Gradient | None = None,
-        augment: Augment | None = None,
-        record: Record | None = None,
-        mesh: Mesh | None = None,
-        shard_params: bool = False,
+    def checked(
+        self, name: str, mesh: Mesh | None = None, shard_params: bool = False
     ) -> "Training":
-        """Raises as `make_step` does; messages begin with `name`."""
-        value_and_grad(network, loss)  # raises TypeError if one is not a layer or a loss
-        check_optimizer(name, optimizer)
-        if gradient is not None:
-            gradients.check(name, gradient)
+        """The same, placed on the mesh. Raises as `make_step` does; messages begin with `name`."""
+        value_and_grad(self.network, self.loss)  # raises TypeError if one is not a layer or a loss
+        check_optimizer(name, self.optimizer)
+        if self.gradient is not None:
+            gradients.check(name, self.gradient)
         devices = Devices.of(name, mesh, shard_params)
-        if devices is not None:
-            network, optimizer = devices.place(network, optimizer)
-        return cls(network, loss, optimizer, gradient, augment, record, devices)
+        if devices is None:
+            return self
+        network, optimizer = devices.place(self.network, self.optimizer)
+        return self._replace(network=network, optimizer=optimizer, devices=devices)
 
     @property
     def _draws(self) -> bool:

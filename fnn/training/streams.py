@@ -37,13 +37,11 @@ class Stream:
         self._advance = jax.jit(partial(_steps, self.training, self.checks), donate_argnums=0)
         self._numbers = jax.jit(evaluation.numbers)
 
-    def epoch(
-        self, state: State, validation: Data | None, key: Array, number: int
-    ) -> tuple[State, Array, Any]:
-        """(state, numbers, records) after epoch `number` of a run with this key."""
+    def epoch(self, state: State, validation: Data, key: Array, n: int) -> tuple[State, Array, Any]:
+        """(state, numbers, records) after epoch n of a run with this key."""
         # A copy, so that the caller's state stays valid when steps donate this one.
         state = jax.tree.map(jnp.copy, state)
-        _, step_key = self.training.epoch_keys(jax.random.fold_in(key, number))
+        _, step_key = self.training.epoch_keys(jax.random.fold_in(key, n))
         logs: list[Any] = []
         counts: list[int] = []
         with closing(_prefetched(_groups(self._pairs()), PREFETCH)) as groups:
@@ -66,7 +64,7 @@ class Stream:
                 "iterated only once: pass a list, or an object whose __iter__ starts again"
             )
         losses = [entry.loss for entry, _ in logs]
-        mean = sum(float(v.mean()) * n for v, n in zip(losses, counts, strict=True)) / sum(counts)
+        mean = sum(float(v.mean()) * m for v, m in zip(losses, counts, strict=True)) / sum(counts)
         # NaN for wrong targets on the device: the replay then finds and names their batch.
         mean = mean if all(fit.all() for _, fit in logs) else np.nan
         value = jnp.asarray(mean, at_least_float32(losses[0].dtype))

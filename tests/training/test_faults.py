@@ -118,9 +118,7 @@ def test_what_is_not_finite_is_found_in_any_tree():
 def test_a_fault_that_is_not_met_again_is_step_0():
     network, optimizer = planted("loss", 100)
     state = optimizer.init(network.init(KEY))
-    step, loss, leaf = first_fault(
-        Training.of("fit", network, fnn.mse, optimizer), state, [SMALL] * 3
-    )
+    step, loss, leaf = first_fault(Training(network, fnn.mse, optimizer), state, [SMALL] * 3)
     assert (step, leaf, np.isnan(loss)) == (0, "loss", True)
     assert "in epoch 7: the loss" in str(DivergedError(7, step, loss, leaf, state, []))
 
