@@ -23,7 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from fnn.axes import cast, varying
-from fnn.base import Array, Layer, Params, Residuals, check_layer
+from fnn.base import Array, Layer, Params, Residuals, Tree, check_layer
 
 Linear = Callable[[list[Any], list[Any]], list[Array]]
 """f(residuals, arrays) -> arrays, linear in the second argument; all flat."""
@@ -47,7 +47,7 @@ def differentiable(layer: Layer) -> Callable[[Params, Any], Any]:
     check_layer("differentiable", layer)
 
     @jax.custom_jvp
-    def apply(params: Params, x: Any) -> Any:
+    def apply(params: Params, x: Tree) -> Any:
         return layer.forward(params, x)[0]
 
     @apply.defjvp
@@ -60,7 +60,7 @@ def differentiable(layer: Layer) -> Callable[[Params, Any], Any]:
 
 
 def _pushed(
-    layer: Layer, primals: tuple[Params, Any], residuals: Residuals, y: Any, tangents: Any
+    layer: Layer, primals: tuple[Params, Any], residuals: Residuals, y: Tree, tangents: Any
 ) -> Any:
     """J (dparams, dx): a tangent of y. Integers, such as codes, have no tangent."""
     known, form = jax.tree.flatten((primals[0], residuals))

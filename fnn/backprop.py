@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 
-from fnn.base import Array, Layer, Loss, Params, Residuals, check_layer, check_loss
+from fnn.base import Array, Layer, Loss, Params, Residuals, Tree, check_layer, check_loss
 from fnn.reductions import Factor, Reduce, expand_like, total
 
 
@@ -37,7 +37,7 @@ def objective(network: Layer, loss: Loss) -> Callable[..., Array]:
     check_layer("objective", network)
     check_loss("objective", loss)
 
-    def f(params: Params, x: Any, y: Any, weight: Array | None = None) -> Array:
+    def f(params: Params, x: Tree, y: Tree, weight: Array | None = None) -> Array:
         prediction, _ = network.forward(params, x)
         losses = _losses(loss, prediction, y)
         return (losses if weight is None else losses * weight_of(losses, weight)).mean()
@@ -76,8 +76,8 @@ def _value_and_grad(
     loss: Loss,
     reduce: Reduce,
     params: Params,
-    x: Any,
-    y: Any,
+    x: Tree,
+    y: Tree,
     weight: Array | None = None,
 ) -> tuple[Array, Params]:
     prediction, residuals = network.forward(params, x)
@@ -90,7 +90,7 @@ def _value_and_grad(
     return losses.mean(), grads
 
 
-def _losses(loss: Loss, prediction: Any, y: Any) -> Array:
+def _losses(loss: Loss, prediction: Tree, y: Tree) -> Array:
     """One loss per example. Raises ValueError for a single loss of a whole batch: m would be 1."""
     losses = loss.value(prediction, y)
     if losses.shape == () and any(a.ndim > 1 for a in jax.tree.leaves(prediction)):
@@ -125,7 +125,7 @@ class _Reduced:
     leading axis to it as it does to the parameter.
     """
 
-    value: Any
+    value: Tree
     like: Array
 
     def tree_flatten(self) -> tuple[tuple[Any, Array], "_Seal"]:
@@ -173,7 +173,7 @@ def per_example_backward(
     network: Layer,
     params: Params,
     residuals: Residuals,
-    dy: Any,
+    dy: Tree,
     reduce: Callable[[Factor, int], Any],
     examples: tuple[int, ...],
 ) -> Any:

@@ -32,9 +32,11 @@ import jax.numpy as jnp
 Array = jax.Array
 Params = Any
 """A pytree of floating-point arrays; `()` for a layer without parameters."""
+Tree = Any
+"""A pytree of arrays that share their leading axes: an input, an output, or a cotangent of one."""
 Residuals = Any
 """A pytree of what `forward` saves for `backward`."""
-Grads = tuple[Params, Any]
+Grads = tuple[Params, Tree]
 """What `backward` returns: (dparams, dx)."""
 T = TypeVar("T")
 
@@ -95,7 +97,7 @@ class Layer(NamedTuple):
     """
 
     init: Callable[[Array], Params]
-    forward: Callable[[Params, Any], tuple[Any, Residuals]]
+    forward: Callable[[Params, Any], tuple[Tree, Residuals]]
     backward: Callable[..., Grads]
     varying: "Varying | None" = None
     parts: "Callable[[Params], list[tuple[Layer, Params]]] | None" = None
@@ -187,7 +189,7 @@ class Optimizer(NamedTuple):
     update: Callable[[Any, Params], Any]
 
 
-def at(layer: Layer, key: Array | None = None, statistics: Any = None) -> Layer:
+def at(layer: Layer, key: Array | None = None, statistics: Tree = None) -> Layer:
     """The layer with a random key and statistics fixed: three pure functions.
 
     A key means training: dropout drops, batch normalisation uses the batch. None means
@@ -202,7 +204,7 @@ def at(layer: Layer, key: Array | None = None, statistics: Any = None) -> Layer:
 
 
 def apply(
-    network: Layer, params: Params, x: Any, key: Array | None = None, statistics: Any = None
+    network: Layer, params: Params, x: Tree, key: Array | None = None, statistics: Tree = None
 ) -> Any:
     """The prediction for x (..., d_in): y of `forward`, without the residuals, of the network `at`
     this key and these statistics. Raises TypeError if network is not a layer.
@@ -215,7 +217,7 @@ def apply(
     return at(network, key, statistics).forward(params, x)[0]
 
 
-def statistics(network: Layer, params: Params, x: Any, key: Array | None = None) -> Any:
+def statistics(network: Layer, params: Params, x: Tree, key: Array | None = None) -> Any:
     """The statistics of every layer of the network over the examples x (n, ...).
 
     A tree with each layer's statistics, `()` for a layer that has none. They are measured in one
@@ -231,7 +233,7 @@ def statistics(network: Layer, params: Params, x: Any, key: Array | None = None)
     return measured(network, params, x, key)[1]
 
 
-def measured(layer: Layer, params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
+def measured(layer: Layer, params: Params, x: Tree, key: Array | None) -> tuple[Any, Any]:
     """(y, statistics) of any layer: `Varying.measure`, or the forward pass and `()`.
 
     >>> import fnn
@@ -304,7 +306,7 @@ def is_floating(a: Any) -> bool:
     return hasattr(a, "dtype") and bool(jnp.issubdtype(a.dtype, jnp.floating))
 
 
-def check_array(name: str, x: Any, expected: str = "x to be an array") -> None:
+def check_array(name: str, x: Tree, expected: str = "x to be an array") -> None:
     """Raise TypeError, naming the caller, if x is neither an array nor a number.
 
     >>> check_array("tanh", (1.0, ()))

@@ -20,6 +20,7 @@ from fnn.base import (
     Layer,
     Params,
     Residuals,
+    Tree,
     Varying,
     at,
     check_layer,
@@ -62,14 +63,14 @@ def serial(*layers: Layer) -> Layer:
     _check_layers("serial", layers)
     parts = partial(_paired, "serial", layers)
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         residuals = []
         for layer, p in parts(params):
             x, saved = layer.forward(p, x)
             residuals.append(saved)
         return x, tuple(residuals)
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         dparams = []
         for (layer, p), saved in reversed(list(zip(parts(params), residuals, strict=True))):
             dp, dy = layer.backward(p, saved, dy, reduce)
@@ -100,11 +101,11 @@ def fork(*layers: Layer) -> Layer:
         raise ValueError("fork: expected at least one layer")
     parts = partial(_paired, "fork", layers)
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         y, residuals = zip(*(layer.forward(p, x) for layer, p in parts(params)), strict=True)
         return y, residuals
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         entries = zip(parts(params), residuals, dy, strict=True)
         grads = [layer.backward(p, saved, d, reduce) for (layer, p), saved, d in entries]
         dparams, dxs = zip(*grads, strict=True)
@@ -132,12 +133,12 @@ def gated(layer: Layer, gate: Layer) -> Layer:
     _check_layers("gated", (layer, gate))
     both = fork(layer, gate)
 
-    def forward(params: Params, x: Any) -> tuple[Array, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Array, Residuals]:
         (a, b), residuals = both.forward(params, x)
         _check_same("gated", a, b)
         return a * b, (a, b, residuals)
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         a, b, of_layers = residuals
         return both.backward(params, of_layers, (dy * b, dy * a), reduce)
 
@@ -160,12 +161,12 @@ def skip(layer: Layer) -> Layer:
     """
     check_layer("skip", layer)
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         y, residuals = layer.forward(params, x)
         _check_same("skip", x, y)
         return jax.tree.map(lambda a, b: a + b if is_floating(a) else b, x, y), residuals
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         dparams, dx = layer.backward(params, residuals, dy, reduce)
         return dparams, jax.tree.map(jnp.add, dy, dx)
 
@@ -188,14 +189,14 @@ def on(i: int, layer: Layer) -> Layer:
     check_layer(f"on: part {i}", layer)
     numbers.nonnegative("on", i=index(i))
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         if not isinstance(x, tuple) or len(x) <= i:
             got = f"{len(x)} parts" if isinstance(x, tuple) else type(x).__name__
             raise ValueError(f"on({i}): expected a tuple of more than {i} parts, got {got}")
         y, residuals = layer.forward(params, x[i])
         return (*x[:i], y, *x[i + 1 :]), residuals
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         dparams, dx = layer.backward(params, residuals, dy[i], reduce)
         return dparams, (*dy[:i], dx, *dy[i + 1 :])
 
@@ -223,13 +224,13 @@ def repeat(layer: Layer, n: int) -> Layer:
     init = lambda key: jax.vmap(layer.init)(split(key, n))
     each = lambda key: None if key is None else split(key, n)
 
-    def copies(keys: Array | None, statistics: Any) -> Layer:
+    def copies(keys: Array | None, statistics: Tree) -> Layer:
         """The n copies, each at its key and its statistics."""
 
-        def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+        def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
             _check_depth(n, params)
 
-            def one(x: Any, copy: Any) -> tuple[Any, _Kept]:
+            def one(x: Tree, copy: Any) -> tuple[Any, _Kept]:
                 p, k, s = copy
                 y, residuals = at(layer, k, s).forward(p, x)
                 _check_same("repeat", x, y)
@@ -239,12 +240,12 @@ def repeat(layer: Layer, n: int) -> Layer:
             return y, (kept, y)
 
         def backward(
-            params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total
+            params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total
         ) -> Grads:
             _check_depth(n, params)
             kept, y = residuals
 
-            def one(later: Any, copy: Any) -> tuple[Any, Params]:
+            def one(later: Tree, copy: Any) -> tuple[Tree, Params]:
                 (dy, y), (p, k, s, kept) = later, copy
                 dp, dx = at(layer, k, s).backward(p, kept.residuals(y), dy, reduce)
                 return (dx, kept.x), dp
@@ -259,7 +260,7 @@ def repeat(layer: Layer, n: int) -> Layer:
 
         return Layer(init, forward, backward, None, parts)
 
-    def measure(params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
+    def measure(params: Params, x: Tree, key: Array | None) -> tuple[Any, Any]:
         one = lambda x, copy: measured(layer, copy[0], x, copy[1])
         return jax.lax.scan(one, x, (params, each(key)), length=n)
 
@@ -292,10 +293,10 @@ def masked(layer: Layer, mask: Params) -> Layer:
             raise ValueError(f"masked: expected a mask of shapes {expected}, got {got}")
         return jax.tree.map(lambda p, m: p * m.astype(p.dtype), params, masks)
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         return layer.forward(kept(params), x)
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         factors, dx = layer.backward(kept(params), residuals, dy, lambda factor: factor)
 
         def one(p: Array, m: Array, factor: Factor) -> Any:
@@ -325,10 +326,10 @@ def frozen(layer: Layer) -> Layer:
     """
     check_layer("frozen", layer)
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         return layer.forward(jax.lax.stop_gradient(params), x)
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         params = jax.lax.stop_gradient(params)
         return layer.backward(params, residuals, dy, lambda factor: reduce(Zero.like(factor)))
 
@@ -387,10 +388,10 @@ def lora(layer: Layer, rank: int) -> Layer:
         new = [p + of["B"] @ of["A"] if of else p for p, of in pairs]
         return jax.tree.unflatten(jax.tree.structure(params["frozen"]), new)
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         return layer.forward(adapted(params), x)
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         both = lambda factor: (reduce(Zero.like(factor)), factor)
         found, dx = layer.backward(adapted(params), residuals, dy, both)
         form: Any = jax.tree.structure(params["frozen"])
@@ -420,7 +421,7 @@ def _low_rank(factor: Factor, A: Array, B: Array) -> dict[str, Factor]:
     raise TypeError(f"lora: expected a matrix whose gradient is an Outer or Rows, got {got}")
 
 
-def _stop_backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+def _stop_backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
     return (), jax.tree.map(jnp.zeros_like, dy)
 
 
@@ -487,13 +488,13 @@ class _Kept:
     (*x, *y, *others).
     """
 
-    x: Any
+    x: Tree
     others: list[Array]
     places: tuple[int, ...]
     form: Any
 
     @classmethod
-    def of(cls, residuals: Residuals, x: Any, y: Any) -> "_Kept":
+    def of(cls, residuals: Residuals, x: Tree, y: Tree) -> "_Kept":
         leaves, form = jax.tree.flatten(residuals)
         kept = known = jax.tree.leaves((x, y))
         for leaf in leaves:
@@ -503,7 +504,7 @@ class _Kept:
         places = tuple(next(i for i, a in enumerate(kept) if a is leaf) for leaf in leaves)
         return cls(x, kept[len(known) :], places, form)
 
-    def residuals(self, y: Any) -> Residuals:
+    def residuals(self, y: Tree) -> Residuals:
         kept = [*jax.tree.leaves((self.x, y)), *self.others]
         return jax.tree.unflatten(self.form, [kept[i] for i in self.places])
 
@@ -518,11 +519,11 @@ def _varying(
     if all(layer.varying is None for layer in layers):
         return None
 
-    def each_at(key: Array | None, statistics: Any) -> Layer:
+    def each_at(key: Array | None, statistics: Tree) -> Layer:
         entries = (None,) * len(layers) if statistics is None else statistics
         return combine(*map(at, layers, _keys(key, layers), entries))
 
-    def measure(params: Params, x: Any, key: Array | None) -> tuple[Any, Any]:
+    def measure(params: Params, x: Tree, key: Array | None) -> tuple[Any, Any]:
         y, residuals = combine(*map(measuring, layers, _keys(key, layers))).forward(params, x)
         return y, of_layers(residuals)
 
@@ -559,7 +560,7 @@ def _check_depth(n: int, params: Params) -> None:
             )
 
 
-def _check_same(name: str, x: Any, y: Any) -> None:
+def _check_same(name: str, x: Tree, y: Tree) -> None:
     form = lambda tree: jax.tree.map(lambda a: f"{a.dtype}{a.shape}", tree)
     if form(x) != form(y):
         raise ValueError(

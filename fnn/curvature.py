@@ -47,6 +47,7 @@ from fnn.base import (
     Loss,
     Optimizer,
     Params,
+    Tree,
     at_least_float32,
     check_array,
     check_layer,
@@ -59,7 +60,7 @@ from fnn.reductions import Direct, Factor, Masked, Outer, Rows
 
 def ggn_diagonal(
     network: Layer, loss: Loss, *, root: Root | None = None, example_axes: int | None = None
-) -> Callable[[Params, Any, Any], Params]:
+) -> Callable[[Params, Tree, Tree], Params]:
     """f(params, x, y) -> the diagonal of G, exactly: a tree like params.
 
     It equals the diagonal of the Hessian of the mean loss if every layer is piecewise linear, such
@@ -88,7 +89,7 @@ class Kronecker(NamedTuple):
 
 def kronecker_factors(
     network: Layer, loss: Loss, *, root: Root | None = None, example_axes: int | None = None
-) -> Callable[[Params, Any, Any], Any]:
+) -> Callable[[Params, Tree, Tree], Any]:
     """f(params, x, y) -> a tree like params with a `Kronecker` for each dense layer's dict, and
     the diagonal of G for every other parameter.
 
@@ -118,7 +119,7 @@ def kronecker_factors(
 
 def gauss_newton_vector_product(
     network: Layer, loss: Loss, *, root: Root | None = None
-) -> Callable[[Params, Any, Any, Params], Params]:
+) -> Callable[[Params, Tree, Tree, Params], Params]:
     """f(params, x, y, v) -> G v, where v and G v are trees like params, at the cost of about two
     gradients: u_n = H_n J_n v, then (1/m) sum_n J_n^T u_n.
 
@@ -138,7 +139,7 @@ def gauss_newton_vector_product(
     root = _root_of(loss, root)
     check_layer("network", network)
 
-    def f(params: Params, x: Any, y: Any, v: Params) -> Params:
+    def f(params: Params, x: Tree, y: Tree, v: Params) -> Params:
         prediction, residuals = network.forward(params, x)
         columns, losses = _columns(loss, root, prediction, y)
 
@@ -154,7 +155,7 @@ def gauss_newton_vector_product(
 
 def hessian_vector_product(
     network: Layer, loss: Loss
-) -> Callable[[Params, Any, Any, Params], Params]:
+) -> Callable[[Params, Tree, Tree, Params], Params]:
     """f(params, x, y, v) -> H v, with H the Hessian of the mean loss, and v and H v trees like
     params: the derivative along v of the hand-written gradient, at the cost of about two
     gradients. Pearlmutter 1994.
@@ -170,7 +171,7 @@ def hessian_vector_product(
     """
     gradient = value_and_grad(network, loss)
 
-    def f(params: Params, x: Any, y: Any, v: Params) -> Params:
+    def f(params: Params, x: Tree, y: Tree, v: Params) -> Params:
         return jax.jvp(lambda params: gradient(params, x, y)[1], (params,), (v,))[1]
 
     return f
@@ -235,7 +236,7 @@ class KFACState(NamedTuple):
 
     params: Params
     step: Array
-    factors: Any
+    factors: Tree
     weight: Array
     bases: Any
 
@@ -303,7 +304,7 @@ def kfac(learning_rate: Rate, damping: float | Array = 1e-3) -> Optimizer:
     return Optimizer(init, update)
 
 
-def observe(state: KFACState, factors: Any, decay: float | Array = 0.95) -> KFACState:
+def observe(state: KFACState, factors: Tree, decay: float | Array = 0.95) -> KFACState:
     """The state with `kronecker_factors` included in its moving average, which is
     sum_t decay^(T-t) factors_t / sum_t decay^(T-t).
 
@@ -322,7 +323,7 @@ def observe(state: KFACState, factors: Any, decay: float | Array = 0.95) -> KFAC
     return state._replace(factors=sums, weight=weight, bases=_bases(means))
 
 
-def _bases(factors: Any) -> Any:
+def _bases(factors: Tree) -> Any:
     def one(node: Any) -> Any:
         if not isinstance(node, Kronecker):
             return node
@@ -407,12 +408,12 @@ def _mean(
     root: Root | None,
     reduce: Callable[[Factor, int], Any],
     example_axes: int | None,
-) -> Callable[[Params, Any, Any], Any]:
+) -> Callable[[Params, Tree, Tree], Any]:
     """f(params, x, y) -> reduce(factor, example axes) / m of each parameter, over all columns."""
     root = _root_of(loss, root)
     check_layer("network", network)
 
-    def f(params: Params, x: Any, y: Any) -> Any:
+    def f(params: Params, x: Tree, y: Tree) -> Any:
         prediction, residuals = network.forward(params, x)
         columns, losses = _columns(loss, root, prediction, y)
         examples = example_shape(losses, example_axes)
@@ -443,7 +444,7 @@ def _root_of(loss: Loss, root: Root | None) -> Root:
     return root
 
 
-def _columns(loss: Loss, root: Root, prediction: Array, y: Any) -> tuple[Array, Array]:
+def _columns(loss: Loss, root: Root, prediction: Array, y: Tree) -> tuple[Array, Array]:
     """The root's columns (c, ..., k), and the losses."""
     check_array("curvature", prediction, "a network whose prediction is one array")
     columns = root(prediction, y)

@@ -23,11 +23,11 @@ import jax.numpy as jnp
 
 from fnn import numbers
 from fnn.backprop import value_and_grad
-from fnn.base import Array, Layer, Loss, Params, at, at_least_float32, split
+from fnn.base import Array, Layer, Loss, Params, Tree, at, at_least_float32, split
 from fnn.per_example import add_noise
 from fnn.reductions import safe_norm
 
-Gradient = Callable[[Params, Any, Any], tuple[Array, Params]]
+Gradient = Callable[[Params, Tree, Tree], tuple[Array, Params]]
 
 
 def of(network: Layer, loss: Loss) -> Gradient:
@@ -60,7 +60,7 @@ def sam(gradient: Gradient, rho: float | Array = 0.05) -> Gradient:
     check("sam", gradient)
     rho = numbers.positive("sam", rho=rho)
 
-    def perturbed(params: Params, batch: Any, key: Any) -> tuple[Array, Params]:
+    def perturbed(params: Params, batch: Tree, key: Any) -> tuple[Array, Params]:
         value, grads = gradient(params, batch, key)
         scale = rho / jnp.maximum(_norm(grads), 1e-30)
         there = jax.tree.map(lambda p, g: p + scale.astype(p.dtype) * g, params, grads)
@@ -86,7 +86,7 @@ def microbatches(gradient: Gradient, n: int) -> Gradient:
     check("microbatches", gradient)
     n = numbers.count("microbatches", n=n)
 
-    def accumulated(params: Params, batch: Any, key: Any) -> tuple[Array, Params]:
+    def accumulated(params: Params, batch: Tree, key: Any) -> tuple[Array, Params]:
         m = len(jax.tree.leaves(batch)[0])
         size = -(-m // n)
         parts = m // size
@@ -125,7 +125,7 @@ def clipped(gradient: Gradient, max_norm: float | Array) -> Gradient:
     check("clipped", gradient)
     max_norm = numbers.bound("clipped", max_norm=max_norm)
 
-    def bounded(params: Params, batch: Any, key: Any) -> tuple[Array, Params]:
+    def bounded(params: Params, batch: Tree, key: Any) -> tuple[Array, Params]:
         value, grads = gradient(params, batch, key)
         scale = 1 / jnp.maximum(_norm(grads) / max_norm, 1)
         return value, jax.tree.map(lambda g: scale.astype(g.dtype) * g, grads)
@@ -145,7 +145,7 @@ def noisy(gradient: Gradient, stddev: float | Array) -> Gradient:
     """
     check("noisy", gradient)
 
-    def with_noise(params: Params, batch: Any, key: Any) -> tuple[Array, Params]:
+    def with_noise(params: Params, batch: Tree, key: Any) -> tuple[Array, Params]:
         key, noise_key = split(key, 2)
         value, grads = gradient(params, batch, key)
         return value, add_noise(grads, noise_key, stddev)

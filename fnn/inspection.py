@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fnn.base import Layer, Params, check_layer
+from fnn.base import Layer, Params, Tree, check_layer
 from fnn.catalog import ACTIVATIONS
 from fnn.targets.flops import products
 
 
-def layer_outputs(network: Layer, params: Params, x: Any) -> list[Any]:
+def layer_outputs(network: Layer, params: Params, x: Tree) -> list[Any]:
     """The output of each of the network's layers, from input to output.
 
     For `serial` (such as `mlp`) and `repeat` the last one is the prediction; for `skip` it is the
@@ -65,7 +65,7 @@ class Summary(NamedTuple):
         return [head, *(line(*row) for row in self.rows)]
 
 
-def summary(network: Layer, x: Any) -> Summary:
+def summary(network: Layer, x: Tree) -> Summary:
     """A table of the network's layers for an input x, an array or a tree, of which only shapes and
     dtypes matter: nothing is computed.
 
@@ -89,7 +89,7 @@ def summary(network: Layer, x: Any) -> Summary:
     return Summary(rows)
 
 
-def _rows(layer: Layer, params: Params, x: Any, depth: int) -> list[tuple[Any, ...]]:
+def _rows(layer: Layer, params: Params, x: Tree, depth: int) -> list[tuple[Any, ...]]:
     """The rows of a layer and of those inside it, from traced arrays."""
     jaxpr, (y, residuals) = jax.make_jaxpr(layer.forward, return_shape=True)(params, x)
     kept = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(residuals))

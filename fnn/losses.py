@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import numbers
-from fnn.base import Array, Loss, check_array, check_loss
+from fnn.base import Array, Loss, Tree, check_array, check_loss
 from fnn.reductions import expand_like, safe_norm
 
 Root = Callable[[Array, Array], Array]
@@ -349,7 +349,7 @@ def info_nce(temperature: float = 0.1) -> Loss:
     return Loss(value, gradient, mixes=True)
 
 
-def heads(losses: Any, weights: Any = None) -> Loss:
+def heads(losses: Any, weights: Tree = None) -> Loss:
     """The sum of one loss per part of the prediction; losses and prediction are both tuples or both
     dicts.
 
@@ -370,7 +370,7 @@ def heads(losses: Any, weights: Any = None) -> Loss:
     for name in names:
         check_loss(f"heads: {name!r}", losses[name])
 
-    def each(field: int, prediction: Any, target: Any) -> dict[Any, Any]:
+    def each(field: int, prediction: Tree, target: Tree) -> dict[Any, Any]:
         """The value (0) or the gradient (1) of each part, weighted."""
         given = weights(target) if callable(weights) else weights
 
@@ -381,10 +381,10 @@ def heads(losses: Any, weights: Any = None) -> Loss:
 
         return {name: part(name) for name in names}
 
-    def value(prediction: Any, target: Any) -> Array:
+    def value(prediction: Tree, target: Tree) -> Array:
         return jax.tree.reduce(jnp.add, each(0, prediction, target))
 
-    def gradient(prediction: Any, target: Any) -> Any:
+    def gradient(prediction: Tree, target: Tree) -> Any:
         parts = each(1, prediction, target)
         return parts if isinstance(losses, dict) else tuple(parts.values())
 
@@ -438,7 +438,7 @@ def _one_hot(labels: Array, k: int, dtype: Any) -> Array:
     return jnp.where(known, (labels == jnp.arange(k, dtype=labels.dtype)).astype(dtype), jnp.nan)
 
 
-def _floating(name: str, prediction: Any) -> Array:
+def _floating(name: str, prediction: Tree) -> Array:
     check_array(name, prediction, "one array as prediction")
     prediction = jnp.asarray(prediction)
     if not jnp.issubdtype(prediction.dtype, jnp.floating):

@@ -20,6 +20,7 @@ from fnn.base import (
     Layer,
     Params,
     Residuals,
+    Tree,
     Varying,
     at,
     check_array,
@@ -50,10 +51,10 @@ def remat(layer: Layer) -> Layer:
     """
     check_layer("remat", layer)
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         return layer.forward(params, x)[0], x
 
-    def backward(params: Params, x: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, x: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         # Without the barrier XLA would merge the two forward passes and keep the residuals.
         params, x = _barrier((params, x))
         _, residuals = layer.forward(params, x)
@@ -95,7 +96,7 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
         pairs = zip((f, g), keys_of(key), strict=True)
         return tuple(jax.vmap(layer.init)(keys) for layer, keys in pairs)
 
-    def blocks(keys: Any, statistics: Any) -> Layer:
+    def blocks(keys: Any, statistics: Tree) -> Layer:
         """The n blocks, each at its keys and its statistics."""
 
         def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
@@ -110,7 +111,7 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
             return y, y
 
         def backward(params: Params, y: Residuals, dy: Array, reduce: Reduce = total) -> Grads:
-            def one(later: Any, block: Any) -> tuple[Any, Params]:
+            def one(later: Tree, block: Any) -> tuple[Tree, Params]:
                 (y1, y2), (dy1, dy2) = later
                 (pf, pg), (f, g) = block[0], _pair_at(*block[1:])
                 gy, saved = g.forward(pg, y1)
@@ -126,7 +127,7 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
 
         return Layer(init, forward, backward)
 
-    def _pair_at(keys: Any, statistics: Any) -> tuple[Layer, ...]:
+    def _pair_at(keys: Any, statistics: Tree) -> tuple[Layer, ...]:
         pairs = zip((f, g), keys or (None, None), statistics or (None, None), strict=True)
         return tuple(at(layer, k, s) for layer, k, s in pairs)
 
@@ -149,7 +150,7 @@ def reversible(f: Layer, g: Layer, n: int) -> Layer:
     return blocks(None, None)._replace(varying=varying)
 
 
-def _barrier(tree: Any) -> Any:
+def _barrier(tree: Tree) -> Any:
     """`jax.lax.optimization_barrier`, once per group of arrays that vary along the same mesh axes:
     inside `jax.shard_map`, a single one would make all arrays vary along the axes of any."""
     leaves, form = jax.tree.flatten(tree)

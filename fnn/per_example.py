@@ -50,13 +50,13 @@ import jax.numpy as jnp
 
 from fnn import numbers
 from fnn.backprop import example_shape, per_example_backward, weight_of
-from fnn.base import Array, Layer, Loss, Params, at_least_float32, check_layer, check_unmixed
+from fnn.base import Array, Layer, Loss, Params, Tree, at_least_float32, check_layer, check_unmixed
 from fnn.reductions import Direct, Factor, Widened, for_each_copy, safe_norm
 
 
 def squared_norms(
     network: Layer, loss: Loss, *, example_axes: int | None = None
-) -> Callable[[Params, Any, Any], Array]:
+) -> Callable[[Params, Tree, Tree], Array]:
     """f(params, x, y) -> ||g_n||^2 over all parameters together, (...).
 
     >>> import fnn
@@ -73,7 +73,7 @@ def squared_norms(
 
 def gram(
     network: Layer, loss: Loss, *, example_axes: int | None = None
-) -> Callable[[Params, Any, Any], Array]:
+) -> Callable[[Params, Tree, Tree], Array]:
     """f(params, x, y) -> <g_n, g_k> for each pair of examples, (..., ...): (m, m) for one batch
     axis. It is the empirical tangent kernel, contracted with the losses' gradients.
 
@@ -92,7 +92,7 @@ def gram(
 
 def cross_gram(
     network: Layer, loss: Loss, *, example_axes: int | None = None
-) -> Callable[[Params, Any, Any, Any, Any], Array]:
+) -> Callable[[Params, Tree, Tree, Tree, Tree], Array]:
     """f(params, x, y, x_other, y_other) -> <g_n, h_k> for each example n of (x, y) and k of the
     other set, (..., ... of the other): (m, k) for one batch axis each.
 
@@ -109,7 +109,7 @@ def cross_gram(
     """
     reduced = _reduced(network, loss, _kept, example_axes)
 
-    def f(params: Params, x: Any, y: Any, x_other: Any, y_other: Any) -> Array:
+    def f(params: Params, x: Tree, y: Tree, x_other: Tree, y_other: Tree) -> Array:
         (losses, ours), (others, theirs) = reduced(params, x, y), reduced(params, x_other, y_other)
 
         def inner(node: _Normed, other: _Normed) -> Array:
@@ -124,7 +124,7 @@ def cross_gram(
 
 def cosines(
     network: Layer, loss: Loss, *, example_axes: int | None = None
-) -> Callable[[Params, Any, Any], Array]:
+) -> Callable[[Params, Tree, Tree], Array]:
     """f(params, x, y) -> the cosine between g_n and the mean gradient, over all parameters
     together, (...).
 
@@ -155,7 +155,7 @@ def cosines(
 
 def gradients(
     network: Layer, loss: Loss, *, chunk: int | None = None, example_axes: int | None = None
-) -> Callable[[Params, Any, Any], Params]:
+) -> Callable[[Params, Tree, Tree], Params]:
     """f(params, x, y) -> g_n: a tree like params, each leaf (..., *shape of the parameter) and in
     at least float32.
 
@@ -181,7 +181,7 @@ def gradients(
 
     whole = _statistic(network, loss, _kept, rows, example_axes)
 
-    def f(params: Params, x: Any, y: Any) -> Params:
+    def f(params: Params, x: Tree, y: Tree) -> Params:
         if chunk is None:
             return whole(params, x, y)
         one = lambda xy: whole(params, *jax.tree.map(lambda a: a[None], xy))
@@ -193,7 +193,7 @@ def gradients(
 
 def second_moment(
     network: Layer, loss: Loss, *, example_axes: int | None = None
-) -> Callable[[Params, Any, Any], Params]:
+) -> Callable[[Params, Tree, Tree], Params]:
     """f(params, x, y) -> (1/m) sum_n g_n^2, entry by entry: a tree like params.
 
     It is the diagonal of the empirical Fisher matrix. Minus the square of the mean gradient, it
@@ -242,7 +242,7 @@ def clipped_value_and_grad(
     with_norm = lambda factor, examples: _Normed(factor.norm(examples), factor)
     reduced = _reduced(network, loss, with_norm, example_axes)
 
-    def f(params: Params, x: Any, y: Any, weight: Array | None = None) -> tuple[Array, Params]:
+    def f(params: Params, x: Tree, y: Tree, weight: Array | None = None) -> tuple[Array, Params]:
         losses, normed = reduced(params, x, y)
         norms = [node.norm for node in jax.tree.leaves(normed, is_leaf=_is_normed)]
         norm_of_all = _norm_of_all(norms, losses.shape, losses.dtype)
@@ -339,7 +339,7 @@ class NoiseScale(NamedTuple):
 
 def gradient_noise_scale(
     network: Layer, loss: Loss, *, example_axes: int | None = None
-) -> Callable[[Params, Any, Any], NoiseScale]:
+) -> Callable[[Params, Tree, Tree], NoiseScale]:
     """f(params, x, y) -> NoiseScale, from one batch. McCandlish et al. 2018, appendix A.1.
 
     With s = ||(1/m) sum_n g_n||^2 and q = (1/m) sum_n ||g_n||^2,
@@ -379,7 +379,7 @@ def _statistic(
     reduce: Callable[[Factor, int], Any],
     of: Callable[[Array, Any], Any],
     example_axes: int | None,
-) -> Callable[[Params, Any, Any], Any]:
+) -> Callable[[Params, Tree, Tree], Any]:
     """f(params, x, y) -> of(losses, reduce(factor, number of example axes) of each parameter)."""
     reduced = _reduced(network, loss, reduce, example_axes)
     return lambda params, x, y: of(*reduced(params, x, y))
@@ -387,12 +387,12 @@ def _statistic(
 
 def _reduced(
     network: Layer, loss: Loss, reduce: Callable[[Factor, int], Any], example_axes: int | None
-) -> Callable[[Params, Any, Any], tuple[Array, Any]]:
+) -> Callable[[Params, Tree, Tree], tuple[Array, Any]]:
     """f(params, x, y) -> (losses (*examples), reduce(factor, example axes) of each parameter)."""
     check_layer("network", network)
     check_unmixed("per_example", loss)
 
-    def f(params: Params, x: Any, y: Any) -> tuple[Array, Any]:
+    def f(params: Params, x: Tree, y: Tree) -> tuple[Array, Any]:
         prediction, residuals = network.forward(params, x)
         losses, dy = loss.value(prediction, y), loss.gradient(prediction, y)
         examples = example_shape(losses, example_axes)
@@ -413,7 +413,7 @@ def _norm_of_all(norms: list[Array], shape: tuple[int, ...], dtype: Any) -> Arra
     return safe_norm(jnp.concatenate([start, *each]), (0,))
 
 
-def _over_parameters(tree: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+def _over_parameters(tree: Tree, shape: tuple[int, ...], dtype: Any) -> Array:
     """The sum of all leaves (*copies, *shape), over the copies too."""
     start = jnp.zeros(shape, at_least_float32(dtype))
     leaves = [leaf.astype(start.dtype) for leaf in jax.tree.leaves(tree)]

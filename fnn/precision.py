@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.base import Grads, Layer, Params, Residuals, check_layer, is_floating, varying_with
+from fnn.base import Grads, Layer, Params, Residuals, Tree, check_layer, is_floating, varying_with
 from fnn.reductions import Reduce, Widened, total
 
 
@@ -33,11 +33,11 @@ def compute_in(layer: Layer, dtype: Any) -> Layer:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"compute_in: expected a floating-point dtype, got {dtype!r}")
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         y, residuals = layer.forward(_cast(params, dtype), _cast(x, dtype))
         return _cast(y, _dtype_of(x, params)), residuals
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         of_params = _dtype_of(params, dy)
         widened = lambda factor: reduce(Widened(factor, of_params))
         dparams, dx = layer.backward(_cast(params, dtype), residuals, _cast(dy, dtype), widened)
@@ -47,7 +47,7 @@ def compute_in(layer: Layer, dtype: Any) -> Layer:
     return Layer(layer.init, forward, backward, varying)
 
 
-def _cast(tree: Any, dtype: Any) -> Any:
+def _cast(tree: Tree, dtype: Any) -> Any:
     """The tree with its floating-point arrays in dtype."""
     return jax.tree.map(lambda a: a.astype(dtype) if is_floating(a) else a, tree)
 

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 
 from fnn import initializers
-from fnn.base import Array, Grads, Layer, Params, Residuals, at_least_float32, split
+from fnn.base import Array, Grads, Layer, Params, Residuals, Tree, at_least_float32, split
 from fnn.layers.shapes import check_input, named_widths
 from fnn.reductions import Outer, Reduce, total
 
@@ -77,7 +76,7 @@ def attention(
             seen &= mask[..., None, None, :] | jnp.eye(tokens, dtype=bool)
         return jnp.where(seen, s, -jnp.inf)
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         x, mask = x if isinstance(x, tuple) else (x, None)
         check_input(name, params, shapes, x, "tokens", d)
         _check_mask(name, x, mask)
@@ -88,7 +87,7 @@ def attention(
         y = h @ params["O"].T
         return y if mask is None else (y, mask), (x, mask, peak)
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         x, mask, peak = residuals
         dy = dy if mask is None else dy[0]
         q, k, v = projected(params, x)

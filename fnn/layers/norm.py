@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import numbers
-from fnn.base import Array, Grads, Layer, Params, Residuals, Varying, at_least_float32
+from fnn.base import Array, Grads, Layer, Params, Residuals, Tree, Varying, at_least_float32
 from fnn.layers.shapes import check_input, named_widths
 from fnn.reductions import Direct, Reduce, Whole, Widened, total
 
@@ -152,7 +152,7 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
     name, d = named_widths("batch_norm", d)
     eps = numbers.positive(name, eps=eps)
 
-    def normalised(params: Params, x: Array, statistics: Any) -> tuple[Array, Residuals]:
+    def normalised(params: Params, x: Array, statistics: Tree) -> tuple[Array, Residuals]:
         mean, variance = statistics
         # NaN for a variance that overflowed, for which the root would be 0.
         r = jax.lax.rsqrt(jnp.where(variance < jnp.inf, variance, jnp.nan) + eps)
@@ -164,7 +164,7 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
         mean = wide.mean(examples)
         return mean, jnp.square(wide - mean).mean(examples)
 
-    def evaluation(statistics: Any) -> Layer:
+    def evaluation(statistics: Tree) -> Layer:
         def forward(params: Params, x: Array) -> tuple[Array, Residuals]:
             check_input(name, params, {"gain": (d,), "bias": (d,)}, x, d)
             wide = at_least_float32(x.dtype)
@@ -198,7 +198,7 @@ def batch_norm(d: int, *, eps: float = 1e-5) -> Layer:
 
     training = Layer(partial(_init, d), forward, backward)
 
-    def at(key: Array | None, statistics: Any) -> Layer:
+    def at(key: Array | None, statistics: Tree) -> Layer:
         return evaluation(statistics) if key is None else training
 
     def measure(params: Params, x: Array, key: Array | None) -> tuple[Array, Any]:

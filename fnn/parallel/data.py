@@ -7,7 +7,7 @@ import jax
 from jax.tree_util import DictKey
 
 from fnn.axes import check_tracked, is_mapped, varying
-from fnn.base import Array, Grads, Layer, Params, Residuals, check_layer, varying_with
+from fnn.base import Array, Grads, Layer, Params, Residuals, Tree, check_layer, varying_with
 from fnn.parallel.factors import Summed, is_summed, part_of
 from fnn.reductions import Factor, Reduce, for_each_copy, total
 
@@ -31,11 +31,11 @@ def replicated(layer: Layer, axis: str) -> Layer:
     """
     check_layer("replicated", layer)
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         is_mapped("replicated", axis)
         return layer.forward(params, x)
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         if not is_mapped("replicated", axis):
             return layer.backward(params, residuals, dy, reduce)
         check_tracked("replicated", axis)
@@ -99,12 +99,12 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
 
         return jax.tree.map(gather, params, dims), dims
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         if not is_mapped("fully_sharded", axis):
             return layer.forward(params, x)
         return layer.forward(gathered(params)[0], x)
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         if not is_mapped("fully_sharded", axis):
             return layer.backward(params, residuals, dy, reduce)
         check_tracked("fully_sharded", axis)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fnn.base import Array, pytree
+from fnn.base import Array, Tree, pytree
 from fnn.parallel.partition import automatic, untyped
 
 
@@ -103,7 +103,7 @@ class ShardedExamples:
         last = jnp.arange(self.rows) == self.rows - 1
         return jnp.where(last & self.repeats(device), 0, self.rows / self.n).astype(dtype)
 
-    def examples(self, tree: Any) -> Any:
+    def examples(self, tree: Tree) -> Any:
         """The n examples, in their original order and without repeated ones, of a tree of arrays
         split in the same way.
 

@@ -14,7 +14,18 @@ import jax.numpy as jnp
 
 from fnn.activations import identity, relu
 from fnn.axes import cast, check_tracked, is_mapped, varying
-from fnn.base import Array, Grads, Layer, Params, Residuals, Varying, at, check_layer, measured
+from fnn.base import (
+    Array,
+    Grads,
+    Layer,
+    Params,
+    Residuals,
+    Tree,
+    Varying,
+    at,
+    check_layer,
+    measured,
+)
 from fnn.layers.dense import dense
 from fnn.models import perceptron
 from fnn.parallel.data import cut_dim
@@ -35,12 +46,12 @@ def copy_to(axis: str) -> Layer:
     Array([1., 1.], dtype=float32)
     """
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         if is_mapped("copy_to", axis) and jax.lax.axis_size(axis) > 1:
             x = jax.tree.map(lambda a: cast(a, frozenset({axis})), x)
         return x, ()
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         return (), jax.lax.psum(dy, axis) if is_mapped("copy_to", axis) else dy
 
     return Layer(lambda key: (), forward, backward)
@@ -59,10 +70,10 @@ def sum_over(axis: str) -> Layer:
     Array([1., 1.], dtype=float32)
     """
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         return jax.lax.psum(x, axis) if is_mapped("sum_over", axis) else x, ()
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         is_mapped("sum_over", axis)
         return (), dy
 
@@ -112,10 +123,10 @@ def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
             return params
         return jax.tree.map(lambda a, dim: part_of(a, axis, dim), params, dims(here()))
 
-    def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
+    def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         return here().forward(params, x)
 
-    def backward(params: Params, residuals: Residuals, dy: Any, reduce: Reduce = total) -> Grads:
+    def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         layer = here()
         if not is_mapped("sharded", axis):
             return layer.backward(params, residuals, dy, reduce)

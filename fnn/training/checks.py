@@ -9,7 +9,7 @@ import numpy as np
 
 from fnn import losses
 from fnn.backprop import weight_of
-from fnn.base import Array, Layer, Loss, Params
+from fnn.base import Array, Layer, Loss, Params, Tree
 from fnn.parallel.examples import ShardedExamples
 
 Data = Any
@@ -20,7 +20,7 @@ BINARY = (losses.binary_cross_entropy, losses.sigmoid_binary_cross_entropy)
 """The losses whose targets are from 0 to 1."""
 
 
-def pair(name: str, batch: Any, expected: str = "(x, y)") -> Data:
+def pair(name: str, batch: Tree, expected: str = "(x, y)") -> Data:
     """(x, y) or (x, y, weight). Raises TypeError, naming the caller, for anything else."""
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         raise TypeError(f"{name}: expected {expected}, got {type(batch).__name__}")
@@ -80,7 +80,7 @@ class Checks(NamedTuple):
         jax.tree_util.tree_map_with_path(partial(_check_whole, self.name), arrays)
         return arrays
 
-    def examples(self, params: Params, x: Any, y: Any, weight: Any = None) -> None:
+    def examples(self, params: Params, x: Tree, y: Tree, weight: Tree = None) -> None:
         """Raise for examples that the network or the loss can't take.
 
         Raises ValueError for no examples, different numbers of x and y, shapes for which the
@@ -104,7 +104,7 @@ class Checks(NamedTuple):
                     _refuse(self.name, place, a, ~finite, "finite numbers")
 
     def _fit_together(
-        self, network: Layer, loss: Loss, params: Params, x: Any, y: Any, weight: Any
+        self, network: Layer, loss: Loss, params: Params, x: Tree, y: Tree, weight: Tree
     ) -> None:
         """Raise for an x that the network can't take, and targets and weights the loss can't."""
         prediction, _ = jax.eval_shape(network.forward, params, x)
@@ -116,12 +116,12 @@ class Checks(NamedTuple):
             jax.tree_util.tree_map_with_path(partial(_check_labels, self.name), y, prediction)
         self.targets(y)
 
-    def targets(self, y: Any) -> None:
+    def targets(self, y: Tree) -> None:
         """Raise ValueError for targets of a binary cross-entropy outside [0, 1]."""
         if self.loss in BINARY:
             _refuse(self.name, "y", y, (y < 0) | (y > 1), "targets from 0 to 1")
 
-    def targets_fit(self, y: Any) -> Array:
+    def targets_fit(self, y: Tree) -> Array:
         """Whether `targets` accepts them: a boolean scalar on the device."""
         return ((y >= 0) & (y <= 1)).all() if self.loss in BINARY else jnp.array(True)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.backprop import weight_of
-from fnn.base import Array, Layer, Params, at, at_least_float32, statistics
+from fnn.base import Array, Layer, Params, Tree, at, at_least_float32, statistics
 from fnn.parallel.examples import ShardedExamples
 from fnn.training.checks import Data, examples
 from fnn.training.faults import all_finite
@@ -81,7 +81,7 @@ class Evaluation(NamedTuple):
         return entry
 
 
-def _mean(name: str, measured: Any, weight: Any = None) -> Array:
+def _mean(name: str, measured: Any, weight: Tree = None) -> Array:
     """The mean of what a metric returned, weighted if that has one number per weight."""
     try:
         values = jnp.asarray(measured)
@@ -99,7 +99,7 @@ def _mean(name: str, measured: Any, weight: Any = None) -> Array:
     return (each * weight.astype(each.dtype)).sum() / weight.sum().astype(each.dtype)
 
 
-def predicted(layer: Layer, params: Params, x: Any) -> Any:
+def predicted(layer: Layer, params: Params, x: Tree) -> Any:
     """The layer's output for the examples x (n, ...), at most `CHUNK` of them at a time."""
     forward = lambda x: layer.forward(params, x)[0]
     n = len(jax.tree.leaves(x)[0])

@@ -1,16 +1,15 @@
 """Find the first step, and the first array, at which training is no longer finite."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fnn.base import Array
+from fnn.base import Array, Tree
 from fnn.training.steps import Data, State, Training
 
 
-def all_finite(tree: Any) -> Array:
+def all_finite(tree: Tree) -> Array:
     """Whether no floating-point entry of the tree is NaN or infinite: a boolean scalar."""
     is_inexact = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     flags = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
@@ -35,7 +34,7 @@ def first_fault(
     return 0, float("nan"), "loss"
 
 
-def _first_not_finite(tree: Any) -> str | None:
+def _first_not_finite(tree: Tree) -> str | None:
     """The name of the first leaf, in the tree's order, with a NaN or an infinity in it."""
     for path, leaf in jax.tree.leaves_with_path(tree):
         if not all_finite(leaf):

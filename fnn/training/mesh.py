@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fnn.base import Array, Layer, Optimizer, Params
+from fnn.base import Array, Layer, Optimizer, Params, Tree
 from fnn.parallel.data import fully_sharded, replicated
 from fnn.parallel.examples import ShardedExamples
 from fnn.parallel.partition import automatic, shardings, specs
@@ -88,10 +88,10 @@ class Devices(NamedTuple):
         such a function of a batch, called on each device with its share."""
         parts = specs(network.init, self.mesh)
 
-        def spread(params: Params, batch: Any, keys: Any, scale: Any, weights: None) -> Any:
+        def spread(params: Params, batch: Tree, keys: Any, scale: Any, weights: None) -> Any:
             shares = self.sharded(batch)
 
-            def on_device(params: Params, batch: Any, keys: Array | None, scale: Any) -> Any:
+            def on_device(params: Params, batch: Tree, keys: Array | None, scale: Any) -> Any:
                 device = jax.lax.axis_index("data")
                 if keys is not None:
                     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, device)
@@ -110,7 +110,7 @@ class Devices(NamedTuple):
         parts = specs(network.init, self.mesh)
         return jax.shard_map(f, mesh=self.mesh, in_specs=(parts, WHOLE, SPLIT), out_specs=SPLIT)
 
-    def whole(self, tree: Any) -> Any:
+    def whole(self, tree: Tree) -> Any:
         """The arrays, replicated on each device."""
         return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, WHOLE))
 

@@ -43,7 +43,7 @@ from jax.sharding import Mesh
 
 from fnn import gradients, numbers
 from fnn.backprop import value_and_grad
-from fnn.base import Array, Layer, Loss, Optimizer, Params, check_key, check_optimizer, split
+from fnn.base import Array, Layer, Loss, Optimizer, Params, Tree, check_key, check_optimizer, split
 from fnn.gradients import Gradient
 from fnn.parallel.examples import ShardedExamples
 from fnn.parallel.partition import untyped
@@ -254,7 +254,7 @@ class Training(NamedTuple):
         return logs.loss if self.record is None else tuple(logs)
 
     def _of_batch(
-        self, params: Params, batch: Data, keys: Array | None, scale: Any, weights: Any
+        self, params: Params, batch: Data, keys: Array | None, scale: Any, weights: Tree
     ) -> tuple[Array, Params]:
         """(value, grads), with random layers and augmentation at their keys."""
         batch, key = examples(batch), None
@@ -299,7 +299,7 @@ class Training(NamedTuple):
         self,
         state: State,
         first: Any,
-        later: Any,
+        later: Tree,
         batch_of: Callable[[Any], Data],
         key: Array | None = None,
     ) -> tuple[State, _Logs]:
@@ -314,8 +314,8 @@ class Training(NamedTuple):
         """
         prepended = lambda first, others: jnp.concatenate([first[None], others])
 
-        def update_first(state: State, first: Any, later: Any) -> tuple[State, _Logs]:
-            def step(previous: tuple[State, Params], batch: Any) -> tuple[Any, _Logs]:
+        def update_first(state: State, first: Any, later: Tree) -> tuple[State, _Logs]:
+            def step(previous: tuple[State, Params], batch: Tree) -> tuple[Any, _Logs]:
                 state = self.optimizer.update(*previous)
                 grads, logs = self._gradient(state, batch_of(batch), key)
                 return (state, grads), logs
@@ -324,7 +324,7 @@ class Training(NamedTuple):
             last, others = jax.lax.scan(step, (state, grads), later)
             return self.optimizer.update(*last), jax.tree.map(prepended, logs, others)
 
-        def update_last(state: State, first: Any, later: Any) -> tuple[State, _Logs]:
+        def update_last(state: State, first: Any, later: Tree) -> tuple[State, _Logs]:
             step = lambda state, batch: self.step(state, batch_of(batch), key)
             return jax.lax.scan(step, state, jax.tree.map(prepended, first, later))
 
