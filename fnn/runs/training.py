@@ -152,7 +152,8 @@ def initial_state(run: Run) -> Any:
     """The optimizer's state before the first step, the same that `fit` starts from."""
 
     state = lambda key: run.optimizer.init(run.network.init(jax.random.split(key)[0]))
-    return jax.jit(state)(jax.random.key(run.settings.seed))
+    once = {"xla_backend_optimization_level": 0}  # compiles four times as fast
+    return jax.jit(state, compiler_options=once)(jax.random.key(run.settings.seed))
 
 
 def advance(
@@ -217,7 +218,7 @@ def _keeping(
         params = jax.tree.map(lambda a, b: jnp.where(better(a), a, b), state.params, best.params)
         return state._replace(params=params), jnp.minimum(now, least), now.mean()
 
-    none = jnp.full(run.members, jnp.inf)
+    none = jnp.full(run.members, jnp.inf, jnp.float32)
     least = none if best is None else chosen(best, best, none)[1]
 
     def keep(state: Any, best: Any) -> tuple[Any, float]:
