@@ -51,7 +51,9 @@ def test_every_layer_compiles_both_ways(name, target):
 
     report = targets.compile_for(target, both, shapes(layer.init, KEY), x)
     assert report.fits
-    assert report.temp_bytes < 1e6
+    # cuBLAS asks for 32 MiB to work in for a product in bfloat16.
+    workspace = 2**25 if (name, target) == ("compute_in", "H100") else 0
+    assert report.temp_bytes < workspace + 1e6
     assert not report.collectives
     assert all(loop.trips for loop in report.loops)
 
