@@ -39,6 +39,7 @@ PARTS = [
     "attention",
     "verify",
     "tables",
+    "ranks",
 ]
 """Each is a module of this package with run(quick) -> result, which prints its table and
 returns what goes into its JSON file, and where there is something to see,
