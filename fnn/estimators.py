@@ -115,7 +115,8 @@ class Classifier(ClassifierMixin, _Network):
         >>> Classifier(epochs=1).fit([[0.0], [1.0]], [0, 1]).predict([[0.5]]).shape
         (1,)
         """
-        return self.classes_[self._predicted(X).argmax(1)]
+        chances = self._predicted(X)  # which checks that there are classes
+        return self.classes_[chances.argmax(1)]
 
 
 class Regressor(MultiOutputMixin, RegressorMixin, _Network):
