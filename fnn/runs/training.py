@@ -1,6 +1,7 @@
 """How a run comes to be: its data read and split, its network trained."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -98,7 +99,8 @@ def begin(
     names = train.features, train.classes, train.targets
     run = Run(*known, *names, inputs, outputs, Progress(None, [], None))
     run = _from_first(run) if is_shared else _binned(run, train, folds)
-    state = initial_state(run)
+    once = {"xla_backend_optimization_level": 0}  # compiles four times as fast
+    state = jax.jit(partial(initial_state, run), compiler_options=once)()
     run = run._replace(progress=Progress(state, [], state))
     return run, Examples(train, validation, test, folds)
 
@@ -150,10 +152,8 @@ def _from_first(run: Run) -> Run:
 
 def initial_state(run: Run) -> Any:
     """The optimizer's state before the first step, the same that `fit` starts from."""
-
-    state = lambda key: run.optimizer.init(run.network.init(jax.random.split(key)[0]))
-    once = {"xla_backend_optimization_level": 0}  # compiles four times as fast
-    return jax.jit(state, compiler_options=once)(jax.random.key(run.settings.seed))
+    init_key, _ = jax.random.split(jax.random.key(run.settings.seed))
+    return run.optimizer.init(run.network.init(init_key))
 
 
 def advance(
