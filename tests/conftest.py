@@ -1,3 +1,4 @@
+import gc
 import os
 from collections import Counter
 from functools import wraps
@@ -6,6 +7,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+gc.set_threshold(100_000, 20, 100)  # JAX's caches are millions of objects, which it looks through
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("FNN_TEST_DEVICES", 2)))
 

@@ -46,6 +46,7 @@ IMAGES = fnn.serial(
 
 
 @every_backend
+@pytest.mark.sampled(3)
 def test_a_whole_run_lowers(backend):
     """Shuffling, dropout, batch normalisation, convolution, a scan, Adam: all of `make_train`."""
     train = fnn.make_train(IMAGES, fnn.softmax_cross_entropy, fnn.adam(1e-3), 4, 2)

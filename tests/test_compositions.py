@@ -148,6 +148,7 @@ def test_rounding_is_to_the_dtypes_nearest(dtype):
     np.testing.assert_array_equal(duals.rounded(a, dtype), expected)
 
 
+@pytest.mark.long
 def test_rounds_count_what_they_compare(tmp_path):
     counts = compose.compositions(tmp_path, 6, 0)
     assert (counts["inputs"], counts["differ"]) == (6, 0)

@@ -62,6 +62,7 @@ def test_names_of_classes_come_back():
     np.testing.assert_array_equal(model.classes_[chances.argmax(1)], model.predict(iris.data))
 
 
+@pytest.mark.long
 def test_the_random_state_decides_everything():
     iris = load_iris()
     fitted = lambda state: Classifier(**QUICK, random_state=state).fit(iris.data, iris.target)
@@ -71,6 +72,7 @@ def test_the_random_state_decides_everything():
     fitted(np.random.RandomState(3))
 
 
+@pytest.mark.long
 def test_several_values_and_one():
     x, y = load_diabetes(return_X_y=True)
     both = Regressor(**QUICK).fit(x, np.stack([y, -y], 1))

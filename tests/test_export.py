@@ -73,7 +73,7 @@ def test_a_run_predicts_the_same_without_fnn(tmp_path):
 
 def prepared(source, network="mlp"):
     """A run of no epochs yet."""
-    settings = runs.Settings((8,), "tanh", "sgd", 0.1, 32, 1, seed=0, network=network)
+    settings = runs.Settings((8,), "tanh", "sgd", 0.1, 32, 1, seed=0, network=network, members=1)
     return training.prepare(source, settings)[0]
 
 

@@ -290,6 +290,7 @@ def test_huber_refuses_delta(delta):
         fnn.huber(delta)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.optimized
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", "sigmoid_binary_cross_entropy"])

@@ -89,6 +89,7 @@ def test_a_number_of_any_type_is_looked_at(name):
         jax.eval_shape(lambda v: (make(v), v)[1], jnp.ones(2))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_count_of_any_type_is_looked_at(name):
     make, caller = COUNTS[name], name.split()[0]
@@ -123,6 +124,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_number_of_numpys_is_the_same_as_pythons(name, dtype):
@@ -149,6 +151,7 @@ def test_hubers_delta_of_numpys_does_not_widen():
     assert loss.gradient(p, t).dtype == jnp.bfloat16
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", catalog.OPTIMIZERS)
 def test_a_rules_numbers_of_numpys_are_pythons(name):
     make = catalog.OPTIMIZERS[name]
@@ -169,6 +172,7 @@ def test_a_rules_numbers_of_numpys_are_pythons(name):
 EIGHT = np.int8(16)
 
 
+@pytest.mark.long
 def test_whole_numbers_of_a_narrow_type_do_not_wrap():
     x = jnp.ones((2, 16, 16, 1))
     layer = fnn.mean_pool((EIGHT, EIGHT))
@@ -186,6 +190,7 @@ def test_whole_numbers_of_a_narrow_type_do_not_wrap():
     assert attention.forward(attention.init(KEY), jnp.ones((2, 5, 64)))[0].shape == (2, 5, 64)
 
 
+@pytest.mark.long
 def test_training_counts_of_a_narrow_type_do_not_wrap():
     network, data = fnn.mlp((3, 2)), (np.ones((300, 3), np.float32), np.ones((300, 2), np.float32))
     optimizer = fnn.sgd(0.1)

@@ -45,6 +45,7 @@ def test_the_rule_is_the_equation(case, rate):
             assert int(state.step) == t
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", [c for c in OPTIMIZERS if c.optax], ids=lambda case: case.name)
 @pytest.mark.parametrize("rate", [0.03, changing], ids=["constant", "changing"])
 def test_optax_agrees(case, rate):
@@ -90,6 +91,7 @@ def test_momentum_keeps_the_rate_a_step_was_taken_with():
 
 
 @every_optimizer
+@pytest.mark.sampled(4)
 def test_state_keeps_its_form_and_accumulates_in_float32(case):
     params = {"a": jnp.ones((2, 3), jnp.bfloat16), "b": (jnp.ones(4), ())}
     optimizer = case.make(0.01)
@@ -107,6 +109,7 @@ def test_state_keeps_its_form_and_accumulates_in_float32(case):
 
 
 @every_optimizer
+@pytest.mark.sampled(4)
 def test_vmap_over_learning_rates_equals_a_loop(case):
     rates, g = jnp.array([0.1, 0.01, 0.003]), jnp.array([[0.3, -2.0], [1e-4, 5.0]])
 

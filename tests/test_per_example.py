@@ -262,6 +262,7 @@ def test_a_layer_that_does_not_state_its_gradients_is_refused(backward, message,
         norms()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("size", [1e15, 3e19, 1e35])
 def test_a_norm_whose_square_overflows_is_clipped_as_any_other(size):
     """Beside an ordinary example, which keeps its own norm."""
@@ -415,6 +416,7 @@ def largest_array(f, m):
     return max(int(np.prod([int(d) for d in shape.split(",")])) for shape in shapes)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.optimized
 @pytest.mark.parametrize(
     "make",
@@ -439,6 +441,7 @@ def test_the_reader_of_programs_sees_an_array_of_batch_times_parameters():
     assert largest_array(norms, MANY) >= MANY_TIMES_WEIGHTS
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_norms_and_moments_of_narrow_gradients_are_float32(dtype):
     params, x, y = problem(REPEATED, fnn.mse)
@@ -466,6 +469,7 @@ NARROW = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("max_norm", [1e-3, 1.0])
 @pytest.mark.parametrize(("network", "dtype"), list(NARROW.values()), ids=list(NARROW))
 def test_clipping_in_narrow_dtypes_drops_no_example_and_keeps_the_bound(network, dtype, max_norm):

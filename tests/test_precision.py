@@ -48,6 +48,7 @@ def test_sums_over_the_batch_are_wide():
 MASK = {"W": jnp.ones((1, 1)), "b": jnp.ones(1)}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("layer", "ones"),
     [

@@ -183,6 +183,7 @@ SCALED = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SCALED)
 def test_scale_loss_changes_nothing_wherever_it_stands(name):
     network, x = fnn.dense(2, 1), jnp.array([[1.0, -2.0], [0.5, 3.0], [2.0, 1.0]])

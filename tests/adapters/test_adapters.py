@@ -179,6 +179,7 @@ def draw(key):
 FUNCTION, SINGLE = fnn.from_function(draw, mlp), fnn.from_single(draw, mlp)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("layer", [FUNCTION, SINGLE], ids=["function", "single"])
 def test_a_function_is_a_layer(layer):
     params = layer.init(KEYS[2])
@@ -246,6 +247,7 @@ def test_functions_that_are_no_layers_are_refused():
 # Equinox and Flax.
 
 
+@pytest.mark.long
 def test_equinox_both_ways():
     eqx = pytest.importorskip("equinox")
     module = eqx.nn.MLP(3, 2, 4, 1, activation=jnp.tanh, key=KEYS[2])

@@ -90,6 +90,7 @@ def trees():
 
 @bounded
 @given(tree=trees(), metadata=st.dictionaries(st.text(), st.integers() | st.text(), max_size=3))
+@pytest.mark.long
 def test_any_tree_comes_back_bit_for_bit(tmp_path_factory, tree, metadata):
     path = tmp_path_factory.mktemp("trees") / "tree"
     checkpoint.save(path, tree, metadata)

@@ -97,6 +97,7 @@ def test_a_device_that_is_there(tmp_path):
     assert "--device names one device" in result.stderr
 
 
+@pytest.mark.long
 def test_values_in_their_own_units(tmp_path):
     result = run("train", "diabetes", "--epochs", 6, "--members", 1, "--out", tmp_path)
     assert result.exit_code == 0, result.output
@@ -105,6 +106,7 @@ def test_values_in_their_own_units(tmp_path):
     assert 40 < rmse < by_mean < 90
 
 
+@pytest.mark.long
 def test_the_seed_decides_everything(tmp_path):
     args = ("--epochs", 2, "--hidden", 4, "--members", 1)
     for out, seed in (("a", 3), ("b", 3), ("c", 4)):

@@ -425,6 +425,7 @@ CELL = st.sampled_from(["1", "-2.5", "1e400", "nan", "x", "", " ", '"', "é", "\
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(rows=st.lists(st.lists(CELL, max_size=4), max_size=5), end=st.sampled_from(["\n", "\r", ""]))
+@pytest.mark.long
 def test_fuzzed_tables(tmp_path_factory, rows, end):
     text = "".join(",".join(row) + end for row in rows)
     survives(written(tmp_path_factory.mktemp("csv") / "a.csv", text))

@@ -58,6 +58,7 @@ def test_dates_that_can_be_read_in_two_ways_are_noted(tmp_path):
     assert data.load(path, task="regression").notes == ("dates as month/day/year",)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet", "arrow", "parquet.gz"])
 def test_parts_are_the_whole(kind, tmp_path):
     """Quotes, line ends in cells, blanks, categories and dates, cut anywhere."""
@@ -147,7 +148,8 @@ def test_predictions_in_parts(tmp_path, monkeypatch):
 
     (tmp_path / "b.csv").write_text("pet,a\n" + "u,2.5\nw,3.5\n,1.5\n" * 30)
     whole = predict()
-    monkeypatch.setattr(data, "parts", partial(data.parts, size=30))
+    in_parts = data.parts
+    monkeypatch.setattr(data, "parts", partial(in_parts, size=30))
     parts = predict("--out", tmp_path / "p.csv")
     assert parts.stderr == whole.stderr
     assert "column 'pet': 30 of 90 values were never seen" in parts.stderr
@@ -165,6 +167,7 @@ def test_predictions_in_parts(tmp_path, monkeypatch):
         assert (tmp_path / name).read_bytes() == before
     assert not list(tmp_path.glob("*fnn-tmp"))
     (tmp_path / "b.csv").write_text("pet,a\n" + "".join(f"u,{i / 1500}\n" for i in range(9000)))
+    monkeypatch.setattr(data, "parts", partial(in_parts, size=10_000))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for name in ("p.csv", "p.parquet"):
         before = (tmp_path / name).read_bytes()

@@ -504,6 +504,7 @@ CELL = st.one_of(
     quoted=st.booleans(),
     keep=st.integers(1, 8),
 )
+@pytest.mark.long
 def test_fuzzed_columns(tmp_path_factory, columns, header, mark, quoted, keep):
     """Trained on and applied to itself and to each other half: arrays that are finite."""
     rows = [*zip(*columns, strict=True)][:keep] * (1 + (keep > 4))

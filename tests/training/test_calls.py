@@ -131,6 +131,7 @@ def test_a_loss_that_takes_the_mean_is_refused(call):
         call()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "record", [lambda *noted: 3, lambda *noted: KEY, lambda *noted: {"a": 1.5, "b": True}]
 )
@@ -156,6 +157,7 @@ def test_an_epoch_without_a_validation_loss_is_never_the_best():
     assert [set(entry) for entry in second] == [{"loss"}, {"loss", "validation_loss"}]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("data", [(X, Y), (np.asarray(X), np.asarray(Y)), [(X, Y)] * 2])
 def test_fit_runs_where_transfers_are_disallowed(data):
     size = 5 if isinstance(data, tuple) else None

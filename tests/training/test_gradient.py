@@ -67,7 +67,7 @@ def test_the_default_gradient_given_trains_the_same():
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.long
 @pytest.mark.parametrize("stream", [False, True])
 def test_fit_trains_resumes_and_diverges_with_it(stream):
     data, size = ([(X[:25], Y[:25]), (X[25:], Y[25:])], None) if stream else ((X, Y), 25)
@@ -137,6 +137,7 @@ def test_weighted_examples_have_the_weighted_gradient():
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("stream", [False, True])
 def test_weights_follow_their_examples(stream):
     """Weights of 0 and 1: the labels of the others are wrong, and make no difference."""

@@ -33,6 +33,7 @@ def test_a_step_needs_a_key_and_draws_from_the_step_number():
     assert float(later) != float(value)
 
 
+@pytest.mark.long
 def test_a_resumed_run_draws_the_same_numbers():
     data = (X, jnp.zeros((8, 8)))
     settings = {"key": KEY, "batch_size": 3}

@@ -63,6 +63,7 @@ def with_vjp(forward, slope):
     return fused
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 def test_a_kernel_passes_and_a_wrong_one_fails(kernel):
     right = with_vjp(kernel(swish), kernel(swish_slope))
@@ -225,6 +226,7 @@ def test_a_right_attention_does_not_fail_at_saturated_logits(scale):
     assert verify.check_vjp(forward, wrong, values, logits).verdict == "fail"
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("scale", [1, 10, 30, 60])
 def test_a_right_rule_does_not_fail_in_a_tail_where_autodiff_cancels(scale):
     z = scale * jnp.array([[0.5, 1.0, -1.0, 0.8]])
@@ -280,6 +282,7 @@ def layer_norm(save):
     return forward, backward
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("shift", [0, 100])
 def test_statistics_saved_in_half_precision_are_refused(dtype, shift):
@@ -319,6 +322,7 @@ TOTALS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", TOTALS)
 def test_weight_gradients_summed_in_half_precision_are_refused(name, dtype):
@@ -360,6 +364,7 @@ def test_a_report_as_json_and_in_a_notebook():
     assert "<caption>check_layer: pass: these inputs can&#x27;t show no zeros" in passed
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_rule_that_continues_a_zero_branch_is_in_doubt_not_wrong(seed):
     """optax's `weighted_logsoftmax` at weights of 0: its rule is right, `where`'s autodiff is 0."""

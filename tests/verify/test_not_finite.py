@@ -42,6 +42,7 @@ def power(x):
     return norm(x) ** 3
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("rows", [slice(None), slice(4, 5)], ids=["some", "all"])
 def test_differences_decide_where_autodiff_is_nan(rows):
     x = X[rows]
@@ -85,6 +86,7 @@ def test_a_rule_that_is_nan_where_the_gradient_is_zero_fails():
     assert report.verdict == "fail", str(report)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("value", [jnp.inf, -jnp.inf])
 def test_what_is_infinite_must_be_returned_so(value):
     reference = lambda x: jnp.where(x > 0, jnp.log(jnp.abs(x)), value)

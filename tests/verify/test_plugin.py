@@ -88,6 +88,7 @@ def test_the_rules_that_the_tests_run_are_checked(project):
     assert found["verdict"] == "fail"
 
 
+@pytest.mark.long
 def test_nothing_happens_unless_asked(project):
     done = run(project)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -116,6 +117,7 @@ def test_workers_are_refused(project):
     assert "expected -n0" in done.stderr + done.stdout
 
 
+@pytest.mark.long
 def test_rules_of_a_module():
     theirs = types.ModuleType("theirs")
     exec(PACKAGE, vars(theirs))

@@ -32,6 +32,7 @@ def test_the_function_itself_is_the_reference():
         verify.check_custom(jnp.sin, X)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["loop", "callback"])
 def test_differences_are_the_reference_where_autodiff_has_none(kind):
     def root(x):

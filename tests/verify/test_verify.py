@@ -73,6 +73,7 @@ def test_the_configuration_is_left_alone(x64):
         assert jax.numpy_dtype_promotion.value == "strict"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("case", "seeds"), HONEST, ids=lambda value: getattr(value, "name", value))
 def test_an_honest_layer_never_fails(case, seeds):
     params = jax.tree.map(np.asarray, case.layer.init(jax.random.key(0)))
@@ -85,6 +86,7 @@ def test_an_honest_layer_never_fails(case, seeds):
 
 @pytest.mark.parametrize("case", LOSSES, ids=lambda c: c.name)
 @SEEDS
+@pytest.mark.sampled(3)
 def test_an_honest_loss_never_fails(case, seeds):
     for seed in range(seeds):
         random = np.random.default_rng(seed)
@@ -101,6 +103,7 @@ def never_fails(report):
     assert "fail" not in {check.verdict for check in checks}, str(report)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", OPTIMIZERS, ids=lambda c: c.name)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_an_honest_optimizer_never_fails(case, dtype):
@@ -291,6 +294,7 @@ TWICE_DX = broken(fnn.tanh, lambda dp, dx: (dp, 2 * dx))
 NO_BIAS = broken(fnn.dense(4, 4), lambda dp, dx: (dp | {"b": 0 * dp["b"]}, dx))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("network", "place"),
     [
@@ -357,6 +361,7 @@ def on_w(change):
     return lambda g, p: (g[0] | {"W": change(g[0]["W"], p[0]["W"])}, *g[1:])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
