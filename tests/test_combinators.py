@@ -187,7 +187,7 @@ LORA = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", LORA)
 def test_each_examples_gradient_through_lora_is_exact(name):
     layer, x = LORA[name]
@@ -236,6 +236,7 @@ def bits(tree, seed=0):
     return jax.tree.map(lambda p: jnp.asarray(rng.uniform(size=p.shape) < 0.6, jnp.float32), tree)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "layer",
     [

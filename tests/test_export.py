@@ -53,6 +53,7 @@ def predictions(folder, source):
     return rows
 
 
+@pytest.mark.long
 def test_a_run_predicts_the_same_without_fnn(tmp_path):
     options = ("--epochs", 6, "--patience", 1, "--learning-rate", 0.1, "--members", 3)
     run("train", "iris", *options, "--out", tmp_path)

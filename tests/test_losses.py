@@ -50,8 +50,8 @@ def test_one_loss_per_example_in_the_predictions_dtype(case, dtype, tolerance):
     chex.assert_trees_all_close(wide, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.sampled(6)
 @every_loss
-@pytest.mark.sampled(4)
 def test_vmap_and_batch_axes_equal_a_loop(case):
     if case.loss.mixes:
         pytest.skip("an example by itself has another loss")
@@ -98,6 +98,7 @@ def test_labels_are_one_hot_distributions():
             np.testing.assert_array_equal(f(p, labels), f(p, np.eye(3, dtype=np.float32)[labels]))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.uint32])
 @pytest.mark.parametrize("k", [100, 256, 300])
 def test_labels_in_few_bits_do_not_wrap(dtype, k):
@@ -186,6 +187,7 @@ def test_integer_predictions_are_refused():
         fnn.mse.value(jnp.ones((2, 1), int), jnp.ones((2, 1)))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", [case for case in LOSSES if case.loss.root], ids=lambda c: c.name)
 def test_the_root_is_that_of_the_hessian(case):
     with jax.enable_x64(True):
@@ -290,7 +292,7 @@ def test_huber_refuses_delta(delta):
         fnn.huber(delta)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(6)
 @pytest.mark.optimized
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", "sigmoid_binary_cross_entropy"])

@@ -493,7 +493,7 @@ OF_ALL_PARAMETERS = {
 }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("statistic", OF_ALL_PARAMETERS.values(), ids=OF_ALL_PARAMETERS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 @pytest.mark.parametrize(

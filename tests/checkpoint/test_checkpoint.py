@@ -98,6 +98,7 @@ def test_any_tree_comes_back_bit_for_bit(tmp_path_factory, tree, metadata):
     assert checkpoint.read_metadata(path) == metadata
 
 
+@pytest.mark.long
 @bounded
 @given(tree=trees(), other=trees())
 def test_another_tree_is_refused(tmp_path_factory, tree, other):
@@ -345,6 +346,7 @@ for i in range(10**9):
 """
 
 
+@pytest.mark.long
 def test_a_kill_leaves_a_whole_file(tmp_path):
     path = tmp_path / "c"
     rng = random.Random(1)

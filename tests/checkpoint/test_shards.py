@@ -258,6 +258,7 @@ for i in range(1, 10**9):
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.long)])
 def test_a_kill_leaves_a_whole_checkpoint(tmp_path, kills):
     rng = random.Random(kills)

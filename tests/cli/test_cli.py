@@ -81,6 +81,7 @@ def test_training_is_one_line_and_the_chief_score_is_the_last(tmp_path):
         assert len(list(csv.DictReader(file))) == 31
 
 
+@pytest.mark.long
 def test_a_device_that_is_there(tmp_path):
     args = ("train", "iris", "--epochs", 1, "--hidden", 2, "--members", 1, "--out", tmp_path)
     before = jax.config.jax_default_device
@@ -183,6 +184,7 @@ def test_help_gives_every_default():
         assert f"default: {default}" in text or f"({default})" in text, default
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_what_was_learned(tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "fnn", "train", "iris", "--epochs", "1000000"]
@@ -243,6 +245,7 @@ def passengers(tmp_path_factory):
     return folder, rows, result.stdout
 
 
+@pytest.mark.long
 def test_a_table_is_described_as_it_is_then_trained_on(passengers):
     folder, _, trained = passengers
     result = run("describe", folder / "a.csv")

@@ -67,6 +67,7 @@ def test_a_messy_table_from_describe_to_predictions(visits, tmp_path):
     assert again.exit_code == 0, again.output
 
 
+@pytest.mark.long
 def test_options_that_decide(visits, tmp_path):
     wrong = run("describe", visits, "--encoding", "latin-99")
     assert "'latin-99' is no encoding that Python knows, as cp1252 is" in wrong.stderr
@@ -81,6 +82,7 @@ def test_options_that_decide(visits, tmp_path):
     assert late.exit_code == 0, late.output
 
 
+@pytest.mark.long
 def test_a_class_of_one_example_is_counted_and_left_out(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(

@@ -58,7 +58,7 @@ def test_dates_that_can_be_read_in_two_ways_are_noted(tmp_path):
     assert data.load(path, task="regression").notes == ("dates as month/day/year",)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet", "arrow", "parquet.gz"])
 def test_parts_are_the_whole(kind, tmp_path):
     """Quotes, line ends in cells, blanks, categories and dates, cut anywhere."""

@@ -93,6 +93,7 @@ FAULTS = [
 FAULTS += ['"a,b"', 'a""b', '"""', "'x'", '"x" ', '"a""', '"a\nb']
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(i, marks=pytest.mark.long) for i in range(1, 5))]
 )

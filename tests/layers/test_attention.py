@@ -48,6 +48,7 @@ def test_rotary_scores_are_those_of_complex_rotation():
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("options", [{"causal": True}, {"rotary": True}])
 def test_each_texts_gradient_is_exact(options):
     with jax.enable_x64(True):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import fnn
 from fnn import runs
@@ -12,6 +13,7 @@ from fnn.runs._bins import Bins
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 2, seed=1, members=2)
 
 
+@pytest.mark.long
 def test_a_number_beside_its_place_in_each_bin():
     x = np.stack([np.linspace(0, 4, 21), np.arange(21) % 2], 1).astype(np.float32)
     bins = Bins.of(x, 4)

@@ -39,6 +39,7 @@ def test_baselines_are_scikit_learns():
         assert base.mean.chief[1] > base.linear.chief[1]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("source", ["breast_cancer", "diabetes"])
 def test_the_page_says_what_the_command_says(tmp_path, source):
     text, scores = page(tmp_path, source)

@@ -352,6 +352,7 @@ def test_evaluate_refuses_other_classes_and_features(csv_run):
     one_line(command("predict", csv_run / "run", "wine"), "no column is called 'a'")
 
 
+@pytest.mark.long
 def test_evaluate_finds_the_target_by_its_name(tmp_path):
     """Trained without --target on the last column, which is the first in the other file."""
     diabetes = datasets.load_diabetes()
@@ -384,6 +385,7 @@ def test_a_run_without_digests_counts_all(tmp_path, monkeypatch):
     assert evaluation.held_out(run, turned)[1] == expected
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30, 1e60])
 def test_the_rmse_of_values_in_any_unit(tmp_path, unit):
     diabetes = datasets.load_diabetes()
@@ -590,6 +592,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
         one_line(result, "another process is writing")
 
 
+@pytest.mark.long
 def test_a_run_that_another_process_continued_is_not_replaced(tmp_path, monkeypatch):
     """A second --resume read the run before the first one finished it."""
     finished(tmp_path, settings=SETTINGS._replace(epochs=2))
@@ -607,6 +610,7 @@ def test_a_run_that_another_process_continued_is_not_replaced(tmp_path, monkeypa
     assert len(files.load(tmp_path).progress.history) == 5
 
 
+@pytest.mark.long
 def test_another_run_in_the_folder_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     iris = datasets.load_iris()
@@ -697,6 +701,7 @@ def test_faults_of_a_run_are_one_line(csv_run, tmp_path):
         files.load(tmp_path)
 
 
+@pytest.mark.long
 def test_a_diverging_run_is_never_saved_as_nan(tmp_path):
     args = ("train", "diabetes", "--optimizer", "sgd", "--hidden", "", "--members", 1)
     args += ("--out", tmp_path)

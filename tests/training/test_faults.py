@@ -60,7 +60,7 @@ def planted(where, step):
 SMALL = (np.ones((30, 1), np.float32), np.ones((30, 1), np.float32))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(
     "step", [1, 5, *(pytest.param(step, marks=pytest.mark.long) for step in (2, 6, 13, 20))]
 )

@@ -113,6 +113,7 @@ def test_metrics_are_measured_on_the_validation_data_after_each_epoch():
                 metrics={"accuracy": accuracy})  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stream", [False, True])
 def test_on_epoch_ends_training_by_returning_true(stream):
     calls, states = [], []
@@ -135,6 +136,7 @@ def test_on_epoch_ends_training_by_returning_true(stream):
     chex.assert_trees_all_equal(state, states[-1])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("answer", [True, np.bool_(True), jnp.array(True)])
 def test_on_epoch_may_answer_with_any_boolean(answer):
     settings = {"key": KEY, "epochs": 9, "batch_size": 25}
@@ -153,6 +155,7 @@ def test_a_metric_has_a_name_of_its_own(metrics):
                 validation=(X, Y), metrics=metrics)  # fmt: skip
 
 
+@pytest.mark.long
 def test_runs_take_numpy_arrays_without_jit():
     data = (np.asarray(X), np.asarray(Y))
     train = fnn.make_train(NETWORK, LOSS, fnn.sgd(0.1), 25, 2)
@@ -202,6 +205,7 @@ def test_gradients_of_trees_are_autodiffs():
     assert norms.shape == (50,)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stream", [False, True])
 def test_fit_trains_on_trees(stream):
     network, loss = two_headed(4), both(fnn.softmax_cross_entropy, fnn.mse)

@@ -72,6 +72,7 @@ def _deviation(counts, probability):
     return (((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("n", [257, 500])
 def test_no_order_is_favoured(n):
     assert max(deviations(n, 4000).values()) < 6

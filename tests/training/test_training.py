@@ -256,6 +256,7 @@ def test_streamed_batches_that_go_to_the_device_together_are_each_a_step():
     np.testing.assert_allclose(history[0]["loss"], np.concatenate(met).mean(), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_fit_keeps_the_device_busy_but_not_swamped():
     """A batch is asked for while one step computes and one waits, and never more than one."""
     x, y = np.ones((600, 800), np.float32), np.zeros(600, np.int32)

@@ -78,6 +78,7 @@ def test_a_kernel_passes_and_a_wrong_one_fails(kernel):
     assert [leaf.verdict for leaf in report.leaves] == ["fail", "pass"], str(report)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 def test_a_pair_with_a_reference(kernel):
     def check(factor):
@@ -293,6 +294,7 @@ def test_statistics_saved_in_half_precision_are_refused(dtype, shift):
         assert report.verdict == "fail", str(report)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("right", [True, False])
 def test_a_sum_that_stops_growing_is_refused(right):
     """In float16 one by one, 5000 + 0.5 is 5000: with terms of both signs it stays small."""

@@ -107,6 +107,7 @@ def test_what_is_infinite_must_be_returned_so(value):
         assert report.verdict == "fail", str(report)
 
 
+@pytest.mark.long
 def test_a_search_finds_a_rule_that_is_nan_where_the_gradient_is_not():
     slope = lambda x: 3 * norm(x)[:, None] ** 2 * x / norm(x)[:, None]
     inputs = (), X[:4]

@@ -65,6 +65,7 @@ def test_the_value_must_not_change_under_differentiation():
     assert "when it is differentiated" in report.leaves[0].note
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("jvp", "words"),
     [
@@ -142,6 +143,7 @@ def test_what_a_rule_means_to_do_otherwise_is_declared():
             verify.check_custom(half, *args, expected=bad)
 
 
+@pytest.mark.long
 def test_a_function_is_searched_with_its_arguments():
     wrong = jax.custom_jvp(lambda x: jnp.where(x > 0, x, 0))
     wrong.defjvp(lambda p, t: (jnp.where(p[0] > 0, *p, 0), jnp.where(p[0] >= 0, *t, 0)))
@@ -233,6 +235,7 @@ def test_a_forward_pass_that_rounds_otherwise_is_no_other_value(dtype):
     assert report.verdict == "pass" or dtype == jnp.bfloat16, str(report)
 
 
+@pytest.mark.long
 def test_a_derivative_of_nothing_but_rounding_breaks_no_law():
     """numpyro's inverse of a power law: at alpha = -1 its derivative by alpha cancels to 1e-10, and
     rounds otherwise under jit."""

@@ -94,6 +94,7 @@ def some(cases, *usual):
     )
 
 
+@pytest.mark.sampled(2)
 @some(WRONG, "relu at 0", "gamma forgotten")
 def test_a_bug_that_ordinary_inputs_hide_is_found(case):
     forward, backward, params, x = case
@@ -104,8 +105,8 @@ def test_a_bug_that_ordinary_inputs_hide_is_found(case):
     assert "found at" in report.place
 
 
+@pytest.mark.sampled(5)
 @some(RIGHT, "relu", "take", "sigmoid", "tanh")
-@pytest.mark.sampled(2)
 def test_a_right_rule_is_not_refused(case):
     report = verify.search(*case)
     assert report.verdict == "pass", str(report)

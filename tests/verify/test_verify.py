@@ -436,6 +436,7 @@ def test_what_is_not_finite_in_few_rows_of_codes_is_named_by_the_codes():
     assert "in the rows that the integers name more than once" in report.leaves[0].note
 
 
+@pytest.mark.long
 def test_the_verdict_does_not_move():
     """Not with the loss's scale, the batch's order, or jit: of a right gradient, of a wrong one."""
     y = jnp.sin(jnp.arange(12.0).reshape(6, 2))
@@ -577,6 +578,7 @@ def tied_by_tree(params, x, dy, reduce=fnn.total):
     return tied(params, x, dy, lambda a, b: jax.tree.map(jnp.add, reduce(a), reduce(b)))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("shape", [(6, 3), (6, 5, 3)])
 @pytest.mark.parametrize("layer", [MASKED, TIED])
 def test_factors_for_each_example_pass(layer, shape):
