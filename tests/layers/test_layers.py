@@ -68,9 +68,8 @@ WITH_PARAMS = [
 ]
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", WITH_PARAMS, ids=lambda case: case.name)
-@pytest.mark.parametrize("batch", [(3,), (3, 2)], ids=str)
+@pytest.mark.parametrize("batch", [pytest.param((3,), marks=pytest.mark.long), (3, 2)], ids=str)
 def test_every_reduction_is_that_of_each_examples_vjp(case, batch):
     """Of three examples, with two positions each beside those that a layer has by itself, and
     without, where some reductions have a shorter way."""
