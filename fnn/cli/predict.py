@@ -32,7 +32,8 @@ def predict(run: Path, source: str, out: Path | None) -> None:
     """Predict with the network in folder RUN and write one row per example.
 
     For classes, a row holds the predicted class and each class's probability; for values, the
-    values in their own units, after the columns that --id named. SOURCE is as for training, without
+    values in their own units, after the columns that --id named, and where several members were
+    trained, the ends of intervals that hold 90% of such values. SOURCE is as for training, without
     the targets. Of a CSV file
     with a header, the columns that the network was trained on are used. A table may be larger
     than the memory: it is read, predicted and written in parts. Where a later part has a fault,
@@ -73,7 +74,10 @@ def predict(run: Path, source: str, out: Path | None) -> None:
 def _frame(trained: Run, predictions: np.ndarray) -> polars.DataFrame:
     """Predictions with the names of their columns, and of classes the predicted one."""
     if not trained.classes:
-        return polars.DataFrame(predictions, schema=list(trained.values))
+        columns = dict(zip(trained.values, predictions.T, strict=True))
+        for (name, values), margin in zip([*columns.items()], trained.margins, strict=False):
+            columns |= {f"{name} lower": values - margin, f"{name} upper": values + margin}
+        return polars.DataFrame(columns)
     names = [f"probability {name}" for name in trained.classes]
     best = polars.Series("class", np.array(trained.classes)[predictions.argmax(-1)])
     return polars.DataFrame(predictions, schema=names).insert_column(0, best)

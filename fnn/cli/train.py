@@ -241,7 +241,7 @@ def _train(
     how: Any = {"unit": "epoch", "leave": False, "disable": None}
     with signals.held_back() as received, tqdm(total=epochs, initial=done, **how) as bar:
         try:
-            training.advance(run, examples, on_epoch, mesh)
+            run = training.advance(run, examples, on_epoch, mesh)
         except DivergedError as error:
             kept = "nothing is saved"
             if out is not None and run.progress.history:

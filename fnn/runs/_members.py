@@ -5,6 +5,7 @@ predicts the mean of what they predict. Krogh & Vedelsby 1995; bagging: Breiman 
 same batches, so an input that they share is multiplied by all first weights at once.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,9 @@ from fnn.backprop import value_and_grad
 from fnn.base import Array, Grads, Layer, Loss, Optimizer, Params, Residuals, split
 from fnn.data import DataError, Dataset
 from fnn.reductions import Reduce, total
+
+COVERAGE = 0.9
+"""The share of values that an interval around a prediction is to hold."""
 
 
 def ensemble(layer: Layer, k: int, classifies: bool) -> Layer:
@@ -98,6 +102,16 @@ def folds(train: Dataset, k: int, seed: int) -> np.ndarray:
     if train.groups is None and train.classes:
         order[np.lexsort((order.copy(), train.y))] = np.arange(n)
     return order[codes] % k
+
+
+def margins(errors: np.ndarray) -> np.ndarray:
+    """How far from its prediction a value lies at most, with probability `COVERAGE`: (k,), from the
+    absolute errors (n, k) of predictions by networks that have not seen the examples; () for too
+    few examples. It is the ceil(COVERAGE (n + 1))-th smallest error: Lei et al. 2018, of folds
+    Vovk 2015.
+    """
+    place = math.ceil(COVERAGE * (len(errors) + 1))
+    return np.sort(errors, axis=0)[place - 1] if place <= len(errors) else np.empty(0)
 
 
 def places(fold: np.ndarray, k: int) -> np.ndarray:

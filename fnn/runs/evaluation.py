@@ -1,7 +1,7 @@
 """What a run predicts, how good that is, and which examples may measure it."""
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -60,14 +60,16 @@ def evaluate(run: "Run", examples: Dataset) -> Classified | Predicted:
     if run.outputs is not None and examples.y.shape[1:] != run.outputs.mean.shape:
         k = len(run.outputs.mean)
         raise DataError(f"{examples.name}: expected y (n, {k}), got {examples.y.shape}")
-    return compared(run, examples.y, run.predict(examples.x))
+    return compared(run, examples.y, run.predict(examples.x), run.margins)
 
 
-def compared(run: "Run", y: np.ndarray, prediction: np.ndarray) -> Classified | Predicted:
+def compared(
+    run: "Run", y: np.ndarray, prediction: np.ndarray, margins: Sequence[float] = ()
+) -> Classified | Predicted:
     """Compare targets with a prediction of the run's classes, (n, classes), or values."""
     if run.outputs is None:
         return Classified.of(run.classes, y, prediction)
-    return Predicted.of(run.values, y, prediction, run.outputs.mean)
+    return Predicted.of(run.values, y, prediction, run.outputs.mean, margins)
 
 
 def held_out(run: "Run", examples: Dataset) -> tuple[Dataset, str]:

@@ -1,6 +1,7 @@
 """How good predictions are, by scikit-learn's metrics: of classes, and of values."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -133,7 +134,8 @@ class Predicted(NamedTuple):
 
     names are the values' names. rmse (k,) is the root of the mean squared error, mae (k,) the
     mean absolute error; rmse_of_mean and mae_of_mean are those of always predicting the training
-    part's mean. r2 = 1 - mean squared error / variance, NaN where the values do not vary.
+    part's mean. r2 = 1 - mean squared error / variance, NaN where the values do not vary. covered
+    (k,) is the share of the values within the run's margins of the prediction, NaN without any.
 
     >>> y = np.array([[1.0], [3.0]])
     >>> Predicted.of(("price",), y, y + 1, np.array([4.0])).rmse
@@ -146,13 +148,22 @@ class Predicted(NamedTuple):
     mae: np.ndarray
     mae_of_mean: np.ndarray
     r2: np.ndarray
+    covered: np.ndarray
     examples: int
 
     @classmethod
     def of(
-        cls, names: tuple[str, ...], y: np.ndarray, prediction: np.ndarray, mean: np.ndarray
+        cls,
+        names: tuple[str, ...],
+        y: np.ndarray,
+        prediction: np.ndarray,
+        mean: np.ndarray,
+        margins: Sequence[float] = (),
     ) -> "Predicted":
-        """Compare the true values y (n, k) with a prediction (n, k) and with a mean (k,)."""
+        """Compare the true values y (n, k) with a prediction (n, k) and with a mean (k,), and count
+        those within the margins (k,) of the prediction."""
+        within = np.abs(y - prediction) <= (np.array(margins) if margins else np.inf)
+        covered = np.where(len(margins) > 0, within.mean(0), np.nan)
         # In units of its largest magnitude: the squares of values of any size are then finite.
         unit = np.abs([y.max(0), y.min(0), prediction.max(0), prediction.min(0), mean]).max(0)
         unit = np.where(unit > 0, unit, 1).astype(np.float64)
@@ -162,7 +173,7 @@ class Predicted(NamedTuple):
         mae, mae_of_mean = (unit * error.mean(0) for error in errors)
         variance = np.where(y.min(0) < y.max(0), y.var(0), np.nan)
         r2 = 1 - np.square(errors[0]).mean(0) / variance
-        return cls(names, rmse, rmse_of_mean, mae, mae_of_mean, r2, len(y))
+        return cls(names, rmse, rmse_of_mean, mae, mae_of_mean, r2, covered, len(y))
 
     @property
     def chief(self) -> tuple[str, float]:
@@ -188,20 +199,24 @@ class Predicted(NamedTuple):
         values each metric has one number per name.
         """
         found = self._asdict()
-        for metric in ("rmse", "rmse_of_mean", "mae", "mae_of_mean", "r2"):
+        for metric in ("rmse", "rmse_of_mean", "mae", "mae_of_mean", "r2", "covered"):
             each = dict(zip(self.names, map(_finite, found[metric]), strict=True))
             found[metric] = each if len(each) > 1 else each.popitem()[1]
         del found["names"]
         return found
 
     def lines(self) -> list[str]:
-        """The metrics for people, three lines per value."""
+        """The metrics for people, three lines per value, and one of its interval."""
         always = self._named(RMSE=self.rmse_of_mean, MAE=self.mae_of_mean)
         return [
             f"{name} {number:.4g}, compared with {always[name]:.4g} for predicting the mean"
             if name in always
             else f"{name} {number:.4f}"
             for name, number in self.measures().items()
+        ] + [
+            f"{name}: {share:.1%} of the values are within their 90% intervals"
+            for name, share in zip(self.names, self.covered, strict=True)
+            if math.isfinite(share)
         ]
 
 

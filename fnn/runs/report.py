@@ -66,8 +66,9 @@ class Scores(NamedTuple):
         else:
             always, model = run.outputs.mean, Ridge().fit(x.astype(np.float64), y)
             linear = run.outputs.undo(model.predict(others).reshape(test.y.shape))
-        guesses = run.predict(test.x), linear, np.broadcast_to(always, linear.shape)
-        return cls(*(evaluation.compared(run, test.y, guess) for guess in guesses))
+        guesses = linear, np.broadcast_to(always, linear.shape)
+        both = (evaluation.compared(run, test.y, guess) for guess in guesses)
+        return cls(evaluation.evaluate(run, test), *both)
 
     def summary(self) -> str:
         """The measure that matters most, of all three."""

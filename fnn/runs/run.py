@@ -34,7 +34,9 @@ class Run(NamedTuple):
     number of examples per epoch. features, classes and targets are their names, () where there are
     none; features are those of the columns that are used. inputs makes the columns the network's
     inputs, and outputs is the scaling of the values to predict, None for classes. settings are
-    completed, and bins are of the inputs.
+    completed, and bins are of the inputs. margins say, for each value, how far from its prediction
+    90% of the values lie at most, in its units, by the members' errors on the folds that they left
+    out; () for classes, for one network, and before the end of training.
 
     >>> import fnn
     >>> run = fnn.runs.train("iris", fnn.runs.Settings(hidden=(8,), epochs=1))
@@ -53,6 +55,7 @@ class Run(NamedTuple):
     outputs: Scaling | None
     progress: Progress
     bins: Bins = NONE
+    margins: tuple[float, ...] = ()
 
     def predict(self, source: data.Source) -> np.ndarray:
         """Probabilities (n, classes), or values (n, k) in their own units, one row per example.

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import fnn
-from fnn import runs
+from fnn import cli, runs
 from fnn.data import DataError, Dataset
-from fnn.runs import _members, training
+from fnn.runs import _members, evaluation, training
 
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 4, seed=1, members=3)
 
@@ -101,3 +102,53 @@ def test_each_member_keeps_its_own_best_epoch():
 def test_too_many_members_for_the_examples():
     with pytest.raises(DataError, match="120 examples to train on: 200 members need 200"):
         runs.train("iris", SETTINGS._replace(members=200, batch_size=None))
+
+
+@pytest.mark.parametrize(("n", "expected"), [(19, [18, 36]), (9, [9, 18]), (8, [])])
+def test_a_margin_is_the_smallest_error_with_enough_below_it(n, expected):
+    """The ceil(0.9 (n + 1))-th; of 8 errors there would have to be a 9th."""
+    errors = np.random.default_rng(0).permutation(np.arange(1.0, n + 1))
+    np.testing.assert_array_equal(_members.margins(np.stack([errors, 2 * errors], 1)), expected)
+
+
+def test_intervals_are_by_members_that_have_not_seen_the_values(tmp_path):
+    """Here written out, example by example, in the values' units."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(60, 2))
+    y = 100 * x[:, :1] + 5 * random.normal(size=(60, 1))
+    settings = SETTINGS._replace(epochs=3)
+    run, examples = training.begin(Dataset("a", x, y, ()), None, settings)
+    run = training.advance(run, examples)
+    errors = []
+    for i in range(60):
+        inputs, _ = run.standardised(examples.train)
+        own = jax.tree.map(lambda a, i=i: a[examples.folds[i]], run.progress.best.params)
+        z = run.outputs.undo(np.asarray(run.member.forward(own, inputs[i : i + 1])[0]))
+        errors.append(abs(z[0, 0] - y[i, 0]))
+    np.testing.assert_allclose(run.margins, np.sort(errors)[54], rtol=1e-5)  # 0.9 * 61 = 54.9
+    run.save(tmp_path)
+    loaded = runs.load(tmp_path)
+    assert loaded.margins == run.margins
+    far = np.where(np.arange(20) < 5, 1e4, 0.0)[:, None]
+    later = Dataset("b", x[:20], run.predict(x[:20]) + far, ())
+    found = evaluation.evaluate(loaded, later)
+    assert found.covered == 0.75
+    assert found.lines()[-1] == "value: 75.0% of the values are within their 90% intervals"
+
+
+def test_the_ends_of_intervals_are_columns_of_the_predictions(tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text("a,price\n" + "".join(f"{i}.5,{3 * i}.25\n" for i in range(40)))
+    run = runs.train(str(table), SETTINGS)
+    run.save(tmp_path)
+    found = CliRunner().invoke(cli.fnn, ["predict", str(tmp_path), str(table)])
+    first, *rows = (line.split(",") for line in found.stdout.splitlines())
+    assert first == ["price", "price lower", "price upper"]
+    middle, lower, upper = np.array(rows, float).T
+    np.testing.assert_allclose(middle - lower, run.margins[0], rtol=1e-6)
+    np.testing.assert_allclose(upper - middle, run.margins[0], rtol=1e-6)
+    alone = runs.train(str(table), SETTINGS._replace(members=1))
+    assert alone.margins == ()
+    alone.save(tmp_path)
+    found = CliRunner().invoke(cli.fnn, ["predict", str(tmp_path), str(table)])
+    assert found.stdout.splitlines()[0] == "price"
