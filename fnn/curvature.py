@@ -207,18 +207,22 @@ def lanczos(product: Callable[[Params], Params], start: Params, steps: int) -> S
     narrow, unravel = ravel_pytree(start)
     flat = narrow.astype(at_least_float32(narrow.dtype))
 
-    def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], Any]:
-        basis, q = carry
+    def step(carry: Any, i: Array) -> tuple[Any, Any]:
+        basis, q, largest = carry
         basis = basis.at[i].set(q)
         w = ravel_pytree(product(unravel(q.astype(narrow.dtype))))[0].astype(q.dtype)
-        alpha = w @ q
+        alpha, largest = w @ q, jnp.maximum(largest, jnp.linalg.norm(w))
         for _ in range(2):  # twice: one pass leaves its own rounding error
             w = w - (basis @ w) @ basis
         beta = jnp.linalg.norm(w)
-        return (basis, w / jnp.where(beta > 0, beta, 1)), (alpha, beta)
+        # Where no direction is left, w is rounding, which would be an eigenvector of its own.
+        beta = jnp.where(beta > 64 * jnp.finfo(w.dtype).eps * largest, beta, 0)
+        return (basis, w / jnp.where(beta > 0, beta, jnp.inf), largest), (alpha, beta, q.any())
 
     first = jnp.zeros((steps, flat.size), flat.dtype), flat / jnp.linalg.norm(flat)
-    _, (alpha, beta) = jax.lax.scan(step, first, jnp.arange(steps))
+    carry = *first, jnp.zeros((), flat.dtype)
+    _, (alpha, beta, is_direction) = jax.lax.scan(step, carry, jnp.arange(steps))
+    alpha = jnp.where(is_direction, alpha, alpha[0])  # within the spectrum, with a weight of 0
     values, vectors = jnp.linalg.eigh(
         jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
     )

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from fnn import numbers
 from fnn.axes import over_devices
-from fnn.base import Array, Optimizer, Params, at_least_float32, check_optimizer
+from fnn.base import Array, Optimizer, Params, at_least_float32, check_optimizer, is_floating
 from fnn.optimizers import Rate, check_gradients, check_state, for_each, number_at
 
 
@@ -409,6 +409,8 @@ def scale_loss(
         check_state(state, _ScaleLossState)
 
         def unscaled(g: Array) -> Array:
+            if not is_floating(g):  # the optimizer refuses it by name
+                return g
             wide = at_least_float32(g.dtype)
             return g.astype(wide) / state.scale.astype(wide)
 

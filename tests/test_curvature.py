@@ -392,3 +392,18 @@ def test_lanczos_of_a_narrow_network_is_in_float32():
     found = curvature.lanczos(lambda v: jnp.array([1, 2, 4], v.dtype) * v, start, 3)
     assert {leaf.dtype.name for leaf in found} == {"float32"}
     np.testing.assert_allclose(found.values, [1, 2, 4], rtol=0.02)
+
+
+def test_steps_beyond_the_last_direction_add_no_eigenvalue():
+    """Rounding is no eigenvector: neither of a start within two of three, nor of more steps than
+    there are directions."""
+    a = jnp.diag(jnp.array([1.0, 2.0, 4.0]))
+    rotated = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (3, 3)))[0]
+    a = rotated @ a @ rotated.T
+    for start, known in ((rotated[:, 0] + rotated[:, 2], [1, 4]), (rotated.sum(1), [1, 2, 4])):
+        found = curvature.lanczos(lambda v: a @ v, start, 12)
+        assert found.values.min() > 0.999
+        assert found.values.max() < 4.001
+        kept = found.weights > 1e-3
+        np.testing.assert_allclose(found.values[kept], known, rtol=1e-4)
+        np.testing.assert_allclose(found.weights[kept], 1 / len(known), rtol=1e-4)

@@ -270,7 +270,11 @@ ONE: dict[str, Callable[..., Any]] = {
 
 
 def _scan(operands: list[Any], params: Params) -> list[Any]:
-    body, consts, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
+    body = params["jaxpr"]
+    if "num_consts" in params:
+        consts, carried = params["num_consts"], params["num_carry"]
+    else:  # after jax 0.10
+        consts, carried, _ = map(len, params["ft_in"].unpack())
     fixed, carry = operands[:consts], operands[consts : consts + carried]
     each, length = operands[consts + carried :], params["length"]
     rows: list[list[Any]] = []
