@@ -97,11 +97,11 @@ def folds(train: Dataset, k: int, seed: int) -> np.ndarray:
         what = "examples" if units is None else "groups" if train.times is None else "times"
         raise DataError(f"{train.name}: {count} {what} to train on: {k} members need {k}")
     if train.times is not None:
-        return codes * k // count
+        return (codes * k // count).astype(np.int32)
     order = random.permutation(count)
     if train.groups is None and train.classes:
         order[np.lexsort((order.copy(), train.y))] = np.arange(n)
-    return order[codes] % k
+    return (order[codes] % k).astype(np.int32)
 
 
 def margins(errors: np.ndarray) -> np.ndarray:
