@@ -75,9 +75,10 @@ def _frame(trained: Run, predictions: np.ndarray) -> polars.DataFrame:
     """Predictions with the names of their columns, and of classes the predicted one."""
     if not trained.classes:
         columns = dict(zip(trained.values, predictions.T, strict=True))
-        for (name, values), margin in zip([*columns.items()], trained.margins, strict=False):
-            columns |= {f"{name} lower": values - margin, f"{name} upper": values + margin}
-        return polars.DataFrame(columns)
+        ends: dict[str, np.ndarray] = {}
+        for (name, values), margin in zip(columns.items(), trained.margins, strict=False):
+            ends |= {f"{name} lower": values - margin, f"{name} upper": values + margin}
+        return polars.DataFrame(columns | ends | columns)  # a value may be called "price lower"
     names = [f"probability {name}" for name in trained.classes]
     best = polars.Series("class", np.array(trained.classes)[predictions.argmax(-1)])
     return polars.DataFrame(predictions, schema=names).insert_column(0, best)

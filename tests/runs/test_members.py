@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 import fnn
 from fnn import cli, runs
-from fnn.data import DataError, Dataset
+from fnn.cli import predict
+from fnn.data import DataError, Dataset, Scaling
 from fnn.runs import _members, evaluation, training
 
 SETTINGS = runs.Settings((8,), "tanh", "adam", 0.01, 32, 4, seed=1, members=3)
@@ -147,6 +148,10 @@ def test_the_ends_of_intervals_are_columns_of_the_predictions(tmp_path):
     middle, lower, upper = np.array(rows, float).T
     np.testing.assert_allclose(middle - lower, run.margins[0], rtol=1e-6)
     np.testing.assert_allclose(upper - middle, run.margins[0], rtol=1e-6)
+    both = run._replace(targets=("price", "price lower"), outputs=None, margins=(1.0, 2.0))
+    frame = predict._frame(both._replace(outputs=Scaling(np.zeros(2), np.ones(2))), np.eye(2))
+    assert frame["price lower"].to_list() == [0, 1]  # what is predicted, not the end of an interval
+    assert frame["price lower upper"].to_list() == [2, 3]
     alone = runs.train(str(table), SETTINGS._replace(members=1))
     assert alone.margins == ()
     alone.save(tmp_path)
