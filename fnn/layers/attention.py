@@ -2,13 +2,19 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 
 from fnn import initializers
 from fnn.base import Array, Grads, Layer, Params, Residuals, Tree, at_least_float32, split
+from fnn.layers._kernels import fused
 from fnn.layers.shapes import check_input, named_widths
 from fnn.reductions import Outer, Reduce, total
+
+BLOCK = 256
+"""The scores of this many queries are held at a time."""
 
 
 def attention(
@@ -41,7 +47,8 @@ def attention(
 
     Each text is an example and its tokens are positions: losses per token need `example_axes`. Only
     x and the largest score of each query are kept; backward computes q, k, v and A again, as
-    FlashAttention does (Dao et al. 2022), but holds A of all heads in memory.
+    FlashAttention does (Dao et al. 2022). Both hold A of at most `BLOCK` queries at a time, where
+    the number of tokens can be divided so. On GPUs and TPUs forward is one kernel without a mask.
 
     Raises ValueError for widths below 1, a d that is not divisible by heads, an odd e with rotary,
     and x, mask or params with other shapes; TypeError if x and params differ in dtype, and for a
@@ -58,7 +65,6 @@ def attention(
         raise ValueError(f"{name}: expected a width divisible by the number of heads")
     if rotary and d // heads % 2:
         raise ValueError(f"{name}: expected an even width per head with rotary, got {d // heads}")
-    scale = 1 / math.sqrt(d // heads)
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys("QKVO", (d, d))
 
     def init(key: Array) -> Params:
@@ -68,36 +74,23 @@ def attention(
         q, k, v = (_heads(x @ params[leaf].T, heads) for leaf in "QKV")
         return (_rotated(q), _rotated(k), v) if rotary else (q, k, v)
 
-    def scores(q: Array, k: Array, mask: Array | None) -> Array:
-        wide, tokens = at_least_float32(q.dtype), q.shape[-2]
-        s = scale * jnp.einsum("...pe,...qe->...pq", q, k, preferred_element_type=wide)
-        seen = jnp.tri(tokens, k=0 if causal else tokens, dtype=bool)
-        if mask is not None:
-            seen &= mask[..., None, None, :] | jnp.eye(tokens, dtype=bool)
-        return jnp.where(seen, s, -jnp.inf)
+    plain = partial(_attended, causal)
+    attend = fused(plain, causal)
 
     def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         x, mask = x if isinstance(x, tuple) else (x, None)
         check_input(name, params, shapes, x, "tokens", d)
         _check_mask(name, x, mask)
-        q, k, v = projected(params, x)
-        s = scores(q, k, mask)
-        peak = s.max(-1, keepdims=True)
-        h = _merged(_softmax(s, peak).astype(x.dtype) @ v)
-        y = h @ params["O"].T
+        qkv = projected(params, x)
+        h, peak = attend(*qkv) if mask is None else plain(*qkv, mask)
+        y = _merged(h) @ params["O"].T
         return y if mask is None else (y, mask), (x, mask, peak)
 
     def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         x, mask, peak = residuals
         dy = dy if mask is None else dy[0]
-        q, k, v = projected(params, x)
-        a = _softmax(scores(q, k, mask), peak)
-        narrow = a.astype(x.dtype)
         dh = _heads(dy @ params["O"], heads)
-        dv = jnp.einsum("...pq,...pe->...qe", narrow, dh)
-        da = jnp.einsum("...pe,...qe->...pq", dh, v, preferred_element_type=a.dtype)
-        ds = (scale * a * (da - (a * da).sum(-1, keepdims=True))).astype(x.dtype)
-        dq, dk = ds @ k, jnp.einsum("...pq,...pe->...qe", ds, q)
+        h, dq, dk, dv = _pulled(causal, *projected(params, x), mask, peak, dh)
         if rotary:
             dq, dk = _rotated(dq, back=True), _rotated(dk, back=True)
         dq, dk, dv = map(_merged, (dq, dk, dv))
@@ -105,7 +98,7 @@ def attention(
             "Q": reduce(Outer(dq, x)),
             "K": reduce(Outer(dk, x)),
             "V": reduce(Outer(dv, x)),
-            "O": reduce(Outer(dy, _merged(narrow @ v))),
+            "O": reduce(Outer(dy, _merged(h))),
         }
         dx = dq @ params["Q"] + dk @ params["K"] + dv @ params["V"]
         return dparams, dx if mask is None else (dx, None)
@@ -123,11 +116,74 @@ def _check_mask(name: str, x: Array, mask: Array | None) -> None:
         raise ValueError(f"{name}: expected a mask of shape {x.shape[:-1]}, got {mask.shape}")
 
 
+def _attended(
+    causal: bool, q: Array, k: Array, v: Array, mask: Array | None = None
+) -> tuple[Array, Array]:
+    """h (..., heads, tokens, e), and the largest score of each query."""
+
+    def some(at: Array, q: Array) -> tuple[Tree, Tree]:
+        s = _scores(causal, at, q, k, mask)
+        peak = s.max(-1, keepdims=True)
+        return (_softmax(s, peak).astype(v.dtype) @ v, peak), ()
+
+    return _by_queries(some, q)[0]
+
+
+def _pulled(
+    causal: bool, q: Array, k: Array, v: Array, mask: Array | None, peak: Array, dh: Array
+) -> tuple[Array, ...]:
+    """h again, and dq, dk and dv."""
+
+    def some(at: Array, q: Array, peak: Array, dh: Array) -> tuple[Tree, Tree]:
+        a = _softmax(_scores(causal, at, q, k, mask), peak)
+        narrow, scale = a.astype(q.dtype), 1 / math.sqrt(q.shape[-1])
+        dv = jnp.einsum("...pq,...pe->...qe", narrow, dh, preferred_element_type=a.dtype)
+        da = jnp.einsum("...pe,...qe->...pq", dh, v, preferred_element_type=a.dtype)
+        ds = (scale * a * (da - (a * da).sum(-1, keepdims=True))).astype(q.dtype)
+        dk = jnp.einsum("...pq,...pe->...qe", ds, q, preferred_element_type=a.dtype)
+        return (narrow @ v, ds @ k), (dk, dv)
+
+    (h, dq), (dk, dv) = _by_queries(some, q, peak, dh)
+    return h, dq, dk.astype(q.dtype), dv.astype(q.dtype)
+
+
+def _scores(causal: bool, at: Array, q: Array, k: Array, mask: Array | None) -> Array:
+    """The scores of the queries at these places (..., 1), -inf for tokens they do not attend to."""
+    wide, keys = at_least_float32(q.dtype), jnp.arange(k.shape[-2])
+    s = jnp.einsum("...pe,...qe->...pq", q, k, preferred_element_type=wide)
+    seen = keys <= (at if causal else k.shape[-2])
+    if mask is not None:
+        seen &= mask[..., None, None, :] | (keys == at)
+    return jnp.where(seen, s / math.sqrt(q.shape[-1]), -jnp.inf)
+
+
 def _softmax(s: Array, peak: Array) -> Array:
     """The softmax of scores with this maximum. Its rows sum to one up to rounding; those of
     exp(s - logsumexp(s)) do not for large scores."""
     a = jnp.exp(s - peak)
     return a / a.sum(-1, keepdims=True)
+
+
+def _by_queries(f: Callable[..., tuple[Tree, Tree]], *each: Array) -> tuple[Tree, Tree]:
+    """What f(places, *each) returns, for arrays (..., tokens, e): a tree of arrays like these, with
+    a row per query, and a tree of sums over the queries. Long texts are cut into equal blocks of at
+    most `BLOCK` queries, if that gives no small ones."""
+    tokens = each[0].shape[-2]
+    each = (jnp.arange(tokens)[:, None], *each)
+    block = max(n for n in range(1, min(tokens, BLOCK) + 1) if tokens % n == 0)
+    if tokens <= BLOCK or 8 * block < BLOCK:
+        return f(*each)
+    parts = [jnp.moveaxis(a.reshape(*a.shape[:-2], -1, block, a.shape[-1]), -3, 0) for a in each]
+
+    def one(sums: Tree, block: Tree) -> tuple[Tree, Tree]:
+        rows, terms = f(*block)
+        return jax.tree.map(jnp.add, sums, terms), rows
+
+    like = jax.eval_shape(f, *[part[0] for part in parts])[1]
+    zeros = jax.tree.map(jnp.zeros_like, like)
+    sums, rows = jax.lax.scan(one, zeros, tuple(parts))
+    join = lambda a: jnp.moveaxis(a, 0, -3).reshape(*a.shape[1:-2], tokens, a.shape[-1])
+    return jax.tree.map(join, rows), sums
 
 
 def _heads(a: Array, heads: int) -> Array:

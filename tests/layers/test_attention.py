@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn import per_example
+from fnn import per_example, targets
+from fnn.layers import _kernels, attention
 
 KEY = jax.random.key(5)
 
@@ -114,3 +115,69 @@ def test_a_wrong_mask_is_refused(mask, error, message):
     layer, params, x = problem(2)
     with pytest.raises(error, match=message):
         layer.forward(params, (x, mask))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"causal": True, "rotary": True}])
+@pytest.mark.parametrize("masked", [False, True])
+def test_blocks_of_queries_give_what_all_queries_give(dtype, options, masked, monkeypatch):
+    layer, params, _ = problem(3, **options)
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    x = jax.random.normal(KEY, (2, 12, 6), dtype)
+    inputs = (x, jnp.arange(12) < jnp.array([[5], [12]])) if masked else x
+
+    def both(block):
+        monkeypatch.setattr(attention, "BLOCK", block)
+        y, residuals = layer.forward(params, inputs)
+        dy = (jnp.cos(y[0]), None) if masked else jnp.cos(y)
+        dparams, dx = layer.backward(params, residuals, dy)
+        kept = str(jax.make_jaxpr(lambda *a: layer.backward(*a))(params, residuals, dy))
+        return jax.tree.leaves((y, dparams, dx)), "12,12" in kept
+
+    (whole, squares), (parts, smaller) = both(12), both(4)
+    assert squares
+    assert not smaller  # the scores of all queries are nowhere held
+    for one, other in zip(whole, parts, strict=True):
+        close = {jnp.float32: 1e-5, jnp.bfloat16: 0.03}[dtype]
+        np.testing.assert_allclose(one.astype(float), other.astype(float), rtol=close, atol=close)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_kernel_gives_what_plain_operations_give(dtype, close, causal):
+    q, k, v = jax.random.normal(KEY, (3, 256, 16), dtype)
+    plain = lambda q, k, v: numpys(q, k, v, causal)
+    shapes = jax.ShapeDtypeStruct(q.shape, dtype), jax.ShapeDtypeStruct((256, 1), jnp.float32)
+    got = _kernels.kernel(lambda *_: shapes, causal, None, q, k, v, interpret=True)
+    for one, other in zip(got, plain(q, k, v), strict=True):
+        np.testing.assert_allclose(np.asarray(one, float), other, atol=close)
+
+
+def numpys(q, k, v, causal):
+    q, k, v = (np.asarray(a, float) for a in (q, k, v))
+    scores = q @ k.T / 4
+    scores[np.triu_indices(len(q), 1 if causal else len(q))] = -np.inf
+    peak = scores.max(-1, keepdims=True)
+    a = np.exp(scores - peak)
+    return a / a.sum(-1, keepdims=True) @ v, peak
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_layer_whose_forward_may_be_the_kernel_is_checked_by_autodiff(causal):
+    layer = fnn.attention(32, 2, causal=causal)
+    jaxpr = jax.make_jaxpr(layer.forward)(layer.init(KEY), jnp.ones((1, 128, 32)))
+    assert "pallas_call" in str(jaxpr)
+    params, x = layer.init(KEY), jax.random.normal(KEY, (1, 128, 32))
+    assert fnn.verify.check_layer(layer, params, x)
+
+
+@pytest.mark.parametrize("tokens", [128, 256, 100])
+@pytest.mark.parametrize("target", ["TPU v5e", "H100"])
+def test_the_kernel_is_compiled_for_gpus_and_tpus(target, tokens):
+    if not targets.targets()[target]:
+        pytest.skip(f"the compiler of {target} is not installed")
+    layer = fnn.attention(32, 2, causal=True)
+    params, x = jax.eval_shape(layer.init, KEY), jax.ShapeDtypeStruct((2, tokens, 32), jnp.float32)
+    report = targets.compile_for(target, lambda p, x: layer.forward(p, x)[0], params, x)
+    kernel = "tpu_custom_call" if target != "H100" else 'gpu.triton"'
+    assert (kernel in report.text) == (tokens != 100)
