@@ -49,10 +49,8 @@ def check_tracked(name: str, axis: str) -> None:
     >>> jax.shard_map(check, mesh=jax.make_mesh((1,), ("data",)), in_specs=(), out_specs=None)()
     """
     if axis not in varying(jax.lax.axis_index(axis)):
-        raise ValueError(
-            f"{name}: expected jax.shard_map with check_vma=True: without it gradients cannot be "
-            f"summed over {axis!r} exactly once"
-        )
+        reason = f"without it gradients cannot be summed over {axis!r} exactly once"
+        raise ValueError(f"{name}: expected jax.shard_map with check_vma=True: {reason}")
 
 
 def over_devices(collective: Callable[..., Array], a: Array) -> Array:

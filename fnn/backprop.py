@@ -110,9 +110,8 @@ def weight_of(losses: Array, weight: Array) -> Array:
     """
     weight = jnp.asarray(weight)
     if weight.shape != losses.shape:
-        raise ValueError(
-            f"weight: expected one number per example, {losses.shape}, got {weight.shape}"
-        )
+        got = f"got {weight.shape}"
+        raise ValueError(f"weight: expected one number per example, {losses.shape}, {got}")
     return weight.astype(losses.dtype)
 
 
@@ -194,10 +193,9 @@ def per_example_backward(
         batch = getattr(factor, "batch", ())
         shape = jax.eval_shape(lambda: total(factor)).shape  # TypeError for what is not a factor
         if batch[: len(examples)] != examples:
-            raise ValueError(
-                f"reduce: expected factors whose batch axes begin with the example axes "
-                f"{examples}, got {jax.tree.map(jnp.shape, factor)}"
-            )
+            expected = f"factors whose batch axes begin with the example axes {examples}"
+            got = f"got {jax.tree.map(jnp.shape, factor)}"
+            raise ValueError(f"reduce: expected {expected}, {got}")
         return _Reduced(reduce(factor, len(examples)), jnp.zeros((*shape, 0)))
 
     dparams, _ = network.backward(params, residuals, dy, marked)
@@ -229,8 +227,6 @@ def example_shape(losses: Array, example_axes: int | None) -> tuple[int, ...]:
     (8,)
     """
     if example_axes is not None and not 0 <= example_axes <= losses.ndim:
-        raise ValueError(
-            f"example_axes: expected 0 to {losses.ndim} for losses of shape {losses.shape}, "
-            f"got {example_axes}"
-        )
+        expected = f"expected 0 to {losses.ndim} for losses of shape {losses.shape}"
+        raise ValueError(f"example_axes: {expected}, got {example_axes}")
     return losses.shape if example_axes is None else losses.shape[:example_axes]

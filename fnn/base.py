@@ -104,9 +104,8 @@ class Layer(NamedTuple):
 
     def __call__(self, *args: Any) -> NoReturn:
         """Raises TypeError: a layer is not a function, `forward` is."""
-        raise TypeError(
-            "a Layer is not a function: layer.forward(params, x) returns (y, residuals)"
-        )
+        reason = "layer.forward(params, x) returns (y, residuals)"
+        raise TypeError(f"a Layer is not a function: {reason}")
 
     def __repr__(self) -> str:
         """Shows the name of the function that made the layer, for messages and signatures."""
@@ -165,9 +164,8 @@ class Loss(NamedTuple):
 
     def __call__(self, *args: Any) -> NoReturn:
         """Raises TypeError: a loss is not a function, `value` is."""
-        raise TypeError(
-            "a Loss is not a function: loss.value(prediction, target) is one loss per example"
-        )
+        reason = "loss.value(prediction, target) is one loss per example"
+        raise TypeError(f"a Loss is not a function: {reason}")
 
 
 class Optimizer(NamedTuple):
@@ -340,10 +338,9 @@ def check_layer(name: str, layer: Any) -> None:
     except ValueError:
         return  # a callable without a signature
     except TypeError:
-        raise TypeError(
-            f"{name}: expected a layer with backward(params, residuals, dy, reduce=total), "
-            f"got backward{inspect.signature(layer.backward)}"
-        ) from None
+        got = f"got backward{inspect.signature(layer.backward)}"
+        expected = "expected a layer with backward(params, residuals, dy, reduce=total)"
+        raise TypeError(f"{name}: {expected}, {got}") from None
 
 
 def check_loss(name: str, loss: Any) -> None:
@@ -366,10 +363,8 @@ def check_unmixed(name: str, loss: Any) -> None:
     check_loss(name, loss)
     if loss.mixes:
         made = getattr(loss.value, "__qualname__", "...").split(".")[0].strip("_")
-        raise TypeError(
-            f"{name}: the loss {made} mixes the examples of a batch (mixes=True), so it has no "
-            f"per-example gradients"
-        )
+        mixes = "mixes the examples of a batch (mixes=True), so it has no per-example gradients"
+        raise TypeError(f"{name}: the loss {made} {mixes}")
 
 
 def check_optimizer(name: str, optimizer: Any) -> None:

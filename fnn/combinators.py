@@ -456,10 +456,9 @@ Array([2., 2.], dtype=float32)
 def _concatenate_forward(params: Params, xs: tuple[Array, ...]) -> tuple[Array, Residuals]:
     for x in xs[1:]:
         if (x.shape[:-1], x.dtype) != (xs[0].shape[:-1], xs[0].dtype):
-            raise ValueError(
-                f"concatenate: expected arrays that differ only in their last axis, "
-                f"got {[f'{x.dtype}{x.shape}' for x in xs]}"
-            )
+            got = [f"{x.dtype}{x.shape}" for x in xs]
+            expected = "expected arrays that differ only in their last axis"
+            raise ValueError(f"concatenate: {expected}, got {got}")
     # Empty arrays keep the widths as shapes, which are static.
     return jnp.concatenate(xs, -1), tuple(jnp.zeros((0, x.shape[-1]), x.dtype) for x in xs)
 
@@ -555,14 +554,12 @@ def _paired(name: str, layers: tuple[Layer, ...], params: Params) -> list[tuple[
 def _check_depth(n: int, params: Params) -> None:
     for leaf in jax.tree.leaves(params):
         if leaf.ndim == 0 or leaf.shape[0] != n:
-            raise ValueError(
-                f"repeat: expected params with a leading axis of {n}, got {leaf.shape}"
-            )
+            got = f"got {leaf.shape}"
+            raise ValueError(f"repeat: expected params with a leading axis of {n}, {got}")
 
 
 def _check_same(name: str, x: Tree, y: Tree) -> None:
     form = lambda tree: jax.tree.map(lambda a: f"{a.dtype}{a.shape}", tree)
     if form(x) != form(y):
-        raise ValueError(
-            f"{name}: expected a layer that keeps shape and dtype, got {form(x)} -> {form(y)}"
-        )
+        got = f"got {form(x)} -> {form(y)}"
+        raise ValueError(f"{name}: expected a layer that keeps shape and dtype, {got}")

@@ -362,10 +362,9 @@ def _block(factor: Factor, examples: int) -> _Block:
     if not isinstance(factor, Outer):
         return _Block(diagonal, None)
     if len(factor.batch) > examples:
-        raise TypeError(
-            f"kronecker_factors: expected dense layers with one position per example, "
-            f"got position axes of shape {factor.batch[examples:]}"
-        )
+        got = f"got position axes of shape {factor.batch[examples:]}"
+        expected = "expected dense layers with one position per example"
+        raise TypeError(f"kronecker_factors: {expected}, {got}")
     ones = jnp.ones((*factor.right.shape[:-1], 1), factor.right.dtype)
     a = _moment(jnp.concatenate([factor.right, ones], -1))
     # One matrix product with the columns as a batch axis, instead of a sum of one S per column.
@@ -453,9 +452,8 @@ def _columns(loss: Loss, root: Root, prediction: Array, y: Tree) -> tuple[Array,
     check_array("curvature", prediction, "a network whose prediction is one array")
     columns = root(prediction, y)
     if columns.shape[1:] != prediction.shape:
-        raise ValueError(
-            f"root: expected columns of shape (c, *{prediction.shape}), got {columns.shape}"
-        )
+        got = f"got {columns.shape}"
+        raise ValueError(f"root: expected columns of shape (c, *{prediction.shape}), {got}")
     return columns, loss.value(prediction, y)
 
 

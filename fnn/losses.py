@@ -400,10 +400,8 @@ def _like(name: str, prediction: Array, target: Array) -> Array:
     """The target in the prediction's dtype, if it has the prediction's shape."""
     prediction, target = _floating(name, prediction), jnp.asarray(target)
     if target.shape != prediction.shape:
-        raise ValueError(
-            f"{name}: expected a target of the prediction's shape {prediction.shape}, "
-            f"got {target.shape}"
-        )
+        expected = f"expected a target of the prediction's shape {prediction.shape}"
+        raise ValueError(f"{name}: {expected}, got {target.shape}")
     return target.astype(prediction.dtype)
 
 
@@ -416,10 +414,8 @@ def _distribution(name: str, prediction: Array, target: Array) -> Array:
             raise TypeError(f"{name}: expected labels to be integers, got {target.dtype}")
         return _like(name, prediction, target)
     if target.shape != tuple(batch):
-        raise ValueError(
-            f"{name}: expected integer labels of shape {tuple(batch)} for a prediction of "
-            f"shape {prediction.shape}, got {target.shape}"
-        )
+        labels = f"integer labels of shape {tuple(batch)} for a prediction of {prediction.shape}"
+        raise ValueError(f"{name}: expected {labels}, got {target.shape}")
     return _one_hot(target, k, prediction.dtype)
 
 

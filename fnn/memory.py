@@ -172,8 +172,6 @@ def _halves(x: Array) -> Any:
 
 def _same(y: Array, x: Array) -> Array:
     if (y.shape, y.dtype) != (x.shape, x.dtype):
-        raise ValueError(
-            f"reversible: expected f and g to keep shape and dtype, "
-            f"got {x.dtype}{x.shape} -> {y.dtype}{y.shape}"
-        )
+        got = f"got {x.dtype}{x.shape} -> {y.dtype}{y.shape}"
+        raise ValueError(f"reversible: expected f and g to keep shape and dtype, {got}")
     return y

@@ -344,19 +344,16 @@ def number_at(number: Rate, step: Array) -> Any:
     if jnp.shape(value) != () or not (
         jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
     ):
-        raise ValueError(
-            f"update: expected a schedule that returns a number, got {dtype}{jnp.shape(value)}"
-        )
+        got = f"got {dtype}{jnp.shape(value)}"
+        raise ValueError(f"update: expected a schedule that returns a number, {got}")
     return value
 
 
 def check_state(state: Any, expected: type) -> None:
     """Raise TypeError if state is not of the expected type."""
     if type(state) is not expected:
-        raise TypeError(
-            f"update: expected (state, grads) with a {expected.__name__}, "
-            f"got {type(state).__name__}; optax takes the two in the opposite order"
-        )
+        got = f"got {type(state).__name__}; optax takes the two in the opposite order"
+        raise TypeError(f"update: expected (state, grads) with a {expected.__name__}, {got}")
 
 
 def check_gradients(params: Params, grads: Params) -> None:
@@ -366,10 +363,8 @@ def check_gradients(params: Params, grads: Params) -> None:
     def check(path: Any, theta: Array, g: Any) -> None:
         name = f"params{jax.tree_util.keystr(path)}"
         if jnp.shape(g) != theta.shape:
-            raise ValueError(
-                f"update: expected a gradient with its parameter's shape {theta.shape}, "
-                f"got {jnp.shape(g)} for {name}"
-            )
+            expected = f"expected a gradient with its parameter's shape {theta.shape}"
+            raise ValueError(f"update: {expected}, got {jnp.shape(g)} for {name}")
         if not is_floating(g):
             got = jnp.result_type(g)
             raise TypeError(f"update: expected floating-point gradients, got {got} for {name}")

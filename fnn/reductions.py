@@ -114,10 +114,8 @@ class Outer(Factor):
     def batch(self) -> tuple[int, ...]:  # type: ignore[override]
         """The leading axes, which left and right share."""
         if self.left.shape[:-1] != self.right.shape[:-1]:
-            raise ValueError(
-                f"Outer: expected left and right with the same batch axes, "
-                f"got {self.left.shape} and {self.right.shape}"
-            )
+            got = f"got {self.left.shape} and {self.right.shape}"
+            raise ValueError(f"Outer: expected left and right with the same batch axes, {got}")
         return self.left.shape[:-1]
 
     def total(self) -> Array:
@@ -482,9 +480,8 @@ class Whole(Factor):
         return self.value
 
     def rows(self, examples: int | None = None) -> "Direct":
-        raise TypeError(
-            f"{self.name}: its gradient exists for the whole batch only, not per example"
-        )
+        reason = "its gradient exists for the whole batch only, not per example"
+        raise TypeError(f"{self.name}: {reason}")
 
 
 def total(factor: Factor) -> Array:
@@ -498,9 +495,7 @@ def total(factor: Factor) -> Array:
            [5.]], dtype=float32)
     """
     if not isinstance(factor, Factor):
-        raise TypeError(
-            f"reduce: expected a factor such as Outer or Direct, got {type(factor).__name__}"
-        )
+        raise TypeError(f"reduce: expected a factor, such as Outer, got {type(factor).__name__}")
     return factor.total()
 
 

@@ -109,10 +109,8 @@ def statistics_from_torch(state: Mapping[str, Any], like: Any, names: Modules = 
     keys = [key for key in keys if key in measured]
     leaves = jax.tree.leaves_with_path(like)
     if len(keys) != len(leaves):
-        raise ValueError(
-            f"statistics_from_torch: expected {len(leaves)} arrays of means and variances, "
-            f"got {len(keys)}: {', '.join(keys)}"
-        )
+        expected = f"expected {len(leaves)} arrays of means and variances, got {len(keys)}"
+        raise ValueError(f"statistics_from_torch: {expected}: {', '.join(keys)}")
     links = [_Link(path, key, leaf, 1) for key, (path, leaf) in zip(keys, leaves, strict=True)]
     return _converted("statistics_from_torch", links, state, like)
 
@@ -189,17 +187,13 @@ def _matched(
     layers = jax.tree.leaves_with_path(params, is_leaf=lambda node: bool(_kind(node)))
     for path, layer in layers:
         if not _kind(layer):
-            raise ValueError(
-                f"{name}: expected params of dense, conv2d, layer_norm, batch_norm or embedding, "
-                f"got {_shown(path)}"
-            )
+            known = "dense, conv2d, layer_norm, batch_norm or embedding"
+            raise ValueError(f"{name}: expected params of {known}, got {_shown(path)}")
     modules = _ordered(parameters, names)
     if len(modules) != len(layers):
         places = ", ".join(_shown(path) for path, _ in layers)
-        raise ValueError(
-            f"{name}: expected {len(layers)} modules, for {places}, "
-            f"got {len(modules)}: {', '.join(modules)}"
-        )
+        got = f"got {len(modules)}: {', '.join(modules)}"
+        raise ValueError(f"{name}: expected {len(layers)} modules, for {places}, {got}")
     return [(module, *layer) for module, layer in zip(modules, layers, strict=True)]
 
 
@@ -210,10 +204,8 @@ def _channels(
     images: the path of the convolution before it, and its number of channels."""
     there, channels = images
     if "gain" in layer and layer["gain"].shape != (channels,):
-        raise ValueError(
-            f"{name}: {module} normalises flattened images, whose order differs between fnn and "
-            f"PyTorch; normalise them before flattening"
-        )
+        way = "whose order differs between fnn and PyTorch; normalise them before flattening"
+        raise ValueError(f"{name}: {module} normalises flattened images, {way}")
     if "W" not in layer or layer["W"].ndim != 2 or layer["W"].shape[1] % channels:
         return 1
     if flattened is not None:
@@ -235,10 +227,8 @@ def _ordered(keys: list[str], names: Modules) -> list[str]:
             raise ValueError(f"names: expected all modules of the state, missing {missing[0]!r}")
         return [name for name in names if name in modules]
     if len({re.sub(r"[\d.]+", "", name) for name in modules}) > 1:
-        raise ValueError(
-            f"state: the order of the modules {', '.join(modules)} is not in their names; "
-            f"pass it as names=[...]"
-        )
+        order = f"the order of the modules {', '.join(modules)} is not in their names"
+        raise ValueError(f"state: {order}; pass it as names=[...]")
     return sorted(modules, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
 
 
@@ -264,9 +254,8 @@ def _array(value: Any) -> np.ndarray:
 def _check_shape(name: str, link: _Link, got: np.ndarray) -> None:
     if got.shape != link.shape:
         place = f"{jax.tree_util.keystr(link.path)} {tuple(link.leaf.shape)}"
-        raise ValueError(
-            f"{name}: expected shape {link.shape} for {link.key}, which is {place}, got {got.shape}"
-        )
+        reason = f"expected shape {link.shape} for {link.key}, which is {place}, got {got.shape}"
+        raise ValueError(f"{name}: {reason}")
 
 
 def _shown(path: tuple[Any, ...]) -> str:

@@ -80,10 +80,8 @@ def check_geometry(name: str, window: Pair, stride: Pair) -> tuple[Pair, Pair]:
     ValueError: max_pool(2): expected window and stride as pairs (height, width), got 2 and (2, 2)
     """
     if not all(isinstance(p, tuple | list) and len(p) == 2 for p in (window, stride)):
-        raise ValueError(
-            f"{name}: expected window and stride as pairs (height, width), "
-            f"got {window} and {stride}"
-        )
+        got = f"got {window} and {stride}"
+        raise ValueError(f"{name}: expected window and stride as pairs (height, width), {got}")
     height, width, down, right = check_widths(name, *window, *stride)
     return (height, width), (down, right)
 

@@ -135,10 +135,8 @@ def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
 
         def one(part: Array, dim: int, factor: Factor) -> Any:
             if dim < 0 and any(axis in varying(a) for a in jax.tree.leaves(factor)):
-                raise ValueError(
-                    f"sharded: params {part.shape} are replicated over {axis!r}, but their "
-                    f"gradient differs between devices"
-                )
+                where = f"params {part.shape} are replicated over {axis!r}"
+                raise ValueError(f"sharded: {where}, but their gradient differs between devices")
             of = lambda factor: reduce(factor if dim < 0 else Shard(factor, axis))
             return for_each_copy(of, part.shape[: part.ndim - factor.ndim])(factor)
 
@@ -152,9 +150,8 @@ def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
 
 def _part(name: str, width: int, n: int, axis: str) -> int:
     if width % n:
-        raise ValueError(
-            f"{name}: expected a width divisible by the {n} devices of {axis!r}, got {width}"
-        )
+        reason = f"expected a width divisible by the {n} devices of {axis!r}, got {width}"
+        raise ValueError(f"{name}: {reason}")
     return width // n
 
 

@@ -89,9 +89,8 @@ class Checks(NamedTuple):
         """
         arrays = self.network is not None and all(hasattr(a, "shape") for a in (x, y))
         if arrays and (jnp.ndim(x) < 2 or jnp.ndim(y) < 1):
-            raise ValueError(
-                f"{self.name}: expected x (n, d_in) and y (n, ...), got {x.shape}, {y.shape}"
-            )
+            got = f"got {x.shape}, {y.shape}"
+            raise ValueError(f"{self.name}: expected x (n, d_in) and y (n, ...), {got}")
         if count((x, y) if weight is None else (x, y, weight)) == 0:
             raise ValueError(f"{self.name}: expected at least one example, got none")
         if self.network is not None and self.loss is not None:

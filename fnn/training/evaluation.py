@@ -89,10 +89,9 @@ def _mean(name: str, measured: Any, weight: Tree = None) -> Array:
     except (TypeError, ValueError):
         numeric = False
     if not numeric:
-        raise TypeError(
-            f"fit: expected metrics[{name!r}] to return a number or an array of numbers, "
-            f"got {getattr(measured, 'dtype', type(measured).__name__)}"
-        )
+        expected = f"expected metrics[{name!r}] to return a number or an array of numbers"
+        got = getattr(measured, "dtype", type(measured).__name__)
+        raise TypeError(f"fit: {expected}, got {got}")
     if weight is None or values.shape[: jnp.ndim(weight)] != jnp.shape(weight):
         return values.mean()
     each = values.reshape(*jnp.shape(weight), -1).mean(-1)

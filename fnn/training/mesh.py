@@ -42,15 +42,11 @@ class Devices(NamedTuple):
         if not isinstance(mesh, Mesh):
             raise TypeError(f"{name}: expected a jax.sharding.Mesh, got {type(mesh).__name__}")
         if "data" not in mesh.axis_names or not set(mesh.axis_names) <= {"data", "model"}:
-            raise ValueError(
-                f"{name}: expected a mesh with the axes 'data' and, if any, 'model', "
-                f"got {mesh.axis_names}"
-            )
+            expected = "expected a mesh with the axes 'data' and, if any, 'model'"
+            raise ValueError(f"{name}: {expected}, got {mesh.axis_names}")
         if explicit := jax.sharding.get_abstract_mesh().explicit_axes:
-            raise ValueError(
-                f"{name}: expected mesh= without jax.set_mesh of a mesh with explicit axes, "
-                f"got the explicit axes {explicit}"
-            )
+            expected = "expected mesh= without jax.set_mesh of a mesh with explicit axes"
+            raise ValueError(f"{name}: {expected}, got the explicit axes {explicit}")
         return cls(automatic(mesh), shard_params)
 
     @property

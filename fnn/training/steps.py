@@ -278,9 +278,8 @@ class Training(NamedTuple):
         keys = None
         if self._draws:
             if key is None:
-                raise TypeError(
-                    "step: expected a key, which random layers, augment and gradient need, got none"
-                )
+                reason = "expected a key, which random layers, augment and gradient need, got none"
+                raise TypeError(f"step: {reason}")
             keys = split(jax.random.fold_in(key, state.step), 2)
         scale = getattr(state, "loss_scale", None)
         of_batch: Callable[..., Any] = self._of_batch
@@ -373,10 +372,8 @@ class Training(NamedTuple):
 
 def _check_state(name: str, state: Any) -> None:
     if not (hasattr(state, "params") and hasattr(state, "step")):
-        raise TypeError(
-            f"{name}: expected an optimizer's state with .params and .step, such as "
-            f"optimizer.init(params), got {type(state).__name__}"
-        )
+        expected = "an optimizer's state with .params and .step, such as optimizer.init(params)"
+        raise TypeError(f"{name}: expected {expected}, got {type(state).__name__}")
 
 
 def _array(leaf: Any) -> Array:
