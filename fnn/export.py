@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import export
 
 from fnn import atomic, extras
-from fnn.base import Layer, Params, check_layer
+from fnn.base import Layer, Params, check_layer, measured
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 """The platforms that an exported program runs on."""
@@ -49,8 +49,8 @@ def save(network: Layer, params: Params, example: Any, path: str | Path) -> None
     check_layer("save", network)
     measure = lambda params, x: measured(network, params, x, None)[1]
     if jax.tree.leaves(jax.eval_shape(measure, params, example)):
-        measured = "fnn.at(network, statistics=fnn.statistics(network, params, x))"
-        raise ValueError(f"save: expected a network with its statistics, {measured}")
+        reason = "fnn.at(network, statistics=fnn.statistics(network, params, x))"
+        raise ValueError(f"save: expected a network with its statistics, {reason}")
     params = jax.tree.map(jnp.asarray, jax.device_get(params))
     atomic.write(path, lowered(lambda x: network.forward(params, x)[0], example))
 

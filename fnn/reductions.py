@@ -495,7 +495,9 @@ def total(factor: Factor) -> Array:
            [5.]], dtype=float32)
     """
     if not isinstance(factor, Factor):
-        raise TypeError(f"reduce: expected a factor, such as Outer, got {type(factor).__name__}")
+        raise TypeError(
+            f"reduce: expected a factor such as Outer or Direct, got {type(factor).__name__}"
+        )
     return factor.total()
 
 

@@ -23,12 +23,12 @@ ALLOWED = {
     "adapters.functions": {"vjp"},
     "autodiff": {"custom_jvp", "linear_transpose", "jvp"},
     "curvature": {"linear_transpose", "jvp"},
-    "layers._kernels": {"custom_jvp", "jvp"},
+    "layers.kernels": {"custom_jvp", "jvp"},
 }
 """Beside `verify`, which checks: an adapter, where a user's function brings autodiff's derivative
 with it; `autodiff`, which puts a layer's own backward into what JAX differentiates; `curvature`,
 which reads one from the other side, and whose Hessian-vector product is the derivative of a
-hand-written gradient; and `layers._kernels`, whose derivative, for those who differentiate a
+hand-written gradient; and `layers.kernels`, whose derivative, for those who differentiate a
 forward pass, is that of the plain operations."""
 MATHEMATICS = {
     "base", "axes", "numbers", "reductions", "backprop", "autodiff", "activations", "losses",
@@ -223,8 +223,8 @@ CATALOGUED = {
     "activations", "layers", "models", "combinators", "memory", "precision", "losses",
     "optimizers", "wrappers",
 }  # fmt: skip
-NO_CONSTRUCTORS = ("layers._kernels", "layers.shapes", "layers.windows")
-HELPERS = {"by_name", "check_gradients", "check_state", "for_each", "loss_scale", "number_at",
+NO_CONSTRUCTORS = ("layers.kernels", "layers.shapes", "layers.windows")
+HELPERS = {"attended", "by_name", "check_gradients", "check_state", "for_each", "loss_scale", "number_at",
            "perceptron", "scaled_gradients", "with_params"}  # fmt: skip
 
 

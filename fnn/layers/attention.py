@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from fnn import initializers
 from fnn.base import Array, Grads, Layer, Params, Residuals, Tree, at_least_float32, split
-from fnn.layers._kernels import fused
 from fnn.layers.shapes import check_input, named_widths
 from fnn.reductions import Outer, Reduce, total
 
 BLOCK = 256
 """The scores of this many queries are held at a time."""
+Attend = Callable[[Array, Array, Array, bool, Array | None], tuple[Array, Array]]
+"""What computes h of all heads, and the largest score of each query: see `attended`."""
 
 
 def attention(
@@ -24,6 +24,7 @@ def attention(
     *,
     rotary: bool = False,
     weight_init: Callable[..., Array] = initializers.glorot_uniform,
+    attend: Attend | None = None,
 ) -> Layer:
     """Self-attention with several heads over the tokens of each text. Vaswani et al. 2017.
 
@@ -48,7 +49,8 @@ def attention(
     Each text is an example and its tokens are positions: losses per token need `example_axes`. Only
     x and the largest score of each query are kept; backward computes q, k, v and A again, as
     FlashAttention does (Dao et al. 2022). Both hold A of at most `BLOCK` queries at a time, where
-    the number of tokens can be divided so. On GPUs and TPUs forward is one kernel without a mask.
+    the number of tokens can be divided so. With attend=`fnn.layers.kernels.attend` a GPU or a TPU
+    computes h in one kernel.
 
     Raises ValueError for widths below 1, a d that is not divisible by heads, an odd e with rotary,
     and x, mask or params with other shapes; TypeError if x and params differ in dtype, and for a
@@ -74,15 +76,11 @@ def attention(
         q, k, v = (_heads(x @ params[leaf].T, heads) for leaf in "QKV")
         return (_rotated(q), _rotated(k), v) if rotary else (q, k, v)
 
-    plain = partial(_attended, causal)
-    attend = fused(plain, causal)
-
     def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
         x, mask = x if isinstance(x, tuple) else (x, None)
         check_input(name, params, shapes, x, "tokens", d)
         _check_mask(name, x, mask)
-        qkv = projected(params, x)
-        h, peak = attend(*qkv) if mask is None else plain(*qkv, mask)
+        h, peak = (attend or attended)(*projected(params, x), causal, mask)
         y = _merged(h) @ params["O"].T
         return y if mask is None else (y, mask), (x, mask, peak)
 
@@ -90,7 +88,7 @@ def attention(
         x, mask, peak = residuals
         dy = dy if mask is None else dy[0]
         dh = _heads(dy @ params["O"], heads)
-        h, dq, dk, dv = _pulled(causal, *projected(params, x), mask, peak, dh)
+        h, dq, dk, dv = _pulled(*projected(params, x), causal, mask, peak, dh)
         if rotary:
             dq, dk = _rotated(dq, back=True), _rotated(dk, back=True)
         dq, dk, dv = map(_merged, (dq, dk, dv))
@@ -116,13 +114,20 @@ def _check_mask(name: str, x: Array, mask: Array | None) -> None:
         raise ValueError(f"{name}: expected a mask of shape {x.shape[:-1]}, got {mask.shape}")
 
 
-def _attended(
-    causal: bool, q: Array, k: Array, v: Array, mask: Array | None = None
+def attended(
+    q: Array, k: Array, v: Array, causal: bool, mask: Array | None = None
 ) -> tuple[Array, Array]:
-    """h (..., heads, tokens, e), and the largest score of each query."""
+    """h (..., heads, tokens, e) of q, k and v of this shape, and the largest score of each query
+    (..., heads, tokens, 1), with the mask (..., tokens) of `attention`.
+
+    >>> q = jnp.ones((2, 3, 4))
+    >>> h, largest = attended(q, q, q, causal=True)
+    >>> h.shape, float(largest[0, 0, 0])
+    ((2, 3, 4), 2.0)
+    """
 
     def some(at: Array, q: Array) -> tuple[Tree, Tree]:
-        s = _scores(causal, at, q, k, mask)
+        s = _scores(at, q, k, causal, mask)
         peak = s.max(-1, keepdims=True)
         return (_softmax(s, peak).astype(v.dtype) @ v, peak), ()
 
@@ -130,12 +135,12 @@ def _attended(
 
 
 def _pulled(
-    causal: bool, q: Array, k: Array, v: Array, mask: Array | None, peak: Array, dh: Array
+    q: Array, k: Array, v: Array, causal: bool, mask: Array | None, peak: Array, dh: Array
 ) -> tuple[Array, ...]:
     """h again, and dq, dk and dv."""
 
     def some(at: Array, q: Array, peak: Array, dh: Array) -> tuple[Tree, Tree]:
-        a = _softmax(_scores(causal, at, q, k, mask), peak)
+        a = _softmax(_scores(at, q, k, causal, mask), peak)
         narrow, scale = a.astype(q.dtype), 1 / math.sqrt(q.shape[-1])
         dv = jnp.einsum("...pq,...pe->...qe", narrow, dh, preferred_element_type=a.dtype)
         da = jnp.einsum("...pe,...qe->...pq", dh, v, preferred_element_type=a.dtype)
@@ -147,7 +152,7 @@ def _pulled(
     return h, dq, dk.astype(q.dtype), dv.astype(q.dtype)
 
 
-def _scores(causal: bool, at: Array, q: Array, k: Array, mask: Array | None) -> Array:
+def _scores(at: Array, q: Array, k: Array, causal: bool, mask: Array | None) -> Array:
     """The scores of the queries at these places (..., 1), -inf for tokens they do not attend to."""
     wide, keys = at_least_float32(q.dtype), jnp.arange(k.shape[-2])
     s = jnp.einsum("...pe,...qe->...pq", q, k, preferred_element_type=wide)

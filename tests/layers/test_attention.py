@@ -7,7 +7,7 @@ import pytest
 
 import fnn
 from fnn import per_example, targets
-from fnn.layers import _kernels, attention
+from fnn.layers import attention, kernels
 
 KEY = jax.random.key(5)
 
@@ -146,10 +146,8 @@ def test_blocks_of_queries_give_what_all_queries_give(dtype, options, masked, mo
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_kernel_gives_what_plain_operations_give(dtype, close, causal):
     q, k, v = jax.random.normal(KEY, (3, 256, 16), dtype)
-    plain = lambda q, k, v: numpys(q, k, v, causal)
-    shapes = jax.ShapeDtypeStruct(q.shape, dtype), jax.ShapeDtypeStruct((256, 1), jnp.float32)
-    got = _kernels.kernel(lambda *_: shapes, causal, None, q, k, v, interpret=True)
-    for one, other in zip(got, plain(q, k, v), strict=True):
+    got = kernels._kernel(causal, None, q, k, v, interpret=True)
+    for one, other in zip(got, numpys(q, k, v, causal), strict=True):
         np.testing.assert_allclose(np.asarray(one, float), other, atol=close)
 
 
@@ -163,21 +161,22 @@ def numpys(q, k, v, causal):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_layer_whose_forward_may_be_the_kernel_is_checked_by_autodiff(causal):
-    layer = fnn.attention(32, 2, causal=causal)
-    jaxpr = jax.make_jaxpr(layer.forward)(layer.init(KEY), jnp.ones((1, 128, 32)))
-    assert "pallas_call" in str(jaxpr)
+def test_a_layer_with_the_kernel_is_differentiated_as_one_without(causal):
+    layer = fnn.attention(32, 2, causal=causal, attend=kernels.attend)
     params, x = layer.init(KEY), jax.random.normal(KEY, (1, 128, 32))
+    assert "pallas_call" in str(jax.make_jaxpr(layer.forward)(params, x))
     assert fnn.verify.check_layer(layer, params, x)
 
 
-@pytest.mark.parametrize("tokens", [128, 256, 100])
+@pytest.mark.parametrize(("tokens", "masked"), [(128, False), (256, False), (100, False), (128, 1)])
 @pytest.mark.parametrize("target", ["TPU v5e", "H100"])
-def test_the_kernel_is_compiled_for_gpus_and_tpus(target, tokens):
+def test_the_kernel_is_compiled_where_it_can_be(target, tokens, masked):
     if not targets.targets()[target]:
         pytest.skip(f"the compiler of {target} is not installed")
-    layer = fnn.attention(32, 2, causal=True)
-    params, x = jax.eval_shape(layer.init, KEY), jax.ShapeDtypeStruct((2, tokens, 32), jnp.float32)
-    report = targets.compile_for(target, lambda p, x: layer.forward(p, x)[0], params, x)
+    layer = fnn.attention(32, 2, causal=True, attend=kernels.attend)
+    x = jax.ShapeDtypeStruct((2, tokens, 32), jnp.float32)
+    x = (x, jax.ShapeDtypeStruct((2, tokens), bool)) if masked else x
+    forward = lambda params, x: layer.forward(params, x)[0]
+    report = targets.compile_for(target, forward, jax.eval_shape(layer.init, KEY), x)
     kernel = "tpu_custom_call" if target != "H100" else 'gpu.triton"'
-    assert (kernel in report.text) == (tokens != 100)
+    assert (kernel in report.text) == (tokens != 100 and not masked)

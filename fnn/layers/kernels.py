@@ -1,7 +1,6 @@
 """Attention as one Pallas kernel, for GPUs and TPUs: the scores never leave the chip."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,42 +10,46 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from fnn.base import Array
+from fnn.layers.attention import attended
 from fnn.reductions import for_each_copy
 
 BLOCK = 128
 """A program of the kernel has this many queries, and reads this many keys at a time."""
-Attend = Callable[[Array, Array, Array], tuple[Array, Array]]
+WIDTHS = {jnp.dtype(jnp.float32): (16, 32, 64), jnp.dtype(jnp.bfloat16): (16, 32, 64, 128)}
+"""The widths of a head whose blocks a GPU holds on its chip."""
 
 
-def fused(plain: Attend, causal: bool) -> Attend:
-    """The function plain(q, k, v) of arrays (..., tokens, e), which returns the attended values h,
-    of the same shape, and each query's largest score (..., tokens, 1), as one kernel on GPUs and
-    TPUs where `fits`. Its derivative is that of plain."""
+def attend(
+    q: Array, k: Array, v: Array, causal: bool, mask: Array | None = None
+) -> tuple[Array, Array]:
+    """The same as `fnn.layers.attention.attended`, in one kernel where there is one: on a GPU
+    (CUDA) or a TPU, without a mask, for a number of tokens that is divisible by `BLOCK`, and
+    float32 or bfloat16 of one of `WIDTHS`. Its derivative is that of `attended`.
 
-    def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        if not fits(q):
-            return plain(q, k, v)
-        on = lambda params: for_each_copy(partial(kernel, plain, causal, params), q.shape[:-2])
-        gpu = on(triton.CompilerParams(num_warps=4, num_stages=2))
-        rule = jax.custom_jvp(
-            partial(jax.lax.platform_dependent, cuda=gpu, tpu=on(None), default=plain)
-        )
-        rule.defjvp(lambda arrays, tangents: jax.jvp(plain, arrays, tangents))
-        return rule(q, k, v)
+    XLA does not split a kernel over devices: on a mesh call it inside of `jax.shard_map`, as the
+    training functions do. A program that is exported for several platforms can't have it.
 
-    return attend
-
-
-def fits(q: Array) -> bool:
-    """Whether the kernel takes arrays of this shape and dtype: whole blocks of tokens, heads whose
-    width is a power of two, and no more in a block than the chip holds."""
+    >>> import fnn
+    >>> layer = fnn.attention(64, 4, causal=True, attend=attend)
+    >>> y, _ = layer.forward(layer.init(jax.random.key(0)), jnp.ones((2, 128, 64)))
+    >>> y.shape
+    (2, 128, 64)
+    """
+    plain = partial(attended, causal=causal, mask=mask)
     tokens, e = q.shape[-2:]
-    widths = {jnp.float32.dtype: (16, 32, 64), jnp.bfloat16.dtype: (16, 32, 64, 128)}
-    return tokens % BLOCK == 0 and e in widths.get(q.dtype, ())
+    if mask is not None or tokens % BLOCK or e not in WIDTHS.get(q.dtype, ()):
+        return plain(q, k, v)
+    on = lambda params: for_each_copy(partial(_kernel, causal, params), q.shape[:-2])
+    gpu = on(triton.CompilerParams(num_warps=4, num_stages=2))
+    rule = jax.custom_jvp(
+        partial(jax.lax.platform_dependent, cuda=gpu, tpu=on(None), default=plain)
+    )
+    rule.defjvp(lambda arrays, tangents: jax.jvp(plain, arrays, tangents))
+    return rule(q, k, v)
 
 
-def kernel(
-    plain: Attend, causal: bool, params: Any, q: Array, k: Array, v: Array, interpret: bool = False
+def _kernel(
+    causal: bool, params: Any, q: Array, k: Array, v: Array, interpret: bool = False
 ) -> tuple[Array, Array]:
     """h (tokens, e) and the largest scores (tokens, 1) of one head. The keys are read block by
     block; when a larger score is found, the sums so far are scaled down. Milakov & Gimelshein
@@ -86,7 +89,7 @@ def kernel(
         grid=(tokens // BLOCK,),
         in_specs=[rows(e), whole, whole],
         out_specs=[rows(e), rows(1)],
-        out_shape=jax.eval_shape(plain, q, k, v),
+        out_shape=jax.eval_shape(partial(attended, causal=causal), q, k, v),
         compiler_params=params,
         interpret=interpret,
     )(q, k, v)
