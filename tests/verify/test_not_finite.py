@@ -115,3 +115,12 @@ def test_a_search_finds_a_rule_that_is_nan_where_the_gradient_is_not():
     report = verify.search(*rule(slope, power), *inputs)
     assert report.verdict == "fail", str(report)
     assert not report.inputs[1].all()
+
+
+def test_an_infinite_input_makes_no_kink_of_the_others():
+    """A weight of 0 switches autodiff off, and differences confirm the rule."""
+    f = jax.custom_jvp(lambda x, w: jnp.where(w != 0, jnp.exp(x) * w, 0))
+    f.defjvp(lambda p, t: (f(*p), jnp.exp(p[0]) * (p[1] * t[0] + t[1])))
+    report = verify.check_custom(f, jnp.array([-jnp.inf, 0.3]), jnp.array([0.7, 0.0]))
+    assert report.verdict == "inconclusive", str(report)
+    assert "differences agree with what is under test" in str(report)
