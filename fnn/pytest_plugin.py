@@ -40,9 +40,6 @@ class _Rules:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: Any) -> None:
-        import jax
-
-        jax.effects_barrier()
         self.open.close()
         self.found = self.checked(self.calls, self.config.getoption("fnn_rules_seconds"))
         for row in self.found.rows:

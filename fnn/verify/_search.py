@@ -9,24 +9,24 @@ checked at these and at special values of each.
 
 import inspect
 import json
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fnn.base import Array, Params
+from fnn.verify import _call
 from fnn.verify._call import Function, as_arrays, attempt, differentiable, floats, map_floats
 from fnn.verify._custom import check_custom
 from fnn.verify._gradients import HALF, check_vjp
-from fnn.verify._leaf import joined
+from fnn.verify._leaf import joined, same
 from fnn.verify._report import Report, pasted
 
 PLAIN = 1e-6
@@ -50,7 +50,7 @@ def search(
     reference: Function | None = None,
     make_inputs: Callable[..., tuple[Params, Any]] | None = None,
     domain: Callable[[Params, Any], Any] | None = None,
-    seconds: float = math.inf,
+    seconds: float = np.inf,
     key: Array | None = None,
 ) -> Report:
     """Look for inputs at which `check_vjp` of this pair fails. The report's `inputs` are the
@@ -61,7 +61,8 @@ def search(
     sizes are tried too: 1, sizes that no block divides, sizes that differ from each other.
 
     Inputs outside of `domain`, a predicate of (params, x), are not tried, nor those where the
-    function's own value is NaN. After `seconds` no further inputs are tried.
+    function's own value is NaN. An infinite entry is tried where the value is finite, and the limit
+    of those at large entries. After `seconds` no further inputs are tried.
 
     Inputs that forward or backward refuses by an exception are skipped, but a TimeoutError is
     raised. A probe fails only by a plain error: more than 1e-6 in float64, twice the bound in half
@@ -87,7 +88,7 @@ def search_custom(
     *args: Any,
     reference: Function | None = None,
     domain: Function | None = None,
-    seconds: float = math.inf,
+    seconds: float = np.inf,
 ) -> Report:
     """Look for arguments at which `check_custom` of f fails: `args` themselves, and variants of
     each of them. The report's `inputs` are the simplest found, a tuple. Everything else is as for
@@ -115,10 +116,8 @@ def _first_wrong(
     end = time.monotonic() + seconds
 
     def at(*inputs: Any) -> Report | None:
-        if time.monotonic() > end or (domain and not domain(*inputs)):
-            return None
-        undefined = any(np.isnan(a).any() for a in floats(value(*inputs)))
-        return None if undefined else check(*inputs)
+        wanted = time.monotonic() <= end and (domain is None or domain(*inputs))
+        return check(*inputs) if wanted and _defined(value, inputs) else None
 
     safely = partial(attempt, at)
     tried: dict[str, Probe] = {}  # equal inputs once
@@ -135,6 +134,16 @@ def _first_wrong(
     return replace(first, place=f"no wrong gradient at {count} inputs tried")
 
 
+def _defined(value: Function, inputs: tuple[Any, ...]) -> bool:
+    """Whether the function's value is not NaN; at infinite inputs, whether it is finite and the
+    limit at large ones."""
+    y = floats(value(*inputs))
+    if not any(np.isinf(a).any() for a in floats(inputs)):
+        return not any(np.isnan(a).any() for a in y)
+    near = floats(value(*map_floats(jnp.nan_to_num, inputs)))
+    return all(np.isfinite(a).all() and same(b, a, PLAIN) for a, b in zip(y, near, strict=True))
+
+
 def probes(inputs: tuple[Any, ...], usual: tuple[Any, ...]) -> Iterator[Probe]:
     """The inputs themselves, and variants of the same shapes: one of them changed, the others as
     in `usual`."""
@@ -144,8 +153,7 @@ def probes(inputs: tuple[Any, ...], usual: tuple[Any, ...]) -> Iterator[Probe]:
             yield f"{name}, argument {i}", (*usual[:i], changed, *usual[i + 1 :])
     yield "parameters off their initial values", usual
     for kind in (jnp.integer, jnp.bool_):
-        for name, changed in _variants(kind, inputs):
-            yield name, changed
+        yield from _variants(kind, inputs)
 
 
 def _variants(kind: Any, tree: Any) -> Iterator[tuple[str, Any]]:
@@ -153,15 +161,16 @@ def _variants(kind: Any, tree: Any) -> Iterator[tuple[str, Any]]:
     changes = lambda leaf: hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, kind) and leaf.size
     if any(map(changes, jax.tree.leaves(tree))):
         for name, change in CHANGES[kind].items():
-            yield name, jax.tree.map(lambda a, f=change: f(a) if changes(a) else a, tree)
+            one = lambda a, f=change: f(jnp.atleast_1d(a)).reshape(a.shape) if changes(a) else a
+            yield name, jax.tree.map(one, tree)
 
 
 CHANGES: dict[Any, dict[str, Callable[[Array], Array]]] = {
     jnp.floating: {
         "zeros": jnp.zeros_like,
         "ones": jnp.ones_like,
-        "a zero row": lambda a: a.at[:1].set(0) if a.ndim else a,
-        "a zero column": lambda a: a.at[..., :1].set(0) if a.ndim else a,
+        "a zero row": lambda a: a.at[:1].set(0),
+        "a zero column": lambda a: a.at[..., :1].set(0),
         "ties": jnp.round,
         "all equal": lambda a: jnp.full_like(a, 0.75),
         "negated": lambda a: -a,
@@ -170,43 +179,33 @@ CHANGES: dict[Any, dict[str, Callable[[Array], Array]]] = {
         "tiny": lambda a: a * jnp.asarray(1e-4, a.dtype),
         "large": lambda a: a * jnp.asarray(30, a.dtype),
         "saturated": lambda a: a * jnp.asarray(300, a.dtype),
+        "an entry of inf": lambda a: a.at[(0,) * a.ndim].set(jnp.inf),
+        "an entry of -inf": lambda a: a.at[(0,) * a.ndim].set(-jnp.inf),
     },
     jnp.integer: {
         "repeated integers": lambda a: jnp.full_like(a, a.ravel()[-1]),
-        "reversed integers": lambda a: a[::-1] if a.ndim else a,
-        "unsorted, repeated integers": lambda a: (
-            jnp.roll(jnp.repeat(a, 2, 0)[: len(a)], 1, 0) if a.ndim else a
-        ),
+        "reversed integers": lambda a: a[::-1],
+        "unsorted, repeated integers": lambda a: jnp.roll(a.repeat(2, 0)[: len(a)], 1, 0),
         "integers of 0": jnp.zeros_like,
     },
     jnp.bool_: {
         "empty masks": jnp.zeros_like,
         "full masks": jnp.ones_like,
         "every other entry of the masks": lambda a: (jnp.arange(a.size) % 2 == 0).reshape(a.shape),
-        "an empty row of the masks": lambda a: a.at[:1].set(False) if a.ndim else a,
+        "an empty row of the masks": lambda a: a.at[:1].set(False),
     },
 }
 """How arrays of a kind are changed, by the name of the change."""
 
 
 def _sized(make_inputs: Function | None, key: Array) -> Iterator[Probe]:
-    """Inputs with other sizes: with one size changed, and with all sizes different."""
-    if make_inputs is None:
-        return
-    sizes = _sizes_of(make_inputs)
-    wanted = [{**sizes, name: n} for name in sizes for n in SIZES]
-    for three in (SIZES[:3], SIZES[2::-1]):
-        wanted.append(dict(zip(sizes, cycle(three), strict=False)))
-    for chosen in (sizes, *wanted):
-        if made := attempt(make_inputs, key, *chosen.values()):  # else they do not go together
-            yield f"sizes {chosen}", as_arrays(tuple(made))
-
-
-def _sizes_of(make_inputs: Function) -> dict[str, int]:
-    """The arguments behind the key, and their defaults.
+    """Inputs with other sizes: with one size changed, and with all sizes different. The sizes are
+    the arguments behind the key, as their defaults say.
 
     Raises ValueError where there are none, or where they are no integers or not positional.
     """
+    if make_inputs is None:
+        return
     signature = inspect.signature(make_inputs)
     _, *given = signature.parameters.values()
     if not given or any(type(p.default) is not int or p.kind is p.KEYWORD_ONLY for p in given):
@@ -214,16 +213,19 @@ def _sizes_of(make_inputs: Function) -> dict[str, int]:
             "search: expected make_inputs(key, sizes...) whose sizes have integer defaults, such "
             f"as make_inputs(key, batch=4, d=3); got {signature}"
         )
-    return {p.name: p.default for p in given}
+    sizes = {p.name: p.default for p in given}
+    wanted = [{**sizes, name: n} for name in sizes for n in SIZES]
+    wanted += [dict(zip(sizes, n * len(sizes), strict=False)) for n in (SIZES[:3], SIZES[2::-1])]
+    for chosen in (sizes, *wanted):
+        if made := attempt(make_inputs, key, *chosen.values()):  # else they do not go together
+            yield f"sizes {chosen}", as_arrays(tuple(made))
 
 
 def _plainly_wrong(report: Report) -> bool:
     most = 2.0 if report.dtype in HALF else np.inf
     natively = lambda check: check.error == np.inf or check.error > most * check.bound > 0
-    return any(
-        leaf.verdict == "fail" and (not leaf.float64.error <= PLAIN or natively(leaf.native))
-        for leaf in report.leaves
-    )
+    failed = [leaf for leaf in report.leaves if leaf.verdict == "fail"]
+    return any(not leaf.float64.error <= PLAIN or natively(leaf.native) for leaf in failed)
 
 
 def _shrunk(check: Function, what: str, inputs: tuple[Any, ...], report: Report) -> Report:
@@ -250,13 +252,8 @@ def _simpler(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     places = [i for i, leaf in enumerate(flat) if differentiable(leaf)]
     rounder = (jnp.zeros_like, jnp.ones_like, jnp.round, lambda a: jnp.round(a, 1))
     candidates = [(i, change(flat[i])) for change in rounder for i in places]
-    candidates += [
-        (i, flat[i].at[j].set(value))
-        for i in places
-        if 1 < flat[i].size <= 16
-        for j in np.ndindex(flat[i].shape)
-        for value in (0, 1)
-    ]
+    entries = [(i, j) for i in places if 1 < flat[i].size <= 16 for j in np.ndindex(flat[i].shape)]
+    candidates += [(i, flat[i].at[j].set(value)) for i, j in entries for value in (0, 1)]
     for i, new in candidates:
         if _cost(new) < _cost(flat[i]):
             yield jax.tree.unflatten(form, [*flat[:i], new, *flat[i + 1 :]])
@@ -275,21 +272,28 @@ def _cost(a: Array) -> int:
 
 
 MOST = 3
-"""How many calls of one rule are recorded, no two of the same shapes, dtypes and statics."""
+"""How many calls of one rule are kept, no two of the same shapes, dtypes and statics."""
 LARGEST = 10_000
 """The most entries that an argument may have, to be checked."""
-Recorded = tuple[Callable[..., Any], tuple[Any, ...]]
-"""A call of a rule: the function, and its arguments by position."""
+ORDER = ("fail", "warning", "inconclusive", "pass", "skipped")
+"""Verdicts; a rule gets the first of those of its calls."""
 KINDS: tuple[Any, ...] = (jax.custom_vjp, jax.custom_jvp)
 
 
+Calls = tuple[list[tuple[Any, tuple[Any, ...]]], dict[Any, set[str]]]
+"""The calls of one rule: (function, arguments by position) of those that are kept; and of all, by
+shapes, dtypes and statics, the names of the leaves by which the caller differentiates."""
+
+
 class Row(NamedTuple):
-    """What was found of one rule: "pass", "fail", "inconclusive" or "skipped"."""
+    """What was found of one rule: "pass", "fail", "inconclusive", "skipped", or "warning" where it
+    is wrong only by what is not `differentiated` in the tests."""
 
     name: str
     verdict: str
     note: str
     report: Report | None = None
+    differentiated: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -300,9 +304,10 @@ class Rules:
 
     @property
     def verdict(self) -> str:
-        """ "fail" where a rule fails; "inconclusive" where none passes; else "pass"."""
+        """ "fail" where a rule fails, else "warning" where one has that; "inconclusive" where none
+        passes; else "pass"."""
         found = {row.verdict for row in self.rows}
-        return next((v for v in ("fail", "pass") if v in found), "inconclusive")
+        return next((v for v in ("fail", "warning", "pass") if v in found), "inconclusive")
 
     def raise_for_verdict(self) -> None:
         """Raise AssertionError, with the table and the reports, where a rule fails."""
@@ -331,82 +336,106 @@ def check_rules(module: Any, inputs: Mapping[str, Any], *, seconds: float = 60) 
     double  fail ...
     """
     rules = {name: rule for name, rule in vars(module).items() if isinstance(rule, KINDS)}
-    calls = {name: [(rule, inputs[name])] if name in inputs else [] for name, rule in rules.items()}
-    return checked(calls, seconds)
+    given = lambda name: [(rules[name], inputs[name])] if name in inputs else []
+    return checked({name: (given(name), {}) for name in rules}, seconds)
 
 
-def checked(calls: Mapping[str, list[Recorded]], seconds: float) -> Rules:
+def checked(calls: Mapping[str, Calls], seconds: float) -> Rules:
     """The rules by their names, at their recorded calls; the time is shared among them."""
     end, rows = time.monotonic() + seconds, []
-    for left, (name, recorded) in zip(range(len(calls), 0, -1), calls.items(), strict=True):
+    for left, (name, (kept, seen)) in zip(range(len(calls), 0, -1), calls.items(), strict=True):
         now = time.monotonic()
         share = now + (end - now) / left
-        found = [_row(name, rule, args, share) for rule, args in recorded if now < end]
-        why = "it was not called" if now < end else "no time is left"
-        order = ("fail", "inconclusive", "pass", "skipped")
-        found = found or [Row(name, "skipped", why)]
-        rows.append(min(found, key=lambda row: order.index(row.verdict)))
+        by = tuple(sorted(set().union(*seen.values()))) if seen else None
+        found = [_row(name, rule, args, by, share) for rule, args in kept if now < end]
+        found.append(Row(name, "skipped", "it was not called" if now < end else "no time is left"))
+        rows.append(min(found, key=lambda row: ORDER.index(row.verdict)))
     return Rules(tuple(rows))
 
 
-def _row(name: str, rule: Any, args: tuple[Any, ...], end: float) -> Row:
-    """What is found at one call of a rule."""
+def _row(name: str, rule: Any, args: Any, by: tuple[str, ...] | None, end: float) -> Row:
+    """What is found at one call of a rule, by whose leaves `by` the tests differentiate."""
     if any(np.size(a) > LARGEST for a in jax.tree.leaves(args)):
         return Row(name, "skipped", f"an argument has more than {LARGEST} entries")
     try:
-        report = search_custom(rule, *args, seconds=max(end - time.monotonic(), 0.0))
+        report = search_custom(rule, *args, seconds=end - time.monotonic())
     except TimeoutError:
         raise
     except Exception as error:
         return Row(name, "skipped", f"{type(error).__name__}: {error}".split("\n")[0])
-    notes = [leaf.note for leaf in report.leaves if leaf.verdict == report.verdict]
-    return Row(name, report.verdict, joined(report.place, *notes[:1]), report)
+    told: Report | None = report
+    if report.verdict == "fail" and by is not None:
+        told = attempt(_wrong_by, by, rule, args, report, end, otherwise=report) if by else None
+    report, verdict = told or report, told.verdict if told else "warning"
+    wrong = [leaf for leaf in report.leaves if leaf.verdict == report.verdict]
+    never = f"wrong, never differentiated here: {', '.join(leaf.name for leaf in wrong)}"
+    note = joined(never * (not told), report.place, *(leaf.note for leaf in wrong[:1]))
+    return Row(name, verdict, note, report, by)
+
+
+def _wrong_by(by: Any, rule: Any, args: Any, report: Report, end: float) -> Report | None:
+    """The report of a wrong rule that is wrong by these leaves too, the others held fixed; there or
+    elsewhere."""
+    leaves, form = _call.named_leaves({"args": args}), jax.tree.structure(args)
+    of_leaves = lambda f: lambda *leaves: f(*jax.tree.unflatten(form, leaves))
+    alone, others = of_leaves(rule), [i for i, name in enumerate(leaves) if name not in by]
+    vars(alone).update(fun=of_leaves(rule.fun), nondiff_argnums=others)
+    if check_custom(alone, *jax.tree.leaves(report.inputs or args)).verdict == "fail":
+        return report
+    found = search_custom(alone, *leaves.values(), seconds=end - time.monotonic())
+    return found if found.verdict == "fail" else None
 
 
 @contextmanager
-def recording(package: str) -> Iterator[dict[str, list[Recorded]]]:
+def recording(package: str) -> Iterator[dict[str, Calls]]:
     """The calls of the package's rules while this is open, by the rules' names; also of those
     inside of jit, grad, vmap and scan, where a callback sees the values."""
-    calls: dict[str, list[Recorded]] = {}
-    own = {kind: kind.__call__ for kind in KINDS}
-    for kind, original in own.items():
-        kind.__call__ = _recorded(original, package, calls)
-    try:
+    calls: dict[str, Calls] = {}
+    with ExitStack() as patched:
+        for kind in KINDS:
+            call = _recorded(kind.__call__, package, calls)
+            patched.enter_context(patch.object(kind, "__call__", call))
         yield calls
-    finally:
-        for kind, original in own.items():
-            kind.__call__ = original
+        jax.effects_barrier()
 
 
-def _recorded(original: Any, package: str, calls: dict[str, list[Recorded]]) -> Any:
-    seen: set[Any] = set()
-
+def _recorded(original: Any, package: str, calls: dict[str, Calls]) -> Any:
     def call(self: Any, *args: Any, **named: Any) -> Any:
         if named:
             args = inspect.signature(self.fun).bind(*args, **{**named}).args
         module = getattr(self.fun, "__module__", None) or ""
-        if f"{module}.".startswith(f"{package}."):
+        if f"{module}.".startswith(f"{package}.") and module != __name__:
             name = f"{module}.{getattr(self.fun, '__qualname__', 'rule')}"
-            attempt(_record, self, args, calls.setdefault(name, []), seen)
+            attempt(_record, self, args, *calls.setdefault(name, ([], {})))
         return original(self, *args)
 
     return call
 
 
-def _record(rule: Any, args: Any, calls: list[Recorded], seen: set[Any]) -> None:
-    """Keep the call, once its values are known."""
+def _record(rule: Any, args: Any, kept: list[Any], seen: dict[Any, set[str]]) -> None:
+    """Keep the call once its values are known, and note by what it is differentiated."""
     leaves, form = jax.tree.flatten(args)
-    arrays = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
-    forms = [(a.shape, str(a.dtype)) if hasattr(a, "dtype") else repr(a) for a in leaves]
-    if len(calls) >= MOST or (key := (id(calls), form, str(forms))) in seen:
-        return
-    seen.add(key)
+    arrays = {i: a for i, a in enumerate(leaves) if isinstance(a, jax.Array | np.ndarray)}
+    rest = {i: a for i, a in enumerate(leaves) if i not in arrays}
 
-    def keep(*values: Any) -> None:
-        if len(calls) >= MOST:  # a loop calls this at each of its steps
-            return
-        at = dict(zip(arrays, map(np.asarray, values), strict=True))
-        kept = [at.get(i, leaf) for i, leaf in enumerate(leaves)]
-        calls.append((rule, jax.tree.unflatten(form, kept)))
+    def keep(values: dict[int, Any]) -> None:
+        if len(kept) < MOST:  # a loop calls this at each of its steps
+            at = rest | {i: attempt(np.asarray, a, otherwise=a) for i, a in values.items()}
+            kept.append((rule, jax.tree.unflatten(form, [at[i] for i in sorted(at)])))
 
-    jax.debug.callback(keep, *(leaves[i] for i in arrays))
+    key = form, str([(a.shape, a.dtype) if hasattr(a, "dtype") else a for a in leaves])
+    if key not in seen and len(kept) < MOST:
+        jax.debug.callback(keep, arrays)
+    by = seen.setdefault(key, set())
+    dynamic = {f"{i}": a for i, a in enumerate(args) if i not in rule.nondiff_argnums}
+    for name, leaf in _call.named_leaves({"args": dynamic}).items():
+        if isinstance(leaf, jax.core.Tracer) and differentiable(leaf):
+            _probe(leaf, partial(by.add, name))
+
+
+def _probe(leaf: Any, note: Callable[[], Any]) -> None:
+    """Compute an identity of the leaf, whose derivative JAX asks for where it differentiates by the
+    leaf, and nowhere else. Nothing uses its result, so that it changes nothing."""
+    same = jax.custom_jvp(lambda a: a)
+    same.defjvp(lambda primals, tangents: (note(), same(*primals), *tangents)[1:])
+    same(leaf)

@@ -7,6 +7,7 @@ import pytest
 from hidden_bugs import HIDDEN
 
 from fnn import verify
+from fnn.verify._search import CHANGES
 
 X = jax.random.normal(jax.random.key(0), (6, 4))
 V = jnp.array([0.3, -1.2, 0.7, 2.1])
@@ -212,3 +213,36 @@ def test_an_integer_without_axes_is_searched():
     assert report.verdict == "pass", str(report)
     wrong = lambda table, i, dy: (jnp.zeros_like(table).at[2].add(dy), None)
     assert verify.search(forward, wrong, TABLE, jnp.array(2)).verdict == "fail"
+
+
+def custom(f, slope):
+    rule = jax.custom_jvp(f)
+    rule.defjvp(lambda p, t: (rule(*p), t[0] * slope(*p)))
+    return rule
+
+
+def naive(x):
+    return jnp.exp(-x) / (1 + jnp.exp(-x)) ** 2
+
+
+AT_INFINITY = {
+    "sigmoid": (jax.nn.sigmoid, lambda x: jax.nn.sigmoid(x) * jax.nn.sigmoid(-x), "pass"),
+    "NaN where 0 is right": (jax.nn.sigmoid, naive, "fail"),
+    "NaN as autodiff's": (
+        lambda x: jnp.exp(-x * x), lambda x: -2 * x * jnp.exp(-x * x), "pass"
+    ),
+    "an infinite value": (
+        lambda x: jnp.where(x > 0, x, 0), lambda x: jnp.where(x > 0, 1.0, 0.0), "pass"
+    ),
+    "no limit": (lambda x: jnp.where(jnp.isinf(x), 0, x), jnp.ones_like, "pass"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("f", "slope", "verdict"), AT_INFINITY.values(), ids=AT_INFINITY)
+def test_infinite_entries(f, slope, verdict, monkeypatch):
+    changes = {name: change for name, change in CHANGES[jnp.floating].items() if "inf" in name}
+    assert len(changes) == 2
+    monkeypatch.setitem(CHANGES, jnp.floating, changes)
+    report = verify.search_custom(custom(f, slope), V)
+    assert report.verdict == verdict, str(report)
+    assert ("an entry of -inf" in report.place) == (verdict == "fail")
