@@ -81,7 +81,7 @@ def _ids(trained: Run) -> dict[str, str]:
     """What the columns that --id named are called in the output: one with the name of a column of
     predictions gets another, which is reported."""
     k = len(trained.classes or trained.values)
-    taken, found = set(_frame(trained, np.empty((0, k)), None).columns), dict[str, str]()
+    taken, found = set(_frame(trained, np.empty((0, k))).columns), dict[str, str]()
     for name in trained.settings.id:
         found[name] = name
         while found[name] in taken:
@@ -92,7 +92,7 @@ def _ids(trained: Run) -> dict[str, str]:
     return found
 
 
-def _frame(run: Run, predictions: np.ndarray, threshold: float | None) -> polars.DataFrame:
+def _frame(run: Run, predictions: np.ndarray, threshold: float | None = None) -> polars.DataFrame:
     """Predictions with the names of their columns, and of classes the predicted one."""
     if not run.classes:
         columns = dict(zip(run.values, predictions.T, strict=True))
