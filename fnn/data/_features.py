@@ -132,8 +132,11 @@ class Feature:
         texts = (self.name, self.left_out, self.form, *self.cycles, *self.values)
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a feature's text is of another type")
-        known, most = CYCLES.get(self.kind, ()), WIDEST if self.kind == TEXT else GROUPS
+        known = CYCLES.get(self.kind, ())
+        most = {CATEGORY: GROUPS, TEXT: WIDEST}.get(self.kind, 0)
         least = self.kind == TEXT and not self.left_out
+        if (self.values and self.kind != CATEGORY) or (self.flag and self.kind == TEXT):
+            raise ValueError(f"{self.name!r} is a {self.kind} with values, or blanks")
         if not least <= self.rest <= most or not set(self.cycles) <= set(known):
             raise ValueError(f"unknown cycles, or groups of the rest, of {self.name!r}")
         if not is_form(self.kind, self.form):

@@ -441,10 +441,21 @@ def test_columns_of_text_by_hand(load):
     )
 
 
-@pytest.mark.parametrize("rest", [0, -1, 2**16 + 1])
-def test_a_crafted_text_is_refused(rest):
-    with pytest.raises(ValueError, match="groups of the rest"):
-        features_of([{"name": "a", "kind": "text", "rest": rest}])
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"kind": "text"}, "groups of the rest"),
+        ({"kind": "text", "rest": -1}, "groups of the rest"),
+        ({"kind": "text", "rest": 2**16 + 1}, "groups of the rest"),
+        ({"kind": "text", "rest": 8, "values": ["x"]}, "a text with values"),
+        ({"kind": "text", "rest": 8, "flag": True}, "a text with values, or blanks"),
+        ({"kind": "number", "values": ["x"]}, "a number with values"),
+        ({"kind": "number", "rest": 2}, "groups of the rest"),
+    ],
+)
+def test_crafted_features_are_refused(entry, reason):
+    with pytest.raises(ValueError, match=reason):
+        features_of([{"name": "a"} | entry])
 
 
 def test_dates_become_days_and_places_in_cycles():
