@@ -218,7 +218,13 @@ def theirs(
 
 def categories(split: Split) -> list[int]:
     """The columns with codes."""
-    return [i for i, f in enumerate(split.encoding.used) if f.kind == "category"]
+    return list(_values(split))
+
+
+def _values(split: Split) -> dict[int, int]:
+    """The number of values of each column with codes."""
+    each = zip(split.encoding.used, split.encoding.columns, strict=True)
+    return {at.start: len(f.values) for f, at in each if f.kind == "category"}
 
 
 def methods() -> dict[str, Fit]:
@@ -233,7 +239,7 @@ def methods() -> dict[str, Fit]:
         for i in range(x.shape[1]):
             if i in codes:
                 cells = np.nan_to_num(x[:, i], nan=-2).astype(int)
-                values = range(-2, len(split.encoding.used[i].values) + 1)
+                values = range(-2, _values(split)[i] + 1)
                 cells = cells.astype(str) if words else pd.Categorical(cells, categories=values)
             else:
                 cells = np.nan_to_num(x[:, i], nan=np.nanmedian(x[:, i])) if filled else x[:, i]

@@ -20,7 +20,7 @@ from fnn.runs.settings import Settings
 
 with extras.needs("data"):
     from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
-    from sklearn.utils import check_random_state
+    from sklearn.utils import check_random_state, compute_class_weight
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
@@ -42,9 +42,9 @@ class _Network(BaseEstimator):
     bins: int | None = None
     random_state: Any = 0
 
-    def _trained(self, examples: Dataset) -> Self:
-        """Train on examples whose targets are set."""
-        given = self.get_params()
+    def _trained(self, examples: Dataset, **more: Any) -> Self:
+        """Train on examples whose targets are set, with more settings than the arguments."""
+        given = self.get_params() | more
         random = given.pop("random_state")
         if not isinstance(random, int | np.integer):
             random = check_random_state(random).randint(2**31)
@@ -72,9 +72,11 @@ class _Network(BaseEstimator):
         return self.run_.predict(self._checked(x, reset=False)).astype(np.float64)
 
 
+@dataclass(eq=False, repr=False)
 class Classifier(ClassifierMixin, _Network):
     """Classes, learned with softmax cross-entropy. The arguments are those of `fnn.runs.Settings`;
-    random_state, a number, a NumPy RandomState or None, decides what its seed does.
+    random_state, a number, a NumPy RandomState or None, decides what its seed does. class_weight is
+    None, "balanced" or a dict of the weight of each class, 1 where it is not there.
 
     After `fit`, classes_ are the classes, run_ is the `fnn.runs.Run`, and n_iter_ the number of its
     epochs.
@@ -85,6 +87,8 @@ class Classifier(ClassifierMixin, _Network):
     >>> model.predict([[0.0], [1.0]])
     array(['no', 'yes'], dtype='<U3')
     """
+
+    class_weight: Any = None
 
     def fit(self, X: Any, y: Any) -> Self:
         """Train on X (n, d), an array or a data frame, and the classes y (n,).
@@ -99,7 +103,9 @@ class Classifier(ClassifierMixin, _Network):
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         names = tuple(f"{i}: {name}" for i, name in enumerate(self.classes_))
-        return self._trained(self._examples(X, labels.astype(np.int32), names))
+        weights = compute_class_weight(self.class_weight, classes=self.classes_, y=y).tolist()
+        given = {"class_weight": None if self.class_weight is None else tuple(weights)}
+        return self._trained(self._examples(X, labels.astype(np.int32), names), **given)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """The probability of each class, (n, k), in the order of classes_.

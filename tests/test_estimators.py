@@ -12,7 +12,7 @@ from sklearn.inspection import permutation_importance
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils import estimator_checks
+from sklearn.utils import compute_class_weight, estimator_checks
 
 from fnn.data import DataError
 from fnn.estimators import Classifier, Regressor
@@ -28,6 +28,7 @@ KEY_CHECKS = (
     "check_regressors_int",
     "check_supervised_y_2d",
     "check_dont_overwrite_attributes",
+    "check_class_weight_classifiers",
 )
 
 
@@ -49,6 +50,21 @@ def test_all_that_scikit_learn_expects(kind):
     )
     assert {result["status"] for result in found} <= {"passed", "skipped", "xfail"}
     assert len(found) > 40
+
+
+@pytest.mark.parametrize("weight", [{"b": 20.0}, "balanced", {"a": 0.05, "b": 1}])
+def test_class_weights_are_scikit_learns(weight):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 2))
+    y = np.where(x.sum(1) + rng.normal(size=400) > 2.5, "b", "a")
+    recall = lambda model: (model.fit(x, y).predict(x) == y)[y == "b"].mean()
+    model = Classifier(**QUICK, class_weight=weight)
+    assert recall(Classifier(**QUICK)) + 0.1 < recall(clone(model))
+    reference = compute_class_weight(weight, classes=np.array(["a", "b"]), y=y)
+    np.testing.assert_allclose(model.fit(x, y).run_.weights, reference)
+    assert "class_weight" not in Regressor().get_params()
+    with pytest.raises(ValueError, match="not in class_weight"):
+        Classifier(class_weight={"c": 1.0}).fit(x, y)
 
 
 def test_names_of_classes_come_back():

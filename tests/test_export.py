@@ -122,6 +122,22 @@ def test_texts_dates_and_blanks_are_encoded_in_the_program(tmp_path):
     np.testing.assert_allclose(call(x.astype(np.float32)), y, rtol=1e-5)
 
 
+def test_hashed_text_is_a_range_of_columns(tmp_path):
+    source, rng = tmp_path / "notes.csv", np.random.default_rng(0)
+    words = ["good", "bad", "soup", "tea", "cold"]
+    rows = [f"{' '.join(rng.choice(words, 6))} {i},{i}.5,{i % 7}.5" for i in range(60)]
+    source.write_text("\n".join(["note,size,y", *rows]))
+    trained = prepared(source)
+    x = np.concatenate([part.x for part in trained.parts(source)])
+    y = program(trained)(x.astype(np.float32))
+    np.testing.assert_allclose(y, trained.predict(x), rtol=1e-5, atol=1e-5)
+    files.save(tmp_path, trained)
+    said = run("export", tmp_path, tmp_path / "network.bin").stdout
+    made = "HashingVectorizer(n_features=256, **{'analyzer': 'char_wb', 'ngram_range': (3, 3)})"
+    assert f"x[:, 0:256] is note: what scikit-learn's {made} makes of the text" in said
+    assert "x[:, 256] is size\n" in said
+
+
 def test_places_in_the_year_are_the_calendars():
     days = np.arange(-200_000, 200_000, 7)
     dates = days.astype("datetime64[D]")

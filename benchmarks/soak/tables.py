@@ -94,6 +94,7 @@ def encodings(folder: Path, wanted: int, seed: int) -> dict[str, int]:
         {"name": "b", "kind": "category", "values": ["x", "y"], "rest": True},
         {"name": "c", "kind": "date", "fill": 18000.0, "cycles": ["year", "week"]},
         {"name": "d", "kind": "time", "left_out": "no values"},
+        {"name": "e", "kind": "text", "rest": 16},
     ]
     counts = {"inputs": 0, "refused": 0, "sound": 0}
     x = np.array([[np.nan], [-1.0], [0.0], [1e6]])
@@ -102,7 +103,7 @@ def encodings(folder: Path, wanted: int, seed: int) -> dict[str, int]:
         for _ in range(rng.randrange(1, 4)):
             entry = rng.choice(entries)
             if rng.random() < 0.05 or not isinstance(entry, dict):
-                entries[rng.randrange(4)] = rng.choice(WORDS)
+                entries[rng.randrange(5)] = rng.choice(WORDS)
                 continue
             keys = ["name", "kind", "left_out", "fill", "flag", "cycles", "values", "rest", "form"]
             key = rng.choice(keys if rng.random() < 0.95 else ["other"])
@@ -116,7 +117,8 @@ def encodings(folder: Path, wanted: int, seed: int) -> dict[str, int]:
         counts["sound"] += 1
         for feature in features:
             if feature.width:
-                found = np.stack(feature.inputs(x[:, 0]), -1)
+                cells = np.nan_to_num(x) if feature.kind == "text" else x
+                found = np.concatenate(feature.inputs(np.repeat(cells, feature.cells, 1)), -1)
                 assert found.shape == (4, feature.width), feature
                 assert np.isfinite(found).all(), feature
     return counts

@@ -54,7 +54,7 @@ def _seen(column: np.ndarray, kind: str) -> tuple[str, ...]:
         return *numbers, "", "", "", ""
     three, counts = ["", "", ""], np.sort(np.bincount(np.unique(cells, return_inverse=True)[1]))
     counts = counts[:-9:-1]
-    if kind not in ("category", "classes"):
+    if kind not in ("category", "text", "classes"):
         counts = np.histogram(cells, 8)[0]
         some = np.sort(cells)[[0, (len(cells) - 1) // 2, -1]].tolist()
         three = [_shown(cell, kind) for cell in some]

@@ -13,9 +13,10 @@ from fnn.runs.metrics import SHOWN, Classified, Predicted
 @click.command()
 @click.argument("run", type=options.FOLDER)
 @click.argument("source", nargs=-1, required=True)
+@options.threshold
 @options.as_json
 @options.device
-def evaluate(run: Path, source: tuple[str, ...], as_json: bool) -> None:
+def evaluate(run: Path, source: tuple[str, ...], threshold: float | None, as_json: bool) -> None:
     """Measure the network in folder RUN on SOURCE.
 
     If SOURCE is the data that it was trained on, only the held-out examples are used; if SOURCE
@@ -23,13 +24,17 @@ def evaluate(run: Path, source: tuple[str, ...], as_json: bool) -> None:
     was trained on. The target of a CSV file with a header is found by its name.
     """
     trained = files.load(run)
+    how = None if threshold is None else options.by_threshold(trained.classes, threshold)
     examples, which = evaluation.held_out(trained, trained.read(source))
     options.warn(*trained.inputs.unseen(examples.x).lines())
-    found = evaluation.evaluate(trained, examples)
+    found = evaluation.evaluate(trained, examples, threshold)
     if as_json:
-        click.echo(json.dumps({"measured_on": which, **found.numbers()}, allow_nan=False))
+        told = {"measured_on": which} | ({"threshold": threshold} if how else {}) | found.numbers()
+        click.echo(json.dumps(told, allow_nan=False))
         return
     click.echo(f"data      {' '.join(source)}: {which}")
+    if how:
+        click.echo(f"threshold {how}")
     show(found)
     if isinstance(found, Classified) and len(found.classes) <= SHOWN:
         click.echo(found.table())

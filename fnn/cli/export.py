@@ -11,6 +11,7 @@ import numpy as np
 from fnn import atomic
 from fnn.cli import options
 from fnn.data import DataError, Scaling
+from fnn.data._features import HASHING
 from fnn.data.encoding import FAR, Feature
 from fnn.export import PLATFORMS, lowered
 from fnn.runs import files
@@ -34,8 +35,10 @@ def export(run: Path, file: Path) -> None:
     outputs = trained.classes or trained.values
     click.echo(f"program   {file}, for {', '.join(PLATFORMS)}")
     click.echo(f"takes     (n, {d_in}) float32")
-    for i, feature in enumerate(trained.inputs.used or map(Feature, trained.features)):
-        click.echo(f"          x[:, {i}] is {feature.name or 'a column'}{_codes(feature)}")
+    features = trained.inputs.used or map(Feature, trained.features)
+    for feature, at in zip(features, trained.inputs.columns, strict=False):
+        place = at.start if feature.kind != "text" else f"{at.start}:{at.stop}"
+        click.echo(f"          x[:, {place}] is {feature.name or 'a column'}{_codes(feature)}")
     click.echo(f"returns   (n, {len(outputs)}) float32: {', '.join(outputs)}")
     click.echo(f'call      jax.export.deserialize(open("{file}", "rb").read()).call(x)')
 
@@ -85,6 +88,9 @@ def _in_float32(kind: str, scaling: Scaling) -> tuple[np.ndarray, np.ndarray, np
 
 def _codes(feature: Feature) -> str:
     """What a number in the column stands for, where it is not itself."""
+    if feature.kind == "text":
+        made = f"HashingVectorizer(n_features={feature.rest}, **{HASHING})"
+        return f": what scikit-learn's {made} makes of the text"
     units = {"date": ["in days since 1970-01-01"], "time": ["as a fraction of the day"]}
     codes = [f"{i} for {value}" for i, value in enumerate(feature.values)]
     rest = f"-1 - crc32(text) % {feature.rest}" if feature.rest > 1 else "-1"

@@ -105,6 +105,7 @@ of_table = of_settings((
     ("category", names, None, "Columns whose values are names, as zip codes are."),
     ("number", names, None, "Columns of numbers; other cells are taken as blank."),
     ("date", names, None, "Columns of dates; other cells are taken as blank."),
+    ("text", names, None, "Columns of free text, of which words count."),
     ("id", names, None, "Columns that name the rows: not learned from, repeated by predictions."),
     ("group", names, None, "Columns, as of patients, whose equal values stay in one part."),
     ("time", None, None, "Column of times: the latest examples are held out."),
@@ -147,6 +148,19 @@ DEVICE_HELP = "Where to compute: cpu, gpu, gpu:1, ...  [default: JAX's choice]"
 device = click.option(
     "--device", metavar="DEVICE", expose_value=False, callback=compute_on, help=DEVICE_HELP
 )
+
+
+THRESHOLD = "Of two classes, predict the second where its probability is at least this."
+chance = Number(min=0, max=1, min_open=True, max_open=True)
+threshold = click.option("--threshold", type=chance, help=THRESHOLD)
+
+
+def by_threshold(classes: Sequence[str], threshold: float) -> str:
+    """What a threshold does, in words. Raises UsageError for other than two classes."""
+    if len(classes) != 2:
+        got = f"{len(classes)} classes" if classes else "values"
+        raise click.UsageError(f"--threshold applies to a run of two classes, this one has {got}")
+    return f"{classes[1]!r} is predicted where its probability is at least {threshold:g}"
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")

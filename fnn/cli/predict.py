@@ -16,6 +16,7 @@ from polars.io.plugins import register_io_source
 from fnn import atomic
 from fnn.cli import options
 from fnn.runs import evaluation, files
+from fnn.runs.metrics import guessed
 from fnn.runs.run import Run
 
 PIECE = 1 << 22
@@ -27,8 +28,9 @@ OUT = "File for the predictions: Parquet where its name ends in .parquet, else C
 @click.argument("run", type=options.FOLDER)
 @click.argument("source")
 @options.device
+@options.threshold
 @click.option("--out", type=options.FILE, show_default="standard output", help=OUT)
-def predict(run: Path, source: str, out: Path | None) -> None:
+def predict(run: Path, source: str, threshold: float | None, out: Path | None) -> None:
     """Predict with the network in folder RUN and write one row per example.
 
     For classes, a row holds the predicted class and each class's probability; for values, the
@@ -42,6 +44,9 @@ def predict(run: Path, source: str, out: Path | None) -> None:
     if out is not None:
         files.check_apart(out, source, run / files.FILE)
     trained = files.load(run)
+    if threshold is not None:
+        click.echo(options.by_threshold(trained.classes, threshold), err=True)
+    ids = _ids(trained)
     unseen, notes = None, dict[str, None]()
     waiting: list[polars.DataFrame] = []  # the ids of rows that are read and not yet predicted
 
@@ -50,14 +55,15 @@ def predict(run: Path, source: str, out: Path | None) -> None:
         for part in trained.parts(source):
             unseen = trained.inputs.unseen(part.x, unseen)
             notes.update(dict.fromkeys(part.left_out))
-            waiting.append(polars.DataFrame(part.ids))
+            waiting.append(polars.DataFrame(part.ids).rename(ids, strict=False))
             yield part.x
 
     def frames() -> Iterator[polars.DataFrame]:
         for piece in evaluation.predictions(trained, parts()):
-            ids = polars.concat(waiting, how="vertical_relaxed")
-            waiting[:] = [ids[len(piece) :]]
-            yield polars.concat([ids[: len(piece)], _frame(trained, piece)], how="horizontal")
+            rows = polars.concat(waiting, how="vertical_relaxed")
+            waiting[:] = [rows[len(piece) :]]
+            every = rows[: len(piece)], _frame(trained, piece, threshold)
+            yield polars.concat(every, how="horizontal")
 
     texts = (frame.write_csv(include_header=i == 0) for i, frame in enumerate(frames()))
     if out is None:
@@ -71,16 +77,31 @@ def predict(run: Path, source: str, out: Path | None) -> None:
     options.warn(*notes, *(unseen.lines() if unseen else ()))
 
 
-def _frame(trained: Run, predictions: np.ndarray) -> polars.DataFrame:
+def _ids(trained: Run) -> dict[str, str]:
+    """What the columns that --id named are called in the output: one with the name of a column of
+    predictions gets another, which is reported."""
+    k = len(trained.classes or trained.values)
+    taken, found = set(_frame(trained, np.empty((0, k))).columns), dict[str, str]()
+    for name in trained.settings.id:
+        found[name] = name
+        while found[name] in taken:
+            found[name] += " (id)"
+        taken.add(found[name])
+        if found[name] != name:
+            options.warn(f"the id {name!r} is written as {found[name]!r}: the name is taken")
+    return found
+
+
+def _frame(run: Run, predictions: np.ndarray, threshold: float | None = None) -> polars.DataFrame:
     """Predictions with the names of their columns, and of classes the predicted one."""
-    if not trained.classes:
-        columns = dict(zip(trained.values, predictions.T, strict=True))
+    if not run.classes:
+        columns = dict(zip(run.values, predictions.T, strict=True))
         ends: dict[str, np.ndarray] = {}
-        for (name, values), margin in zip(columns.items(), trained.margins, strict=False):
+        for (name, values), margin in zip(columns.items(), run.margins, strict=False):
             ends |= {f"{name} lower": values - margin, f"{name} upper": values + margin}
         return polars.DataFrame(columns | ends | columns)  # a value may be called "price lower"
-    names = [f"probability {name}" for name in trained.classes]
-    best = polars.Series("class", np.array(trained.classes)[predictions.argmax(-1)])
+    names = [f"probability {name}" for name in run.classes]
+    best = polars.Series("class", np.array(run.classes)[guessed(predictions, threshold)])
     return polars.DataFrame(predictions, schema=names).insert_column(0, best)
 
 

@@ -50,6 +50,8 @@ of_training = options.of_settings((
      "best epoch there."),
     ("bins", options.Whole(min=0), f"{BINS} where they help a linear model",
      "Further inputs per number: its place between as many quantiles."),
+    ("class-weight", options.Name(["balanced"]), None,
+     "Balanced: each class counts the same in training, however few its examples are."),
     ("seed", options.SEED, None, "Decides the split, initial parameters and order of examples."),
     ("patience", options.COUNT, None,
      "Stop after this many epochs in a row that did not lower the loss on the members' folds; of "
@@ -168,9 +170,9 @@ def _show_plan(source: str, run: Run, examples: Examples) -> None:
     parts = zip(examples[:3], ("for training", "for validation", "held out"), strict=True)
     counts = {name: len(part.x) for part, name in parts if part is not None}
     outputs = _counted(run.sizes[-1], "class" if run.classes else "value")
-    features, wide = _counted(run.inputs.d_in, "feature"), f" as {run.sizes[0]} inputs"
-    features += wide * (run.sizes[0] != run.inputs.d_in)
-    far = run.inputs.unseen(run.inputs.aligned(examples.train).x).lines()
+    count, width = len(run.inputs.columns), run.sizes[0]
+    features = _counted(count, "feature") + f" as {width} inputs" * (width != count)
+    far = run.inputs.unseen(examples.train.x).lines()
     counted = ", ".join(f"{count} {name}" for name, count in counts.items())
     n = sum(counts.values())
     click.echo(f"data      {source}: {n} examples, {features}, {outputs}; {counted}")

@@ -9,7 +9,7 @@ from polars import Series
 from fnn.data import _numbers
 from fnn.data._forms import DATES, MOMENTS, STYLES, TIMES
 from fnn.data._tables import Table
-from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column
+from fnn.data.dataset import CATEGORY, DATE, NAMED, NUMBER, TEXT, TIME, Column
 from fnn.data.errors import DataError
 
 Found = tuple[Column, np.ndarray, str]
@@ -78,18 +78,18 @@ def _is_text(cells: Series, like: Column | None, wanted: str | None) -> bool:
         dates = like.kind == DATE if like else low >= 10**6 and high < 10**8
         return dates or max(-low, high) > int(LARGEST) or wanted is not None
     plain = kind.is_numeric() or kind.is_temporal() or kind == polars.Null
-    return wanted == CATEGORY or not plain
+    return wanted in NAMED or not plain
 
 
 def _of_text(table: Table, at: int, text: Series, like: Column | None, wanted: str | None) -> Found:
     """`parse_column` of text."""
     clean, words = without_words(text)
     column, note = _decided(table, at, clean, bool(words), like, wanted)
-    if column.kind == CATEGORY:
+    if column.kind in NAMED:
         if wanted == DATE and clean.count():
             raise DataError(f"{table.where(at)}: no dates, but cells such as {clean.max()!r}")
         hint = "" if like or wanted else _hint(table, at, clean)
-        column, codes, note = _categories(table, at, text)
+        column, codes, note = _categories(table, at, text, TEXT if wanted == TEXT else CATEGORY)
         return column, codes, "; ".join(filter(None, [note, hint]))
     read, mixed = _read(table, clean, column)
     wrong = read.is_null() & clean.is_not_null()
@@ -107,9 +107,9 @@ def _decided(
     """What the column is and how it is written: as that of `like`, if that says so; else a guess,
     and what was guessed. words says whether there are any beside the text."""
     only_words = words and not text.count() and wanted is None
-    known = like and (like.form or like.kind in (NUMBER, CATEGORY))
-    if known or only_words or wanted == CATEGORY:
-        return like or Column(CATEGORY), ""
+    known = like and (like.form or like.kind in (NUMBER, *NAMED))
+    if known or only_words or wanted in NAMED:
+        return like or Column(wanted or CATEGORY), ""
     column, note = _guess(table, at, text, wanted)
     return (like, "") if like and column.kind != like.kind else (column, note)
 
@@ -233,12 +233,12 @@ def _as_bits(text: Series) -> Series:
     return (lower == "true").cast(polars.Int8).cast(polars.String)
 
 
-def _categories(table: Table, at: int, text: Series) -> Found:
-    """Text as categories."""
-    text, same = one_spelling(text)
+def _categories(table: Table, at: int, text: Series, kind: str) -> Found:
+    """Text as categories, or as free text."""
+    text, same = (text, "") if kind == TEXT else one_spelling(text)
     values = tuple(text.drop_nulls().unique().sort())
     codes = text.cast(polars.Enum(values)).to_physical().cast(polars.Float64)
-    return Column(CATEGORY, values), codes.to_numpy(), same and f"{table.called(at)}: {same}"
+    return Column(kind, values), codes.to_numpy(), same and f"{table.called(at)}: {same}"
 
 
 def one_spelling(text: Series) -> tuple[Series, str]:

@@ -3,13 +3,14 @@
 import math
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from fnn.data._forms import is_form
-from fnn.data.dataset import CATEGORY, DATE, NUMBER, TIME, Column, matched
+from fnn.data.dataset import CATEGORY, DATE, NAMED, NUMBER, TEXT, TIME, Column, matched
 from fnn.data.errors import DataError
 
 MOST = 50
@@ -17,6 +18,13 @@ MOST = 50
 GROUPS = 16
 """So many inputs stand for the values of a category that have none: which one, its CRC-32 decides.
 Weinberger et al. 2009, "Feature Hashing for Large Scale Multitask Learning"."""
+BUCKETS, WIDEST = 256, 2**16
+"""So many inputs stand for a text; at most so many may."""
+HASHING: dict[str, Any] = {"analyzer": "char_wb", "ngram_range": (3, 3)}
+"""What is hashed of a text, for scikit-learn's `HashingVectorizer`: three characters in a row, in a
+word with the spaces around it."""
+WORDS = re.compile(r"[^\W\d_]{2}\S*\s(.*\s)?[^\w\s]*[^\W\d_]{2}", re.DOTALL)
+"""A text of several words."""
 ROWS = 20
 """In fewer rows, that all values differ says nothing about a column."""
 YEAR, WEEK, HOURS = "year", "week", "day"
@@ -43,6 +51,8 @@ class Feature:
         a category  is one input per entry of `values`, 1 for that value, 0 otherwise; with `flag`
                     another for blanks, and `rest` others for groups of all other values
 
+        a text      is `rest` inputs: its n-grams, hashed
+
     form is how text was read, as in `Column`: later text is read in the same form.
     """
 
@@ -59,7 +69,7 @@ class Feature:
     @classmethod
     def fitted(
         cls, name: str, column: Column, cells: np.ndarray, n: int, at: int, kept: bool
-    ) -> Self:
+    ) -> "Feature":
         """The feature of column `at`, of whose n cells in the training part `cells`, at least one,
         are not blank.
 
@@ -80,7 +90,13 @@ class Feature:
     @property
     def width(self) -> int:
         """The number of inputs."""
-        return 0 if self.left_out else 1 + self.flag + 2 * len(self.cycles)
+        several = len(self.values) + self.rest + self.flag + 2 * len(self.cycles)
+        return 0 if self.left_out else several + (self.kind not in NAMED)
+
+    @property
+    def cells(self) -> int:
+        """The number of columns that `recoded` makes."""
+        return self.rest if self.kind == TEXT else 1
 
     def describe(self) -> str:
         """What becomes of the column, in words."""
@@ -94,7 +110,7 @@ class Feature:
         return f"standardised{days}{cycles}{flag}"
 
     def inputs(self, cells: Any, xp: Any = np) -> list[Any]:
-        """One array (n,) per input, from the column's cells (n,), in the array module xp."""
+        """Arrays (n, inputs) from the cells (n, `cells`), in the array module xp."""
         blank = xp.isnan(cells)
         filled = xp.where(blank, xp.asarray(self.fill, cells.dtype), cells)
         turns = [2 * np.pi * _place(filled, cycle, xp) for cycle in self.cycles]
@@ -102,7 +118,10 @@ class Feature:
         return [filled, *waves] + [blank] * self.flag
 
     def recoded(self, source: str, column: Column, cells: np.ndarray) -> np.ndarray:
-        """Cells read as `column`, as this feature has them. Raises DataError for another kind."""
+        """Cells (n, 1) read as `column`, as this feature has them: (n, `cells`).
+
+        Raises DataError for another kind.
+        """
         if column.kind != self.kind and not np.isnan(cells).all():
             got = f"expected a {self.kind}, got a {column.kind}"
             raise DataError(f"{source}: column {self.name!r}: {got}")
@@ -114,7 +133,11 @@ class Feature:
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a feature's text is of another type")
         known = CYCLES.get(self.kind, ())
-        if not 0 <= self.rest <= GROUPS or not set(self.cycles) <= set(known):
+        most = {CATEGORY: GROUPS, TEXT: WIDEST}.get(self.kind, 0)
+        least = self.kind == TEXT and not self.left_out
+        if (self.values and self.kind != CATEGORY) or (self.flag and self.kind == TEXT):
+            raise ValueError(f"{self.name!r} is a {self.kind} with values, or blanks")
+        if not least <= self.rest <= most or not set(self.cycles) <= set(known):
             raise ValueError(f"unknown cycles, or groups of the rest, of {self.name!r}")
         if not is_form(self.kind, self.form):
             raise ValueError(f"{self.name!r} is written {self.form!r}")
@@ -128,27 +151,26 @@ class Category(Feature):
     @classmethod
     def fitted(
         cls, name: str, column: Column, cells: np.ndarray, n: int, at: int, kept: bool
-    ) -> Self:
+    ) -> "Feature":
         """As in `Feature`; the most frequent values where there are more than `MOST`."""
         codes, counts = np.unique(cells.astype(int), return_counts=True)
-        values, flag, left_out = [column.values[code] for code in codes], len(cells) < n, ""
-        if len(values) == 1 and not flag:
-            left_out = f"always {values[0]!r}"
-        elif not kept and n >= ROWS and len(values) == len(cells):
-            left_out = "a name or id per row"
-        elif not kept and len(values) > max(MOST, len(cells) / 2):
-            left_out = f"{len(values)} different texts in {len(cells)} rows"
+        values, flag = [column.values[code] for code in codes], len(cells) < n
+        many = len(values) > max(MOST, len(cells) / 2)
+        unique = n >= ROWS and len(values) == len(cells)
+        if column.kind == TEXT or ((many or unique) and _are_words(values)):
+            return Text(name, rest=BUCKETS, kind=TEXT)
+        whys = {
+            f"always {values[0]!r}": len(values) == 1 and not flag,
+            "a name or id per row": unique and not kept,
+            f"{len(values)} different texts in {len(cells)} rows": many and not kept,
+        }
+        left_out = next((why for why, holds in whys.items() if holds), "")
         if left_out:
             return cls(name, left_out, form=column.form, kind=CATEGORY)
-        rest = GROUPS if len(values) > MOST else 0
+        rest = GROUPS * (len(values) > MOST)
         if rest:
             values = [values[i] for i in np.sort(np.argsort(-counts, kind="stable")[:MOST])]
         return cls(name, "", 0.0, flag, (), tuple(values), rest, column.form, CATEGORY)
-
-    @property
-    def width(self) -> int:
-        """The number of inputs."""
-        return 0 if self.left_out else len(self.values) + self.rest + self.flag
 
     def _use(self) -> str:
         shown = f"one-hot: {len(self.values)} value{'s' * (len(self.values) != 1)}"
@@ -164,13 +186,8 @@ class Category(Feature):
     def recoded(self, source: str, column: Column, cells: np.ndarray) -> np.ndarray:
         """Cells as indices into `values`, numbers too: for a value that is none of them -1 minus
         its group."""
-        there, values = ~np.isnan(cells), column.values
-        if column.kind != CATEGORY:
-            distinct, codes = np.unique(cells[there], return_inverse=True)
-            values = tuple(str(number + 0.0).removesuffix(".0") for number in distinct.tolist())
-        else:
-            codes = cells[there].astype(int)
-        found = np.full(len(cells), np.nan)
+        there, codes, values = _as_text(column, cells)
+        found = np.full(cells.shape, np.nan)
         at = matched(values, self.values)
         for i, value in enumerate(values):
             if at[i] < 0:
@@ -179,10 +196,47 @@ class Category(Feature):
         return found
 
 
+class Text(Category):
+    """A column of free text, whose n-grams are hashed: see `HASHING`."""
+
+    def _use(self) -> str:
+        return f"text: hashed into {self.rest} inputs"
+
+    def inputs(self, cells: Any, xp: Any = np) -> list[Any]:
+        """As in `Feature`."""
+        return [cells]
+
+    def recoded(self, source: str, column: Column, cells: np.ndarray) -> np.ndarray:
+        """Texts as vectors (n, rest) of length 1; blanks are zeros."""
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        there, codes, values = _as_text(column, cells)
+        found = np.zeros((len(cells), self.rest))
+        if len(codes):
+            hashed = HashingVectorizer(n_features=self.rest, **HASHING).transform(values)
+            found[there[:, 0]] = hashed.toarray()[codes]
+        return found
+
+
+def _as_text(column: Column, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Which cells are not blank, their codes, and the text, numbers too, that each code is for."""
+    there, values = ~np.isnan(cells), column.values
+    if column.kind in NAMED:
+        return there, cells[there].astype(int), values
+    distinct, codes = np.unique(cells[there], return_inverse=True)
+    texts = (str(number + 0.0).removesuffix(".0") for number in distinct.tolist())
+    return there, codes, tuple(texts)
+
+
+def _are_words(values: Sequence[str]) -> bool:
+    """Whether most of these texts are several words."""
+    return 2 * sum(WORDS.search(value) is not None for value in values) > len(values)
+
+
 TYPES: dict[str, type] = {"cycles": tuple, "values": tuple, "flag": bool, "rest": int}
 """What JSON does not keep apart."""
 KINDS: dict[str, type[Feature]] = dict.fromkeys((NUMBER, DATE, TIME), Feature)
-KINDS[CATEGORY] = Category
+KINDS |= {CATEGORY: Category, TEXT: Text}
 
 
 def metadata_of(feature: Feature) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from fnn.data.dataset import CATEGORY, DATE, NUMBER
+from fnn.data.dataset import CATEGORY, DATE, NUMBER, TEXT
 
 
 class Reading(NamedTuple):
@@ -13,10 +13,10 @@ class Reading(NamedTuple):
     text file, skip the number of lines above its header or its first row, and table names a sheet
     of a workbook or a table of a database, or is a SELECT statement for this.
 
-    The others name columns. drop are not read. category, number and date are read as that; what is
-    no number, or no date, is a blank. id name the rows: predictions repeat them, and nothing is
-    learned from them. Nor is it from group, whose equal values `split` keeps on one side; time is
-    what it cuts the examples by, the later ones held out.
+    The others name columns. drop are not read. category, number, date and text are read as that;
+    what is no number, or no date, is a blank. id name the rows: predictions repeat them, and
+    nothing is learned from them. Nor is it from group, whose equal values `split` keeps on one
+    side; time is what it cuts the examples by, the later ones held out.
 
     >>> Reading(drop=("name",)).missing
     'fill'
@@ -35,6 +35,7 @@ class Reading(NamedTuple):
     id: tuple[str, ...] = ()
     group: tuple[str, ...] = ()
     time: str | None = None
+    text: tuple[str, ...] = ()
 
     def kind_of(self, name: str) -> str | None:
         """The kind that a column is to be read as; None where that is guessed.
@@ -42,7 +43,7 @@ class Reading(NamedTuple):
         >>> Reading(category=("zip",)).kind_of("zip")
         'category'
         """
-        kinds = {CATEGORY: self.category, NUMBER: self.number, DATE: self.date}
+        kinds = {CATEGORY: self.category, NUMBER: self.number, DATE: self.date, TEXT: self.text}
         return next((kind for kind, names in kinds.items() if name in names), None)
 
     def columns(self) -> set[str]:
@@ -51,10 +52,12 @@ class Reading(NamedTuple):
         >>> sorted(Reading(drop=("name",), time="when").columns())
         ['name', 'when']
         """
-        named = self.drop, self.category, self.number, self.date, self.id, self.group
+        named = [names for field, names in self._asdict().items() if field in COLUMNS]
         if any(isinstance(names, str) for names in named):
             raise TypeError(f"reading: expected tuples of names, got {self}")
         return {name for names in named for name in names} | {self.time or ""} - {""}
 
 
+COLUMNS = ("drop", "category", "number", "date", "text", "id", "group")
+"""The fields that name several columns."""
 GUESS = Reading()

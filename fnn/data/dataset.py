@@ -8,7 +8,9 @@ import numpy as np
 from fnn.data.errors import DataError, nearest
 
 TASKS = ("classification", "regression")
-NUMBER, CATEGORY, DATE, TIME = "number", "category", "date", "time"
+NUMBER, CATEGORY, DATE, TIME, TEXT = "number", "category", "date", "time", "text"
+NAMED = (CATEGORY, TEXT)
+"""The kinds of which a cell is one of the column's values."""
 
 TRUTH = {"false": "0", "true": "1", "0": "0", "1": "1", "0.0": "0", "1.0": "1"}
 
@@ -16,7 +18,7 @@ TRUTH = {"false": "0", "true": "1", "0": "0", "1": "1", "0.0": "0", "1.0": "1"}
 class Column(NamedTuple):
     """What a column of a table holds: the cells as float64, NaN for a blank.
 
-    kind says which: of a number the number; of a category the index into `values`, or -1
+    kind says which: of a number the number; of a category or a text the index into `values`, or -1
     for a value that is not in them; of a date the days since 1970-01-01, with the time of day as
     a fraction; of a time of day the fraction of a day. form is how text was read, such as
     "decimal commas" or "%d/%m/%Y", or "" where there was no choice.

@@ -1,12 +1,13 @@
 """A table's columns as inputs of a network: decided by the training part, applied to any other."""
 
+import itertools
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fnn.data._features import KINDS, Feature, features_of as features_of, metadata_of
-from fnn.data.dataset import CATEGORY, NUMBER, Column, Dataset, places
+from fnn.data.dataset import CATEGORY, NAMED, NUMBER, Column, Dataset, places
 from fnn.data.errors import DataError
 from fnn.data.scaling import Scaling
 
@@ -92,9 +93,9 @@ class Encoding(NamedTuple):
             raise DataError(f"{train.name}: no column can be used: {', '.join(sorted(whys))}")
         fitted = cls(tuple(features), Scaling(np.empty(0), np.empty(0)))
         plain = Scaling.of(fitted.inputs(fitted.aligned(train).x))
-        used = fitted.used  # the first input of a column of numbers is neither 0 or 1 nor a wave
-        binary = np.array([f.kind == CATEGORY or i > 0 for f in used for i in range(f.width)])
-        mean, scale = np.where(binary, 0.0, plain.mean), np.where(binary, 1.0, plain.scale)
+        # The first input of a number is neither 0 or 1, nor a wave, nor of a text.
+        number = [i == 0 and f.kind not in NAMED for f in fitted.used for i in range(f.width)]
+        mean, scale = np.where(number, plain.mean, 0.0), np.where(number, plain.scale, 1.0)
         return cls(fitted.features, Scaling(mean, scale))
 
     @property
@@ -131,7 +132,18 @@ class Encoding(NamedTuple):
         >>> Encoding((), Scaling(np.zeros(3), np.ones(3))).d_in
         3
         """
-        return len(self.used) or self.width
+        return self.columns[-1].stop
+
+    @property
+    def columns(self) -> tuple[slice, ...]:
+        """Where each feature is among the columns that `apply` takes: text has several.
+
+        >>> Encoding((Feature("a"), Feature("b")), None).columns
+        (slice(0, 1, None), slice(1, 2, None))
+        """
+        counts = [feature.cells for feature in self.used] or [1] * self.width
+        ends = zip(itertools.accumulate(counts), counts, strict=True)
+        return tuple(slice(end - count, end) for end, count in ends)
 
     def aligned(self, part: Dataset) -> Dataset:
         """The same examples with the columns that are used, in this order and with these values.
@@ -153,9 +165,9 @@ class Encoding(NamedTuple):
             named = part.features and self.names
             return part._replace(x=part.x[:, at], features=self.names) if named else part
         columns = part.columns or (Column(NUMBER),) * part.x.shape[1]
-        x = part.x[:, at]
-        for i, (feature, place) in enumerate(zip(self.used, at, strict=True)):
-            x[:, i] = feature.recoded(part.name, columns[place], x[:, i])
+        x = np.empty((len(part.x), self.d_in))
+        for feature, place, column in zip(self.used, at, self.columns, strict=True):
+            x[:, column] = feature.recoded(part.name, columns[place], part.x[:, [place]])
         kept = tuple(feature.column for feature in self.used)
         return part._replace(x=x, features=self.names if part.features else (), columns=kept)
 
@@ -195,7 +207,7 @@ class Encoding(NamedTuple):
         ["column 'size': 1 value more than 10 standard deviations off, taken as 10"]
         """
         used = self.used
-        x = x[:, : len(used)] if used else np.empty((0, 0))  # arrays have no features to count for
+        x = x[:, [at.start for at in self.columns]] if used else np.empty((0, 0))
         kinds = [(f.kind == CATEGORY and not f.rest, not f.flag, f.kind != CATEGORY) for f in used]
         first = np.cumsum([0, *(f.width for f in used)])[:-1]
         low, high = (limit[first] for limit in self._limits())
@@ -245,8 +257,9 @@ class Encoding(NamedTuple):
             fills = xp.asarray([f.fill for f in used], x.dtype)
             blank = xp.isnan(x)
             return x if xp is np and not blank.any() else xp.where(blank, fills, x)
-        parts = [part for i, f in enumerate(used) for part in f.inputs(x[:, i], xp)]
-        return xp.stack([part.astype(x.dtype) for part in parts], -1)
+        each = zip(used, self.columns, strict=True)
+        parts = [part for f, at in each for part in f.inputs(x[:, at], xp)]
+        return xp.concatenate([part.astype(x.dtype) for part in parts], -1)
 
 
 def _features(train: Dataset, kept: Collection[int]) -> list[Feature]:

@@ -140,6 +140,7 @@ def parts(
     [(3, 2)]
     """
     if is_table(source):
+        size = max(1, size * len(encoding.columns) // encoding.d_in)  # text has many numbers
         yield from _examples(source).inputs(source, encoding, reading, size)
     else:
         yield Part(_array_inputs(source, encoding), {}, ())

@@ -130,16 +130,16 @@ def dependence(figure: Figure, run: Run, part: Dataset, columns: Sequence[str]) 
     figure.set_figheight(2.6)
     x, two = part.x[:200], len(run.classes) == 2
     every = figure.subplots(1, min(4, len(columns)), sharey=True, squeeze=False)[0]
-    names = part.features or tuple(f"column {i + 1}" for i in range(part.x.shape[1]))
     shown = run.classes[two:][:5] or run.values[:1]
     for axes, name in zip(every, columns, strict=False):
-        i = names.index(name)
+        i = run.names.index(name)
+        at = run.inputs.columns[i]
         values = part.columns[i].values[:8] if part.columns else ()
-        grid = np.arange(len(values)) if values else np.nanquantile(x[:, i], np.linspace(0, 1, 15))
+        grid = np.arange(len(values)) if values else np.nanquantile(x[:, at], np.linspace(0, 1, 15))
         means = []
         for value in grid:
             moved = x.copy()
-            moved[:, i] = value
+            moved[:, at] = value
             means.append(run.predict(moved).mean(0)[two:][: len(shown)])
         lines = axes.plot(grid, np.array(means), "o" if values else "-")
         axes.set_xlabel(short(name))

@@ -52,15 +52,21 @@ def _forward(network: Layer, classifies: bool, params: Params, x: jax.Array) -> 
     return jax.nn.softmax(y) if classifies else y
 
 
-def evaluate(run: "Run", examples: Dataset) -> Classified | Predicted:
-    """Measure the run's predictions for aligned examples with known targets.
+def evaluate(
+    run: "Run", examples: Dataset, threshold: float | None = None
+) -> Classified | Predicted:
+    """Measure the run's predictions for aligned examples with known targets; of two classes by this
+    threshold, if any.
 
     Raises DataError for examples of other features or values than the run's.
     """
     if run.outputs is not None and examples.y.shape[1:] != run.outputs.mean.shape:
         k = len(run.outputs.mean)
         raise DataError(f"{examples.name}: expected y (n, {k}), got {examples.y.shape}")
-    return compared(run, examples.y, run.predict(examples.x), run.margins)
+    prediction = run.predict(examples.x)
+    if threshold is not None:
+        return Classified.of(run.classes, examples.y, prediction, threshold)
+    return compared(run, examples.y, prediction, run.margins)
 
 
 def compared(

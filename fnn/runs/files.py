@@ -29,14 +29,14 @@ from fnn.training.fitting import Progress
 
 FILE = "run.safetensors"
 LISTS = {"features": str, "classes": str, "targets": str, "sizes": int, "history": dict,
-         "margins": float}  # fmt: skip
+         "margins": float, "weights": float}  # fmt: skip
 """What the lists in a file's metadata hold."""
 
 
 def save(folder: Path, run: Run) -> None:
     """Write the run's file: see `Run.save`."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain = ("digest", "learned", "features", "classes", "targets", "sizes", "margins")
+    plain = ("digest", "learned", "features", "classes", "targets", "sizes", "margins", "weights")
     metadata = {name: getattr(run, name) for name in plain} | {"seen": len(run.seen)}
     metadata |= {"settings": run.settings._asdict(), "history": run.progress.history}
     metadata |= {"binned": run.bins.columns, "columns": run.inputs.as_metadata()}
@@ -123,11 +123,11 @@ def _described(held: dict[str, Any]) -> Run:
     seen, progress = _empty(held.get("seen", 0), np.uint64), Progress(None, held["history"], None)
     learned = numbers.count("run", learned=held.get("learned", 1))
     names, decided = (features, classes, targets), (encoding, None if classes else outputs)
-    margins = tuple(held.get("margins", []))
-    run = Run(settings, held["digest"], seen, learned, *names, *decided, progress, bins, margins)
+    later = tuple(tuple(held.get(name, [])) for name in ("margins", "weights"))
+    run = Run(settings, held["digest"], seen, learned, *names, *decided, progress, bins, *later)
     width = sum(feature.width for feature in encoding.used) if columns else d_in
     sound = width == d_in and all(i in range(d_in) for i in binned)
-    sound &= len(margins) in (0, k) and all(margin >= 0 for margin in margins)
+    sound &= {*map(len, later)} <= {0, k} and np.min([0, *sum(later, ())]) == 0
     if not sound or len(set(classes)) < len(classes) or run.sizes != tuple(held["sizes"]):
         raise ValueError("its sizes are not those of its columns, bins, classes and layers")
     return run
@@ -135,7 +135,7 @@ def _described(held: dict[str, Any]) -> Run:
 
 def _check_types(held: dict[str, Any]) -> None:
     """Raise TypeError for lists of other types than `save` writes, KeyError for missing ones."""
-    later = {"margins": held.get("margins", [])}
+    later = {name: held.get(name, []) for name in ("margins", "weights")}
     for name, kind in LISTS.items():
         values = (held | later)[name]
         if not isinstance(values, list) or not all(isinstance(v, kind) for v in values):

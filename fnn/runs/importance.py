@@ -67,16 +67,16 @@ def measured(run: "Run", examples: Dataset, repeats: int, seed: int) -> Importan
         by_name = found.measures() | dict([found.chief])
         return {name: sign * by_name[name] for name, sign in SIGNS.items() if name in by_name}
 
-    def shuffled(column: int) -> np.ndarray:
+    def shuffled(column: slice) -> np.ndarray:
         x = examples.x.copy()
         x[:, column] = rng.permutation(x[:, column])
         return x
 
     before = cost(examples.x)
-    columns = range(examples.x.shape[1])
-    costs = [[list(cost(shuffled(i)).values()) for _ in range(repeats)] for i in columns]
+    columns = run.inputs.columns
+    costs = [[list(cost(shuffled(at)).values()) for _ in range(repeats)] for at in columns]
     worse = np.array(costs) - list(before.values())
     mean, deviation = worse.mean(1), worse.std(1)
     order = np.argsort(-mean[:, 0], kind="stable")
-    names = examples.features or tuple(f"column {i + 1}" for i in columns)
-    return Importance(tuple(names[i] for i in order), tuple(before), mean[order], deviation[order])
+    names = tuple(run.names[i] for i in order)
+    return Importance(names, tuple(before), mean[order], deviation[order])

@@ -38,9 +38,16 @@ class Classified(NamedTuple):
     roc_auc: float
 
     @classmethod
-    def of(cls, classes: tuple[str, ...], labels: np.ndarray, probabilities: np.ndarray) -> Self:
-        """Compare labels (n,), indices into classes, with predicted probabilities (n, k)."""
-        k, guesses = len(classes), probabilities.argmax(-1)
+    def of(
+        cls,
+        classes: tuple[str, ...],
+        labels: np.ndarray,
+        probabilities: np.ndarray,
+        threshold: float | None = None,
+    ) -> Self:
+        """Compare labels (n,), indices into classes, with predicted probabilities (n, k), of which
+        `guessed` makes the predicted classes."""
+        k, guesses = len(classes), guessed(probabilities, threshold)
         confusion = np.bincount(k * labels + guesses, minlength=k * k).reshape(k, k)
         right = np.diag(confusion)
         with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
@@ -127,6 +134,16 @@ class Classified(NamedTuple):
         ]
         more = [f"and {len(missed) - 3} more classes"] if len(missed) > 3 else []
         return f"hardly ever found: {'; '.join([*missed[:3], *more])}" if missed else None
+
+
+def guessed(probabilities: np.ndarray, threshold: float | None = None) -> np.ndarray:
+    """The most probable class of each example, (n,); with a threshold, of two classes the second,
+    the positive one, where its probability is at least this.
+
+    >>> guessed(np.array([[0.6, 0.4]])), guessed(np.array([[0.6, 0.4]]), 0.3)
+    (array([0]), array([1]))
+    """
+    return probabilities.argmax(-1) if threshold is None else 1 * (probabilities[:, 1] >= threshold)
 
 
 class Predicted(NamedTuple):

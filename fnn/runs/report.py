@@ -61,7 +61,8 @@ class Scores(NamedTuple):
             linear = np.tile(always, (len(others), 1))
             if len(np.unique(y)) > 1:
                 with warnings.catch_warnings(action="ignore"):  # that it has not converged
-                    model = LogisticRegression().fit(x.astype(np.float64), y)
+                    weight = dict(enumerate(run.weights)) or None
+                    model = LogisticRegression(class_weight=weight).fit(x.astype(np.float64), y)
                 linear[:, model.classes_] = model.predict_proba(others)
         else:
             always, model = run.outputs.mean, Ridge().fit(x.astype(np.float64), y)
@@ -90,7 +91,7 @@ def page(
     others. Returns as `write` does."""
 
     def text() -> bytes:
-        sizes = f"{run.inputs.d_in} columns as {run.sizes[0]} inputs"
+        sizes = f"{len(run.inputs.columns)} columns as {run.sizes[0]} inputs"
         read = [f"{len(train.x)} examples to train on, {sizes}", *train.notes]
         read.insert(1, f"to predict: {', '.join(run.targets or run.values or ('the class',))}")
         read += run.inputs.left_out()
@@ -129,14 +130,16 @@ def _sections(run: Run, test: Dataset, found: Any) -> Iterator[str]:
     else:
         yield _section("Predictions and residuals", _plots.predicted, found.names, test.y, guess)
         costs = np.abs((guess - test.y) / run.outputs.scale).max(1)
-    if test.x.shape[1] <= COLUMNS:
+    names, at = run.names, run.inputs.columns
+    plain = [i for i, each in enumerate(at) if each.stop - each.start == 1]  # all but texts
+    if len(names) <= COLUMNS:
         worth = importance.measured(run, some, 1, 0)
         yield _section("Importance of the columns", _plots.importance, worth)
-        yield _section("Partial dependence", _plots.dependence, run, some, worth.columns)
+        if moved := [name for name in worth.columns if names.index(name) in plain]:
+            yield _section("Partial dependence", _plots.dependence, run, some, moved)
     worst = np.argsort(-costs, kind="stable")[:WORST]
-    names = test.features or tuple(f"column {i + 1}" for i in range(test.x.shape[1]))
-    shown = range(min(len(names), 20))
-    cells = lambda i: [_cell(test, i, j) for j in shown]
+    shown = plain[:20]
+    cells = lambda i: [_cell(test, i, j, at[j].start) for j in shown]
     rows = [[_told(run, test.y[i]), _told(run, guess[i]), *cells(i)] for i in worst]
     table = _html.table("", ["true", "predicted", *(names[j] for j in shown)], *rows)
     yield f'<h2>The rows most wrong</h2><div class="wide">{table}</div>'
@@ -149,9 +152,9 @@ def _told(run: Run, y: Any) -> str:
     return f"{run.classes[y.argmax()]} ({y.max():.0%})" if np.ndim(y) else run.classes[y]
 
 
-def _cell(part: Dataset, row: int, column: int) -> str:
+def _cell(part: Dataset, row: int, column: int, at: int) -> str:
     """A cell as it was read."""
-    value = part.x[row, column]
+    value = part.x[row, at]
     values = part.columns[column].values if part.columns else ()
     if np.isnan(value) or (values and value < 0):
         return "-"

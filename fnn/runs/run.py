@@ -36,7 +36,8 @@ class Run(NamedTuple):
     inputs, and outputs is the scaling of the values to predict, None for classes. settings are
     completed, and bins are of the inputs. margins say, for each value, how far from its prediction
     90% of the values lie at most, in its units, by the members' errors on the folds that they left
-    out; () for classes, for one network, and before the end of training.
+    out; () for classes, for one network, and before the end of training. weights say, for each
+    class, what the loss of its examples was multiplied by; () where there was no `class_weight`.
 
     >>> import fnn
     >>> run = fnn.runs.train("iris", fnn.runs.Settings(hidden=(8,), epochs=1))
@@ -56,6 +57,7 @@ class Run(NamedTuple):
     progress: Progress
     bins: Bins = NONE
     margins: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
 
     def predict(self, source: data.Source) -> np.ndarray:
         """Probabilities (n, classes), or values (n, k) in their own units, one row per example.
@@ -132,6 +134,11 @@ class Run(NamedTuple):
         """The widths of the network, from input to output."""
         k = len(self.classes) if self.outputs is None else len(self.outputs.mean)
         return (self.inputs.width, *(self.settings.hidden or ()), k)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns that are used, made up where the data has none."""
+        return self.features or tuple(f"column {i + 1}" for i in range(len(self.inputs.columns)))
 
     @property
     def values(self) -> tuple[str, ...]:

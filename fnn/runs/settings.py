@@ -13,7 +13,7 @@ MEMBERS, FEWEST, MOST = 8, 40, 50_000
 """The members by default, for a perceptron and so many examples."""
 BATCH, DECAY = 64, 0.01
 """The batch size by default, where there are so many examples; adamw's weight decay by default."""
-COLUMNS = ("drop", "keep", "category", "number", "date", "id", "group")
+COLUMNS = ("drop", "keep", "category", "number", "date", "text", "id", "group")
 """The settings that name columns."""
 
 
@@ -29,6 +29,8 @@ class Settings(NamedTuple):
     is "mlp" or "cnn". Of several members, each leaves out a fold of the training part, which takes
     the place of the fifth: see `fnn.runs._members`. With bins, a number has as many inputs more:
     see `fnn.runs._bins`; with None, several members have them where they help a linear model.
+    class_weight, a number per class or "balanced", is what an example's loss is multiplied by: with
+    "balanced" the number of examples per class, in the mean, by that of the example's own class.
 
     >>> Settings(hidden=(64,), epochs=40).patience is None
     True
@@ -62,6 +64,8 @@ class Settings(NamedTuple):
     time: str | None = None
     members: int | None = None
     bins: int | None = None
+    text: tuple[str, ...] = ()
+    class_weight: str | tuple[float, ...] | None = None
 
     @property
     def reading(self) -> Reading:
@@ -95,7 +99,11 @@ class Settings(NamedTuple):
         numbers.nonnegative("settings", **given("weight_decay"))
         if self.weight_decay is not None and self.optimizer != "adamw":
             raise ValueError(f"weight decay with {self.optimizer}")
+        weights = self.class_weight
+        for weight in weights if isinstance(weights, tuple) else ():
+            numbers.nonnegative("settings", class_weight=weight)
         for name, known in (
+            ("class_weight", (None, "balanced", *[weights] * isinstance(weights, tuple))),
             ("activation", ACTIVATIONS),
             ("optimizer", OPTIMIZERS),
             ("task", (None, *data.TASKS)),
@@ -133,7 +141,7 @@ class Settings(NamedTuple):
             raise ValueError(f"unknown settings {', '.join(unknown)}")
         always = {name: saved[name] for name in cls._fields[: cls._fields.index("patience")]}
         every = cls._field_defaults | saved | always
-        for name in ("hidden", *COLUMNS):
-            every[name] = tuple(every[name])
+        for name, value in every.items():
+            every[name] = tuple(value) if isinstance(value, list) else value
         numbers.count("settings", batch_size=every["batch_size"])
         return cls(*(every[name] for name in cls._fields)).checked()

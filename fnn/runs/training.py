@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from fnn import data
 from fnn.data import DataError, Dataset, Encoding, Scaling
+from fnn.data.dataset import TEXT
 from fnn.parallel import ShardedExamples, processes
 from fnn.runs import _members, digests, evaluation
 from fnn.runs._bins import BINS, WIDE, Bins
@@ -100,6 +101,7 @@ def begin(
     known = settings, digest, np.concatenate([np.empty(0, np.uint64), *seen]), len(train.x)
     names = train.features, train.classes, train.targets
     run = Run(*known, *names, inputs, outputs, Progress(None, [], None))
+    run = run._replace(weights=_weights(settings, train))
     run = _from_first(run) if is_shared else _binned(run, train, folds)
     state = jax.jit(partial(initial_state, run), compiler_options=ONCE)()
     run = run._replace(progress=Progress(state, [], state))
@@ -121,6 +123,22 @@ def _settled(settings: Settings, train: Dataset, is_shared: bool) -> tuple[Setti
     return settings._replace(members=members).completed(len(train.x)), train, validation
 
 
+def _weights(settings: Settings, train: Dataset) -> tuple[float, ...]:
+    """The weight of each class, n / (k n_i) where they are balanced; () for none. King & Zeng 2001.
+
+    Raises DataError for values to predict, and for another number of weights than of classes.
+    """
+    given: Any = settings.class_weight
+    k = len(train.classes)
+    if given and not k:
+        raise DataError(f"{train.name}: class weights apply to classes, and the target is values")
+    if given == "balanced":
+        given = len(train.y) / k / np.bincount(train.y, minlength=k).clip(1)
+    if given is not None and len(given) != k:
+        raise DataError(f"{train.name}: expected {k} class weights, got {len(given)}")
+    return () if given is None else tuple(map(float, given))
+
+
 def _binned(run: Run, train: Dataset, folds: np.ndarray | None) -> Run:
     """The run with bins: as many as its settings say; by default, if they help."""
     settings, default = run.settings, 0 if folds is None else BINS
@@ -128,7 +146,8 @@ def _binned(run: Run, train: Dataset, folds: np.ndarray | None) -> Run:
     if settings.network != "mlp" or not count:
         return run._replace(settings=settings._replace(bins=0))
     x, y = run.standardised(train)
-    found = Bins.of(x, count)
+    text = [f.kind == TEXT for f in run.inputs.used for _ in range(f.width)] or False
+    found = Bins.of(np.where(text, 0, x), count)
     if settings.bins is None and folds is not None:
         target = np.eye(len(run.classes))[y] if run.classes else y
         if not (0 < len(found.columns) <= WIDE and found.help(x, target, folds)):
@@ -139,6 +158,8 @@ def _binned(run: Run, train: Dataset, folds: np.ndarray | None) -> Run:
 def arrays(run: Run, part: Dataset, folds: np.ndarray | None, rows: Any = ...) -> Any:
     """These rows as `Run.gradient` takes them: (x, y) or, of members, (x, (y, fold))."""
     x, y = run.standardised(part._replace(x=part.x[rows], y=part.y[rows]))
+    if run.weights:  # the loss for w times a class is w times that for the class
+        y = np.diag(np.array(run.weights, np.float32))[y]
     return (x, y) if folds is None else (x, (y, folds[rows]))
 
 
@@ -221,7 +242,7 @@ def _keeping(
     """keep(state, best) -> (the state with each member's parameters of its best epoch so far, the
     mean of the members' losses on their folds after this one). best is where a run goes on."""
     rows = _members.places(fold, run.members)
-    x, y = (a[rows] for a in run.standardised(train))
+    x, y = (a[rows] for a in arrays(run, train, None))
 
     @jax.jit
     def chosen(state: Any, best: Any, least: jax.Array) -> tuple[Any, jax.Array, jax.Array]:

@@ -225,3 +225,15 @@ def test_a_word_of_earlier_rows_is_no_total(tmp_path):
         assert sum(map(len, parts(path, encoding, size=size))) == 22
     path.write_text("pet,a\nTotal,1.5\n")
     assert inputs(path, encoding).shape == (1, 2)
+
+
+def test_a_part_of_texts_has_fewer_rows(tmp_path):
+    """What a text becomes takes more memory than the text."""
+    path = tmp_path / "a.csv"
+    rows = [f"good soup {i},{i % 7}.5,{i / 3}" for i in range(400)]
+    path.write_text("\n".join(["said,w,y", *rows]))
+    encoding = Encoding.of(data.load(path, task="regression"))
+    found = [part.x for part in data.parts(path, encoding, size=2**17)]
+    assert max(x.nbytes for x in found) < 2**19 < sum(x.nbytes for x in found)
+    whole = encoding.aligned(data.load(path, task="regression", like=encoding)).x
+    np.testing.assert_array_equal(np.concatenate(found), whole)

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
+from sklearn.feature_extraction.text import HashingVectorizer
 from sources import inputs, written
 
 from fnn import data
@@ -378,6 +379,83 @@ def test_many_categories_share_inputs_by_groups_and_free_text_is_left_out():
     old = Encoding(features_of(held), encoding.scaling)
     assert old.aligned(table(many=["v1", "never"], size=[1.0, 2.0])).x[1, 0] == -1
     assert encoding.unseen(new.x).lines() == []
+
+
+WORDS = ["good soup", "a cold tea", "bad soup again", "Überraschend gut", "no salt at all"]
+
+
+def reviews(n=60):
+    """A table with free text, with ids and codes that are none, and with a column of one word."""
+    rng = np.random.default_rng(0)
+    made = ["".join(letters) for letters in rng.choice(list("abcdefghij"), (n, 50))]
+    said = [f"{WORDS[i % 5]}, {word} {i}" for i, word in enumerate(made)]
+    said[7] = None
+    return table(
+        said=said,
+        id=[f"AB-{i:04}" for i in range(n)],
+        code=[f"PC {i} {i * i}" for i in range(n)],
+        link=[f"https://a.example/some/page-{i}" for i in range(n)],
+        few=[WORDS[i % 5] for i in range(n)],
+        size=np.arange(n) * 0.5,
+    )
+
+
+def test_free_text_becomes_hashed_trigrams_and_names_of_rows_do_not():
+    train = reviews()
+    encoding = Encoding.of(train)
+    found = dict(zip(train.features, encoding.features, strict=True))
+    assert found["said"].describe() == "text: hashed into 256 inputs"
+    for name in ("id", "code", "link"):
+        assert found[name].left_out == "a name or id per row"
+    assert found["few"].describe() == "one-hot: 5 values"
+    assert (encoding.d_in, encoding.width) == (258, 262)
+    assert encoding.names == ("said", "few", "size")
+    assert encoding.columns == (slice(0, 256), slice(256, 257), slice(257, 258))
+    assert "soup" not in json.dumps(encoding.as_metadata()[0])  # no text is held
+    assert features_of(encoding.as_metadata()) == encoding.features
+    new = table(size=[1.0, 2.0, 3.0], few=["", "", ""], said=["GOOD Soup", "unseen words", None])
+    part = encoding.aligned(new)
+    z = encoding.apply(part.x)
+    hashing = HashingVectorizer(n_features=256, analyzer="char_wb", ngram_range=(3, 3))
+    expected = hashing.transform(["good soup", "unseen words", ""]).toarray()
+    np.testing.assert_array_equal(z[:, :256], expected.astype(np.float32))
+    assert encoding.unseen(part.x).lines() == ["column 'few': 3 blanks, where training saw none"]
+    again = encoding.aligned(table(said=[3.5, 4.0], few=["", ""], size=[1.0, 2.0]))
+    expected = hashing.transform(["3.5", "4"]).toarray()
+    np.testing.assert_array_equal(again.x[:, :256], expected)
+
+
+def test_columns_of_text_by_hand(load):
+    rows = "".join(f"{['x1', 'X1', 'y2'][i % 3]},{i * i % 7}.5\n" for i in range(30))
+    read = load("code,y\n" + rows, reading=Reading(text=("code",)))
+    assert read.columns == (Column("text", ("X1", "x1", "y2")),)
+    assert not read.notes
+    encoding = Encoding.of(read)
+    assert encoding.features[0].kind == "text"
+    later = load("code,y\n1,2.5\n2,3.5\n", like=encoding)
+    assert later.columns == (Column("category", ("1", "2")),)
+    assert encoding.aligned(later).x.shape == (2, 256)
+    assert (
+        features(reviews(), ("code",))["code"].describe()
+        == "one-hot: 50 values and the rest in 16 groups"
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"kind": "text"}, "groups of the rest"),
+        ({"kind": "text", "rest": -1}, "groups of the rest"),
+        ({"kind": "text", "rest": 2**16 + 1}, "groups of the rest"),
+        ({"kind": "text", "rest": 8, "values": ["x"]}, "a text with values"),
+        ({"kind": "text", "rest": 8, "flag": True}, "a text with values, or blanks"),
+        ({"kind": "number", "values": ["x"]}, "a number with values"),
+        ({"kind": "number", "rest": 2}, "groups of the rest"),
+    ],
+)
+def test_crafted_features_are_refused(entry, reason):
+    with pytest.raises(ValueError, match=reason):
+        features_of([{"name": "a"} | entry])
 
 
 def test_dates_become_days_and_places_in_cycles():

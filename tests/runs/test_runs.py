@@ -14,6 +14,7 @@ import warnings
 
 import jax
 import numpy as np
+import polars as pl
 import pytest
 from click.testing import CliRunner
 from jax.experimental.compilation_cache import compilation_cache
@@ -758,6 +759,9 @@ def test_unknown_sources_are_one_line(tmp_path):
         ({"drop": "size"}, "expected drop to be a tuple, got 'size'"),
         ({"id": (3,)}, "expected names as text, got 3"),
         ({"target": 1.5}, "expected a seed below .*, got 0, 1.5"),
+        ({"class_weight": (1.0, -1.0, 1.0)}, "expected class_weight"),
+        ({"class_weight": (1.0, float("nan"), 1.0)}, "expected class_weight"),
+        ({"text": "size"}, "expected text to be a tuple, got 'size'"),
     ],
 )
 def test_settings_of_another_type_are_refused_by_name(change, message):
@@ -770,3 +774,63 @@ def test_counts_of_an_explanation_are_whole(iris_run, change):
     run = runs.load(iris_run)
     with pytest.raises((TypeError, ValueError), match="explain: expected (repeats|seed)"):
         run.explain("iris", **change)
+
+
+def rare(n=400, seed=0):
+    """Two classes that overlap, one of them rare."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 2))
+    y = np.where(x.sum(1) + rng.normal(size=n) > 2.5, "yes", "no")
+    return pl.DataFrame({"a": x[:, 0], "b": x[:, 1], "left": y})
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_class_weights_multiply_the_loss_of_each_class(members):
+    settings = SETTINGS._replace(members=members, class_weight="balanced")
+    run, examples = training.prepare(rare(), settings)
+    counts = np.bincount(examples.train.y)
+    np.testing.assert_allclose(run.weights, counts.sum() / (2 * counts))
+    _, y = training.arrays(run, examples.train, None)
+    z = np.random.default_rng(1).normal(size=(len(y), 2)).astype(np.float32)
+    plain = [f(z, examples.train.y) for f in (run.loss.value, run.loss.gradient)]
+    weights = np.array(run.weights)[examples.train.y]
+    np.testing.assert_allclose(run.loss.value(z, y), weights * plain[0], rtol=1e-5)
+    np.testing.assert_allclose(run.loss.gradient(z, y), weights[:, None] * plain[1], atol=1e-5)
+    found = [
+        runs.train(rare(), settings._replace(class_weight=how)).evaluate(rare(seed=1)).recall
+        for how in (None, "balanced", (0.0, 1.0))
+    ]
+    assert found[0][1] + 0.1 < found[1][1] < found[2][1] == 1
+    assert found[0][0] > found[1][0] > found[2][0]
+
+
+def test_class_weights_are_held_by_the_run_and_go_on(tmp_path):
+    rare().write_csv(tmp_path / "a.csv")
+    args = ("train", tmp_path / "a.csv", "--class-weight", "balanced", "--members", 2)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert command(*args, "--epochs", 4, "--out", whole).exit_code == 0
+    assert command(*args, "--epochs", 2, "--out", halves).exit_code == 0
+    first = runs.load(halves)
+    assert (first.settings.class_weight, len(first.weights)) == ("balanced", 2)
+    went_on = command(*args, "--epochs", 4, "--out", halves, "--resume")
+    assert went_on.exit_code == 0, went_on.output
+    assert contents(whole) == contents(halves)
+    run = runs.load(whole)
+    given = run._replace(settings=run.settings._replace(class_weight=(1.0, 2.0)))
+    given.save(tmp_path / "given")
+    assert runs.load(tmp_path / "given").settings == given.settings
+    run._replace(weights=(1.0, -1.0)).save(tmp_path / "given")
+    with pytest.raises(checkpoint.CheckpointError, match="its sizes"):
+        runs.load(tmp_path / "given")
+
+
+def test_class_weights_are_for_classes(tmp_path):
+    rare().write_csv(tmp_path / "a.csv")
+    args = ("train", tmp_path / "a.csv", "--out", tmp_path / "run", "--class-weight")
+    reason = "class weights apply to classes, and the target is values"
+    one_line(command(*args, "balanced", "--target", "a"), reason)
+    one_line(command(*args, "balance"), "'balance' is unknown: did you mean 'balanced'?", 2)
+    with pytest.raises(DataError, match="expected 2 class weights, got 3"):
+        runs.train(rare(), SETTINGS._replace(class_weight=(1.0, 1.0, 1.0)))
+    with pytest.raises(ValueError, match="unknown class_weight 'even'"):
+        runs.train(rare(), SETTINGS._replace(class_weight="even"))
