@@ -224,8 +224,8 @@ CATALOGUED = {
     "optimizers", "wrappers",
 }  # fmt: skip
 NO_CONSTRUCTORS = ("layers.kernels", "layers.shapes", "layers.windows")
-HELPERS = {"attended", "by_name", "check_gradients", "check_state", "for_each", "loss_scale", "number_at",
-           "perceptron", "scaled_gradients", "with_params"}  # fmt: skip
+HELPERS = {"attended", "by_name", "check_gradients", "check_state", "for_each", "loss_scale",
+           "number_at", "perceptron", "scaled_gradients", "with_params"}  # fmt: skip
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if room(name) in CATALOGUED])
