@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
@@ -207,7 +208,9 @@ def _check_gradient(run: Run, examples: Examples) -> None:
     x, y = training.arrays(run, examples.train, None, slice(run.settings.batch_size))
     # Compiled, these take much less time than operation by operation.
     compiled = [jax.jit(f(run.member, run.loss)) for f in (value_and_grad, objective)]
-    params = jax.tree.map(lambda a: a if run.members == 1 else a[0], run.progress.state.params)
+    params = run.progress.state.params
+    if run.members > 1:
+        params = jax.tree.map(lambda a: np.asarray(a)[0], params)
     found = verify.check_gradients(*compiled, params, x, y)
     worst = f"worst relative difference from autodiff in float64 {found.worst:.1e}"
     click.echo(f"gradient  {found.verdict}: {worst}")
