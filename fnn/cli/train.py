@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -261,8 +262,8 @@ def _report(run: Run, examples: Examples, out: Path, name: str, times: list[floa
     title, history, (train, _, test, _) = f"{name}, {run.described}", run.progress.history, examples
     assert test is not None  # of a source, some examples always are
     scores = report.Scores.of(run, train, test)
-    problems = report.write(out, history, title)
-    problems += report.page(out, run, train, test, scores, title)
+    page = partial(report.page, run, train, test, scores, title)
+    problems = report.write(out, history, title, page)
     number = len(train.x) * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
     rate = f", {number:.0f} examples per second" if number else ""
     last = ", ".join(f"{key.replace('_', ' ')} {value:#.4g}" for key, value in history[-1].items())
