@@ -1,5 +1,6 @@
 """`python -m fnn`, and the `fnn` command."""
 
+import gc
 import os
 import sys
 
@@ -9,6 +10,7 @@ def main() -> None:
 
     A file name that is not text in UTF-8 is printed as the bytes that it is.
     """
+    gc.set_threshold(100_000)  # imports and traces make many objects, and little garbage
     try:
         _open_streams()
         try:

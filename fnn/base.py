@@ -38,6 +38,8 @@ Residuals = Any
 """A pytree of what `forward` saves for `backward`."""
 Grads = tuple[Params, Tree]
 """What `backward` returns: (dparams, dx)."""
+ONCE: Any = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+"""Compiler options of a program that runs a few times: it compiles in a fifth of the time."""
 T = TypeVar("T")
 
 

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
@@ -209,7 +211,9 @@ def _check_gradient(run: Run, examples: Examples) -> None:
     x, y = training.arrays(run, examples.train, None, slice(run.settings.batch_size))
     # Compiled, these take much less time than operation by operation.
     compiled = [jax.jit(f(run.member, run.loss)) for f in (value_and_grad, objective)]
-    params = jax.tree.map(lambda a: a if run.members == 1 else a[0], run.progress.state.params)
+    params = run.progress.state.params
+    if run.members > 1:
+        params = jax.tree.map(lambda a: np.asarray(a)[0], params)
     found = verify.check_gradients(*compiled, params, x, y)
     worst = f"worst relative difference from autodiff in float64 {found.worst:.1e}"
     click.echo(f"gradient  {found.verdict}: {worst}")
@@ -260,8 +264,8 @@ def _report(run: Run, examples: Examples, out: Path, name: str, times: list[floa
     title, history, (train, _, test, _) = f"{name}, {run.described}", run.progress.history, examples
     assert test is not None  # of a source, some examples always are
     scores = report.Scores.of(run, train, test)
-    problems = report.write(out, history, title)
-    problems += report.page(out, run, train, test, scores, title)
+    page = partial(report.page, run, train, test, scores, title)
+    problems = report.write(out, history, title, page)
     number = len(train.x) * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
     rate = f", {number:.0f} examples per second" if number else ""
     last = ", ".join(f"{key.replace('_', ' ')} {value:#.4g}" for key, value in history[-1].items())

@@ -1,6 +1,7 @@
 """What a run leaves for people: its history as a table and as a picture, and a page about it."""
 
 import base64
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from html import escape
@@ -25,17 +26,25 @@ ROWS, COLUMNS, WORST = 1000, 100, 10
 """The most examples and columns that importance is measured with; how many rows are shown."""
 
 
-def write(folder: Path, history: list[dict[str, float]], title: str) -> list[str]:
-    """Write history.csv, one row per epoch, and curves.png.
+def write(
+    folder: Path,
+    history: list[dict[str, float]],
+    title: str,
+    page: Callable[[bytes], bytes] | None = None,
+) -> list[str]:
+    """Write history.csv, one row per epoch, curves.png, and report.html if there is a page: what
+    it returns of the bytes of curves.png.
 
-    Returns what could not be written and why: the run is whole without either file. An older
+    Returns what could not be written and why: the run is whole without these files. An older
     file is then unchanged.
     """
+    curves = functools.cache(lambda: _plots.image(_plots.curves, history, title))
     rows = [("epoch", *history[0]), *((i, *entry.values()) for i, entry in enumerate(history, 1))]
     text = "".join(",".join(map(str, row)) + "\n" for row in rows)
     return [
         *_attempt(folder / HISTORY, text.encode),
-        *_attempt(folder / PICTURE, lambda: _plots.image(_plots.curves, history, title)),
+        *_attempt(folder / PICTURE, curves),
+        *(_attempt(folder / PAGE, lambda: page(curves())) if page else []),
     ]
 
 
@@ -85,27 +94,23 @@ class Scores(NamedTuple):
 
 
 def page(
-    folder: Path, run: Run, train: Dataset, test: Dataset, scores: Scores, title: str
-) -> list[str]:
-    """Write report.html: what was read, the scores, and pictures of both, in one file that needs no
-    others. Returns as `write` does."""
-
-    def text() -> bytes:
-        sizes = f"{len(run.inputs.columns)} columns as {run.sizes[0]} inputs"
-        read = [f"{len(train.x)} examples to train on, {sizes}", *train.notes]
-        read.insert(1, f"to predict: {', '.join(run.targets or run.values or ('the class',))}")
-        read += run.inputs.left_out()
-        fields = {
-            "title": escape(printable(title)),
-            "summary": escape(scores.summary()),
-            "read": "".join(f"<li>{escape(printable(line))}</li>" for line in read),
-            "scores": scores.table(),
-            "sections": "".join(_sections(run, test, scores.network)),
-        }
-        template = Template(Path(__file__).with_name(PAGE).read_text("utf-8"))
-        return template.substitute(fields).encode(errors="replace")
-
-    return _attempt(folder / PAGE, text)
+    run: Run, train: Dataset, test: Dataset, scores: Scores, title: str, curves: bytes
+) -> bytes:
+    """report.html: what was read, the scores, and pictures of both, in one file that needs no
+    others. curves is the picture of the history."""
+    sizes = f"{len(run.inputs.columns)} columns as {run.sizes[0]} inputs"
+    read = [f"{len(train.x)} examples to train on, {sizes}", *train.notes]
+    read.insert(1, f"to predict: {', '.join(run.targets or run.values or ('the class',))}")
+    read += run.inputs.left_out()
+    fields = {
+        "title": escape(printable(title)),
+        "summary": escape(scores.summary()),
+        "read": "".join(f"<li>{escape(printable(line))}</li>" for line in read),
+        "scores": scores.table(),
+        "sections": _section("Training", curves) + "".join(_sections(run, test, scores.network)),
+    }
+    template = Template(Path(__file__).with_name(PAGE).read_text("utf-8"))
+    return template.substitute(fields).encode(errors="replace")
 
 
 def _attempt(path: Path, content: Callable[[], bytes]) -> list[str]:
@@ -119,24 +124,23 @@ def _attempt(path: Path, content: Callable[[], bytes]) -> list[str]:
 
 
 def _sections(run: Run, test: Dataset, found: Any) -> Iterator[str]:
-    """The pictures, and the examples with the worst predictions."""
+    """Pictures of the predictions, and the examples with the worst."""
     drawn = np.random.default_rng(0).permutation(len(test.x))[:ROWS]
     some = test._replace(x=test.x[drawn], y=test.y[drawn])
     guess = run.predict(test.x)
-    yield _section("Training", _plots.curves, run.progress.history)
     if run.outputs is None:
-        yield _section("Confusion and calibration", _plots.classified, found, test.y, guess)
+        yield _drawn("Confusion and calibration", _plots.classified, found, test.y, guess)
         costs = -np.log(np.maximum(guess[np.arange(len(guess)), test.y], 1e-30))
     else:
-        yield _section("Predictions and residuals", _plots.predicted, found.names, test.y, guess)
+        yield _drawn("Predictions and residuals", _plots.predicted, found.names, test.y, guess)
         costs = np.abs((guess - test.y) / run.outputs.scale).max(1)
     names, at = run.names, run.inputs.columns
     plain = [i for i, each in enumerate(at) if each.stop - each.start == 1]  # all but texts
     if len(names) <= COLUMNS:
         worth = importance.measured(run, some, 1, 0)
-        yield _section("Importance of the columns", _plots.importance, worth)
+        yield _drawn("Importance of the columns", _plots.importance, worth)
         if moved := [name for name in worth.columns if names.index(name) in plain]:
-            yield _section("Partial dependence", _plots.dependence, run, some, moved)
+            yield _drawn("Partial dependence", _plots.dependence, run, some, moved)
     worst = np.argsort(-costs, kind="stable")[:WORST]
     shown = plain[:20]
     cells = lambda i: [_cell(test, i, j, at[j].start) for j in shown]
@@ -161,7 +165,10 @@ def _cell(part: Dataset, row: int, column: int, at: int) -> str:
     return printable(values[int(value)]) if values else f"{value:.5g}"
 
 
-def _section(title: str, *drawn: Any) -> str:
-    image = base64.b64encode(_plots.image(*drawn)).decode()
-    picture = f'<img alt="{title}" src="data:image/png;base64,{image}">'
+def _drawn(title: str, *drawn: Any) -> str:
+    return _section(title, _plots.image(*drawn))
+
+
+def _section(title: str, image: bytes) -> str:
+    picture = f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
     return f'<h2>{title}</h2><div class="wide">{picture}</div>'

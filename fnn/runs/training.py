@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fnn import data
+from fnn.base import ONCE
 from fnn.data import DataError, Dataset, Encoding, Scaling
 from fnn.data.dataset import TEXT
 from fnn.parallel import ShardedExamples, processes
@@ -22,8 +23,6 @@ from fnn.training.evaluation import predicted
 from fnn.training.fitting import Progress, epochs_since_best, fit
 
 DEFAULTS, UNKNOWN = Settings(), "0" * 64
-ONCE: Any = {"xla_backend_optimization_level": 0}
-"""Options of a program that runs once: it compiles in a quarter of the time."""
 OnEpoch = Callable[[Run], bool | None]
 """on_epoch(newest) -> whether to stop."""
 

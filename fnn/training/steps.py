@@ -272,8 +272,8 @@ class Training(NamedTuple):
             raise ValueError(f"gradient: expected (value, grads) with a scalar value, got {got}")
         return jnp.asarray(value), jax.tree.map(partial(_times, scale), grads)
 
-    def _gradient(self, state: State, batch: Data, key: Array | None) -> tuple[Params, _Logs]:
-        """The gradients of a step, before optimizer.update(state, grads), and its logs."""
+    def step(self, state: State, batch: Data, key: Array | None = None) -> tuple[State, _Logs]:
+        """One update."""
         _check_state("step", state)
         keys = None
         if self._draws:
@@ -287,49 +287,18 @@ class Training(NamedTuple):
             of_batch = self.devices.gradient(self.network, of_batch)
         value, grads = of_batch(state.params, batch, keys, scale, None)
         record = None if self.record is None else self.record(state, grads, value)
-        return grads, _Logs(value, jax.tree.map(_array, record))
-
-    def step(self, state: State, batch: Data, key: Array | None = None) -> tuple[State, _Logs]:
-        """One update."""
-        grads, logs = self._gradient(state, batch, key)
+        logs = _Logs(value, jax.tree.map(_array, record))
         return self.optimizer.update(state, grads), logs
 
     def steps(
-        self,
-        state: State,
-        first: Any,
-        later: Tree,
-        batch_of: Callable[[Any], Data],
-        key: Array | None = None,
+        self, state: State, batches: Tree, batch_of: Callable[[Any], Data], key: Array | None = None
     ) -> tuple[State, _Logs]:
         """A step for each batch; the logs are stacked along a leading axis.
 
-        batch_of(rows) builds a batch; `first` is one batch's rows, `later` a stack of others'.
-
-        On a CPU the scan body applies the previous update, then computes the next gradient: XLA
-        then updates the parameters in place. With the update last, it would copy each W that the
-        backward pass may still be reading. On a GPU or a TPU the update comes last, and XLA does
-        it in the kernel that computes dW.
+        batch_of(rows) builds a batch; `batches` is a stack of batches' rows.
         """
-        prepended = lambda first, others: jnp.concatenate([first[None], others])
-
-        def update_first(state: State, first: Any, later: Tree) -> tuple[State, _Logs]:
-            def step(previous: tuple[State, Params], batch: Tree) -> tuple[Any, _Logs]:
-                state = self.optimizer.update(*previous)
-                grads, logs = self._gradient(state, batch_of(batch), key)
-                return (state, grads), logs
-
-            grads, logs = self._gradient(state, batch_of(first), key)
-            last, others = jax.lax.scan(step, (state, grads), later)
-            return self.optimizer.update(*last), jax.tree.map(prepended, logs, others)
-
-        def update_last(state: State, first: Any, later: Tree) -> tuple[State, _Logs]:
-            step = lambda state, batch: self.step(state, batch_of(batch), key)
-            return jax.lax.scan(step, state, jax.tree.map(prepended, first, later))
-
-        return jax.lax.platform_dependent(
-            state, first, later, cpu=update_first, default=update_last
-        )
+        step = lambda state, batch: self.step(state, batch_of(batch), key)
+        return jax.lax.scan(step, state, batches)
 
     def epoch(self, batch_size: int, state: State, data: Data, key: Array) -> tuple[State, _Logs]:
         """Every example once, with the mean loss over all; see `make_epoch`."""
@@ -338,7 +307,7 @@ class Training(NamedTuple):
             raise ValueError(f"make_epoch: expected batch_size at most {n}, got {batch_size}")
         order_key, step_key = self.epoch_keys(key)
         batches, rest, batch_of = self.batches(batch_size, data, order_key)
-        state, logs = self.steps(state, batches[0], batches[1:], batch_of, step_key)
+        state, logs = self.steps(state, batches, batch_of, step_key)
         sum_of_losses = logs.loss.sum() * batch_size
         if rest.size:
             state, last = self.step(state, batch_of(rest, n % batch_size), step_key)

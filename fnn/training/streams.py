@@ -94,13 +94,8 @@ def _steps(
     training: Training, checks: Checks, state: State, group: list[Data], key: Array | None
 ) -> tuple[State, Any]:
     """A step for each batch of the group: (state, (logs, whether each batch's targets fit))."""
-    first, *later = group
-    if not later:
-        state, logs = training.step(state, first, key)
-        logs = jax.tree.map(lambda a: a[None], logs)
-    else:
-        stacked = jax.tree.map(lambda *a: jnp.stack(a), *later)
-        state, logs = training.steps(state, first, stacked, lambda batch: batch, key)
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *group)
+    state, logs = training.steps(state, stacked, lambda batch: batch, key)
     found = logs, jnp.stack([checks.targets_fit(examples(batch)[1]) for batch in group])
     return state, found if training.devices is None else training.devices.whole(found)
 

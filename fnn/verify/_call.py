@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from fnn.base import Array
+from fnn.base import ONCE, Array
 
 Function = Callable[..., Any]
 
@@ -84,7 +84,7 @@ def map_floats(f: Function, tree: Any, *others: Any) -> Any:
 
 def widened(tree: Any) -> Any:
     """The tree with its floating-point arrays in float64; everything else as it is."""
-    return map_floats(lambda a: a.astype(jnp.float64), tree)
+    return map_floats(lambda a: jnp.asarray(np.asarray(a, np.float64)), tree)
 
 
 at_highest_precision = partial(jax.default_matmul_precision, "highest")
@@ -222,8 +222,7 @@ def attempt(f: Function, *args: Any, otherwise: Any = None) -> Any:
 @lru_cache
 def _compiled(program: Function) -> Function:
     """The program, jitted with little optimization: each runs a few times only."""
-    fast: Any = {"xla_backend_optimization_level": 0}
-    return jax.jit(program, static_argnums=0, compiler_options=fast)
+    return jax.jit(program, static_argnums=0, compiler_options=ONCE)
 
 
 def run(program: Function, call: Any, *arrays: Any) -> Any:

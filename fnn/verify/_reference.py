@@ -68,7 +68,8 @@ class Reference:
         self.stacks = self._moved(0)
         values, *grads = self.stacks[: len(inputs.theta) + 1]
         # The rounding of f: u sum |df/dtheta||theta|, and what rounding its inputs did to it.
-        magnitude = sum(np.nansum(abs(g[0] * p)) for g, p in zip(grads, inputs.theta, strict=True))
+        pairs = zip(grads, map(np.asarray, inputs.theta), strict=True)
+        magnitude = sum(np.nansum(abs(g[0] * p)) for g, p in pairs)
         moved = np.abs(values[1] - values[0])
         self.noise = float(unit * (magnitude + np.abs(values[0])) + moved)
         self.size = max((np.abs(g[0]).max(initial=0.0) for g in grads), default=0.0)

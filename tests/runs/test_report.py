@@ -1,8 +1,10 @@
 """The page about a run: one file, in a browser, at two widths."""
 
+import base64
 import re
 import shutil
 import subprocess
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ def page(folder, source):
     run = training.advance(run, examples)
     parts = examples.train, examples.test
     scores = report.Scores.of(run, *parts)
-    assert report.page(folder, run, *parts, scores, "a <b>.csv") == []
+    made = partial(report.page, run, *parts, scores, "a <b>.csv")
+    assert report.write(folder, run.progress.history, "a <b>.csv", made) == []
     return (folder / report.PAGE).read_text(), scores
 
 
@@ -48,6 +51,7 @@ def test_the_page_says_what_the_command_says(tmp_path, source):
     assert "$" not in text
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert text.count("<img") == 4
+    assert base64.b64encode((tmp_path / report.PICTURE).read_bytes()).decode() in text
     assert "The rows most wrong" in text
     assert all(name in text for name in scores.network.measures())
 

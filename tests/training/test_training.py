@@ -325,22 +325,3 @@ def test_bad_settings_are_named(message, call):
 def test_every_array_has_as_many_examples_as_the_first(x, y):
     with pytest.raises(ValueError, match="data: x has .* examples, but y has"):
         fnn.make_train(NETWORK, LOSS, fnn.sgd(1), 4, 1)(PARAMS, (x, y), KEY)
-
-
-def test_a_run_is_the_same_in_the_form_for_gpus_and_tpus(monkeypatch):
-    """There the update comes last in the loop: the same steps, in another order of operations."""
-    network, loss = fnn.mlp((3, 5, 2)), fnn.softmax_cross_entropy
-    x = jax.random.normal(jax.random.key(0), (22, 3))
-    data, key = (x, (x[:, 0] > 0).astype(int)), jax.random.key(1)
-    record = lambda state, grads, value: (state.step, grads[0]["b"])
-    run = lambda: jax.jit(fnn.make_train(network, loss, fnn.adam(0.05), 4, 3, record=record))(
-        network.init(key), data, key
-    )
-    on_cpu = run()
-    forms = []
-    monkeypatch.setattr(
-        jax.lax, "platform_dependent",
-        lambda *args, cpu, default: (forms.append(default), default(*args))[1],
-    )  # fmt: skip
-    chex.assert_trees_all_close(run(), on_cpu, rtol=1e-5, atol=1e-6)
-    assert forms
