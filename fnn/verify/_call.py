@@ -8,6 +8,7 @@ float64, whatever JAX's configuration is, and leaving the configuration alone.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -170,9 +171,9 @@ def _rules_of(function: Any) -> tuple[Any, ...]:
 # What is run of a call. Each takes the call first, then arrays.
 
 
-def evaluate(call: Call, inputs: Inputs) -> Any:
+def evaluate(call: Function, *inputs: Any) -> Any:
     """The call's result."""
-    return call(inputs)
+    return call(*inputs)
 
 
 def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array], dict[str, Array]]:
@@ -193,20 +194,6 @@ def listed(result: tuple[Any, list[Any], dict[str, Any]]) -> list[np.ndarray]:
     return [np.asarray(a, np.float64) for a in jax.tree.leaves(result)]
 
 
-def evaluate_moved(call: Call, inputs: Inputs, directions: list[Any], steps: Any) -> Any:
-    """The scalars of such a call where each array of theta is moved along its direction, for each
-    of the steps.
-    """
-
-    def one(step: Any) -> Any:
-        pairs = zip(inputs.theta, directions, strict=True)
-        value, _ = call(inputs._replace(theta=[(p + step * v).astype(p.dtype) for p, v in pairs]))
-        return value
-
-    # One by one, for a function that can't be traced.
-    return jax.lax.map(one, steps) if isinstance(steps, jax.core.Tracer) else [*map(one, steps)]
-
-
 def attempt(f: Function, *args: Any, otherwise: Any = None) -> Any:
     """f(*args), or `otherwise` where f raises: another library's functions may raise anything at
     a tracer, in float64, or on a single example. A TimeoutError is a user's alarm, and passes.
@@ -220,18 +207,85 @@ def attempt(f: Function, *args: Any, otherwise: Any = None) -> Any:
 
 
 @lru_cache
-def _compiled(program: Function) -> Function:
-    """The program, jitted with little optimization: each runs a few times only."""
-    fast: Any = {"xla_backend_optimization_level": 0}
-    return jax.jit(program, static_argnums=0, compiler_options=fast)
+def _jitted(program: Function) -> Any:
+    return jax.jit(program, static_argnums=0)
+
+
+def traced(program: Function, call: Any, *arrays: Any) -> Any:
+    """The program's trace at these arrays, from JAX's cache where it has one; None where the
+    user's function can't be traced, for it branches on values or is NumPy's.
+    """
+    return attempt(_jitted(program).trace, call, *arrays)
 
 
 def run(program: Function, call: Any, *arrays: Any) -> Any:
-    """program(call, *arrays), compiled; or as it is, where the user's function can't be traced,
-    for it branches on values or is NumPy's.
+    """program(call, *arrays), compiled or operation by operation, whichever is faster; or as it is,
+    where it can't be traced.
     """
-    got = attempt(_compiled(program), call, *arrays, otherwise=run)
-    return program(call, *arrays) if got is run else got
+    if trace := traced(program, call, *arrays):
+        way = interpreted if _known_operations(trace.jaxpr) else _compiled
+        if results := attempt(lambda: (way(trace.jaxpr, jax.tree.leaves(arrays)),)):
+            return jax.tree.unflatten(trace.out_tree, results[0])
+    return program(call, *arrays)
+
+
+CALLS = {
+    "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2",
+    "checkpoint"
+}  # fmt: skip
+"""The primitives that do nothing but call the program inside."""
+
+
+def interpreted(program: Any, arrays: list[Any], after: Function | None = None) -> list[Any]:
+    """The results of a jaxpr, one equation after the other. `after(name, results)` may change
+    those of a primitive.
+    """
+    inner = getattr(program, "jaxpr", program)
+    variables = [*inner.constvars, *inner.invars]
+    values = dict(zip(variables, [*getattr(program, "consts", ()), *arrays], strict=True))
+    read = lambda v: v.val if hasattr(v, "val") else values[v]
+    for equation in inner.eqns:
+        name, operands = equation.primitive.name, [*map(read, equation.invars)]
+        if name in CALLS:
+            results = interpreted(_inner(equation)[0], operands, after)
+        else:
+            results = equation.primitive.bind(*operands, **equation.params)
+            results = results if equation.primitive.multiple_results else [results]
+            results = after(name, results) if after else results
+        values.update(zip(equation.outvars, results, strict=True))
+    return [*map(read, inner.outvars)]
+
+
+# With little optimization: each program runs a few times only.
+_compiled: Function = jax.jit(
+    interpreted, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
+)
+OFTEN = 3
+"""JAX compiles an operation once for all programs. The third that has it waits for that."""
+_met: Counter[Any] = Counter()
+
+
+@lru_cache(maxsize=256)
+def _known_operations(program: Any) -> bool:
+    """Whether to run a jaxpr operation by operation: it is small, without loops and narrow dtypes,
+    whose rounding compilers change, and few of its operations are new here.
+    """
+    equations = [
+        equation
+        for part in _programs(program)
+        for equation in _equations(part)
+        if equation.primitive.name not in CALLS
+    ]
+    results = [v.aval for equation in equations for v in equation.outvars]
+    wide = all(unit_roundoff(a.dtype) < 1e-6 for a in results if differentiable(a))
+    loops = any(_inner(e) and "scatter" not in e.primitive.name for e in equations)
+    if loops or not wide or sum(a.size for a in results) > 10**7:
+        return False
+    kinds = lambda e: tuple((v.aval.shape, v.aval.dtype) for v in e.invars)
+    operations = {(e.primitive, str(e.params), kinds(e)) for e in equations}
+    new = sum(_met[operation] < OFTEN - 1 for operation in operations)
+    _met.update(operations)
+    return new <= 3
 
 
 @contextmanager
@@ -243,34 +297,37 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     caches are cleared on both sides of the section.
     """
     # In a function of its own: no program that holds one may live on here.
-    held = any(_has_numpy_constant(traced(f, *inputs)) for f in functions)
+    with at_highest_precision():
+        held = any(_has_numpy_constant(traced(evaluate, f, *inputs)) for f in functions)
     if held:
-        jax.clear_caches()
+        _clear_caches()
     try:
         with in_float64():
             yield
     finally:
         if held:
-            jax.clear_caches()
+            _clear_caches()
 
 
-def _has_numpy_constant(program: Any) -> bool:
-    constants = chain.from_iterable(getattr(part, "consts", ()) for part in _programs(program))
+def _clear_caches() -> None:
+    jax.clear_caches()
+    _met.clear()
+
+
+def _has_numpy_constant(trace: Any) -> bool:
+    parts = _programs(trace and trace.jaxpr)
+    constants = chain.from_iterable(getattr(part, "consts", ()) for part in parts)
     return any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
-
-
-def traced(function: Any, *inputs: Any) -> Any:
-    """The function's jaxpr at these inputs; None where it can't be traced."""
-    return attempt(jax.make_jaxpr(function), *inputs)
 
 
 def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
     """The largest unit roundoff of a floating-point value that the call computes from floats and
     that reaches its result; 0 if unknown.
     """
-    if not (program := traced(call, inputs)):
+    if not (trace := traced(evaluate, call, inputs)):
         return 0.0
-    needed, _ = dce_jaxpr(program.jaxpr, [True] * len(program.out_avals), instantiate=True)
+    inner = trace.jaxpr.jaxpr
+    needed, _ = dce_jaxpr(inner, [True] * len(inner.outvars), instantiate=True)
     return _coarsest(needed, [differentiable(v.aval) for v in needed.invars])
 
 
@@ -301,7 +358,8 @@ def custom_rules(call: Call, inputs: Inputs) -> list[str]:
     apart.
     """
     found = {}
-    for equation in chain.from_iterable(map(_equations, _programs(traced(call, inputs)))):
+    trace = traced(evaluate, call, inputs)
+    for equation in chain.from_iterable(map(_equations, _programs(trace and trace.jaxpr))):
         if equation.primitive.name.startswith("custom_") and "call_jaxpr" in equation.params:
             body = getattr(equation.params["call_jaxpr"], "jaxpr", None)
             source = str(getattr(getattr(body, "debug_info", None), "func_src_info", ""))
