@@ -223,9 +223,11 @@ def run(program: Function, call: Any, *arrays: Any) -> Any:
     where it can't be traced.
     """
     if trace := traced(program, call, *arrays):
-        way = interpreted if _known_operations(trace.jaxpr) else _compiled
-        if results := attempt(lambda: (way(trace.jaxpr, jax.tree.leaves(arrays)),)):
-            return jax.tree.unflatten(trace.out_tree, results[0])
+        known, inputs = _known_operations(trace.jaxpr), jax.tree.leaves(arrays)
+        way = partial(interpreted, apply=applied) if known else _compiled
+        results = attempt(way, trace.jaxpr, inputs)
+        if results is not None:
+            return jax.tree.unflatten(trace.out_tree, results)
     return program(call, *arrays)
 
 
@@ -236,30 +238,50 @@ CALLS = {
 """The primitives that do nothing but call the program inside."""
 
 
-def interpreted(program: Any, arrays: list[Any], after: Function | None = None) -> list[Any]:
-    """The results of a jaxpr, one equation after the other. `after(name, results)` may change
-    those of a primitive.
-    """
+def _bound(equation: Any, operands: list[Any]) -> Any:
+    """What an equation's primitive makes of these operands."""
+    return equation.primitive.bind(*operands, **equation.params)
+
+
+def interpreted(program: Any, arrays: list[Any], apply: Function = _bound) -> list[Any]:
+    """The results of a jaxpr, by apply(equation, operands), one equation after the other."""
     inner = getattr(program, "jaxpr", program)
     variables = [*inner.constvars, *inner.invars]
     values = dict(zip(variables, [*getattr(program, "consts", ()), *arrays], strict=True))
     read = lambda v: v.val if hasattr(v, "val") else values[v]
     for equation in inner.eqns:
-        name, operands = equation.primitive.name, [*map(read, equation.invars)]
-        if name in CALLS:
-            results = interpreted(_inner(equation)[0], operands, after)
+        operands = [*map(read, equation.invars)]
+        if equation.primitive.name in CALLS:
+            results = interpreted(_inner(equation)[0], operands, apply)
         else:
-            results = equation.primitive.bind(*operands, **equation.params)
+            results = apply(equation, operands)
             results = results if equation.primitive.multiple_results else [results]
-            results = after(name, results) if after else results
         values.update(zip(equation.outvars, results, strict=True))
     return [*map(read, inner.outvars)]
 
 
 # With little optimization: each program runs a few times only.
-_compiled: Function = jax.jit(
-    interpreted, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
-)
+_fast: Function = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+_compiled = _fast(interpreted, static_argnums=0)
+
+
+def applied(equation: Any, operands: list[Any]) -> Any:
+    """The same as `_bound`, jitted once for all equations with this primitive and parameters."""
+    return _operation(equation)(*operands)
+
+
+@lru_cache(maxsize=4096)
+def _operation(equation: Any) -> Function:
+    params = equation.params
+    found = attempt(_jitted_operation, equation.primitive, tuple(params.items()))
+    return found or partial(equation.primitive.bind, **params)
+
+
+@lru_cache(maxsize=4096)
+def _jitted_operation(primitive: Any, params: tuple[Any, ...]) -> Function:
+    return _fast(partial(primitive.bind, **dict(params)))
+
+
 OFTEN = 3
 """JAX compiles an operation once for all programs. The third that has it waits for that."""
 _met: Counter[Any] = Counter()

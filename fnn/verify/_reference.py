@@ -252,7 +252,10 @@ def rounding_of(program: Any, call: Call, inputs: Inputs, u: float) -> dict[str,
     return calls.named_leaves(jax.tree.unflatten(trace.out_tree, away))
 
 
-def _rounded(u: float, random: np.random.Generator, name: str, results: list[Any]) -> list[Any]:
-    """The results of a primitive of this name, moved by u where it rounds."""
-    rounds = name in ARITHMETIC and all(map(differentiable, results))
-    return moved(Inputs(results, []), u, random).theta if rounds else results
+def _rounded(u: float, random: np.random.Generator, equation: Any, operands: list[Any]) -> Any:
+    """The results of an equation, moved by u where it rounds."""
+    results = calls.applied(equation, operands)
+    if equation.primitive.name in ARITHMETIC:
+        results, form = jax.tree.flatten(results)
+        results = jax.tree.unflatten(form, moved(Inputs(results, []), u, random).theta)
+    return results
