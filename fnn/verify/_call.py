@@ -116,7 +116,8 @@ class Call(NamedTuple):
 
     `kinds` says of each leaf of (theta, rest) which list it is in: "theta", "rest", or
     "fixed" for a value that the user's function gets as it is. Equal calls share one
-    compilation; `rules` are the function's derivative rules, which may be defined anew.
+    compilation; `rules` are the function's derivative rules, which may be defined anew. `wide`:
+    with float64 for what it computes from float32 arrays that it closes over.
     """
 
     rule: Function
@@ -125,6 +126,7 @@ class Call(NamedTuple):
     kinds: tuple[str, ...]
     fixed: tuple[Any, ...]
     rules: tuple[Any, ...]
+    wide: bool = False
 
     def of(self, rule: Function, function: Any) -> "Call":
         """The same call of another rule and function."""
@@ -212,10 +214,35 @@ def _jitted(program: Function) -> Any:
 
 
 def traced(program: Function, call: Any, *arrays: Any) -> Any:
-    """The program's trace at these arrays, from JAX's cache where it has one; None where the
-    user's function can't be traced, for it branches on values or is NumPy's.
+    """The program's jaxpr at these arrays, from JAX's cache where it has one, and the tree of what
+    it returns. None where the user's function can't be traced, for it branches on values or is
+    NumPy's.
     """
-    return attempt(_jitted(program).trace, call, *arrays)
+    if (trace := attempt(_jitted(program).trace, call, *arrays)) is None:
+        return None
+    wide = getattr(call, "wide", False) and jax.config.read("jax_enable_x64")
+    return _widened_inside(trace.jaxpr) if wide else trace.jaxpr, trace.out_tree
+
+
+@lru_cache(maxsize=256)
+def _widened_inside(program: Any) -> Any:
+    """The jaxpr with its constants in float64, and what it computes from them alone."""
+    held = chain.from_iterable(getattr(part, "consts", ()) for part in _programs(program))
+    if coarsest_dtype(floats([*held])) == jnp.float64:
+        return program
+    again = jax.make_jaxpr(lambda *a: interpreted(program, [*a], _widening, widened))
+    return attempt(again, *program.in_avals, otherwise=program)
+
+
+def _widening(equation: Any, operands: list[Any]) -> Any:
+    """The result in float64 where all floats among the operands are, whatever was traced."""
+    pairs = [*zip(operands, equation.invars, strict=True)]
+    given = floats([o for o, v in pairs if not hasattr(v, "val")])
+    wide = given and not _inner(equation) and coarsest_dtype(given) == jnp.float64
+    of = lambda dtype: jnp.float64 if wide and jnp.issubdtype(dtype, jnp.floating) else dtype
+    cast = [jax.lax.convert_element_type(o, of(v.aval.dtype)) for o, v in pairs]
+    params = {k: of(v) if isinstance(v, np.dtype) else v for k, v in equation.params.items()}
+    return equation.primitive.bind(*cast, **params)
 
 
 def run(program: Function, call: Any, *arrays: Any) -> Any:
@@ -223,11 +250,11 @@ def run(program: Function, call: Any, *arrays: Any) -> Any:
     where it can't be traced.
     """
     if trace := traced(program, call, *arrays):
-        known, inputs = _known_operations(trace.jaxpr), jax.tree.leaves(arrays)
-        way = partial(interpreted, apply=applied) if known else _compiled
-        results = attempt(way, trace.jaxpr, inputs)
+        jaxpr, form = trace
+        way = partial(interpreted, apply=applied) if _known_operations(jaxpr) else _compiled
+        results = attempt(way, jaxpr, jax.tree.leaves(arrays))
         if results is not None:
-            return jax.tree.unflatten(trace.out_tree, results)
+            return jax.tree.unflatten(form, results)
     return program(call, *arrays)
 
 
@@ -243,16 +270,19 @@ def _bound(equation: Any, operands: list[Any]) -> Any:
     return equation.primitive.bind(*operands, **equation.params)
 
 
-def interpreted(program: Any, arrays: list[Any], apply: Function = _bound) -> list[Any]:
-    """The results of a jaxpr, by apply(equation, operands), one equation after the other."""
+def interpreted(
+    program: Any, arrays: list[Any], apply: Function = _bound, constants: Function = list
+) -> list[Any]:
+    """The results of a jaxpr, by apply(equation, operands), one equation after the other; with
+    constants(what it holds)."""
     inner = getattr(program, "jaxpr", program)
-    variables = [*inner.constvars, *inner.invars]
-    values = dict(zip(variables, [*getattr(program, "consts", ()), *arrays], strict=True))
+    held = constants([*getattr(program, "consts", ())])
+    values = dict(zip([*inner.constvars, *inner.invars], [*held, *arrays], strict=True))
     read = lambda v: v.val if hasattr(v, "val") else values[v]
     for equation in inner.eqns:
         operands = [*map(read, equation.invars)]
         if equation.primitive.name in CALLS:
-            results = interpreted(_inner(equation)[0], operands, apply)
+            results = interpreted(_inner(equation)[0], operands, apply, constants)
         else:
             results = apply(equation, operands)
             results = results if equation.primitive.multiple_results else [results]
@@ -337,7 +367,7 @@ def _clear_caches() -> None:
 
 
 def _has_numpy_constant(trace: Any) -> bool:
-    parts = _programs(trace and trace.jaxpr)
+    parts = _programs(trace and trace[0])
     constants = chain.from_iterable(getattr(part, "consts", ()) for part in parts)
     return any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
 
@@ -348,7 +378,7 @@ def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
     """
     if not (trace := traced(evaluate, call, inputs)):
         return 0.0
-    inner = trace.jaxpr.jaxpr
+    inner = trace[0].jaxpr
     needed, _ = dce_jaxpr(inner, [True] * len(inner.outvars), instantiate=True)
     return _coarsest(needed, [differentiable(v.aval) for v in needed.invars])
 
@@ -381,7 +411,7 @@ def custom_rules(call: Call, inputs: Inputs) -> list[str]:
     """
     found = {}
     trace = traced(evaluate, call, inputs)
-    for equation in chain.from_iterable(map(_equations, _programs(trace and trace.jaxpr))):
+    for equation in chain.from_iterable(map(_equations, _programs(trace and trace[0]))):
         if equation.primitive.name.startswith("custom_") and "call_jaxpr" in equation.params:
             body = getattr(equation.params["call_jaxpr"], "jaxpr", None)
             source = str(getattr(getattr(body, "debug_info", None), "func_src_info", ""))

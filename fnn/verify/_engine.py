@@ -37,6 +37,8 @@ def compare(name: str, objective: Task, gradient: Task, theta: Any, *args: Any) 
         native = calls.run(calls.evaluate, tested_call, inputs)
         autodiff = attempt(calls.run, calls.differentiate, call, inputs)
     with calls.float64_section([call, tested_call], inputs):
+        wide = calls.unit_roundoff(dtype) > calls.ROUNDOFF
+        call, tested_call = (c._replace(wide=wide) for c in (call, tested_call))
         reference = _reference(call, inputs, calls.unit_roundoff(dtype))
         fitting, misfits = _fit(native, call.arguments(inputs)[0], call.kinds, reference)
         own = reference.closed(calls.listed(autodiff) if autodiff else reference.centre)

@@ -243,13 +243,13 @@ def rounding_of(program: Any, call: Call, inputs: Inputs, u: float) -> dict[str,
 
     def run(u: float) -> list[np.ndarray]:
         at = jax.tree.leaves(moved(inputs, u, random))
-        results = calls.interpreted(trace.jaxpr, at, partial(_rounded, u, random))
+        results = calls.interpreted(trace[0], at, partial(_rounded, u, random))
         return [np.asarray(a, np.float64) if differentiable(a) else np.zeros(()) for a in results]
 
     centre = run(0.0)
     runs = [run(u) for _ in range(MOVES)]
     away = [np.max([np.abs(r[i] - c) for r in runs], 0) for i, c in enumerate(centre)]
-    return calls.named_leaves(jax.tree.unflatten(trace.out_tree, away))
+    return calls.named_leaves(jax.tree.unflatten(trace[1], away))
 
 
 def _rounded(u: float, random: np.random.Generator, equation: Any, operands: list[Any]) -> Any:
