@@ -251,7 +251,8 @@ def run(program: Function, call: Any, *arrays: Any) -> Any:
     """
     if trace := traced(program, call, *arrays):
         jaxpr, form = trace
-        way = partial(interpreted, apply=applied) if _known_operations(jaxpr) else _compiled
+        known = attempt(_known_operations, jaxpr)  # parameters may not be hashable
+        way = partial(interpreted, apply=applied) if known else _compiled
         results = attempt(way, jaxpr, jax.tree.leaves(arrays))
         if results is not None:
             return jax.tree.unflatten(form, results)
@@ -276,7 +277,7 @@ def interpreted(
     """The results of a jaxpr, by apply(equation, operands), one equation after the other; with
     constants(what it holds)."""
     inner = getattr(program, "jaxpr", program)
-    held = constants([*getattr(program, "consts", ())])
+    held = constants(getattr(program, "consts", ()))
     values = dict(zip([*inner.constvars, *inner.invars], [*held, *arrays], strict=True))
     read = lambda v: v.val if hasattr(v, "val") else values[v]
     for equation in inner.eqns:
@@ -295,21 +296,15 @@ _fast: Function = partial(jax.jit, compiler_options={"xla_backend_optimization_l
 _compiled = _fast(interpreted, static_argnums=0)
 
 
-def applied(equation: Any, operands: list[Any]) -> Any:
-    """The same as `_bound`, jitted once for all equations with this primitive and parameters."""
-    return _operation(equation)(*operands)
-
-
 @lru_cache(maxsize=4096)
-def _operation(equation: Any) -> Function:
-    params = equation.params
-    found = attempt(_jitted_operation, equation.primitive, tuple(params.items()))
-    return found or partial(equation.primitive.bind, **params)
-
-
-@lru_cache(maxsize=4096)
-def _jitted_operation(primitive: Any, params: tuple[Any, ...]) -> Function:
+def _operation(primitive: Any, *params: Any) -> Function:
+    """A primitive with its parameters, jitted once for all equations that have them."""
     return _fast(partial(primitive.bind, **dict(params)))
+
+
+def applied(equation: Any, operands: list[Any]) -> Any:
+    """The same as `_bound`, jitted."""
+    return _operation(equation.primitive, *equation.params.items())(*operands)
 
 
 OFTEN = 3
@@ -322,22 +317,16 @@ def _known_operations(program: Any) -> bool:
     """Whether to run a jaxpr operation by operation: it is small, without loops and narrow dtypes,
     whose rounding compilers change, and few of its operations are new here.
     """
-    equations = [
-        equation
-        for part in _programs(program)
-        for equation in _equations(part)
-        if equation.primitive.name not in CALLS
-    ]
-    results = [v.aval for equation in equations for v in equation.outvars]
-    wide = all(unit_roundoff(a.dtype) < 1e-6 for a in results if differentiable(a))
+    every = chain.from_iterable(map(_equations, _programs(program)))
+    equations = [e for e in every if e.primitive.name not in CALLS]
+    results = [v.aval for e in equations for v in e.outvars]
+    narrow = any(differentiable(a) and unit_roundoff(a.dtype) > 1e-6 for a in results)
     loops = any(_inner(e) and "scatter" not in e.primitive.name for e in equations)
-    if loops or not wide or sum(a.size for a in results) > 10**7:
-        return False
     kinds = lambda e: tuple((v.aval.shape, v.aval.dtype) for v in e.invars)
-    operations = {(e.primitive, str(e.params), kinds(e)) for e in equations}
+    operations = {(e.primitive, *e.params.items(), kinds(e)) for e in equations if not loops}
     new = sum(_met[operation] < OFTEN - 1 for operation in operations)
     _met.update(operations)
-    return new <= 3
+    return not (loops or narrow or new > 3 or sum(a.size for a in results) > 10**7)
 
 
 @contextmanager
@@ -351,19 +340,13 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     # In a function of its own: no program that holds one may live on here.
     with at_highest_precision():
         held = any(_has_numpy_constant(traced(evaluate, f, *inputs)) for f in functions)
-    if held:
-        _clear_caches()
+    clear = jax.clear_caches if held else lambda: None
+    clear()
     try:
         with in_float64():
             yield
     finally:
-        if held:
-            _clear_caches()
-
-
-def _clear_caches() -> None:
-    jax.clear_caches()
-    _met.clear()
+        clear()
 
 
 def _has_numpy_constant(trace: Any) -> bool:
@@ -378,28 +361,21 @@ def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
     """
     if not (trace := traced(evaluate, call, inputs)):
         return 0.0
-    inner = trace[0].jaxpr
+    inner, found = trace[0].jaxpr, [0.0]
     needed, _ = dce_jaxpr(inner, [True] * len(inner.outvars), instantiate=True)
-    return _coarsest(needed, [differentiable(v.aval) for v in needed.invars])
 
+    def from_floats(equation: Any, used: list[Any]) -> Any:
+        parts = chain.from_iterable(map(_programs, _inner(equation)))
+        equations = [equation, *chain.from_iterable(map(_equations, parts))]
+        floats = [v.aval.dtype for e in equations for v in e.outvars if differentiable(v.aval)]
+        counts = any(one is True for one in used)
+        found.extend(unit_roundoff(dtype) for dtype in floats if counts)
+        results = [counts and differentiable(v.aval) for v in equation.outvars]
+        return results if equation.primitive.multiple_results else results[0]
 
-def _coarsest(program: Any, used: Sequence[bool]) -> float:
-    """The same of a jaxpr, `used` saying which of its inputs count."""
-    inner = getattr(program, "jaxpr", program)
-    counted = {v for v, counts in zip(inner.invars, used, strict=True) if counts}
-    found = 0.0
-    for equation in inner.eqns:
-        used = [not hasattr(v, "val") and v in counted for v in equation.invars]
-        if any(used):
-            floats = [v for v in equation.outvars if differentiable(v.aval)]
-            counted.update(floats)
-            found = max([found, *(unit_roundoff(v.aval.dtype) for v in floats)])
-            for part in _inner(equation):
-                # What a loop or call is given, or the last of it, are the inputs of what is inside.
-                n = len(getattr(part, "jaxpr", part).invars)
-                inputs = used[len(used) - n :] if n <= len(used) else [True] * n
-                found = max(found, _coarsest(part, inputs))
-    return found
+    used = [differentiable(v.aval) for v in needed.invars]
+    interpreted(trace[0].replace(jaxpr=needed), used, from_floats)
+    return max(found)
 
 
 JAX = os.path.dirname(jax.__file__)

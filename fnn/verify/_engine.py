@@ -2,6 +2,7 @@
 autodiff of the reference.
 """
 
+import inspect
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -11,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.verify import _call as calls, _checks as checking
-from fnn.verify._call import Call, Function, Inputs, attempt
-from fnn.verify._causes import NARROW, Wrong, likely_cause, misshapen_cause, swapped
+from fnn.verify._call import Call, Function, Inputs, attempt, floats
+from fnn.verify._causes import NARROW, UNKNOWN, Wrong, likely_cause, misshapen_cause, swapped
 from fnn.verify._checks import Tested
-from fnn.verify._leaf import FLOOR, TOLERANCE, Check, Checks, Leaf, compared, joined, measure, unfit
+from fnn.verify._leaf import FLOOR, TOLERANCE, Check, Checks, Leaf, compared, joined, same, unfit
 from fnn.verify._reference import Reference, rounding_of
 from fnn.verify._report import Report, blind_spots
 
+LINEAR = 1e-6
+"""Relative. What is not multiplied by the cotangent differs by about its own size."""
 Task = tuple[Function, Any]
 """A rule of `Call`, and the user's function that it is given."""
 
@@ -109,24 +112,43 @@ class Comparison:
         """The leaf, decided."""
         verdict, note, index = checking.decide(tested, self.reference, checks, self.custom)
         if verdict == "fail":
-            inside = self.reference.inside(tested.position)
-            theta = self.inputs.theta[tested.position - 1] if inside else 0.0
             right = checks.float64.verdict == "pass"
             wrong = Wrong(
                 tested.best if checks.float64.verdict == "fail" else tested.native,
                 tested.expected,
-                np.asarray(theta, np.float64),
+                self._beside(tested),
                 calls.axis_lengths(self.inputs),
                 [a for a in self.inputs.rest if jnp.issubdtype(a.dtype, jnp.integer)],
                 [n for n in NARROW if right or tested.reason.endswith(f" {n}")],
             )
-            note = joined(note, likely_cause(wrong))
+            cause, why = likely_cause(wrong), self._not_linear(tested)
+            note = joined(note, cause.replace(UNKNOWN, "") if why else cause, why)
         opened, why, at = tested.opened
         if opened == "fail":
             checks = checks._replace(float64=Check("fail", np.inf, 0.0))
         note = joined(why, "" if opened and verdict != "fail" else note)
         verdict, index = opened or verdict, at or index
         return Leaf(tested.name, verdict, *checks, index, note, tested.best, tested.expected)
+
+    def _beside(self, leaf: Tested) -> dict[str, np.ndarray]:
+        """What the leaf's entries may be made of, by name."""
+        rest, own = floats(self.inputs.rest), self.reference.inside(leaf.position)
+        found = {"dy" if len(rest) == 1 else f"argument {i}": a for i, a in enumerate(rest[:4])}
+        found = {"x": self.inputs.theta[leaf.position - 1], **found} if own else found
+        fits = {n: attempt(np.broadcast_to, a, leaf.native.shape) for n, a in found.items()}
+        return {n: np.asarray(a, np.float64) for n, a in fits.items() if a is not None}
+
+    def _not_linear(self, leaf: Tested) -> str:
+        """Words for a leaf that is no multiple of the cotangent, where there is one."""
+        inputs, rule = self.reference.inputs, self.reference.call.rule
+        named = "dy" in inspect.signature(rule).parameters
+        if not named or leaf.wide is None or not self.reference.inside(leaf.position):
+            return ""
+        # Whatever cancels in it, -2 dy rounds as dy does.
+        doubled = inputs._replace(rest=calls.map_floats(lambda a: -2 * a, inputs.rest))
+        got = calls.named_leaves(attempt(calls.run, calls.evaluate, self.call, doubled))
+        words = "not linear in dy: something in it is not multiplied by the cotangent"
+        return "" if same(-2 * leaf.wide, got.get(leaf.name), LINEAR) else words
 
     @lru_cache(maxsize=8)  # noqa: B019
     def of(self, program: Function, native: bool = False) -> dict[str, np.ndarray]:
@@ -150,7 +172,7 @@ class Comparison:
 
     def _in_doubt(self, leaf: Tested) -> bool:
         """Whether autodiff in the user's dtype misses the reference, or this is zero."""
-        near = measure(leaf.autodiff, leaf.expected, 1)[0] < 0.01
+        near = same(leaf.expected, leaf.autodiff, 0.01)
         return not (leaf.expected.any() and near)
 
     def _float64(self, leaf: Tested, check: Check) -> Check:
