@@ -135,28 +135,33 @@ def _powers(number: int, most: int) -> list[tuple[int, ...]]:
 
 
 def _product(wrong: Wrong) -> str:
-    """A product of powers of what there is, as the leaf itself or as its difference."""
-    known = {"the reference": wrong.expected, **wrong.beside}
-    most = 3 if wrong.got.size < 5000 else 1
-    targets = {"every entry is": wrong.got, "the difference is": wrong.got - wrong.expected}
-    for (words, target), powers in itertools.product(targets.items(), _powers(len(known), most)):
+    """The leaf as a multiple of the reference, and of a product of powers of what there is."""
+    got, known = wrong.got.ravel(), {"the reference": wrong.expected, **wrong.beside}
+    for powers in _powers(len(known), 3 if got.size < 5000 else 1):
         parts = {name: float(k) for name, k in zip(known, powers, strict=True) if k}
         with np.errstate(all="ignore"):
-            term = np.prod([known[name] ** k for name, k in parts.items()], 0)
-        size = np.vdot(term, term)
-        factor = np.vdot(term, target) / size if np.isfinite(size) and size else 0.0
-        if not factor or not _close(target, factor * term):
-            continue
+            term = np.prod([known[name] ** k for name, k in parts.items()], 0).ravel()
         whole = parts == {"the reference": 1}
+        columns = np.stack([(not whole) * wrong.expected.ravel(), term], 1)
+        if not np.isfinite(columns).all():
+            continue
+        kept, factor = np.where(np.abs(c := np.linalg.lstsq(columns, got)[0]) < 1e-9, 0.0, c)
         why = _why(factor, wrong.lengths) if whole else ""
-        if parts == {"x": 1} and target is not wrong.got:
+        if parts == {"x": 1} and abs(kept - 1) < 1e-6:
             why = f": an L2 term is {'in it alone' if factor > 0 else 'missing from it'}"
         # A few numbers are explained by anything.
-        told = len(np.unique(term)) > (1 if whole or why else 3)
-        if (told or why) and not (whole and abs(factor - 1) < 1e-6):
+        told = why or len(np.unique(term)) > (1 if whole else 4)
+        left = np.linalg.norm(columns @ c - got)
+        if told and factor and left <= 1e-6 * np.linalg.norm(got - wrong.expected.ravel()):
             formula = [f"{name}^{k:g}" if k != 1 else name for name, k in parts.items()]
             number = [] if abs(factor - 1) < 1e-6 else [plainly(factor)]
-            return f"{words} {' times '.join([*number, *formula])}{why}"
+            head = (
+                f"every entry is {plainly(kept)} times the reference plus"
+                if kept
+                else "every entry is"
+            )
+            head = "the difference is" if abs(kept - 1) < 1e-6 else head
+            return f"{head} {' times '.join([*number, *formula])}{why}"
     return ""
 
 
@@ -268,7 +273,7 @@ def _one_term(wrong: Wrong) -> str:
     if wrong.got.ndim != 2 or min(wrong.got.shape) < 3:
         return ""
     first, second, *_ = np.linalg.svd(wrong.got - wrong.expected, compute_uv=False)
-    one = second <= 1e-6 * first
+    one = second <= 1e-6 * first and wrong.entries.mean() > 0.75
     return "the difference has rank 1: one example's term is wrong or missing?" if one else ""
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.verify import _call as calls, _checks as checking
-from fnn.verify._call import Call, Function, Inputs, attempt, floats
+from fnn.verify._call import Call, Function, Inputs, attempt
 from fnn.verify._causes import NARROW, UNKNOWN, Wrong, likely_cause, misshapen_cause, swapped
 from fnn.verify._checks import Tested
 from fnn.verify._leaf import FLOOR, TOLERANCE, Check, Checks, Leaf, compared, joined, same, unfit
@@ -130,19 +130,23 @@ class Comparison:
         verdict, index = opened or verdict, at or index
         return Leaf(tested.name, verdict, *checks, index, note, tested.best, tested.expected)
 
+    @property
+    def _by(self) -> str:
+        """What the call is given beside theta: "dy", "target" or "args"."""
+        return [*inspect.signature(self.reference.call.rule).parameters][2]
+
     def _beside(self, leaf: Tested) -> dict[str, np.ndarray]:
         """What the leaf's entries may be made of, by name."""
-        rest, own = floats(self.inputs.rest), self.reference.inside(leaf.position)
-        found = {"dy" if len(rest) == 1 else f"argument {i}": a for i, a in enumerate(rest[:4])}
+        rest, own = calls.floats(self.inputs.rest), self.reference.inside(leaf.position)
+        found = {f"{self._by}[{i}]" if i else self._by: a for i, a in enumerate(rest[:4])}
         found = {"x": self.inputs.theta[leaf.position - 1], **found} if own else found
         fits = {n: attempt(np.broadcast_to, a, leaf.native.shape) for n, a in found.items()}
         return {n: np.asarray(a, np.float64) for n, a in fits.items() if a is not None}
 
     def _not_linear(self, leaf: Tested) -> str:
         """Words for a leaf that is no multiple of the cotangent, where there is one."""
-        inputs, rule = self.reference.inputs, self.reference.call.rule
-        named = "dy" in inspect.signature(rule).parameters
-        if not named or leaf.wide is None or not self.reference.inside(leaf.position):
+        inputs = self.reference.inputs
+        if self._by != "dy" or leaf.wide is None or not self.reference.inside(leaf.position):
             return ""
         # Whatever cancels in it, -2 dy rounds as dy does.
         doubled = inputs._replace(rest=calls.map_floats(lambda a: -2 * a, inputs.rest))
