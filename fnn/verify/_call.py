@@ -92,18 +92,6 @@ at_highest_precision = partial(jax.default_matmul_precision, "highest")
 """A context: matrix products in the full precision of their dtype."""
 
 
-@contextmanager
-def in_float64() -> Iterator[None]:
-    """x64 on, matrix products at the highest precision, and no warnings from NumPy.
-
-    Dtypes are promoted by JAX's standard rules: next to float64, a constant that the user's
-    function holds in float32 is no mistake.
-    """
-    promoting = jax.numpy_dtype_promotion("standard")
-    with jax.enable_x64(True), promoting, at_highest_precision(), np.errstate(all="ignore"):
-        yield
-
-
 class Inputs(NamedTuple):
     """The arrays of a call: those it is differentiated in, and all others."""
 
@@ -227,8 +215,7 @@ def traced(program: Function, call: Any, *arrays: Any) -> Any:
 @lru_cache(maxsize=256)
 def _widened_inside(program: Any) -> Any:
     """The jaxpr with its constants in float64, and what it computes from them alone."""
-    held = chain.from_iterable(getattr(part, "consts", ()) for part in _programs(program))
-    if coarsest_dtype(floats([*held])) == jnp.float64:
+    if coarsest_dtype(floats(_constants(program))) == jnp.float64:
         return program
     again = jax.make_jaxpr(lambda *a: interpreted(program, [*a], _widening, widened))
     return attempt(again, *program.in_avals, otherwise=program)
@@ -331,7 +318,11 @@ def _known_operations(program: Any) -> bool:
 
 @contextmanager
 def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
-    """`in_float64`, for functions of these inputs that may close over NumPy arrays.
+    """x64 on, matrix products at the highest precision, and no warnings from NumPy; for functions
+    of these inputs that may close over NumPy arrays.
+
+    Dtypes are promoted by JAX's standard rules: next to float64, a constant that the user's
+    function holds in float32 is no mistake.
 
     JAX keeps a closed-over NumPy array in the dtype of the first trace for as long as a compiled
     program holds it, whether x64 is on or not. So where a function has such a constant, JAX's
@@ -339,20 +330,31 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     """
     # In a function of its own: no program that holds one may live on here.
     with at_highest_precision():
-        held = any(_has_numpy_constant(traced(evaluate, f, *inputs)) for f in functions)
-    clear = jax.clear_caches if held else lambda: None
-    clear()
+        clear = any(_has_numpy_constant(traced(evaluate, f, *inputs)) for f in functions)
+    promoting = jax.numpy_dtype_promotion("standard")
     try:
-        with in_float64():
+        if clear:
+            _clear_caches()
+        with jax.enable_x64(True), promoting, at_highest_precision(), np.errstate(all="ignore"):
             yield
     finally:
-        clear()
+        if clear:
+            _clear_caches()
+
+
+def _clear_caches() -> None:
+    jax.clear_caches()
+    _met.clear()
 
 
 def _has_numpy_constant(trace: Any) -> bool:
-    parts = _programs(trace and trace[0])
-    constants = chain.from_iterable(getattr(part, "consts", ()) for part in parts)
-    return any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
+    held = _constants(trace[0]) if trace else []
+    return any(np.ndim(c) and not isinstance(c, jax.Array) for c in held)
+
+
+def _constants(program: Any) -> list[Any]:
+    """What a jaxpr, and those inside it, hold."""
+    return [c for part in _programs(program) for c in getattr(part, "consts", ())]
 
 
 def coarsest_roundoff(call: Call, inputs: Inputs) -> float:

@@ -57,7 +57,8 @@ def likely_cause(wrong: Wrong) -> str:
     far = not _close(wrong.got, wrong.expected)
     instead = (name for name, a in INSTEAD.items() if far and _close(wrong.got, a(wrong)))
     ways = (_product, _factors, _rounded, _place, _lines, _one_term, _count)
-    return next(filter(None, (*instead, *(way(wrong) for way in ways))), UNKNOWN)
+    found = itertools.chain(instead, (way(wrong) for way in ways))
+    return next(filter(None, found), UNKNOWN)
 
 
 INSTEAD: dict[str, Callable[[Wrong], Any]] = {
@@ -66,7 +67,9 @@ INSTEAD: dict[str, Callable[[Wrong], Any]] = {
     "it is stored in the order of its transpose": lambda w: w.expected.T.reshape(w.got.shape),
     "it is reversed along axis 0": lambda w: w.expected[::-1] if w.got.ndim else 0,
     "it is reversed along the last axis": lambda w: w.expected[..., ::-1] if w.got.ndim else 0,
-    "its entries are right, in another order": lambda w: _in_order_of(w.got, w.expected),
+    "its entries are right, in another order": lambda w: (
+        w.got if _close(np.sort(w.got, None), np.sort(w.expected, None)) else 0
+    ),
     "only its diagonal is there": lambda w: _diagonal(w.got) * w.expected,
 }
 """What a wrong leaf may be, instead of its reference."""
@@ -87,11 +90,10 @@ def misshapen_cause(got: np.ndarray, expected: np.ndarray, others: Mapping[str, 
     """
     if found := _other_reference(got, others):
         return found
-    ones = (1,) * (got.ndim - expected.ndim)
-    for shape in (ones + expected.shape, expected.shape + ones):
-        pairs = enumerate(zip(got.shape, shape, strict=False))
-        axes = tuple(i for i, (n, wanted) in pairs if n != wanted == 1)
-        if axes and _close(got.sum(axes, keepdims=True), expected.reshape(shape)):
+    some = (itertools.combinations(range(got.ndim), n) for n in range(1, got.ndim + 1))
+    for axes in itertools.chain.from_iterable(some):
+        total = got.sum(axes)
+        if total.size == expected.size and _close(total.reshape(expected.shape), expected):
             return f"its sum over axes {[*axes]} matches: the sum is missing"
     return "its transpose matches" if _close(got.T, expected) else ""
 
@@ -112,13 +114,6 @@ def _other_reference(got: np.ndarray, others: Mapping[str, np.ndarray]) -> str:
 def _close(a: np.ndarray, b: Any) -> bool:
     same = a.shape == np.shape(b)
     return same and bool(np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(b))
-
-
-def _in_order_of(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """The entries of the reference in the order that they have in the leaf."""
-    ordered = np.empty(got.size)
-    ordered[np.argsort(got, axis=None)] = np.sort(expected, axis=None)
-    return ordered.reshape(got.shape)
 
 
 def _diagonal(a: np.ndarray) -> np.ndarray:
@@ -243,29 +238,23 @@ def _named_again(wrong: Wrong) -> np.ndarray:
 
 def _lines(wrong: Wrong) -> str:
     """The axis along which the wrong entries are a run of indices; that with the fewest first."""
-    shape = wrong.got.shape
-    found = {}
+    shape, found = wrong.got.shape, {}
+    zero = "" if wrong.got[wrong.entries].any() else ", and zero there"
     for axis, length in enumerate(shape) if len(shape) == 1 or wrong.entries.sum() > 1 else ():
         rest = tuple(i for i in range(len(shape)) if i != axis)
         lines = wrong.entries.any(rest)
-        if (wrong.right.any(rest) & ~lines).any():
-            zero = "" if wrong.got[wrong.entries].any() else ", and zero there"
-            found[lines.mean(), axis] = _run_along(axis, np.flatnonzero(lines), length, zero)
-    return next(filter(None, (found[key] for key in sorted(found))), "")
-
-
-def _run_along(axis: int, lines: np.ndarray, length: int, zero: str) -> str:
-    """These lines as a run of indices of the axis, where they are one."""
-    first, last, count = lines[0], lines[-1], len(lines)
-    if count == length or count <= last - first:
-        return ""
-    if count == 1:
-        return f"wrong only at index {first} of axis {axis}{zero}"
-    block = count < length / 2 and not (length % count or first % count)
-    head = f": block {first // count + 1} of {length // count}, a head or channel?" if block else ""
-    end = f", the last {count} of {length}" if last == length - 1 and not block else ""
-    found = f"wrong only at indices {first} to {last} of axis {axis}{end}{zero}{head}"
-    return found if count >= 4 or block or end else ""
+        first, last, count = (at := np.flatnonzero(lines))[0], at[-1], len(at)
+        if count == length or count <= last - first or not (wrong.right.any(rest) & ~lines).any():
+            continue
+        block = 1 < count < length / 2 and not (length % count or first % count)
+        head = f": block {first // count + 1} of {length // count}, a head or channel?" * bool(
+            block
+        )
+        end = f", the last {count} of {length}" * bool(last == length - 1 and not block)
+        where = f"index {first}" if count == 1 else f"indices {first} to {last}"
+        if count == 1 or count >= 4 or head or end:
+            found[lines.mean(), axis] = f"wrong only at {where} of axis {axis}{end}{zero}{head}"
+    return found[min(found)] if found else ""
 
 
 def _one_term(wrong: Wrong) -> str:

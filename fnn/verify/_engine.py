@@ -48,7 +48,17 @@ def compare(name: str, objective: Task, gradient: Task, theta: Any, *args: Any) 
         tested = _with_float64(fitting, tested_call, reference, own)
         leaves = Comparison(tested_call, inputs, reference, tested).leaves()
     leaves = [swapped(leaf, leaves) for leaf in leaves]
-    return Report(name, (*leaves, *misfits), str(dtype), blind=blind_spots(inputs))
+    place = _up_to([a for a, t in zip(leaves, tested, strict=True) if reference.inside(t.position)])
+    return Report(name, (*leaves, *misfits), str(dtype), place, blind=blind_spots(inputs))
+
+
+def _up_to(leaves: list[Leaf]) -> str:
+    """Where the wrong ones of several gradients end, if all that follow are right."""
+    wrong = [leaf.verdict == "fail" for leaf in leaves]
+    n = wrong.count(True)
+    if not (1 < n < len(leaves) - 1 and all(wrong[:n])):
+        return ""
+    return f"wrong up to {leaves[n - 1].name}, right from {leaves[n].name} on"
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,16 +178,13 @@ class Comparison:
         float64, native, differences = checks
         if leaf.wide is None:
             return checks
-        if float64.verdict == "fail" and (native.verdict == "pass" or self._in_doubt(leaf)):
+        # Whether autodiff in the user's dtype hits the reference, and this is not zero.
+        near = leaf.expected.any() and same(leaf.expected, leaf.autodiff, 0.01)
+        if float64.verdict == "fail" and (native.verdict == "pass" or not near):
             float64 = self._float64(leaf, float64)
         if float64.verdict != "fail" and native.verdict == "fail":
             native = self._native(leaf, native, float64)
         return Checks(float64, native, differences)
-
-    def _in_doubt(self, leaf: Tested) -> bool:
-        """Whether autodiff in the user's dtype misses the reference, or this is zero."""
-        near = same(leaf.expected, leaf.autodiff, 0.01)
-        return not (leaf.expected.any() and near)
 
     def _float64(self, leaf: Tested, check: Check) -> Check:
         expected = leaf.expected
