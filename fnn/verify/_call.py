@@ -253,13 +253,13 @@ CALLS = {
 """The primitives that do nothing but call the program inside."""
 
 
-def _bound(equation: Any, operands: list[Any]) -> Any:
+def bound(equation: Any, operands: list[Any]) -> Any:
     """What an equation's primitive makes of these operands."""
     return equation.primitive.bind(*operands, **equation.params)
 
 
 def interpreted(
-    program: Any, arrays: list[Any], apply: Function = _bound, constants: Function = list
+    program: Any, arrays: list[Any], apply: Function = bound, constants: Function = list
 ) -> list[Any]:
     """The results of a jaxpr, by apply(equation, operands), one equation after the other; with
     constants(what it holds)."""
@@ -290,7 +290,7 @@ def _operation(primitive: Any, *params: Any) -> Function:
 
 
 def applied(equation: Any, operands: list[Any]) -> Any:
-    """The same as `_bound`, jitted."""
+    """The same as `bound`, jitted."""
     return _operation(equation.primitive, *equation.params.items())(*operands)
 
 

@@ -254,7 +254,7 @@ def rounding_of(program: Any, call: Call, inputs: Inputs, u: float) -> dict[str,
 
 def _rounded(u: float, random: np.random.Generator, equation: Any, operands: list[Any]) -> Any:
     """The results of an equation, moved by u where it rounds."""
-    results = calls.applied(equation, operands)
+    results = calls.bound(equation, operands)
     if equation.primitive.name in ARITHMETIC:
         results, form = jax.tree.flatten(results)
         results = jax.tree.unflatten(form, moved(Inputs(results, []), u, random).theta)

@@ -390,7 +390,6 @@ def on_w(change):
         (on_w(lambda g, w: g * (2 + jnp.arange(4.0))), "each index of axis 1: 2, 3, 4"),
         (on_w(lambda g, w: g + jnp.cos(g)), "cause unknown"),
         (on_w(lambda g, w: g * w**2), "every entry is the reference times x^2"),
-        (on_w(lambda g, w: g + w[:1] * w[:, :1]), "the difference has rank 1"),
         (on_w(lambda g, w: g.astype(jnp.bfloat16).astype(g.dtype)), "bfloat16's roundoff"),
         (on_w(lambda g, w: g * jnp.nan), "16 of 16 entries are NaN"),
         (lambda g, p: (g[2], (), g[0], ()), "it is the reference of grads.2.W: swapped"),
