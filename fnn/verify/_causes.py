@@ -126,7 +126,10 @@ def _powers(number: int, most: int) -> list[tuple[int, ...]]:
     """Small powers of so many quantities, the simplest first."""
     cost = lambda powers: sum(map(abs, powers))
     every = itertools.product((0, 1, -1, 2), repeat=number)
-    return sorted((p for p in every if 0 < cost(p) <= most), key=lambda p: (cost(p), -p[0]))
+    return sorted(
+        (p for p in every if 0 < cost(p) <= most),
+        key=lambda p: (cost(p), -p[0] * (cost(p) == 1), -min(p)),
+    )
 
 
 def _product(wrong: Wrong) -> str:
