@@ -294,9 +294,8 @@ def applied(equation: Any, operands: list[Any]) -> Any:
     return _operation(equation.primitive, *equation.params.items())(*operands)
 
 
-OFTEN = 3
-"""JAX compiles an operation once for all programs. The third that has it waits for that."""
 _met: Counter[Any] = Counter()
+"""How many programs had an operation. It is compiled once for all; the third waits for that."""
 
 
 @lru_cache(maxsize=256)
@@ -311,7 +310,7 @@ def _known_operations(program: Any) -> bool:
     loops = any(_inner(e) and "scatter" not in e.primitive.name for e in equations)
     kinds = lambda e: tuple((v.aval.shape, v.aval.dtype) for v in e.invars)
     operations = {(e.primitive, *e.params.items(), kinds(e)) for e in equations if not loops}
-    new = sum(_met[operation] < OFTEN - 1 for operation in operations)
+    new = sum(_met[operation] < 2 for operation in operations)
     _met.update(operations)
     return not (loops or narrow or new > 3 or sum(a.size for a in results) > 10**7)
 

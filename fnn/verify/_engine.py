@@ -56,9 +56,8 @@ def _up_to(leaves: list[Leaf]) -> str:
     """Where the wrong ones of several gradients end, if all that follow are right."""
     wrong = [leaf.verdict == "fail" for leaf in leaves]
     n = wrong.count(True)
-    if not (1 < n < len(leaves) - 1 and all(wrong[:n])):
-        return ""
-    return f"wrong up to {leaves[n - 1].name}, right from {leaves[n].name} on"
+    told = 1 < n < len(leaves) - 1 and all(wrong[:n])
+    return f"wrong up to {leaves[n - 1].name}, right from {leaves[n].name} on" if told else ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from cases import LAYERS, LOSSES, OPTIMIZERS
 
 import fnn
 from fnn import verify
-from fnn.verify import _causes as causes
+from fnn.verify import _call as calls, _causes as causes
 
 NETWORK = fnn.mlp((3, 4, 2), activation=fnn.tanh)
 PARAMS = NETWORK.init(jax.random.key(0))
@@ -446,6 +446,37 @@ def test_what_a_wrong_leaf_is_made_of_is_named(dx, words):
     x = jnp.array([[0.3, -1.2, 0.7], [1.4, -0.5, 2.2]])
     report = verify.check_vjp(lambda p, x: (x**3, x), lambda p, x, dy: ((), dx(x, dy)), (), x)
     assert words in " ".join(str(report).split()), str(report)
+
+
+def test_a_rule_that_is_not_linear_in_its_cotangent_is_named():
+    rule = jax.custom_vjp(jnp.sin)
+    rule.defvjp(lambda x: (jnp.sin(x), x), lambda x, dy: (jnp.cos(x) * jnp.sign(dy),))
+    assert "not linear in dy" in verify.check_custom(rule, X[0]).leaves[1].note
+
+
+def test_up_to_which_parameter_a_gradient_is_wrong():
+    objective = lambda p: sum(jnp.sin(a).sum() for a in p)
+    right = lambda p: (objective(p), [jnp.cos(a) for a in p])
+    wrong = lambda p: (objective(p), [jnp.cos(a) * (1 if i > 1 else 2) for i, a in enumerate(p)])
+    params = [0.1 * X[0] + i for i in range(4)]
+    report = verify.check_gradients(wrong, objective, params)
+    assert report.place == "wrong up to grads.1, right from grads.2 on"
+    assert verify.check_gradients(right, objective, params).place == ""
+
+
+def test_small_programs_run_operation_by_operation_from_the_third_on():
+    """Theirs are the results of a compiled program, and a loop is always compiled."""
+    programs = [lambda call, x, k=k: (k * jnp.tanh(x) @ x.T, {"a": x[0]}) for k in (2.0, 3.0, 4.0)]
+    x = jax.random.normal(jax.random.key(0), (5, 7))
+    for program, known in zip(programs, (False, False, True), strict=True):
+        got, expected = calls.run(program, None, x), program(None, x)
+        assert calls._known_operations(calls.traced(program, None, x)[0]) == known
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+    loop = lambda call, x: jax.lax.fori_loop(0, 2, lambda i, x: x * x, x)
+    for _ in range(3):
+        np.testing.assert_array_equal(calls.run(loop, None, x), x**4)
+    assert not calls._known_operations(calls.traced(loop, None, x)[0])
 
 
 @pytest.mark.parametrize("seed", range(3))
