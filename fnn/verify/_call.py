@@ -37,12 +37,9 @@ def floats(tree: Any) -> list[Any]:
 
 def as_arrays(tree: Any) -> Any:
     """The tree with NumPy's arrays as JAX's, in the dtype that JAX gives them here."""
-
-    def convert(leaf: Any) -> Any:
-        numpy = isinstance(leaf, np.ndarray | np.generic) and leaf.dtype != jax.dtypes.float0
-        return jnp.asarray(leaf) if numpy else leaf
-
-    return jax.tree.map(convert, tree)
+    kinds, none = (np.ndarray, np.generic), jax.dtypes.float0
+    numpy = lambda leaf: isinstance(leaf, kinds) and leaf.dtype != none
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if numpy(leaf) else leaf, tree)
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -203,11 +200,11 @@ def _jitted(program: Function) -> Any:
 
 def traced(program: Function, call: Any, *arrays: Any) -> Any:
     """The program's jaxpr at these arrays, from JAX's cache where it has one, and the tree of what
-    it returns. None where the user's function can't be traced, for it branches on values or is
-    NumPy's.
+    it returns. None, twice, where the user's function can't be traced, for it branches on values
+    or is NumPy's.
     """
     if (trace := attempt(_jitted(program).trace, call, *arrays)) is None:
-        return None
+        return None, None
     wide = getattr(call, "wide", False) and jax.config.read("jax_enable_x64")
     return _widened_inside(trace.jaxpr) if wide else trace.jaxpr, trace.out_tree
 
@@ -236,13 +233,12 @@ def run(program: Function, call: Any, *arrays: Any) -> Any:
     """program(call, *arrays), compiled or operation by operation, whichever is faster; or as it is,
     where it can't be traced.
     """
-    if trace := traced(program, call, *arrays):
-        jaxpr, form = trace
-        known = attempt(_known_operations, jaxpr)  # parameters may not be hashable
-        way = partial(interpreted, apply=applied) if known else _compiled
-        results = attempt(way, jaxpr, jax.tree.leaves(arrays))
-        if results is not None:
-            return jax.tree.unflatten(form, results)
+    jaxpr, form = traced(program, call, *arrays)
+    known = attempt(_known_operations, jaxpr)  # parameters may not be hashable
+    way = partial(interpreted, apply=applied) if known else _compiled
+    results = attempt(way, jaxpr, jax.tree.leaves(arrays)) if jaxpr else None
+    if results is not None:
+        return jax.tree.unflatten(form, results)
     return program(call, *arrays)
 
 
@@ -306,7 +302,7 @@ def _known_operations(program: Any) -> bool:
     every = chain.from_iterable(map(_equations, _programs(program)))
     equations = [e for e in every if e.primitive.name not in CALLS]
     results = [v.aval for e in equations for v in e.outvars]
-    narrow = any(differentiable(a) and unit_roundoff(a.dtype) > 1e-6 for a in results)
+    narrow = unit_roundoff(coarsest_dtype(filter(differentiable, results))) > 1e-6
     loops = any(_inner(e) and "scatter" not in e.primitive.name for e in equations)
     kinds = lambda e: tuple((v.aval.shape, v.aval.dtype) for v in e.invars)
     operations = {(e.primitive, *e.params.items(), kinds(e)) for e in equations if not loops}
@@ -341,8 +337,7 @@ def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
 def _hold_numpy(functions: Sequence[Any], inputs: Any) -> bool:
     # In a function of its own: no program that holds one may live on in the section.
     with at_highest_precision():
-        programs = ((traced(evaluate, f, *inputs) or [None])[0] for f in functions)
-        held = chain.from_iterable(map(_constants, programs))
+        held = (c for f in functions for c in _constants(traced(evaluate, f, *inputs)[0]))
         return any(np.ndim(c) and not isinstance(c, jax.Array) for c in held)
 
 
@@ -355,9 +350,9 @@ def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
     """The largest unit roundoff of a floating-point value that the call computes from floats and
     that reaches its result; 0 if unknown.
     """
-    if not (trace := traced(evaluate, call, inputs)):
+    if not (program := traced(evaluate, call, inputs)[0]):
         return 0.0
-    inner, found = trace[0].jaxpr, [0.0]
+    inner, found = program.jaxpr, [0.0]
     needed, _ = dce_jaxpr(inner, [True] * len(inner.outvars), instantiate=True)
 
     def from_floats(equation: Any, used: list[Any]) -> Any:
@@ -370,7 +365,7 @@ def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
         return results if equation.primitive.multiple_results else results[0]
 
     used = [differentiable(v.aval) for v in needed.invars]
-    interpreted(trace[0].replace(jaxpr=needed), used, from_floats)
+    interpreted(program.replace(jaxpr=needed), used, from_floats)
     return max(found)
 
 
@@ -382,8 +377,8 @@ def custom_rules(call: Call, inputs: Inputs) -> list[str]:
     apart.
     """
     found = {}
-    trace = traced(evaluate, call, inputs)
-    for equation in chain.from_iterable(map(_equations, _programs(trace and trace[0]))):
+    programs = _programs(traced(evaluate, call, inputs)[0])
+    for equation in chain.from_iterable(map(_equations, programs)):
         if equation.primitive.name.startswith("custom_") and "call_jaxpr" in equation.params:
             body = getattr(equation.params["call_jaxpr"], "jaxpr", None)
             source = str(getattr(getattr(body, "debug_info", None), "func_src_info", ""))

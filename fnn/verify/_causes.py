@@ -8,7 +8,7 @@ holds is named.
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import comb
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from fnn.verify._leaf import FLOOR, TOLERANCE, Leaf, joined, plainly
 
 UNKNOWN = "cause unknown"
 NARROW = ("float32", "float16", "bfloat16")
+_ordered = partial(np.sort, axis=None)
 
 
 class Wrong(NamedTuple):
@@ -56,9 +57,10 @@ def likely_cause(wrong: Wrong) -> str:
         return "the forward pass is piecewise constant in it, or does not use it"
     far = not _close(wrong.got, wrong.expected)
     instead = (name for name, a in INSTEAD.items() if far and _close(wrong.got, a(wrong)))
-    ways = (way(wrong) for way in (_product, _factors, _rounded, _place, _lines))
+    ways = _product, _factors, _rounded, *((_place, _lines) if wrong.entries.any() else ())
     few = "" if wrong.entries.all() else f"{wrong.entries.sum()} of {wrong.got.size} entries differ"
-    return next(filter(None, itertools.chain(instead, ways, (few,))), UNKNOWN)
+    found = itertools.chain(instead, (way(wrong) for way in ways), (few,))
+    return next(filter(None, found), UNKNOWN)
 
 
 INSTEAD: dict[str, Callable[[Wrong], Any]] = {
@@ -67,9 +69,7 @@ INSTEAD: dict[str, Callable[[Wrong], Any]] = {
     "it is stored in the order of its transpose": lambda w: w.expected.T.reshape(w.got.shape),
     "it is reversed along axis 0": lambda w: w.expected[::-1] if w.got.ndim else 0,
     "it is reversed along the last axis": lambda w: w.expected[..., ::-1] if w.got.ndim else 0,
-    "its entries are right, in another order": lambda w: (
-        w.got if _close(np.sort(w.got, None), np.sort(w.expected, None)) else 0
-    ),
+    "its entries are right, in another order": lambda w: w.got * _close(*map(_ordered, w[:2])),
     "only its diagonal is there": lambda w: _diagonal(w.got) * w.expected,
 }
 """What a wrong leaf may be, instead of its reference."""
@@ -132,29 +132,39 @@ def _powers(number: int, most: int) -> list[tuple[int, ...]]:
 
 def _product(wrong: Wrong) -> str:
     """The leaf as a multiple of the reference, and of a product of powers of what there is."""
-    got, known = wrong.got.ravel(), {"the reference": wrong.expected, **wrong.beside}
-    for powers in _powers(len(known), 3 if got.size < 5000 else 1):
+    known = {"the reference": wrong.expected, **wrong.beside}
+    for powers in _powers(len(known), 3 if wrong.got.size < 5000 else 1):
         parts = {name: float(k) for name, k in zip(known, powers, strict=True) if k}
         with np.errstate(all="ignore"):
-            term = np.prod([known[name] ** k for name, k in parts.items()], 0).ravel()
+            term = np.prod([known[name] ** k for name, k in parts.items()], 0)
         whole = parts == {"the reference": 1}
-        columns = np.stack([(not whole) * wrong.expected.ravel(), term], 1)
-        if not np.isfinite(columns).all():
-            continue
-        kept, factor = np.where(np.abs(c := np.linalg.lstsq(columns, got)[0]) < 1e-9, 0.0, c)
+        kept, factor = _fitted(wrong, (not whole) * wrong.expected, term)
         why = _why(factor, wrong.lengths) if whole else ""
-        if parts == {"x": 1} and abs(kept - 1) < 1e-6:
-            why = f": an L2 term is {'in it alone' if factor > 0 else 'missing from it'}"
         # A few numbers are explained by anything.
-        told = why or len(np.unique(term)) > (1 if whole else 4)
-        left = np.linalg.norm(columns @ c - got)
-        if told and factor and left <= 1e-6 * np.linalg.norm(got - wrong.expected.ravel()):
-            formula = [f"{name}^{k:g}" if k != 1 else name for name, k in parts.items()]
-            number = [] if abs(factor - 1) < 1e-6 else [plainly(factor)]
-            plus = f" {plainly(kept)} times the reference plus" if kept else ""
-            head = "the difference is" if abs(kept - 1) < 1e-6 else f"every entry is{plus}"
-            return f"{head} {' times '.join([*number, *formula])}{why}"
+        if factor and (why or len(np.unique(term)) > (1 if whole else 4)):
+            return _formula(kept, factor, parts) + why
     return ""
+
+
+def _fitted(wrong: Wrong, *terms: np.ndarray) -> np.ndarray:
+    """The factors with which the terms add up to the leaf, as far as it is wrong; or zeros."""
+    columns, got = np.stack([a.ravel() for a in terms], 1), wrong.got.ravel()
+    if not np.isfinite(columns).all():
+        return np.zeros(len(terms))
+    factors = np.linalg.lstsq(columns, got)[0]
+    left = np.linalg.norm(columns @ factors - got)
+    matches = left <= 1e-6 * np.linalg.norm(wrong.got - wrong.expected)
+    return np.where(np.abs(factors) < 1e-9, 0.0, factors) * matches
+
+
+def _formula(kept: float, factor: float, parts: Mapping[str, float]) -> str:
+    terms = [f"{name}^{k:g}" if k != 1 else name for name, k in parts.items()]
+    product = " times ".join([plainly(factor), *terms]).removeprefix("1 times ")
+    if abs(kept - 1) > 1e-6:
+        plus = f" {plainly(kept)} times the reference plus" if kept else ""
+        return f"every entry is{plus} {product}"
+    why = f": an L2 term is {'in it alone' if factor > 0 else 'missing from it'}"
+    return f"the difference is {product}{why * (parts == {'x': 1})}"
 
 
 def _why(factor: float, lengths: Sequence[int]) -> str:
@@ -235,22 +245,23 @@ def _named_again(wrong: Wrong) -> np.ndarray:
 
 def _lines(wrong: Wrong) -> str:
     """The axis along which the wrong entries are a run of indices; that with the fewest first."""
-    shape, found = wrong.got.shape, {}
+    axes = range(wrong.got.ndim) if wrong.got.ndim == 1 or wrong.entries.sum() > 1 else ()
+    found = filter(None, (_run_along(axis, wrong) for axis in axes))
+    return min(found, default=(0, ""))[1]
+
+
+def _run_along(axis: int, wrong: Wrong) -> tuple[float, str] | None:
+    """How much of this axis is wrong, and where, if that is a run of its indices."""
+    rest = tuple(i for i in range(wrong.got.ndim) if i != axis)
+    lines, length = wrong.entries.any(rest), wrong.got.shape[axis]
+    first, last, count = (at := np.flatnonzero(lines))[0], at[-1], len(at)
+    if count <= last - first or not (wrong.right.any(rest) & ~lines).any():
+        return None
     zero = "" if wrong.got[wrong.entries].any() else ", and zero there"
-    for axis, length in enumerate(shape) if len(shape) == 1 or wrong.entries.sum() > 1 else ():
-        rest = tuple(i for i in range(len(shape)) if i != axis)
-        lines = wrong.entries.any(rest)
-        first, last, count = (at := np.flatnonzero(lines))[0], at[-1], len(at)
-        if count == length or count <= last - first or not (wrong.right.any(rest) & ~lines).any():
-            continue
-        block = 1 < count < length / 2 and not (length % count or first % count)
-        head = f": block {first // count + 1} of {length // count}, a head or channel?" * bool(
-            block
-        )
-        end = f", the last {count} of {length}" * bool(
-            last == length - 1 and count > 1 and not block
-        )
-        where = f"index {first}" if count == 1 else f"indices {first} to {last}"
-        if count == 1 or count >= 4 or head or end:
-            found[lines.mean(), axis] = f"wrong only at {where} of axis {axis}{end}{zero}{head}"
-    return found[min(found)] if found else ""
+    if count == 1:
+        return 1 / length, f"wrong only at index {first} of axis {axis}{zero}"
+    block = count < length / 2 and not (length % count or first % count)
+    head = f": block {first // count + 1} of {length // count}, a head or channel?"
+    end = f", the last {count} of {length}" if last == length - 1 and not block else ""
+    found = f"wrong only at indices {first} to {last} of axis {axis}{end}{zero}{head * bool(block)}"
+    return (count / length, found) if count >= 4 or block or end else None

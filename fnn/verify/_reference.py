@@ -157,7 +157,7 @@ def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], dict[str, A
     functions, callbacks, a loop of unknown length."""
     if found := calls.attempt(calls.run, calls.differentiate, call, inputs):
         return found
-    traced = calls.traced(calls.evaluate, call, inputs)
+    traced, _ = calls.traced(calls.evaluate, call, inputs)
     run = calls.run if traced else lambda program, *args: program(*args)
     value, outputs = run(calls.evaluate, call, inputs)
     slopes = [_entry_slopes(run, call, inputs, j) for j in range(len(inputs.theta))]
@@ -237,19 +237,20 @@ def rounding_of(program: Any, call: Call, inputs: Inputs, u: float) -> dict[str,
     """For each array that program(call, inputs) returns, by its name in the tree, how far its
     entries move, at most, in `MOVES` runs with roundoff u. Empty where the program can't be traced.
     """
-    if (trace := calls.traced(program, call, inputs)) is None:
+    jaxpr, form = calls.traced(program, call, inputs)
+    if jaxpr is None:
         return {}
     random = np.random.default_rng(0)
 
     def run(u: float) -> list[np.ndarray]:
         at = jax.tree.leaves(moved(inputs, u, random))
-        results = calls.interpreted(trace[0], at, partial(_rounded, u, random))
+        results = calls.interpreted(jaxpr, at, partial(_rounded, u, random))
         return [np.asarray(a, np.float64) if differentiable(a) else np.zeros(()) for a in results]
 
     centre = run(0.0)
     runs = [run(u) for _ in range(MOVES)]
     away = [np.max([np.abs(r[i] - c) for r in runs], 0) for i, c in enumerate(centre)]
-    return calls.named_leaves(jax.tree.unflatten(trace[1], away))
+    return calls.named_leaves(jax.tree.unflatten(form, away))
 
 
 def _rounded(u: float, random: np.random.Generator, equation: Any, operands: list[Any]) -> Any:
