@@ -4,7 +4,7 @@ autodiff of the reference.
 
 import inspect
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -112,14 +112,10 @@ class Comparison:
         tested = [leaf._replace(wide=None, reason=reason) for leaf in self.tested]
         return replace(self, tested=tested, reference=narrower)
 
-    @lru_cache(maxsize=8)  # noqa: B019
-    def custom(self) -> list[str]:
-        """The functions with derivative rules of their own that autodiff has run."""
-        return calls.custom_rules(self.reference.call, self.reference.inputs)
-
     def _leaf(self, tested: Tested, checks: Checks) -> Leaf:
         """The leaf, decided."""
-        verdict, note, index = checking.decide(tested, self.reference, checks, self.custom)
+        custom = partial(calls.custom_rules, self.reference.call, self.reference.inputs)
+        verdict, note, index = checking.decide(tested, self.reference, checks, custom)
         if verdict == "fail":
             right = checks.float64.verdict == "pass"
             wrong = Wrong(
