@@ -8,6 +8,7 @@ float64, whatever JAX's configuration is, and leaving the configuration alone.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -36,12 +37,9 @@ def floats(tree: Any) -> list[Any]:
 
 def as_arrays(tree: Any) -> Any:
     """The tree with NumPy's arrays as JAX's, in the dtype that JAX gives them here."""
-
-    def convert(leaf: Any) -> Any:
-        numpy = isinstance(leaf, np.ndarray | np.generic) and leaf.dtype != jax.dtypes.float0
-        return jnp.asarray(leaf) if numpy else leaf
-
-    return jax.tree.map(convert, tree)
+    kinds, none = (np.ndarray, np.generic), jax.dtypes.float0
+    numpy = lambda leaf: isinstance(leaf, kinds) and leaf.dtype != none
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if numpy(leaf) else leaf, tree)
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -91,18 +89,6 @@ at_highest_precision = partial(jax.default_matmul_precision, "highest")
 """A context: matrix products in the full precision of their dtype."""
 
 
-@contextmanager
-def in_float64() -> Iterator[None]:
-    """x64 on, matrix products at the highest precision, and no warnings from NumPy.
-
-    Dtypes are promoted by JAX's standard rules: next to float64, a constant that the user's
-    function holds in float32 is no mistake.
-    """
-    promoting = jax.numpy_dtype_promotion("standard")
-    with jax.enable_x64(True), promoting, at_highest_precision(), np.errstate(all="ignore"):
-        yield
-
-
 class Inputs(NamedTuple):
     """The arrays of a call: those it is differentiated in, and all others."""
 
@@ -115,7 +101,8 @@ class Call(NamedTuple):
 
     `kinds` says of each leaf of (theta, rest) which list it is in: "theta", "rest", or
     "fixed" for a value that the user's function gets as it is. Equal calls share one
-    compilation; `rules` are the function's derivative rules, which may be defined anew.
+    compilation; `rules` are the function's derivative rules, which may be defined anew. `wide`:
+    with float64 for what it computes from float32 arrays that it closes over.
     """
 
     rule: Function
@@ -124,6 +111,7 @@ class Call(NamedTuple):
     kinds: tuple[str, ...]
     fixed: tuple[Any, ...]
     rules: tuple[Any, ...]
+    wide: bool = False
 
     def of(self, rule: Function, function: Any) -> "Call":
         """The same call of another rule and function."""
@@ -170,9 +158,9 @@ def _rules_of(function: Any) -> tuple[Any, ...]:
 # What is run of a call. Each takes the call first, then arrays.
 
 
-def evaluate(call: Call, inputs: Inputs) -> Any:
+def evaluate(call: Function, *inputs: Any) -> Any:
     """The call's result."""
-    return call(inputs)
+    return call(*inputs)
 
 
 def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array], dict[str, Array]]:
@@ -193,20 +181,6 @@ def listed(result: tuple[Any, list[Any], dict[str, Any]]) -> list[np.ndarray]:
     return [np.asarray(a, np.float64) for a in jax.tree.leaves(result)]
 
 
-def evaluate_moved(call: Call, inputs: Inputs, directions: list[Any], steps: Any) -> Any:
-    """The scalars of such a call where each array of theta is moved along its direction, for each
-    of the steps.
-    """
-
-    def one(step: Any) -> Any:
-        pairs = zip(inputs.theta, directions, strict=True)
-        value, _ = call(inputs._replace(theta=[(p + step * v).astype(p.dtype) for p, v in pairs]))
-        return value
-
-    # One by one, for a function that can't be traced.
-    return jax.lax.map(one, steps) if isinstance(steps, jax.core.Tracer) else [*map(one, steps)]
-
-
 def attempt(f: Function, *args: Any, otherwise: Any = None) -> Any:
     """f(*args), or `otherwise` where f raises: another library's functions may raise anything at
     a tracer, in float64, or on a single example. A TimeoutError is a user's alarm, and passes.
@@ -220,76 +194,179 @@ def attempt(f: Function, *args: Any, otherwise: Any = None) -> Any:
 
 
 @lru_cache
-def _compiled(program: Function) -> Function:
-    """The program, jitted with little optimization: each runs a few times only."""
-    return jax.jit(program, static_argnums=0, compiler_options=ONCE)
+def _jitted(program: Function) -> Any:
+    return jax.jit(program, static_argnums=0)
+
+
+def traced(program: Function, call: Any, *arrays: Any) -> Any:
+    """The program's jaxpr at these arrays, from JAX's cache where it has one, and the tree of what
+    it returns. None, twice, where the user's function can't be traced, for it branches on values
+    or is NumPy's.
+    """
+    if (trace := attempt(_jitted(program).trace, call, *arrays)) is None:
+        return None, None
+    wide = getattr(call, "wide", False) and jax.config.read("jax_enable_x64")
+    return _widened_inside(trace.jaxpr) if wide else trace.jaxpr, trace.out_tree
+
+
+@lru_cache(maxsize=256)
+def _widened_inside(program: Any) -> Any:
+    """The jaxpr with its constants in float64, and what it computes from them alone."""
+    if coarsest_dtype(floats(_constants(program))) == jnp.float64:
+        return program
+    again = jax.make_jaxpr(lambda *a: interpreted(program, [*a], _widening, widened))
+    return attempt(again, *program.in_avals, otherwise=program)
+
+
+def _widening(equation: Any, operands: list[Any]) -> Any:
+    """The result in float64 where all floats among the operands are, whatever was traced."""
+    pairs = [*zip(operands, equation.invars, strict=True)]
+    given = floats([o for o, v in pairs if not hasattr(v, "val")])
+    wide = given and not _inner(equation) and coarsest_dtype(given) == jnp.float64
+    of = lambda dtype: jnp.float64 if wide and jnp.issubdtype(dtype, jnp.floating) else dtype
+    cast = [jax.lax.convert_element_type(o, of(v.aval.dtype)) for o, v in pairs]
+    params = {k: of(v) if isinstance(v, np.dtype) else v for k, v in equation.params.items()}
+    return equation.primitive.bind(*cast, **params)
 
 
 def run(program: Function, call: Any, *arrays: Any) -> Any:
-    """program(call, *arrays), compiled; or as it is, where the user's function can't be traced,
-    for it branches on values or is NumPy's.
+    """program(call, *arrays), compiled or operation by operation, whichever is faster; or as it is,
+    where it can't be traced.
     """
-    got = attempt(_compiled(program), call, *arrays, otherwise=run)
-    return program(call, *arrays) if got is run else got
+    jaxpr, form = traced(program, call, *arrays)
+    known = attempt(_known_operations, jaxpr)  # parameters may not be hashable
+    way = partial(interpreted, apply=applied) if known else _compiled
+    results = attempt(way, jaxpr, jax.tree.leaves(arrays)) if jaxpr else None
+    if results is not None:
+        return jax.tree.unflatten(form, results)
+    return program(call, *arrays)
+
+
+CALLS = {
+    "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2",
+    "checkpoint"
+}  # fmt: skip
+"""The primitives that do nothing but call the program inside."""
+
+
+def bound(equation: Any, operands: list[Any]) -> Any:
+    """What an equation's primitive makes of these operands."""
+    return equation.primitive.bind(*operands, **equation.params)
+
+
+def interpreted(
+    program: Any, arrays: list[Any], apply: Function = bound, constants: Function = list
+) -> list[Any]:
+    """The results of a jaxpr, by apply(equation, operands), one equation after the other; with
+    constants(what it holds)."""
+    inner = getattr(program, "jaxpr", program)
+    held = constants(getattr(program, "consts", ()))
+    values = dict(zip([*inner.constvars, *inner.invars], [*held, *arrays], strict=True))
+    read = lambda v: v.val if hasattr(v, "val") else values[v]
+    for equation in inner.eqns:
+        operands = [*map(read, equation.invars)]
+        if equation.primitive.name in CALLS:
+            results = interpreted(_inner(equation)[0], operands, apply, constants)
+        else:
+            results = apply(equation, operands)
+            results = results if equation.primitive.multiple_results else [results]
+        values.update(zip(equation.outvars, results, strict=True))
+    return [*map(read, inner.outvars)]
+
+
+# With little optimization: each program runs a few times only.
+_fast: Function = partial(jax.jit, compiler_options=ONCE)
+_compiled = _fast(interpreted, static_argnums=0)
+
+
+@lru_cache(maxsize=4096)
+def _operation(primitive: Any, *params: Any) -> Function:
+    """A primitive with its parameters, jitted once for all equations that have them."""
+    return _fast(partial(primitive.bind, **dict(params)))
+
+
+def applied(equation: Any, operands: list[Any]) -> Any:
+    """The same as `bound`, jitted."""
+    return _operation(equation.primitive, *equation.params.items())(*operands)
+
+
+_met: Counter[Any] = Counter()
+"""How many programs had an operation. It is compiled once for all; the third waits for that."""
+
+
+@lru_cache(maxsize=256)
+def _known_operations(program: Any) -> bool:
+    """Whether to run a jaxpr operation by operation: it is small, without loops and narrow dtypes,
+    whose rounding compilers change, and few of its operations are new here.
+    """
+    every = chain.from_iterable(map(_equations, _programs(program)))
+    equations = [e for e in every if e.primitive.name not in CALLS]
+    results = [v.aval for e in equations for v in e.outvars]
+    narrow = unit_roundoff(coarsest_dtype(filter(differentiable, results))) > 1e-6
+    loops = any(_inner(e) and "scatter" not in e.primitive.name for e in equations)
+    kinds = lambda e: tuple((v.aval.shape, v.aval.dtype) for v in e.invars)
+    operations = {(e.primitive, *e.params.items(), kinds(e)) for e in equations if not loops}
+    new = sum(_met[operation] < 2 for operation in operations)
+    _met.update(operations)
+    return not (loops or narrow or new > 3 or sum(a.size for a in results) > 10**7)
 
 
 @contextmanager
 def float64_section(functions: Sequence[Any], *inputs: Any) -> Iterator[None]:
-    """`in_float64`, for functions of these inputs that may close over NumPy arrays.
+    """x64 on, matrix products at the highest precision, and no warnings from NumPy; for functions
+    of these inputs that may close over NumPy arrays.
+
+    Dtypes are promoted by JAX's standard rules: next to float64, a constant that the user's
+    function holds in float32 is no mistake.
 
     JAX keeps a closed-over NumPy array in the dtype of the first trace for as long as a compiled
     program holds it, whether x64 is on or not. So where a function has such a constant, JAX's
     caches are cleared on both sides of the section.
     """
-    # In a function of its own: no program that holds one may live on here.
-    held = any(_has_numpy_constant(traced(f, *inputs)) for f in functions)
-    if held:
-        jax.clear_caches()
+    caches = _met.clear, _known_operations.cache_clear, _widened_inside.cache_clear
+    clear = (*caches, jax.clear_caches) if _hold_numpy(functions, inputs) else ()
+    promoting = jax.numpy_dtype_promotion("standard")
     try:
-        with in_float64():
+        [f() for f in clear]
+        with jax.enable_x64(True), promoting, at_highest_precision(), np.errstate(all="ignore"):
             yield
     finally:
-        if held:
-            jax.clear_caches()
+        [f() for f in clear]
 
 
-def _has_numpy_constant(program: Any) -> bool:
-    constants = chain.from_iterable(getattr(part, "consts", ()) for part in _programs(program))
-    return any(np.ndim(c) and not isinstance(c, jax.Array) for c in constants)
+def _hold_numpy(functions: Sequence[Any], inputs: Any) -> bool:
+    # In a function of its own: no program that holds one may live on in the section.
+    with at_highest_precision():
+        held = (c for f in functions for c in _constants(traced(evaluate, f, *inputs)[0]))
+        return any(np.ndim(c) and not isinstance(c, jax.Array) for c in held)
 
 
-def traced(function: Any, *inputs: Any) -> Any:
-    """The function's jaxpr at these inputs; None where it can't be traced."""
-    return attempt(jax.make_jaxpr(function), *inputs)
+def _constants(program: Any) -> list[Any]:
+    """What a jaxpr, and those inside it, hold."""
+    return [c for part in _programs(program) for c in getattr(part, "consts", ())]
 
 
 def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
     """The largest unit roundoff of a floating-point value that the call computes from floats and
     that reaches its result; 0 if unknown.
     """
-    if not (program := traced(call, inputs)):
+    if not (program := traced(evaluate, call, inputs)[0]):
         return 0.0
-    needed, _ = dce_jaxpr(program.jaxpr, [True] * len(program.out_avals), instantiate=True)
-    return _coarsest(needed, [differentiable(v.aval) for v in needed.invars])
+    inner, found = program.jaxpr, [0.0]
+    needed, _ = dce_jaxpr(inner, [True] * len(inner.outvars), instantiate=True)
 
+    def from_floats(equation: Any, used: list[Any]) -> Any:
+        parts = chain.from_iterable(map(_programs, _inner(equation)))
+        equations = [equation, *chain.from_iterable(map(_equations, parts))]
+        floats = [v.aval.dtype for e in equations for v in e.outvars if differentiable(v.aval)]
+        counts = any(one is True for one in used)
+        found.extend(unit_roundoff(dtype) for dtype in floats if counts)
+        results = [counts and differentiable(v.aval) for v in equation.outvars]
+        return results if equation.primitive.multiple_results else results[0]
 
-def _coarsest(program: Any, used: Sequence[bool]) -> float:
-    """The same of a jaxpr, `used` saying which of its inputs count."""
-    inner = getattr(program, "jaxpr", program)
-    counted = {v for v, counts in zip(inner.invars, used, strict=True) if counts}
-    found = 0.0
-    for equation in inner.eqns:
-        used = [not hasattr(v, "val") and v in counted for v in equation.invars]
-        if any(used):
-            floats = [v for v in equation.outvars if differentiable(v.aval)]
-            counted.update(floats)
-            found = max([found, *(unit_roundoff(v.aval.dtype) for v in floats)])
-            for part in _inner(equation):
-                # What a loop or call is given, or the last of it, are the inputs of what is inside.
-                n = len(getattr(part, "jaxpr", part).invars)
-                inputs = used[len(used) - n :] if n <= len(used) else [True] * n
-                found = max(found, _coarsest(part, inputs))
-    return found
+    used = [differentiable(v.aval) for v in needed.invars]
+    interpreted(program.replace(jaxpr=needed), used, from_floats)
+    return max(found)
 
 
 JAX = os.path.dirname(jax.__file__)
@@ -300,7 +377,8 @@ def custom_rules(call: Call, inputs: Inputs) -> list[str]:
     apart.
     """
     found = {}
-    for equation in chain.from_iterable(map(_equations, _programs(traced(call, inputs)))):
+    programs = _programs(traced(evaluate, call, inputs)[0])
+    for equation in chain.from_iterable(map(_equations, programs)):
         if equation.primitive.name.startswith("custom_") and "call_jaxpr" in equation.params:
             body = getattr(equation.params["call_jaxpr"], "jaxpr", None)
             source = str(getattr(getattr(body, "debug_info", None), "func_src_info", ""))

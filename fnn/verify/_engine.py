@@ -2,8 +2,9 @@
 autodiff of the reference.
 """
 
+import inspect
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -12,12 +13,14 @@ import numpy as np
 
 from fnn.verify import _call as calls, _checks as checking
 from fnn.verify._call import Call, Function, Inputs, attempt
-from fnn.verify._causes import NARROW, Wrong, likely_cause, misshapen_cause, swapped
+from fnn.verify._causes import NARROW, UNKNOWN, Wrong, likely_cause, misshapen_cause, swapped
 from fnn.verify._checks import Tested
-from fnn.verify._leaf import FLOOR, TOLERANCE, Check, Checks, Leaf, compared, joined, measure, unfit
+from fnn.verify._leaf import FLOOR, TOLERANCE, Check, Checks, Leaf, compared, joined, same, unfit
 from fnn.verify._reference import Reference, rounding_of
 from fnn.verify._report import Report, blind_spots
 
+LINEAR = 1e-6
+"""Relative. What is not multiplied by the cotangent differs by about its own size."""
 Task = tuple[Function, Any]
 """A rule of `Call`, and the user's function that it is given."""
 
@@ -37,13 +40,24 @@ def compare(name: str, objective: Task, gradient: Task, theta: Any, *args: Any) 
         native = calls.run(calls.evaluate, tested_call, inputs)
         autodiff = attempt(calls.run, calls.differentiate, call, inputs)
     with calls.float64_section([call, tested_call], inputs):
+        wide = calls.unit_roundoff(dtype) > calls.ROUNDOFF
+        call, tested_call = (c._replace(wide=wide) for c in (call, tested_call))
         reference = _reference(call, inputs, calls.unit_roundoff(dtype))
         fitting, misfits = _fit(native, call.arguments(inputs)[0], call.kinds, reference)
         own = reference.closed(calls.listed(autodiff) if autodiff else reference.centre)
         tested = _with_float64(fitting, tested_call, reference, own)
         leaves = Comparison(tested_call, inputs, reference, tested).leaves()
     leaves = [swapped(leaf, leaves) for leaf in leaves]
-    return Report(name, (*leaves, *misfits), str(dtype), blind=blind_spots(inputs))
+    place = _up_to([a for a, t in zip(leaves, tested, strict=True) if reference.inside(t.position)])
+    return Report(name, (*leaves, *misfits), str(dtype), place, blind=blind_spots(inputs))
+
+
+def _up_to(leaves: list[Leaf]) -> str:
+    """Where the wrong ones of several gradients end, if all that follow are right."""
+    wrong = [leaf.verdict == "fail" for leaf in leaves]
+    n = wrong.count(True)
+    told = 1 < n < len(leaves) - 1 and all(wrong[:n])
+    return f"wrong up to {leaves[n - 1].name}, right from {leaves[n].name} on" if told else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,33 +112,52 @@ class Comparison:
         tested = [leaf._replace(wide=None, reason=reason) for leaf in self.tested]
         return replace(self, tested=tested, reference=narrower)
 
-    @lru_cache(maxsize=8)  # noqa: B019
-    def custom(self) -> list[str]:
-        """The functions with derivative rules of their own that autodiff has run."""
-        return calls.custom_rules(self.reference.call, self.reference.inputs)
-
     def _leaf(self, tested: Tested, checks: Checks) -> Leaf:
         """The leaf, decided."""
-        verdict, note, index = checking.decide(tested, self.reference, checks, self.custom)
+        custom = partial(calls.custom_rules, self.reference.call, self.reference.inputs)
+        verdict, note, index = checking.decide(tested, self.reference, checks, custom)
         if verdict == "fail":
-            inside = self.reference.inside(tested.position)
-            theta = self.inputs.theta[tested.position - 1] if inside else 0.0
             right = checks.float64.verdict == "pass"
             wrong = Wrong(
                 tested.best if checks.float64.verdict == "fail" else tested.native,
                 tested.expected,
-                np.asarray(theta, np.float64),
+                self._beside(tested),
                 calls.axis_lengths(self.inputs),
                 [a for a in self.inputs.rest if jnp.issubdtype(a.dtype, jnp.integer)],
                 [n for n in NARROW if right or tested.reason.endswith(f" {n}")],
             )
-            note = joined(note, likely_cause(wrong))
+            cause, why = likely_cause(wrong), self._not_linear(tested)
+            note = joined(note, cause.replace(UNKNOWN, "") if why else cause, why)
         opened, why, at = tested.opened
         if opened == "fail":
             checks = checks._replace(float64=Check("fail", np.inf, 0.0))
         note = joined(why, "" if opened and verdict != "fail" else note)
         verdict, index = opened or verdict, at or index
         return Leaf(tested.name, verdict, *checks, index, note, tested.best, tested.expected)
+
+    @property
+    def _by(self) -> str:
+        """What the call is given beside theta: "dy", "target" or "args"."""
+        return [*inspect.signature(self.reference.call.rule).parameters][2]
+
+    def _beside(self, leaf: Tested) -> dict[str, np.ndarray]:
+        """What the leaf's entries may be made of, by name."""
+        rest, own = calls.floats(self.inputs.rest), self.reference.inside(leaf.position)
+        found = {f"{self._by}[{i}]" if i else self._by: a for i, a in enumerate(rest[:4])}
+        found = {"x": self.inputs.theta[leaf.position - 1], **found} if own else found
+        fits = {n: attempt(np.broadcast_to, a, leaf.native.shape) for n, a in found.items()}
+        return {n: np.asarray(a, np.float64) for n, a in fits.items() if a is not None}
+
+    def _not_linear(self, leaf: Tested) -> str:
+        """Words for a leaf that is no multiple of the cotangent, where there is one."""
+        inputs = self.reference.inputs
+        if self._by != "dy" or leaf.wide is None or not self.reference.inside(leaf.position):
+            return ""
+        # Whatever cancels in it, -2 dy rounds as dy does.
+        doubled = inputs._replace(rest=calls.map_floats(lambda a: -2 * a, inputs.rest))
+        got = calls.named_leaves(attempt(calls.run, calls.evaluate, self.call, doubled))
+        words = "not linear in dy: something in it is not multiplied by the cotangent"
+        return "" if same(-2 * leaf.wide, got.get(leaf.name, -2 * leaf.wide), LINEAR) else words
 
     @lru_cache(maxsize=8)  # noqa: B019
     def of(self, program: Function, native: bool = False) -> dict[str, np.ndarray]:
@@ -140,16 +173,13 @@ class Comparison:
         float64, native, differences = checks
         if leaf.wide is None:
             return checks
-        if float64.verdict == "fail" and (native.verdict == "pass" or self._in_doubt(leaf)):
+        # Whether autodiff in the user's dtype hits the reference, and this is not zero.
+        near = leaf.expected.any() and same(leaf.expected, leaf.autodiff, 0.01)
+        if float64.verdict == "fail" and (native.verdict == "pass" or not near):
             float64 = self._float64(leaf, float64)
         if float64.verdict != "fail" and native.verdict == "fail":
             native = self._native(leaf, native, float64)
         return Checks(float64, native, differences)
-
-    def _in_doubt(self, leaf: Tested) -> bool:
-        """Whether autodiff in the user's dtype misses the reference, or this is zero."""
-        near = measure(leaf.autodiff, leaf.expected, 1)[0] < 0.01
-        return not (leaf.expected.any() and near)
 
     def _float64(self, leaf: Tested, check: Check) -> Check:
         expected = leaf.expected

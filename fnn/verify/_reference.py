@@ -14,7 +14,7 @@ down at random by a roundoff: Monte Carlo arithmetic (Parker, Pierce & Eggert, 2
 that the inputs alone do not show, as in s (1 - s) where s is nearly 1, shows here.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from fnn.verify import _call as calls
-from fnn.verify._call import ROUNDOFF, Call, Inputs, differentiable
+from fnn.verify._call import ROUNDOFF, Call, Function, Inputs, differentiable
 
 MOVES = 8
 """How often the inputs are moved by a roundoff before a check fails. To pass, once will do."""
@@ -123,8 +123,7 @@ class Reference:
         slope errs by O(h), the other two don't), and the rounding of f over h.
         """
         h = first * 0.5 ** np.arange(LEVELS)
-        moved_by = partial(calls.run, calls.evaluate_moved, self.call, self.inputs)
-        plus, minus = _on_both_sides(moved_by, directions, h)
+        plus, minus = _on_both_sides(calls.run, self.call, self.inputs, directions, h)
         centre, noise = float(self.centre[0]), self.noise + self.unit * np.abs(plus - minus).max()
         rounding = 8 * noise / h[-1]
         value, error = _extrapolate((plus - minus) / (2 * h), 2)
@@ -159,27 +158,36 @@ def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], dict[str, A
     functions, callbacks, a loop of unknown length."""
     if found := calls.attempt(calls.run, calls.differentiate, call, inputs):
         return found
-    at = calls.run if calls.traced(call, inputs) else lambda program, *args: program(*args)
-    value, outputs = at(calls.evaluate, call, inputs)
-    moved_by = partial(at, calls.evaluate_moved, call, inputs)
-    slopes = [_entry_slopes(moved_by, inputs.theta, j) for j in range(len(inputs.theta))]
+    traced, _ = calls.traced(calls.evaluate, call, inputs)
+    run = calls.run if traced else lambda program, *args: program(*args)
+    value, outputs = run(calls.evaluate, call, inputs)
+    slopes = [_entry_slopes(run, call, inputs, j) for j in range(len(inputs.theta))]
     return value, slopes, outputs
 
 
-def _entry_slopes(moved_by: Callable[..., Any], theta: list[Any], j: int) -> np.ndarray:
+def _entry_slopes(run: Function, call: Call, inputs: Inputs, j: int) -> np.ndarray:
     """The slopes of f along every entry of its array j."""
+    theta = inputs.theta
     slopes = np.zeros(theta[j].shape)
     typical = norm(theta[j]) / max(slopes.size, 1) ** 0.5 or 1.0
     for index in np.ndindex(slopes.shape):
         h = 2.0**-7 * max(abs(float(theta[j][index])), typical) * 0.5 ** np.arange(LEVELS)
-        plus, minus = _on_both_sides(moved_by, along_entry(theta, j, index), h)
+        plus, minus = _on_both_sides(run, call, inputs, along_entry(theta, j, index), h)
         slopes[index], _ = _extrapolate((plus - minus) / (2 * h), 2)
     return slopes
 
 
-def _on_both_sides(moved_by: Callable[..., Any], directions: list[Any], h: np.ndarray) -> Any:
-    """f at the steps h along the directions, and at -h."""
-    return np.array(moved_by(directions, np.concatenate([h, -h])), np.float64).reshape(2, LEVELS)
+def _on_both_sides(
+    run: Function, call: Call, inputs: Inputs, directions: list[Any], steps: np.ndarray
+) -> Any:
+    """f at the steps along the directions, and at their opposites."""
+
+    def at(step: float) -> Any:
+        pairs = zip(inputs.theta, directions, strict=True)
+        theta = [(np.asarray(p) + step * v).astype(p.dtype) for p, v in pairs]
+        return run(calls.evaluate, call, inputs._replace(theta=theta))[0]
+
+    return np.array([[at(s) for s in steps], [at(-s) for s in steps]], np.float64)
 
 
 def along_entry(theta: list[Any], j: int, index: tuple[int, ...]) -> list[np.ndarray]:
@@ -230,38 +238,26 @@ def rounding_of(program: Any, call: Call, inputs: Inputs, u: float) -> dict[str,
     """For each array that program(call, inputs) returns, by its name in the tree, how far its
     entries move, at most, in `MOVES` runs with roundoff u. Empty where the program can't be traced.
     """
-    trace = jax.make_jaxpr(lambda inputs: program(call, inputs), return_shape=True)
-    traced, shapes = calls.attempt(trace, inputs, otherwise=(None, None))
-    if traced is None:
+    jaxpr, form = calls.traced(program, call, inputs)
+    if jaxpr is None:
         return {}
     random = np.random.default_rng(0)
 
     def run(u: float) -> list[np.ndarray]:
         at = jax.tree.leaves(moved(inputs, u, random))
-        results = _evaluate(traced.jaxpr, traced.consts, at, u, random)
+        results = calls.interpreted(jaxpr, at, partial(_rounded, u, random))
         return [np.asarray(a, np.float64) if differentiable(a) else np.zeros(()) for a in results]
 
     centre = run(0.0)
     runs = [run(u) for _ in range(MOVES)]
     away = [np.max([np.abs(r[i] - c) for r in runs], 0) for i, c in enumerate(centre)]
-    return calls.named_leaves(jax.tree.unflatten(jax.tree.structure(shapes), away))
+    return calls.named_leaves(jax.tree.unflatten(form, away))
 
 
-def _evaluate(
-    jaxpr: Any, consts: list[Any], arrays: list[Any], u: float, random: np.random.Generator
-) -> list[Any]:
-    """The results of a jaxpr, with every result of arithmetic moved by u."""
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arrays], strict=True))
-    read = lambda v: v.val if hasattr(v, "val") else values[v]
-    for equation in jaxpr.eqns:
-        operands = [read(v) for v in equation.invars]
-        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        if hasattr(inner, "consts") and equation.primitive.name not in ("scan", "while"):
-            results = _evaluate(inner.jaxpr, inner.consts, operands, u, random)
-        else:
-            results = equation.primitive.bind(*operands, **equation.params)
-            results = results if equation.primitive.multiple_results else [results]
-        if equation.primitive.name in ARITHMETIC and all(map(differentiable, results)):
-            results = moved(Inputs(list(results), []), u, random).theta
-        values.update(zip(equation.outvars, results, strict=True))
-    return [read(v) for v in jaxpr.outvars]
+def _rounded(u: float, random: np.random.Generator, equation: Any, operands: list[Any]) -> Any:
+    """The results of an equation, moved by u where it rounds."""
+    results = calls.bound(equation, operands)
+    if equation.primitive.name in ARITHMETIC:
+        results, form = jax.tree.flatten(results)
+        results = jax.tree.unflatten(form, moved(Inputs(results, []), u, random).theta)
+    return results

@@ -152,7 +152,7 @@ def _leaf(name: str, moves: list[list[np.ndarray]], theta: np.ndarray, unit: flo
     note = f"first wrong at update {t + 1}: the move of entry {list(i)}, {values}"
     # A step is along minus a gradient, which is what a cause is known of.
     narrow, theta = () if failed else NARROW, theta + expected[:t].sum(0)
-    wrong_step = Wrong(-got[t], -expected[t], theta, narrow=narrow)
+    wrong_step = Wrong(-got[t], -expected[t], {"x": theta}, narrow=narrow)
     note = joined(note, likely_cause(wrong_step))
     return Leaf(name, "fail", in_float64, as_run, NONE, (t, *i), note, wide, expected)
 

@@ -386,3 +386,20 @@ def test_a_rule_that_continues_a_zero_branch_is_in_doubt_not_wrong(seed):
     weights = next(leaf for leaf in report.leaves if leaf.name == "args.1")
     assert weights.verdict == "inconclusive", str(report)
     assert "finite differences agree with what is under test" in weights.note
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+@pytest.mark.parametrize(("factor", "verdict"), [(1, "pass"), (1 + 1e-6, "fail")])
+def test_float32_arrays_that_a_rule_closes_over(wrap, factor, verdict):
+    """What is computed from them alone is in float64 in the float64 check."""
+    a = jax.random.uniform(jax.random.key(0), (3, 3), minval=1.0, maxval=2.0)
+
+    @jax.custom_vjp
+    def f(x):
+        return wrap(lambda x: x / a + x @ jnp.exp(a).T @ a)(x)
+
+    pull = wrap(lambda dy: factor * dy * (1 / a) + dy @ (a.T @ jnp.exp(a)))
+    f.defvjp(lambda x: (f.fun(x), None), lambda _, dy: (pull(dy),))
+    report = verify.check_custom(f, jax.random.normal(jax.random.key(1), (3, 3)))
+    assert report.verdict == verdict, str(report)
+    assert a.dtype == f(a).dtype == jnp.float32

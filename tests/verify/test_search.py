@@ -191,7 +191,7 @@ def test_the_search_ends_in_time():
     assert report.place == "no wrong gradient at 0 inputs tried"
 
 
-@pytest.mark.parametrize("call", [1, 5, 9])
+@pytest.mark.parametrize("call", [0, 1])
 def test_a_timeout_is_not_swallowed(call):
     """An alarm goes off once, at any call of the backward."""
     forward, backward, params, x = RIGHT["sigmoid"]

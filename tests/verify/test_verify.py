@@ -9,6 +9,7 @@ from cases import LAYERS, LOSSES, OPTIMIZERS
 
 import fnn
 from fnn import verify
+from fnn.verify import _call as calls, _causes as causes
 
 NETWORK = fnn.mlp((3, 4, 2), activation=fnn.tanh)
 PARAMS = NETWORK.init(jax.random.key(0))
@@ -375,7 +376,7 @@ def on_w(change):
         (on_w(lambda g, w: 0 * g), "every entry is zero"),
         (on_w(lambda g, w: g.at[:, 2].set(0)), "only at index 2 of axis 1, and zero there"),
         (on_w(lambda g, w: g.at[1, 2].add(1)), "1 of 16 entries differ"),
-        (on_w(lambda g, w: g.at[2:].set(0)), "from index 2 of axis 0 on, the last 2 of 4"),
+        (on_w(lambda g, w: g.at[2:].set(0)), "at indices 2 to 3 of axis 0, the last 2 of 4"),
         (on_w(lambda g, w: jnp.where(w < 0, 2 * g, g)), "all wrong entries are where x < 0"),
         (on_w(lambda g, w: jnp.where(abs(w) > 0.5, 0, g)), "all wrong entries are where |x| >"),
         (on_w(lambda g, w: g * (1 + 1e-8 * jnp.sign(w))), "cause unknown"),
@@ -388,6 +389,7 @@ def on_w(change):
         (on_w(lambda g, w: g * (2 + jnp.arange(4.0)[:, None])), "each index of axis 0: 2, 3, 4"),
         (on_w(lambda g, w: g * (2 + jnp.arange(4.0))), "each index of axis 1: 2, 3, 4"),
         (on_w(lambda g, w: g + jnp.cos(g)), "cause unknown"),
+        (on_w(lambda g, w: g * w**2), "every entry is the reference times x^2"),
         (on_w(lambda g, w: g.astype(jnp.bfloat16).astype(g.dtype)), "bfloat16's roundoff"),
         (on_w(lambda g, w: g * jnp.nan), "16 of 16 entries are NaN"),
         (lambda g, p: (g[2], (), g[0], ()), "it is the reference of grads.2.W: swapped"),
@@ -423,6 +425,67 @@ def test_a_head_a_shared_parameter_and_an_order_are_named(change, words):
     wrong = lambda w: (objective(w), change(jnp.cos(w)))
     report = verify.check_gradients(wrong, objective, w)
     assert words in " ".join(str(report).split()), str(report)
+
+
+@pytest.mark.parametrize(
+    ("dx", "words"),
+    [
+        (lambda x, dy: dy, "every entry is dy"),
+        (lambda x, dy: 3 * x**2 * dy**2, "the reference times dy; not linear in dy"),
+        (lambda x, dy: 3 * x * dy, "every entry is 3 times x times dy"),
+        (lambda x, dy: 3 * x**2 * dy + x * dy, "the difference is x times dy"),
+        (
+            lambda x, dy: 2 * dy - 3 * x**2 * dy,
+            "every entry is -1 times the reference plus 2 times",
+        ),
+        (lambda x, dy: 3 * x**2 * dy * jnp.where(x < 0, 2, 1), "all wrong entries are where x < 0"),
+        (lambda x, dy: jnp.where(x > 2, jnp.nan, 3 * x**2 * dy), "1 of 6 entries are NaN"),
+    ],
+)
+def test_what_a_wrong_leaf_is_made_of_is_named(dx, words):
+    x = jnp.array([[0.3, -1.2, 0.7], [1.4, -0.5, 2.2]])
+    report = verify.check_vjp(lambda p, x: (x**3, x), lambda p, x, dy: ((), dx(x, dy)), (), x)
+    assert words in " ".join(str(report).split()), str(report)
+
+
+def test_a_rule_that_is_not_linear_in_its_cotangent_is_named():
+    rule = jax.custom_vjp(jnp.sin)
+    rule.defvjp(lambda x: (jnp.sin(x), x), lambda x, dy: (jnp.cos(x) * jnp.sign(dy),))
+    assert "not linear in dy" in verify.check_custom(rule, X[0]).leaves[1].note
+
+
+def test_up_to_which_parameter_a_gradient_is_wrong():
+    objective = lambda p: sum(jnp.sin(a).sum() for a in p)
+    right = lambda p: (objective(p), [jnp.cos(a) for a in p])
+    wrong = lambda p: (objective(p), [jnp.cos(a) * (1 if i > 1 else 2) for i, a in enumerate(p)])
+    params = [0.1 * X[0] + i for i in range(4)]
+    report = verify.check_gradients(wrong, objective, params)
+    assert report.place == "wrong up to grads.1, right from grads.2 on"
+    assert verify.check_gradients(right, objective, params).place == ""
+
+
+def test_small_programs_run_operation_by_operation_from_the_third_on():
+    """Theirs are the results of a compiled program, and a loop is always compiled."""
+    programs = [lambda call, x, k=k: (k * jnp.tanh(x) @ x.T, {"a": x[0]}) for k in (2.0, 3.0, 4.0)]
+    x = jax.random.normal(jax.random.key(0), (5, 7))
+    for program, known in zip(programs, (False, False, True), strict=True):
+        got, expected = calls.run(program, None, x), program(None, x)
+        assert calls._known_operations(calls.traced(program, None, x)[0]) == known
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+    loop = lambda call, x: jax.lax.fori_loop(0, 2, lambda i, x: x * x, x)
+    for _ in range(3):
+        np.testing.assert_array_equal(calls.run(loop, None, x), x**4)
+    assert not calls._known_operations(calls.traced(loop, None, x)[0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_place_by_chance_is_not_named(seed):
+    """Three wrong entries of six are on one side of some number, or in a row, all too often."""
+    e, x, noise = np.random.default_rng(seed).normal(size=(3, 6))
+    where = np.arange(6) % 2 == 0
+    wrong = causes.Wrong(np.where(where, noise, e), e, {"x": np.abs(x) * np.where(where, 2, 1)})
+    assert causes.likely_cause(wrong) == "3 of 6 entries differ"
 
 
 def test_what_is_not_finite_in_few_rows_of_codes_is_named_by_the_codes():
