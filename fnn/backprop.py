@@ -95,10 +95,8 @@ def _losses(loss: Loss, prediction: Tree, y: Tree) -> Array:
     losses = loss.value(prediction, y)
     if losses.shape == () and any(a.ndim > 1 for a in jax.tree.leaves(prediction)):
         shapes = jax.tree.map(jnp.shape, prediction)
-        raise ValueError(
-            f"loss: expected one loss per example from value(prediction, target) for predictions "
-            f"of shape {shapes}, got a single number; fnn computes the mean over the batch"
-        )
+        expected = f"expected one loss per example for predictions of shape {shapes}"
+        raise ValueError(f"loss: {expected}, got a number; fnn computes the mean over the batch")
     return losses
 
 
@@ -211,10 +209,9 @@ def per_example_backward(
                 f"parameter's per-example gradients, and return the result unchanged"
             )
         if leaf.like.shape[:-1] != param.shape:
-            raise ValueError(
-                f"backward: expected a factor for params{jax.tree_util.keystr(path)} of "
-                f"gradients with its shape {param.shape}, got {leaf.like.shape[:-1]}"
-            )
+            expected = f"expected a factor for params{jax.tree_util.keystr(path)} of gradients"
+            got = f"got {leaf.like.shape[:-1]}"
+            raise ValueError(f"backward: {expected} with its shape {param.shape}, {got}")
     return jax.tree.unflatten(form, [leaf.value for leaf in reduced])
 
 

@@ -17,7 +17,7 @@ max_norm and alpha refer to the unscaled gradient.
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -120,9 +120,11 @@ def _part(like: Params, params: Params) -> Params:
 def scaled_gradients(state: Any, grads: Params) -> Params:
     """The gradients multiplied by the loss scale of this state, if it has one."""
     scale = _loss_scale(state)
-    if scale is None:
-        return grads
-    return jax.tree.map(lambda g: _scaled(g.astype(at_least_float32(g.dtype)), scale), grads)
+    return grads if scale is None else _multiplied(grads, scale)
+
+
+def _multiplied(grads: Params, factor: Array) -> Params:
+    return jax.tree.map(lambda g: _scaled(g.astype(at_least_float32(g.dtype)), factor), grads)
 
 
 def _scaled(a: Array, scale: Array | None) -> Array:
@@ -295,10 +297,8 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
             known = ", ".join(map(repr, optimizers))
             raise ValueError(f"partition: expected a label of {known}, got {unknown[0]!r}")
 
-        def part(label: str) -> Any:
-            return jax.tree.map(lambda of, p: p if of == label else _Elsewhere(), each, params)
-
-        return {label: part(label) for label in optimizers}
+        part = lambda label, of, p: p if of == label else _Elsewhere()
+        return {label: jax.tree.map(partial(part, label), each, params) for label in optimizers}
 
     def init(params: Params) -> _PartitionState:
         params = jax.tree.map(jnp.asarray, params)
@@ -312,9 +312,7 @@ def partition(labels: Any, optimizers: Mapping[str, Optimizer | None]) -> Optimi
         common, own = state.loss_scale, _loss_scale(state.inner[label])
         if common is None:
             return part
-        factor = 1 / common if own is None else own / common
-        wide = lambda g: g.astype(at_least_float32(g.dtype))
-        return jax.tree.map(lambda g: _scaled(wide(g), factor), part)
+        return _multiplied(part, 1 / common if own is None else own / common)
 
     def update(state: _PartitionState, grads: Params) -> _PartitionState:
         check_state(state, _PartitionState)

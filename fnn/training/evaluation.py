@@ -34,10 +34,9 @@ class Evaluation(NamedTuple):
         metrics without validation."""
         taken = {"loss", "validation_loss", "record"} & set(metrics)
         if taken or not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
-            raise ValueError(
-                f"fit: expected metrics={{name: f(prediction, y)}}, with other names than loss, "
-                f"validation_loss and record, got {sorted(taken) or metrics!r}"
-            )
+            names = "with other names than loss, validation_loss and record"
+            got = f"got {sorted(taken) or metrics!r}"
+            raise ValueError(f"fit: expected metrics={{name: f(prediction, y)}}, {names}, {got}")
         if metrics and validation is None:
             raise ValueError("fit: expected validation=(x, y) to measure the metrics on, got none")
         return cls(training, metrics)

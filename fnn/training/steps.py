@@ -330,9 +330,9 @@ class Training(NamedTuple):
             order, full = permutation(key, n), n - n % batch_size
             return order[:full].reshape(-1, batch_size), order[full:], take
         if batch_size % devices.number and batch_size != n:
+            fits = f"the number of devices, {devices.number}, or equal to that of examples, {n}"
             raise ValueError(
-                f"make_epoch: expected a batch_size divisible by the number of devices, "
-                f"{devices.number}, or equal to that of examples, {n}, got {batch_size}"
+                f"make_epoch: expected a batch_size divisible by {fits}, got {batch_size}"
             )
         shares = devices.sharded(data)
         share = lambda rows, size=batch_size: devices.batch(shares, rows, size)
