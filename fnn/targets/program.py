@@ -97,15 +97,11 @@ class Program:
                 name = start[2]
                 self.entry = name if start[1] else self.entry
                 self.computations[name] = {}
-            elif line.startswith("}"):
-                name = ""
             elif name and (instruction := _Instruction.parse(line)):
                 self.computations[name][instruction.name] = instruction
         loops = list(self._loops(self.entry, 1))
-        self.loops = [
-            Loop(_place(loop), trips, self.kernels(body), self.seconds(body))
-            for body, loop, trips, _ in loops
-        ]
+        of = lambda body: (self.kernels(body), self.seconds(body))
+        self.loops = [Loop(_place(loop), trips, *of(body)) for body, loop, trips, _ in loops]
         self.collectives: dict[str, tuple[int, float]] = {}
         self.overlapped: dict[str, int] = {}
         for body, times in [(self.entry, 1), *((body, times) for body, *_, times in loops)]:
