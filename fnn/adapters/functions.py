@@ -189,10 +189,8 @@ def from_flax(module: Any, example: Any) -> Layer:
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), example)
     collections = set(jax.eval_shape(module.init, jax.random.key(0), shapes))
     if not collections <= {"params"}:
-        raise ValueError(
-            f"from_flax: expected a module with params only, got {sorted(collections)}; "
-            f"from_function(init, apply) takes a function that has the other collections"
-        )
+        got = f"got {sorted(collections)}; from_function(init, apply) takes a function that has the"
+        raise ValueError(f"from_flax: expected a module with params only, {got} other collections")
 
     def init(key: Array) -> Params:
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)

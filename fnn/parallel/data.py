@@ -98,9 +98,8 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
         return jax.tree.map(gather, params, dims), dims
 
     def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
-        if not is_mapped("fully_sharded", axis):
-            return layer.forward(params, x)
-        return layer.forward(gathered(params)[0], x)
+        whole = gathered(params)[0] if is_mapped("fully_sharded", axis) else params
+        return layer.forward(whole, x)
 
     def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         if not is_mapped("fully_sharded", axis):
@@ -149,9 +148,7 @@ def cut_dim(name: str, n: int, whole: tuple[int, ...], part: tuple[int, ...]) ->
     """
     if whole == part:
         return -1
-    different = [dim for dim, (a, b) in enumerate(zip(whole, part, strict=False)) if a != b]
-    if len(whole) == len(part) and len(different) == 1:
-        (dim,) = different
-        if whole[dim] == n * part[dim]:
+    for dim, size in enumerate(part):
+        if whole == (*part[:dim], n * size, *part[dim + 1 :]):
             return dim
     raise ValueError(f"{name}: expected {whole} or one of {n} equal parts of it, got {part}")
