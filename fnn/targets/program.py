@@ -184,10 +184,8 @@ class Program:
 
     def _start(self, body: str, done: _Instruction) -> str:
         """The line with the device groups: of an asynchronous collective, that of its start."""
-        if not done.opcode.endswith("-done") or not done.operands:
-            return done.line
-        start = self.computations[body].get(done.operands[0])
-        return start.line if start else done.line
+        begun = done.operands[0] if done.opcode.endswith("-done") and done.operands else ""
+        return self.computations[body].get(begun, done).line
 
     def _called(self, instruction: _Instruction, key: str) -> dict[str, _Instruction]:
         return self.computations.get(instruction.attribute(key) or "", {})
@@ -206,9 +204,9 @@ class Program:
         index = re.search(r"index=(\d+)", counter.line) if counter else None
         if index is None or start.opcode != "tuple":
             return None
-        first = _number(self.computations[computation], start.operands[int(index[1])])
-        last = _number(condition, compared.operands[1])
-        step = _increment(body, end.operands[int(index[1])])
+        i = int(index[1])
+        first = _number(self.computations[computation], start.operands[i])
+        last, step = _number(condition, compared.operands[1]), _increment(body, end.operands[i])
         if first is None or last is None or step <= 0:
             return None
         return max(0, -(-(last - first) // step))
