@@ -62,15 +62,14 @@ class ShardedExamples:
         devices = mesh.shape["data"]
         sharding = NamedSharding(automatic(mesh), PartitionSpec("data"))
         places = _places(n, devices)
-        read: dict[tuple[int | None, int | None], Any] = {}
-        for (part,) in sharding.addressable_devices_indices_map((len(places),)).values():  # type: ignore[misc]
-            if (part.start, part.stop) not in read:  # with "model", several devices hold the same
-                read[part.start, part.stop] = rows(places[part])
+        parts: Any = sharding.addressable_devices_indices_map((len(places),)).values()
+        own = {part.start: part for (part,) in parts}  # with "model", several devices hold the same
+        read = {start: rows(places[part]) for start, part in own.items()}
 
         def joined(*parts: np.ndarray) -> Array:
             held = dict(zip(read, parts, strict=True))
             shape = (len(places), *parts[0].shape[1:])
-            part_of = lambda index: held[index[0].start, index[0].stop]
+            part_of = lambda index: held[index[0].start]
             return jax.make_array_from_callback(shape, sharding, part_of)
 
         return cls(jax.tree.map(joined, *read.values()), n, devices)
