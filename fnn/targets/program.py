@@ -4,7 +4,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any, NamedTuple
 
 from fnn.targets.devices import Device
@@ -175,7 +174,7 @@ class Program:
         """The collectives inside fusions: (kind, the parts with the same chain or channel)."""
         chains: dict[tuple[str, str], list[_Instruction]] = {}
         fusions = (called for called in self._inside(body) if called.opcode == "fusion")
-        for part in chain.from_iterable(self._called(f, "calls").values() for f in fusions):
+        for part in (part for fusion in fusions for part in self._called(fusion, "calls").values()):
             if kind := _kind(part.opcode):
                 found = re.search(r'chain_id="?(\d+)', part.line)
                 found = found or re.search(r"channel_id=(\d+)", part.line)
