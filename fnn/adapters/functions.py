@@ -38,9 +38,7 @@ def from_function(init: Callable[[Array], Params], apply: Apply) -> Layer:
     _check_callable("from_function", init=init, apply=apply)
 
     def forward(params: Params, x: Any) -> tuple[Any, Residuals]:
-        _check_floating(name, params)
-        y, pull = jax.vjp(apply, params, x)
-        return y, _without(pull, params)
+        return _pulled(name, apply, params, x)
 
     def backward(params: Params, residuals: Any, dy: Any, reduce: Reduce = total) -> Grads:
         dparams, dx = residuals(params)(dy)
@@ -94,11 +92,10 @@ def from_single(init: Callable[[Array], Params], apply: Apply, ndim: int = 1) ->
         return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), y)
 
     def forward(params: Params, x: Array) -> tuple[Any, Residuals]:
-        _check_floating(name, params)
         if jnp.ndim(x) < ndim:
             raise ValueError(f"{name}: expected x with at least {ndim} axes, got {jnp.shape(x)}")
-        y, pull = jax.vjp(mapped, params, x)
-        return y, (_without(pull, params), x)
+        y, pull = _pulled(name, mapped, params, x)
+        return y, (pull, x)
 
     def backward(params: Params, residuals: Any, dy: Any, reduce: Reduce = total) -> Grads:
         pull, x = residuals
@@ -189,10 +186,9 @@ def from_flax(module: Any, example: Any) -> Layer:
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), example)
     collections = set(jax.eval_shape(module.init, jax.random.key(0), shapes))
     if not collections <= {"params"}:
-        raise ValueError(
-            f"from_flax: expected a module with params only, got {sorted(collections)}; "
-            f"from_function(init, apply) takes a function that has the other collections"
-        )
+        got = f"expected a module with params only, got {sorted(collections)}"
+        other = "from_function(init, apply) takes a function that has the other collections"
+        raise ValueError(f"from_flax: {got}; {other}")
 
     def init(key: Array) -> Params:
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
@@ -205,9 +201,14 @@ def from_flax(module: Any, example: Any) -> Layer:
     return from_function(init, apply)
 
 
-def _without(pull: Any, params: Params) -> Any:
-    """f with f(params) = pull: a pytree of pull's residuals without the params, which the caller of
-    backward has."""
+def _pulled(name: str, apply: Apply, params: Params, x: Any) -> tuple[Any, Residuals]:
+    """y = apply(params, x), and f with f(params) = its vector-Jacobian product: a pytree of the
+    residuals without the params, which the caller of backward has."""
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not is_floating(leaf):
+            where = f"params{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{name}: expected floating-point arrays, {where} is {leaf!r}")
+    y, pull = jax.vjp(apply, params, x)
     held, form = jax.tree.flatten(pull)
     place = {id(p): i for i, p in enumerate(jax.tree.leaves(params))}
     places = [place.get(id(a)) for a in held]
@@ -217,19 +218,12 @@ def _without(pull: Any, params: Params) -> Any:
         rest, ours = iter(own), jax.tree.leaves(params)
         return jax.tree.unflatten(form, [next(rest) if i is None else ours[i] for i in places])
 
-    return jax.tree_util.Partial(with_params, own)
+    return y, jax.tree_util.Partial(with_params, own)
 
 
 def _floats(dx: Any) -> Any:
     """dx with None for inputs without a gradient, such as integer codes."""
     return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, dx)
-
-
-def _check_floating(name: str, params: Params) -> None:
-    for path, leaf in jax.tree.leaves_with_path(params):
-        if not is_floating(leaf):
-            where = f"params{jax.tree_util.keystr(path)}"
-            raise TypeError(f"{name}: expected floating-point arrays, {where} is {leaf!r}")
 
 
 def _check_callable(name: str, **functions: Any) -> None:

@@ -212,10 +212,9 @@ def _channels(
         return channels if module in flattened else 1
     places = [getattr(end[-1], "idx", 0) for end in (there, path)]
     if path[:-1] != there[:-1] or places[1] - places[0] < 2:
-        raise ValueError(
-            f"{name}: expected flattened=[...], the names of modules that read flattened images: "
-            f"{module} may read those of {_shown(there)} or be parallel to it in a fork"
-        )
+        expected = "expected flattened=[...], the names of modules that read flattened images"
+        got = f"{module} may read those of {_shown(there)} or be parallel to it in a fork"
+        raise ValueError(f"{name}: {expected}: {got}")
     return channels
 
 

@@ -73,8 +73,7 @@ def write(folder: Path, leaves: dict[str, Any], described: dict[str, Any]) -> No
     def write_own() -> bytes:
         _check_free(folder)
         me = jax.process_index()
-        mine = {key: data for key, process, data in pieces if process == me}
-        arrays = {key: np.asarray(data, order="C") for key, data in mine.items()}
+        arrays = {key: np.asarray(a, order="C") for key, owner, a in pieces if owner == me}
         blocks = {key: _digests(array) for key, array in arrays.items()}
         data = safetensors.numpy.save(arrays, {"fnn": json.dumps({"blocks": blocks})})
         digest = hashlib.sha256(data[: _header_end(data)]).digest()

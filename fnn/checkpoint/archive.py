@@ -41,10 +41,8 @@ LOG = logging.getLogger(__name__)
 VERSION = 1
 HEADER_LIMIT = 100_000_000
 """The most bytes of a header: the limit of the safetensors format."""
-MALFORMED = (
-    ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, MemoryError,
-    RecursionError,
-)  # fmt: skip
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError,
+             RecursionError)  # fmt: skip
 """What reading a header with a different structure raises."""
 
 

@@ -9,22 +9,14 @@
 `fnn.make_step`, `make_epoch`, `make_train` and `fit` use these when given a mesh.
 """
 
-from fnn.parallel.data import fully_sharded, replicated
-from fnn.parallel.examples import ShardedExamples
-from fnn.parallel.partition import create, shardings, specs
-from fnn.parallel.tensor import column_dense, copy_to, mlp, row_dense, sharded, sum_over
-
-__all__ = [
-    "ShardedExamples",
-    "column_dense",
-    "copy_to",
-    "create",
-    "fully_sharded",
-    "mlp",
-    "replicated",
-    "row_dense",
-    "sharded",
-    "shardings",
-    "specs",
-    "sum_over",
-]
+from fnn.parallel.data import fully_sharded as fully_sharded, replicated as replicated
+from fnn.parallel.examples import ShardedExamples as ShardedExamples
+from fnn.parallel.partition import create as create, shardings as shardings, specs as specs
+from fnn.parallel.tensor import (
+    column_dense as column_dense,
+    copy_to as copy_to,
+    mlp as mlp,
+    row_dense as row_dense,
+    sharded as sharded,
+    sum_over as sum_over,
+)

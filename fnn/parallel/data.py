@@ -81,10 +81,8 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
 
         def part(a: Array, copies: int) -> Array:
             rows_first = [*range(copies, a.ndim), *reversed(range(copies))]
-            dims = [dim for dim in rows_first if a.shape[dim] % n == 0]
-            if n == 1 or not dims or axis in varying(a):
-                return a
-            return part_of(a, axis, dims[0])
+            dim = next((dim for dim in rows_first if a.shape[dim] % n == 0), -1)
+            return a if n == 1 or axis in varying(a) else part_of(a, axis, dim)
 
         return jax.tree.map(part, params, _copies(params))
 
@@ -100,9 +98,8 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
         return jax.tree.map(gather, params, dims), dims
 
     def forward(params: Params, x: Tree) -> tuple[Tree, Residuals]:
-        if not is_mapped("fully_sharded", axis):
-            return layer.forward(params, x)
-        return layer.forward(gathered(params)[0], x)
+        whole = gathered(params)[0] if is_mapped("fully_sharded", axis) else params
+        return layer.forward(whole, x)
 
     def backward(params: Params, residuals: Residuals, dy: Tree, reduce: Reduce = total) -> Grads:
         if not is_mapped("fully_sharded", axis):
@@ -115,16 +112,12 @@ def fully_sharded(layer: Layer, axis: str) -> Layer:
         def one(part: Array, dim: int, factor: Factor) -> Any:
             copies = part.ndim - factor.ndim
             if 0 <= dim < copies:
-                raise ValueError(
-                    f"fully_sharded: expected params that are not split along the copies of a "
-                    f"repeat, got {part.shape}: write repeat(fully_sharded(layer, axis), n)"
-                )
-
-            def of(factor: Factor) -> Any:
-                if dim < 0 and is_summed(factor, axis):
-                    return reduce(factor)
-                return reduce(Summed(factor, axis, dim if dim < 0 else dim - copies))
-
+                expected = "expected params that are not split along the copies of a repeat"
+                got = f"got {part.shape}: write repeat(fully_sharded(layer, axis), n)"
+                raise ValueError(f"fully_sharded: {expected}, {got}")
+            is_own = lambda factor: dim < 0 and is_summed(factor, axis)
+            summed = lambda factor: Summed(factor, axis, max(dim - copies, -1))
+            of = lambda factor: reduce(factor if is_own(factor) else summed(factor))
             return for_each_copy(of, part.shape[:copies])(factor)
 
         return jax.tree.map(one, params, dims, factors), dx
@@ -155,9 +148,7 @@ def cut_dim(name: str, n: int, whole: tuple[int, ...], part: tuple[int, ...]) ->
     """
     if whole == part:
         return -1
-    different = [dim for dim, (a, b) in enumerate(zip(whole, part, strict=False)) if a != b]
-    if len(whole) == len(part) and len(different) == 1:
-        (dim,) = different
-        if whole[dim] == n * part[dim]:
+    for dim, size in enumerate(part):
+        if whole == (*part[:dim], n * size, *part[dim + 1 :]):
             return dim
     raise ValueError(f"{name}: expected {whole} or one of {n} equal parts of it, got {part}")

@@ -39,10 +39,9 @@ class ShardedExamples:
         """
         n, devices = len(jax.tree.leaves(data)[0]), mesh.shape["data"]
         sharding = NamedSharding(automatic(mesh), PartitionSpec("data"))
-        places = _places(n, devices)
 
         def split(a: Any) -> Array:
-            a = untyped(a) if places is None else untyped(a)[places]
+            a = untyped(a)[_places(n, devices)] if n % devices else untyped(a)
             if isinstance(a, np.ndarray):
                 return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
             traced = isinstance(a, jax.core.Tracer)
@@ -63,16 +62,14 @@ class ShardedExamples:
         devices = mesh.shape["data"]
         sharding = NamedSharding(automatic(mesh), PartitionSpec("data"))
         places = _places(n, devices)
-        places = np.arange(n) if places is None else places
-        read: dict[tuple[int | None, int | None], Any] = {}
-        for (part,) in sharding.addressable_devices_indices_map((len(places),)).values():  # type: ignore[misc]
-            if (part.start, part.stop) not in read:  # with "model", several devices hold the same
-                read[part.start, part.stop] = rows(places[part])
+        parts: Any = sharding.addressable_devices_indices_map((len(places),)).values()
+        own = {part.start: part for (part,) in parts}  # with "model", several devices hold the same
+        read = {start: rows(places[part]) for start, part in own.items()}
 
         def joined(*parts: np.ndarray) -> Array:
             held = dict(zip(read, parts, strict=True))
             shape = (len(places), *parts[0].shape[1:])
-            part_of = lambda index: held[index[0].start, index[0].stop]
+            part_of = lambda index: held[index[0].start]
             return jax.make_array_from_callback(shape, sharding, part_of)
 
         return cls(jax.tree.map(joined, *read.values()), n, devices)
@@ -111,19 +108,16 @@ class ShardedExamples:
         >>> shares.examples(shares.arrays)
         Array([0, 1, 2, 3, 4], dtype=int32)
         """
-        places = _places(self.n, self.devices)
-        if places is None:
+        if self.n % self.devices == 0:
             return tree
-        first = np.arange(len(places)) % self.rows < self.rows - 1
-        device = np.arange(len(places)) // self.rows
+        device, row = np.divmod(np.arange(self.devices * self.rows), self.rows)
+        first = row < self.rows - 1
         kept = np.flatnonzero(first | (device < self.n % self.devices))
         return jax.tree.map(lambda a: a[kept], tree)
 
 
-def _places(n: int, devices: int) -> np.ndarray | None:
-    """The index of the example in each row, (devices * rows,); None if that is 0, 1, 2, ..."""
-    if n % devices == 0:
-        return None
+def _places(n: int, devices: int) -> np.ndarray:
+    """The index of the example in each row, (devices * rows,)"""
     rows, device = -(-n // devices), np.arange(devices)
     starts = device * (n // devices) + np.minimum(device, n % devices)
     return np.minimum(starts[:, None] + np.arange(rows), n - 1).ravel()

@@ -11,7 +11,6 @@ are applied before the sum over the devices.
 from dataclasses import fields
 
 import jax
-import jax.numpy as jnp
 
 from fnn.axes import varying
 from fnn.base import Array, pytree
@@ -21,7 +20,7 @@ from fnn.reductions import Factor, Wrapped
 def part_of(a: Array, axis: str, dim: int) -> Array:
     """This device's part of an array that is split over the axis along dim; all of it for -1.
 
-    >>> part_of(jnp.ones(2), "data", -1)
+    >>> part_of(jax.numpy.ones(2), "data", -1)
     Array([1., 1.], dtype=float32)
     """
     if dim < 0:
@@ -67,8 +66,7 @@ class Shard(Wrapped):
     def products(self, examples: int | None = None, other: Factor | None = None) -> Array:
         return jax.lax.psum(super().products(examples, other), self.axis)
 
-    def norm(self, examples: int | None = None) -> Array:
-        return jnp.sqrt(self.squared_norm(examples))
+    norm = Factor.norm
 
 
 def is_summed(factor: Factor, axis: str) -> bool:

@@ -83,10 +83,9 @@ def untyped(a: Any) -> Any:
     >>> untyped(jax.numpy.ones(2))
     Array([1., 1.], dtype=float32)
     """
-    split = getattr(a, "sharding", None)
-    if not isinstance(split, NamedSharding) or not isinstance(split.mesh, Mesh):
-        return a
-    if not split.mesh.explicit_axes:
+    split: Any = getattr(a, "sharding", None)
+    is_placed = isinstance(split, NamedSharding) and isinstance(split.mesh, Mesh)
+    if not (is_placed and split.mesh.explicit_axes):
         return a
     return jax.device_put(a, NamedSharding(automatic(split.mesh), split.spec))
 

@@ -43,14 +43,9 @@ def start(
     try:
         with warnings.catch_warnings():  # about clusters that could be detected
             warnings.simplefilter("ignore")
-            jax.distributed.initialize(
-                coordinator,
-                count,
-                index,
-                cluster_detection_method=None if coordinator is None else "deactivate",
-                initialization_timeout=CONNECT,
-                heartbeat_timeout_seconds=HEARTBEAT,
-            )
+            how: Any = {"cluster_detection_method": None if coordinator is None else "deactivate"}
+            how |= {"initialization_timeout": CONNECT, "heartbeat_timeout_seconds": HEARTBEAT}
+            jax.distributed.initialize(coordinator, count, index, **how)
     except (ValueError, RuntimeError) as error:
         single = "coordinator_address should be" in str(error) or "called before" in str(error)
         if coordinator is not None or not single:
@@ -85,15 +80,11 @@ def from_first(values: Sequence[np.ndarray]) -> list[np.ndarray]:
     >>> from_first([np.ones(2)])
     [array([1., 1.])]
     """
-    if jax.process_count() == 1:
-        return list(values)
     # As bytes: JAX would turn float64 into float32.
     sent = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in values]
     received = multihost_utils.broadcast_one_to_all(sent)
-    return [
-        np.asarray(bits).view(a.dtype).reshape(a.shape)
-        for bits, a in zip(received, values, strict=True)
-    ]
+    both = zip(received, values, strict=True)
+    return [np.asarray(bits).view(a.dtype).reshape(a.shape) for bits, a in both]
 
 
 def everywhere(tree: Any, mesh: Mesh) -> Any:

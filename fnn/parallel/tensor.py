@@ -14,18 +14,7 @@ import jax.numpy as jnp
 
 from fnn.activations import identity, relu
 from fnn.axes import cast, check_tracked, is_mapped, varying
-from fnn.base import (
-    Array,
-    Grads,
-    Layer,
-    Params,
-    Residuals,
-    Tree,
-    Varying,
-    at,
-    check_layer,
-    measured,
-)
+from fnn.base import Array, Grads, Layer, Params, Residuals, Tree, at, check_layer, measured
 from fnn.layers.dense import dense
 from fnn.models import perceptron
 from fnn.parallel.data import cut_dim
@@ -144,7 +133,7 @@ def sharded(make: Callable[[int], Layer], axis: str) -> Layer:
 
     layer_at = lambda key, statistics: sharded(lambda n: at(make(n), key, statistics), axis)
     measure = lambda params, x, key: measured(here(), params, x, key)
-    varies = whole.varying and Varying(layer_at, measure)
+    varies = whole.varying and whole.varying._replace(at=layer_at, measure=measure)
     return Layer(init, forward, backward, varies)
 
 

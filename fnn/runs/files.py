@@ -31,6 +31,8 @@ FILE = "run.safetensors"
 LISTS = {"features": str, "classes": str, "targets": str, "sizes": int, "history": dict,
          "margins": float, "weights": float}  # fmt: skip
 """What the lists in a file's metadata hold."""
+EARLIER: Any = {"columns": [], "binned": [], "seen": 0, "learned": 1, "margins": [], "weights": []}
+"""What the metadata of files from before these entries mean."""
 
 
 def save(folder: Path, run: Run) -> None:
@@ -87,7 +89,7 @@ def load(folder: str | Path) -> Run:
     path = Path(folder) / FILE
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no trained run", str(path))
-    held = checkpoint.read_metadata(path)
+    held = EARLIER | checkpoint.read_metadata(path)
     try:
         run = _described(held)
         state = jax.eval_shape(lambda: initial_state(run))
@@ -117,13 +119,13 @@ def _described(held: dict[str, Any]) -> Run:
     features, classes, targets = (tuple(held[k]) for k in ("features", "classes", "targets"))
     d_in, *_, k = held["sizes"]
     inputs, outputs = (Scaling(_empty(d), _empty(d)) for d in (d_in, k))
-    columns, binned = features_of(held.get("columns", [])), tuple(held.get("binned", []))
+    columns, binned = features_of(held["columns"]), tuple(held["binned"])
     encoding = Encoding(columns, inputs, () if columns else features)
     bins = Bins(binned, _empty((len(binned), (settings.bins or 0) + 1), np.float32))
-    seen, progress = _empty(held.get("seen", 0), np.uint64), Progress(None, held["history"], None)
-    learned = numbers.count("run", learned=held.get("learned", 1))
+    seen, progress = _empty(held["seen"], np.uint64), Progress(None, held["history"], None)
+    learned = numbers.count("run", learned=held["learned"])
     names, decided = (features, classes, targets), (encoding, None if classes else outputs)
-    later = tuple(tuple(held.get(name, [])) for name in ("margins", "weights"))
+    later = tuple(tuple(held[name]) for name in ("margins", "weights"))
     run = Run(settings, held["digest"], seen, learned, *names, *decided, progress, bins, *later)
     width = sum(feature.width for feature in encoding.used) if columns else d_in
     sound = width == d_in and all(i in range(d_in) for i in binned)
@@ -135,10 +137,8 @@ def _described(held: dict[str, Any]) -> Run:
 
 def _check_types(held: dict[str, Any]) -> None:
     """Raise TypeError for lists of other types than `save` writes, KeyError for missing ones."""
-    later = {name: held.get(name, []) for name in ("margins", "weights")}
     for name, kind in LISTS.items():
-        values = (held | later)[name]
-        if not isinstance(values, list) or not all(isinstance(v, kind) for v in values):
+        if not isinstance(held[name], list) or not all(isinstance(v, kind) for v in held[name]):
             raise TypeError(f"{name} is of another type")
     if not all(isinstance(v, int | float) for entry in held["history"] for v in entry.values()):
         raise TypeError("history is of another type")

@@ -84,18 +84,12 @@ class Classified(NamedTuple):
 
     def numbers(self) -> dict[str, Any]:
         """The metrics for programs, as JSON has them: numbers are finite or None."""
-        each = zip(self.classes, self.examples, self.precision, self.recall, strict=True)
+        shares = (map(_finite, each) for each in (self.precision, self.recall))
+        rows = zip(self.classes, self.examples.tolist(), *shares, strict=True)
+        each = {name: {"examples": n, "precision": p, "recall": r} for name, n, p, r in rows}
+        whole = {"examples": int(self.examples.sum()), "largest_class": self.largest}
         shared = {n.lower().replace(" ", "_"): _finite(x) for n, x in self.measures().items()}
-        return {
-            "examples": int(self.examples.sum()),
-            "largest_class": self.largest,
-            **shared,
-            "classes": {
-                name: {"examples": int(n), "precision": _finite(p), "recall": _finite(r)}
-                for name, n, p, r in each
-            },
-            "confusion": self.confusion.tolist(),
-        }
+        return whole | shared | {"classes": each, "confusion": self.confusion.tolist()}
 
     def lines(self) -> list[str]:
         """The metrics for people, one per line."""
@@ -204,12 +198,9 @@ class Predicted(NamedTuple):
 
     def _named(self, **metrics: np.ndarray) -> dict[str, float]:
         """Numbers by the metric and, of several values, the value's name."""
-        several = len(self.names) > 1
-        return {
-            f"{metric} {name}" if several else metric: float(found[i])
-            for i, name in enumerate(self.names)
-            for metric, found in metrics.items()
-        }
+        ends = [f" {name}" for name in self.names] if len(self.names) > 1 else [""]
+        each = ((i, *metric) for i in range(len(ends)) for metric in metrics.items())
+        return {metric + ends[i]: float(found[i]) for i, metric, found in each}
 
     def numbers(self) -> dict[str, Any]:
         """The metrics for programs, as JSON has them: numbers are finite or None. Of several
@@ -225,16 +216,12 @@ class Predicted(NamedTuple):
     def lines(self) -> list[str]:
         """The metrics for people, three lines per value, and one of its interval."""
         always = self._named(RMSE=self.rmse_of_mean, MAE=self.mae_of_mean)
-        return [
-            f"{name} {number:.4g}, compared with {always[name]:.4g} for predicting the mean"
-            if name in always
-            else f"{name} {number:.4f}"
-            for name, number in self.measures().items()
-        ] + [
-            f"{name}: {share:.1%} of the values are within their 90% intervals"
-            for name, share in zip(self.names, self.covered, strict=True)
-            if math.isfinite(share)
-        ]
+        beside = "compared with {:.4g} for predicting the mean".format
+        told = lambda n, x: f"{x:.4g}, {beside(always[n])}" if n in always else f"{x:.4f}"
+        lines = [f"{name} {told(name, number)}" for name, number in self.measures().items()]
+        shares = zip(self.names, self.covered, strict=True)
+        known = (f"{name}: {share:.1%}" for name, share in shares if math.isfinite(share))
+        return lines + [f"{share} of the values are within their 90% intervals" for share in known]
 
 
 def _area(others: np.ndarray, positive: np.ndarray) -> float:

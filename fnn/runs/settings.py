@@ -1,6 +1,5 @@
 """The settings of a run: what it is asked to do."""
 
-import itertools
 from typing import Any, NamedTuple
 
 from fnn import data, numbers
@@ -124,7 +123,7 @@ class Settings(NamedTuple):
         for name in ("hidden", *COLUMNS):
             if not isinstance(value := getattr(self, name), tuple | list) and value is not None:
                 raise TypeError(f"settings: expected {name} to be a tuple, got {value!r}")
-        names = itertools.chain.from_iterable(getattr(self, name) for name in COLUMNS)
+        names = [word for name in COLUMNS for word in getattr(self, name)]
         for word in (self.encoding, self.table, self.time, *names):
             if not isinstance(word, str | None):
                 raise TypeError(f"settings: expected names as text, got {word!r}")
@@ -140,8 +139,6 @@ class Settings(NamedTuple):
         if unknown := sorted(saved.keys() - set(cls._fields)):
             raise ValueError(f"unknown settings {', '.join(unknown)}")
         always = {name: saved[name] for name in cls._fields[: cls._fields.index("patience")]}
-        every = cls._field_defaults | saved | always
-        for name, value in every.items():
-            every[name] = tuple(value) if isinstance(value, list) else value
-        numbers.count("settings", batch_size=every["batch_size"])
-        return cls(*(every[name] for name in cls._fields)).checked()
+        numbers.count("settings", batch_size=saved["batch_size"])
+        plain: Any = lambda value: tuple(value) if isinstance(value, list) else value
+        return cls(**{name: plain(value) for name, value in (saved | always).items()}).checked()

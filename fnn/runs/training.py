@@ -216,8 +216,8 @@ def advance(
     what = run.network, run.loss, run.optimizer, placed(examples.train, fold)
     how: Any = {"batch_size": run.settings.batch_size, "gradient": run.gradient, "mesh": mesh}
     if keep is None:
-        how |= {"validation": examples.validation and placed(examples.validation)}
-        how |= {"patience": patience}
+        validation = examples.validation and placed(examples.validation)
+        how |= {"validation": validation, "patience": patience}
     epochs, key = len(history) if is_over() else run.settings.epochs, run.settings.seed
     fit(*what, key=jax.random.key(key), epochs=epochs, start=start, on_epoch=note, **how)
     if fold is None or run.outputs is None:

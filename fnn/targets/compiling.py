@@ -26,10 +26,7 @@ from fnn.targets.program import Program
 from fnn.targets.report import Report
 
 _PACKAGES = {"tpu": ("libtpu",), "cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
-_OPTIONS = {
-    "tpu": {},
-    "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_collect_cost_model_stats": True},
-}
+_OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_collect_cost_model_stats": True}}
 
 
 def targets() -> dict[str, bool]:
@@ -84,7 +81,7 @@ def compile_for(target: str, f: Callable, *args: Any) -> Report:
     flops = products(traced.jaxpr, len(devices))
     lowered = traced.lower(lowering_platforms=(chosen.device.platform,))
     try:
-        compiled = lowered.compile(compiler_options=_OPTIONS[chosen.device.platform])
+        compiled = lowered.compile(compiler_options=_OPTIONS.get(chosen.device.platform))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

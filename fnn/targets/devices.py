@@ -90,12 +90,11 @@ class Target(NamedTuple):
         """Raises ValueError for an unknown device or an invalid topology."""
         kind, _, topology = target.partition(":")
         if kind not in DEVICES:
-            known = ", ".join(DEVICES)
-            raise ValueError(f"target: expected one of {known}, got {target!r}")
+            raise ValueError(f"target: expected one of {', '.join(DEVICES)}, got {target!r}")
         device = DEVICES[kind]
         sizes = topology.split("x") if topology else ["1"]
         dimensions = len(device.smallest.split("x")) if topology and device.smallest else 1
         if len(sizes) != dimensions or not all(size.isdecimal() and int(size) for size in sizes):
-            form = f"{kind}:{device.smallest}" if device.smallest else f"{kind}:8"
+            form = f"{kind}:{device.smallest or 8}"
             raise ValueError(f"target: expected a topology as in {form!r}, got {target!r}")
         return cls(target, kind, device, topology)

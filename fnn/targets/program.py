@@ -4,7 +4,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any, NamedTuple
 
 from fnn.targets.devices import Device
@@ -97,15 +96,11 @@ class Program:
                 name = start[2]
                 self.entry = name if start[1] else self.entry
                 self.computations[name] = {}
-            elif line.startswith("}"):
-                name = ""
             elif name and (instruction := _Instruction.parse(line)):
                 self.computations[name][instruction.name] = instruction
         loops = list(self._loops(self.entry, 1))
-        self.loops = [
-            Loop(_place(loop), trips, self.kernels(body), self.seconds(body))
-            for body, loop, trips, _ in loops
-        ]
+        of = lambda body: (self.kernels(body), self.seconds(body))
+        self.loops = [Loop(_place(loop), trips, *of(body)) for body, loop, trips, _ in loops]
         self.collectives: dict[str, tuple[int, float]] = {}
         self.overlapped: dict[str, int] = {}
         for body, times in [(self.entry, 1), *((body, times) for body, *_, times in loops)]:
@@ -179,7 +174,7 @@ class Program:
         """The collectives inside fusions: (kind, the parts with the same chain or channel)."""
         chains: dict[tuple[str, str], list[_Instruction]] = {}
         fusions = (called for called in self._inside(body) if called.opcode == "fusion")
-        for part in chain.from_iterable(self._called(f, "calls").values() for f in fusions):
+        for part in (part for fusion in fusions for part in self._called(fusion, "calls").values()):
             if kind := _kind(part.opcode):
                 found = re.search(r'chain_id="?(\d+)', part.line)
                 found = found or re.search(r"channel_id=(\d+)", part.line)
@@ -188,10 +183,8 @@ class Program:
 
     def _start(self, body: str, done: _Instruction) -> str:
         """The line with the device groups: of an asynchronous collective, that of its start."""
-        if not done.opcode.endswith("-done") or not done.operands:
-            return done.line
-        start = self.computations[body].get(done.operands[0])
-        return start.line if start else done.line
+        begun = done.operands[0] if done.opcode.endswith("-done") and done.operands else ""
+        return self.computations[body].get(begun, done).line
 
     def _called(self, instruction: _Instruction, key: str) -> dict[str, _Instruction]:
         return self.computations.get(instruction.attribute(key) or "", {})
@@ -210,9 +203,9 @@ class Program:
         index = re.search(r"index=(\d+)", counter.line) if counter else None
         if index is None or start.opcode != "tuple":
             return None
-        first = _number(self.computations[computation], start.operands[int(index[1])])
-        last = _number(condition, compared.operands[1])
-        step = _increment(body, end.operands[int(index[1])])
+        i = int(index[1])
+        first = _number(self.computations[computation], start.operands[i])
+        last, step = _number(condition, compared.operands[1]), _increment(body, end.operands[i])
         if first is None or last is None or step <= 0:
             return None
         return max(0, -(-(last - first) // step))

@@ -50,10 +50,8 @@ class Report(NamedTuple):
         del found["text"]
         found["modelled_seconds"] = found.pop("seconds")
         found["modelled_share_of_peak"] = found.pop("share")
-        found["loops"] = [
-            {"name": n, "trips": t, "kernels": k, "modelled_seconds": s}
-            for n, t, k, s in self.loops
-        ]
+        keys = ("name", "trips", "kernels", "modelled_seconds")
+        found["loops"] = [dict(zip(keys, loop, strict=True)) for loop in self.loops]
         return json.dumps(found)
 
     def __str__(self) -> str:
