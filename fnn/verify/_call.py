@@ -241,9 +241,7 @@ def run(program: Function, call: Any, *arrays: Any) -> Any:
     known = attempt(_known_operations, jaxpr)  # parameters may not be hashable
     way = partial(interpreted, apply=applied) if known else _compiled
     results = attempt(way, jaxpr, jax.tree.leaves(arrays)) if jaxpr else None
-    if results is not None:
-        return jax.tree.unflatten(form, results)
-    return program(call, *arrays)
+    return program(call, *arrays) if results is None else jax.tree.unflatten(form, results)
 
 
 CALLS = {"jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint"}

@@ -82,7 +82,7 @@ def check_custom(
     within = max(LAW, 64 * calls.coarsest_roundoff(call.of(_product_of_args, f), inputs))
     with calls.float64_section([f], *args):
         broken = _broken(call, calls.widened(inputs), f, within)
-    if broken and broken != SECOND:
+    if broken not in ("", SECOND):
         return Report("check_custom", (unfit("y", broken),))
     report = at_both_cotangents("check_custom", objective, (_by_own_rule, f), theta, dy)
     if broken and report.verdict != "fail":

@@ -116,14 +116,11 @@ class Comparison:
         verdict, note, index = checking.decide(tested, self.reference, checks, custom)
         if verdict == "fail":
             right = checks.float64.verdict == "pass"
-            wrong = Wrong(
-                tested.best if checks.float64.verdict == "fail" else tested.native,
-                tested.expected,
-                self._beside(tested),
-                calls.axis_lengths(self.inputs),
-                [a for a in self.inputs.rest if jnp.issubdtype(a.dtype, jnp.integer)],
-                [n for n in NARROW if right or tested.reason.endswith(f" {n}")],
-            )
+            got = tested.best if checks.float64.verdict == "fail" else tested.native
+            beside, lengths = self._beside(tested), calls.axis_lengths(self.inputs)
+            integers = [a for a in self.inputs.rest if jnp.issubdtype(a.dtype, jnp.integer)]
+            narrow = [n for n in NARROW if right or tested.reason.endswith(f" {n}")]
+            wrong = Wrong(got, tested.expected, beside, lengths, integers, narrow)
             cause, why = likely_cause(wrong), self._not_linear(tested)
             note = joined(note, cause.replace(UNKNOWN, "") if why else cause, why)
         opened, why, at = tested.opened
@@ -262,8 +259,9 @@ def _fit(tree: Any, theta: Any, kinds: Any, reference: Reference) -> tuple[list[
             misfits.append(unfit(name, joined(note, cause)))
         elif leaf.size:
             fitting.append((name, 1 + names.index(name), array))
-    extra = sorted(got.keys() - given.keys() - {*names})
-    foreign = [name for name in extra if calls.differentiable(got[name])]
+    foreign = sorted(
+        n for n in got.keys() - given.keys() - {*names} if calls.differentiable(got[n])
+    )
     misfits += [unfit(name, "only the gradient under test has it") for name in foreign]
     return fitting, misfits or _other_trees(tree, theta)
 

@@ -118,9 +118,8 @@ def same(expected: Any, got: Any, within: float, floor: float = 1) -> bool:
     `within`."""
     a, b = np.asarray(expected, np.float64), np.asarray(got, np.float64)
     known = np.isfinite(a)
-    if a.shape != b.shape or not np.array_equal(a[~known], b[~known], equal_nan=True):
-        return False
-    return measure(b[known], a[known], floor)[0] <= within
+    alike = a.shape == b.shape and np.array_equal(a[~known], b[~known], equal_nan=True)
+    return alike and measure(b[known], a[known], floor)[0] <= within
 
 
 def side_by_side(expected: Any, got: Any) -> str:

@@ -15,6 +15,7 @@ hide a small step.
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -154,18 +155,14 @@ def _leaf(name: str, moves: list[list[np.ndarray]], theta: np.ndarray, unit: flo
 
 def _followed(optimizer: Any, params: Params, grads: list[Any]) -> tuple[np.ndarray, list[Leaf]]:
     """All parameters as a row, at the start and after each update; and what is malformed."""
-    state = optimizer.init(params)
-    path = [row_of(params)]
-    for g in grads:
-        state = optimizer.update(state, g)
-        path.append(row_of(state.params))
+    _, *states, state = accumulate(grads, optimizer.update, initial=optimizer.init(params))
     form = lambda tree: jax.tree.map(lambda a: f"{a.dtype}{a.shape}", tree)
     if form(state.params) != form(params):
         note = f"expected {form(params)}, got {form(state.params)}"
         return np.zeros(0), [unfit("params", note)]
     if int(getattr(state, "step", len(grads))) != len(grads):
         return np.zeros(0), [unfit("step", f"{int(state.step)} after {len(grads)} updates")]
-    return np.stack(path), []
+    return np.stack([row_of(params), *(row_of(s.params) for s in (*states, state))]), []
 
 
 def _by_rule(
