@@ -259,9 +259,8 @@ def _fit(tree: Any, theta: Any, kinds: Any, reference: Reference) -> tuple[list[
             misfits.append(unfit(name, joined(note, cause)))
         elif leaf.size:
             fitting.append((name, 1 + names.index(name), array))
-    foreign = sorted(
-        n for n in got.keys() - given.keys() - {*names} if calls.differentiable(got[n])
-    )
+    extra = sorted(got.keys() - given.keys() - {*names})
+    foreign = [name for name in extra if calls.differentiable(got[name])]
     misfits += [unfit(name, "only the gradient under test has it") for name in foreign]
     return fitting, misfits or _other_trees(tree, theta)
 
