@@ -44,10 +44,8 @@ class _Rules:
         self.found = self.checked(self.calls, self.config.getoption("fnn_rules_seconds"))
         for row in self.found.rows:
             if row.verdict == "fail":  # as a test of its own, for the counts and JUnit's file
-                where = ("fnn-rules", None, row.name)
-                report = pytest.TestReport(
-                    f"fnn-rules::{row.name}", where, {}, "failed", str(row.report), "call"
-                )
+                where = f"fnn-rules::{row.name}", ("fnn-rules", None, row.name)
+                report = pytest.TestReport(*where, {}, "failed", str(row.report), "call")
                 session.config.hook.pytest_runtest_logreport(report=report)
         if self.found.verdict == "fail" and session.exitstatus in (0, 5):
             session.exitstatus = 1

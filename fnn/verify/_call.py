@@ -37,8 +37,8 @@ def floats(tree: Any) -> list[Any]:
 
 def as_arrays(tree: Any) -> Any:
     """The tree with NumPy's arrays as JAX's, in the dtype that JAX gives them here."""
-    kinds, none = (np.ndarray, np.generic), jax.dtypes.float0
-    numpy = lambda leaf: isinstance(leaf, kinds) and leaf.dtype != none
+    none = jax.dtypes.float0
+    numpy = lambda leaf: isinstance(leaf, np.ndarray | np.generic) and leaf.dtype != none
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) if numpy(leaf) else leaf, tree)
 
 
@@ -54,10 +54,9 @@ def random_cotangent(key: Array | None, y: Any) -> Any:
     """
     leaves, form = jax.tree.flatten(y)
     keys = jax.random.split(jax.random.key(0) if key is None else key, max(len(leaves), 1))
-    normal = lambda key, a: jax.random.normal(key, a.shape, a.dtype)
+    normal = lambda a, key: jax.random.normal(key, a.shape, a.dtype)
     none = lambda a: np.zeros(a.shape, jax.dtypes.float0)
-    pairs = zip(keys, leaves, strict=False)
-    drawn = [normal(key, a) if differentiable(a) else none(a) for key, a in pairs]
+    drawn = map(lambda a, key: normal(a, key) if differentiable(a) else none(a), leaves, keys)
     return jax.tree.unflatten(form, drawn)
 
 
@@ -137,17 +136,17 @@ def split(rule: Function, function: Any, theta: Any, rest: tuple[Any, ...]) -> t
     theta = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, float) else a, theta)
     leaves, form = jax.tree.flatten(as_arrays((theta, rest)))
     inside = len(jax.tree.leaves(theta))
-    lists: dict[str, list[Any]] = {"theta": [], "rest": [], "fixed": []}
-    kinds = []
-    for i, leaf in enumerate(leaves):
+
+    def kind(i: int, leaf: Any) -> str:
         array = isinstance(leaf, jax.Array | np.ndarray)
         if i < inside and array and jnp.iscomplexobj(leaf):
             raise TypeError(f"verify: expected real parameters, got {leaf.dtype}{leaf.shape}")
-        kind = "theta" if i < inside and differentiable(leaf) else "rest" if array else "fixed"
-        kinds.append(kind)
-        lists[kind].append(leaf)
-    fixed = tuple(lists.pop("fixed"))
-    return Call(rule, function, form, tuple(kinds), fixed, _rules_of(function)), Inputs(**lists)
+        return "theta" if i < inside and differentiable(leaf) else "rest" if array else "fixed"
+
+    kinds = tuple(map(kind, range(len(leaves)), leaves))
+    of = lambda kind: [leaf for leaf, its in zip(leaves, kinds, strict=True) if its == kind]
+    call = Call(rule, function, form, kinds, tuple(of("fixed")), _rules_of(function))
+    return call, Inputs(of("theta"), of("rest"))
 
 
 def _rules_of(function: Any) -> tuple[Any, ...]:
@@ -167,35 +166,40 @@ def differentiate(call: Call, inputs: Inputs) -> tuple[Array, list[Array], dict[
     """For a call that returns a scalar and arrays by name: the scalar, its gradient with respect
     to theta by autodiff, and the arrays.
     """
-
-    def f(theta: list[Any]) -> tuple[Array, dict[str, Array]]:
-        value, outputs = call(inputs._replace(theta=theta))
-        return value, outputs
-
+    f = lambda theta: call(inputs._replace(theta=theta))
     (value, outputs), grads = jax.value_and_grad(f, has_aux=True)(inputs.theta)
     return value, grads, outputs
 
 
-def listed(result: tuple[Any, list[Any], dict[str, Any]]) -> list[np.ndarray]:
-    """What `differentiate` gives, as one list in float64."""
-    return [np.asarray(a, np.float64) for a in jax.tree.leaves(result)]
+def listed(tree: Any) -> list[np.ndarray]:
+    """The leaves of a tree, such as what `differentiate` gives, in float64."""
+    return [np.asarray(a, np.float64) for a in jax.tree.leaves(tree)]
 
 
-def attempt(f: Function, *args: Any, otherwise: Any = None) -> Any:
-    """f(*args), or `otherwise` where f raises: another library's functions may raise anything at
+def row_of(tree: Any) -> np.ndarray:
+    """All entries of a tree's arrays as one, in float64."""
+    return np.concatenate([np.zeros(0), *map(np.ravel, listed(tree))])
+
+
+def outcome(f: Function, *args: Any) -> Any:
+    """f(*args), or the exception that it raises: another library's functions may raise anything at
     a tracer, in float64, or on a single example. A TimeoutError is a user's alarm, and passes.
     """
     try:
         return f(*args)
     except TimeoutError:
         raise
-    except Exception:
-        return otherwise
+    except Exception as error:
+        return error
 
 
-@lru_cache
-def _jitted(program: Function) -> Any:
-    return jax.jit(program, static_argnums=0)
+def attempt(f: Function, *args: Any, otherwise: Any = None) -> Any:
+    """f(*args), or `otherwise` where f raises."""
+    found = outcome(f, *args)
+    return otherwise if isinstance(found, Exception) else found
+
+
+_jitted = lru_cache(partial(jax.jit, static_argnums=0))
 
 
 def traced(program: Function, call: Any, *arrays: Any) -> Any:
@@ -237,15 +241,10 @@ def run(program: Function, call: Any, *arrays: Any) -> Any:
     known = attempt(_known_operations, jaxpr)  # parameters may not be hashable
     way = partial(interpreted, apply=applied) if known else _compiled
     results = attempt(way, jaxpr, jax.tree.leaves(arrays)) if jaxpr else None
-    if results is not None:
-        return jax.tree.unflatten(form, results)
-    return program(call, *arrays)
+    return program(call, *arrays) if results is None else jax.tree.unflatten(form, results)
 
 
-CALLS = {
-    "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2",
-    "checkpoint"
-}  # fmt: skip
+CALLS = {"jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint"}
 """The primitives that do nothing but call the program inside."""
 
 
@@ -299,8 +298,7 @@ def _known_operations(program: Any) -> bool:
     """Whether to run a jaxpr operation by operation: it is small, without loops and narrow dtypes,
     whose rounding compilers change, and few of its operations are new here.
     """
-    every = chain.from_iterable(map(_equations, _programs(program)))
-    equations = [e for e in every if e.primitive.name not in CALLS]
+    equations = [e for e in _equations(program) if e.primitive.name not in CALLS]
     results = [v.aval for e in equations for v in e.outvars]
     narrow = unit_roundoff(coarsest_dtype(filter(differentiable, results))) > 1e-6
     loops = any(_inner(e) and "scatter" not in e.primitive.name for e in equations)
@@ -356,11 +354,9 @@ def coarsest_roundoff(call: Call, inputs: Inputs) -> float:
     needed, _ = dce_jaxpr(inner, [True] * len(inner.outvars), instantiate=True)
 
     def from_floats(equation: Any, used: list[Any]) -> Any:
-        parts = chain.from_iterable(map(_programs, _inner(equation)))
-        equations = [equation, *chain.from_iterable(map(_equations, parts))]
-        floats = [v.aval.dtype for e in equations for v in e.outvars if differentiable(v.aval)]
         counts = any(one is True for one in used)
-        found.extend(unit_roundoff(dtype) for dtype in floats if counts)
+        values = [v.aval for e in (equation, *_equations(*_inner(equation))) for v in e.outvars]
+        found.extend(unit_roundoff(a.dtype) for a in values if counts and differentiable(a))
         results = [counts and differentiable(v.aval) for v in equation.outvars]
         return results if equation.primitive.multiple_results else results[0]
 
@@ -377,31 +373,29 @@ def custom_rules(call: Call, inputs: Inputs) -> list[str]:
     apart.
     """
     found = {}
-    programs = _programs(traced(evaluate, call, inputs)[0])
-    for equation in chain.from_iterable(map(_equations, programs)):
-        if equation.primitive.name.startswith("custom_") and "call_jaxpr" in equation.params:
-            body = getattr(equation.params["call_jaxpr"], "jaxpr", None)
-            source = str(getattr(getattr(body, "debug_info", None), "func_src_info", ""))
-            name, _, file = source.partition(" at ")
+    for equation in _equations(traced(evaluate, call, inputs)[0]):
+        body = equation.params.get("call_jaxpr")
+        if equation.primitive.name.startswith("custom_") and body is not None:
+            source = getattr(getattr(body, "jaxpr", body).debug_info, "func_src_info", "")
+            name, _, file = str(source).partition(" at ")
             if not file.startswith(JAX):
                 found[name or "a function"] = True
     return [*found]
 
 
-def _programs(program: Any) -> Iterator[Any]:
-    """A jaxpr and all that are inside it; none for None."""
-    if program:
+def _programs(*programs: Any) -> Iterator[Any]:
+    """The jaxprs and all that are inside them; none for None."""
+    for program in filter(None, programs):
         yield program
-        for part in chain.from_iterable(map(_inner, _equations(program))):
-            yield from _programs(part)
+        yield from _programs(*chain.from_iterable(map(_inner, program.eqns)))
 
 
-def _equations(program: Any) -> Sequence[Any]:
-    return getattr(program, "jaxpr", program).eqns
+def _equations(*programs: Any) -> list[Any]:
+    return [equation for program in _programs(*programs) for equation in program.eqns]
 
 
 def _inner(equation: Any) -> list[Any]:
-    is_jaxpr = lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+    is_jaxpr = lambda x: hasattr(x, "eqns")
     params = jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr)
     return [p for p in params if is_jaxpr(p)]
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.verify._call import unit_roundoff
-from fnn.verify._leaf import FLOOR, TOLERANCE, Leaf, joined, plainly
+from fnn.verify._leaf import TOLERANCE, Leaf, joined, plainly, relative
 
 UNKNOWN = "cause unknown"
 NARROW = ("float32", "float16", "bfloat16")
@@ -40,8 +40,7 @@ class Wrong(NamedTuple):
     @property
     def entries(self) -> np.ndarray:
         """Which entries are wrong."""
-        size = np.abs(self.expected)
-        return ~(np.abs(self.got - self.expected) <= TOLERANCE * (size + FLOOR * size.max()))
+        return ~(relative(self.got - self.expected, self.expected) <= TOLERANCE)
 
     @property
     def right(self) -> np.ndarray:
@@ -73,14 +72,8 @@ INSTEAD: dict[str, Callable[[Wrong], Any]] = {
     "only its diagonal is there": lambda w: _diagonal(w.got) * w.expected,
 }
 """What a wrong leaf may be, instead of its reference."""
-PLACES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "== 0": lambda a: a == 0,
-    "== 1": lambda a: a == 1,
-    "< 0": lambda a: a < 0,
-    "> 0": lambda a: a > 0,
-    "<= 0": lambda a: a <= 0,
-    ">= 0": lambda a: a >= 0,
-}
+SIGNS = {"==": np.equal, "<": np.less, ">": np.greater, "<=": np.less_equal, ">=": np.greater_equal}
+PLACES = ("==", 0), ("==", 1), ("<", 0), (">", 0), ("<=", 0), (">=", 0)
 """Where a leaf may be wrong, by the values of what is beside it."""
 
 
@@ -125,8 +118,7 @@ def _diagonal(a: np.ndarray) -> np.ndarray:
 def _powers(number: int, most: int) -> list[tuple[int, ...]]:
     """Small powers of so many quantities, the simplest first."""
     cost = lambda powers: sum(map(abs, powers))
-    every = itertools.product((0, 1, -1, 2), repeat=number)
-    simple = [p for p in every if 0 < cost(p) <= most]
+    simple = [p for p in itertools.product((0, 1, -1, 2), repeat=number) if 0 < cost(p) <= most]
     return sorted(simple, key=lambda p: (cost(p), -p[0] * (cost(p) == 1), -min(p)))
 
 
@@ -219,9 +211,9 @@ def _place(wrong: Wrong) -> str:
         return ""
     chance = 1 / comb(int((entries | right).sum()), int(entries.sum()))
     values = {
-        f"where {name} {words}": holds(a)
-        for (words, holds), (name, a) in itertools.product(PLACES.items(), wrong.beside.items())
-        if chance < 0.07 or words.startswith("==")
+        f"where {name} {sign} {n}": SIGNS[sign](a, n)
+        for (sign, n), (name, a) in itertools.product(PLACES, wrong.beside.items())
+        if chance < 0.07 or sign == "=="
     }
     again = {"in the rows that the integers name more than once": _named_again(wrong)}
     for words, holds in {**again, **values, "on the diagonal": _diagonal(wrong.got)}.items():

@@ -34,12 +34,13 @@ A gradient that can't be had in float64 (a kernel for float32, say) passes by it
 against autodiff in float64.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fnn.verify._call import ROUNDOFF
+from fnn.verify import _leaf
+from fnn.verify._call import ROUNDOFF, Function
 from fnn.verify._leaf import FLOOR, NONE, TOLERANCE, Check, Checks, compared, measure, values_at
 from fnn.verify._reference import Reference, Slope, along_entry
 
@@ -61,7 +62,6 @@ LOSES = "loses digits that autodiff keeps"
 MOST = 64
 """How many entries are judged. The others count as unknown."""
 TINY = float(np.finfo(float).tiny)
-Named = Callable[[], Sequence[str]]
 COARSE = 1e-2
 """A slope whose bound is more than this part of the leaf's size confirms nothing."""
 
@@ -113,14 +113,14 @@ def float64_check(tested: Tested, reference: Reference) -> Check:
         return Check("skipped", reason=tested.reason)
     if not expected.any():
         return _zero_check(tested, reference)
-    error, slack = relative(tested.wide - expected, expected), JUMP * scale(expected)
+    error, slack = _leaf.relative(tested.wide - expected, expected), JUMP * _leaf.scale(expected)
     low = high = expected
     away, steady = np.zeros(expected.shape), np.ones(expected.shape, bool)
     # Whether rows of the stacks tell a jump from rounding.
     tells = reference.roundoff > 4 * reference.unit or reference.unit == ROUNDOFF
     for at, *rows in reference.moved_stacks(tested.position):
         # Where a moved row is not finite, a domain ends.
-        moved, far = (np.where(np.isfinite(r), relative(r - at, expected), 0.0) for r in rows)
+        moved, far = (np.where(np.isfinite(r), _leaf.relative(r - at, expected), 0.0) for r in rows)
         away = np.maximum(away, moved)
         steady &= ~(tells & (moved > JUMP) & (far <= 8 * moved))
         low, high = np.fmin(low, np.fmin(*rows)), np.fmax(high, np.fmax(*rows))
@@ -155,17 +155,6 @@ def _zero_check(tested: Tested, reference: Reference) -> Check:
     found = compared(float(error), float(64 * (moves + ROUNDOFF * reference.size)))
     zero = found.verdict == "pass" and reference.inside(tested.position)
     return Check("skipped", reason="zero") if zero else found
-
-
-def scale(expected: np.ndarray) -> np.ndarray:
-    """What `measure` divides the difference of each entry by."""
-    size = np.abs(expected) + FLOOR * np.abs(expected).max()
-    return size if size.any() else np.ones(size.shape)
-
-
-def relative(difference: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Each entry of a difference as `measure` has it: relative, infinite where not finite."""
-    return np.where(np.isfinite(difference), np.abs(difference) / scale(expected), np.inf)
 
 
 def _worst(excess: np.ndarray) -> tuple[tuple[int, ...], ...]:
@@ -235,11 +224,8 @@ def differences_checks(leaves: Sequence[Tested], reference: Reference) -> list[C
     of one would have to be undone by another's. A leaf that this leaves open moves alone: from
     both first steps, unless the first decides; at a kink with its ties kept, where there are any.
     """
-    grads = {
-        leaf.position: leaf.expected if leaf.wide is None else leaf.wide
-        for leaf in leaves
-        if reference.inside(leaf.position)
-    }
+    known = lambda leaf: leaf.expected if leaf.wide is None else leaf.wide
+    grads = {a.position: known(a) for a in leaves if reference.inside(a.position)}
     first, second = steps(reference.unit)
 
     def moved(positions: Collection[int], step: float, tied: bool = False) -> dict[int, Check]:
@@ -280,7 +266,7 @@ def entry_slope(leaf: Tested, reference: Reference, at: Any, first: float = 0.0)
     return reference.slope(directions, first * reference.norms[leaf.position - 1])
 
 
-def decide(tested: Tested, reference: Reference, checks: Checks, custom: Named) -> Any:
+def decide(tested: Tested, reference: Reference, checks: Checks, custom: Function) -> Any:
     """The verdict of a leaf, the reason, and the index of the worst entry; custom() are the
     functions with derivative rules of their own that autodiff has run.
     """
@@ -288,17 +274,17 @@ def decide(tested: Tested, reference: Reference, checks: Checks, custom: Named) 
     expected = tested.expected
     _, index = measure(tested.best, expected, FLOOR)
     if float64.verdict == "fail":
-        doubts = []
+        judged = []
         contradicted = differences.verdict == "fail" and differences.reason != KINK
         for at in float64.entries or (index,):
             slope = entry_slope(tested, reference, at)
             verdict, note = _against_slope(float(tested.best[at]), float(expected[at]), slope)
             if verdict == "inconclusive" and slope and slope.kink and contradicted:
                 verdict, note = "fail", f"{note}; finite differences contradict it"
+            judged.append((verdict, values_at(at, tested.best, expected) + note, at))
             if verdict == "fail":
-                return verdict, values_at(at, tested.best, expected) + note, at
-            doubts.append((values_at(at, tested.best, expected) + note, at))
-        return "inconclusive", *doubts[0]
+                return judged[-1]
+        return judged[0]
     if native.verdict == "fail":
         index = native.entries[0]
         note = f"in the dtype that runs: {values_at(index, tested.native, expected)}"
@@ -324,7 +310,7 @@ def _against_slope(got: float, wanted: float, slope: Slope | None) -> tuple[str,
     return "fail", ""
 
 
-def _doubt(tested: Tested, checks: Checks, custom: Named) -> str:
+def _doubt(tested: Tested, checks: Checks, custom: Function) -> str:
     """Why checks of which none found an error do not add up to a pass; "" where they do."""
     float64, native, differences = checks
     why, narrow = float64.reason, tested.wide is None and float64.reason == tested.reason

@@ -62,13 +62,13 @@ def check_custom(
     """
     primal = getattr(f, "fun", None)
     reference = reference or primal
+    plain = "the same function in plain operations"
     if reference is None:
-        raise TypeError(
-            f"check_custom: expected a jax.custom_vjp or jax.custom_jvp, or reference=, the same "
-            f"function in plain operations; got {f!r}"
-        )
+        wanted = f"a jax.custom_vjp or jax.custom_jvp, or reference=, {plain}"
+        raise TypeError(f"check_custom: expected {wanted}; got {f!r}")
     args = calls.as_arrays(args)
-    theta = {"args": _with_static(args, getattr(f, "nondiff_argnums", ()))}
+    static = getattr(f, "nondiff_argnums", ())
+    theta = {"args": tuple(Static(a) if i in static else a for i, a in enumerate(args))}
     of_floats, floats = _of_floats(reference, theta["args"])
     dy = calls.random_cotangent(key, shapes_of(of_floats, *floats))
     objective = (_product_of_args, reference)
@@ -77,14 +77,12 @@ def check_custom(
     known = [] if reference is primal else custom_rules(call, inputs)
     shared = [name for name in known if name in own]
     if f is reference or shared:
-        raise ValueError(
-            f"check_custom: the reference runs the rule under test, that of "
-            f"{', '.join(shared) or 'f'}; expected the same function in plain operations"
-        )
+        ran = f"the rule under test, that of {', '.join(shared) or 'f'}"
+        raise ValueError(f"check_custom: the reference runs {ran}; expected {plain}")
     within = max(LAW, 64 * calls.coarsest_roundoff(call.of(_product_of_args, f), inputs))
     with calls.float64_section([f], *args):
         broken = _broken(call, calls.widened(inputs), f, within)
-    if broken and broken != SECOND:
+    if broken not in ("", SECOND):
         return Report("check_custom", (unfit("y", broken),))
     report = at_both_cotangents("check_custom", objective, (_by_own_rule, f), theta, dy)
     if broken and report.verdict != "fail":
@@ -97,10 +95,6 @@ class Static:
     """An argument that is not differentiated, as a leaf of the tree of arguments."""
 
     value: Any
-
-
-def _with_static(args: Any, static: Any) -> tuple[Any, ...]:
-    return tuple(Static(a) if i in static else a for i, a in enumerate(args))
 
 
 def _of_args(f: Function, args: Any) -> Any:
@@ -169,9 +163,8 @@ def _transposed(f: Function, pull: Function, floats: list[Any], dy: Any) -> Any:
 def _second(f: Function, pull: Function, floats: list[Any], dy: Any) -> Any:
     """The second derivative along random tangents, and the nearest number that differences of the
     first allow: between those of both sides, up to how far these are apart."""
-    u = [
-        v * abs(a).max() for a, v in zip(floats, calls.random_cotangent(None, floats), strict=True)
-    ]
+    tangents = calls.random_cotangent(None, floats)
+    u = [v * abs(a).max() for a, v in zip(floats, tangents, strict=True)]
     along = lambda h: _dot(u, pull(*(a + h * v for a, v in zip(floats, u, strict=True)))[1])
     second, first = jax.grad(along)(0.0), along(0.0)
     left, right = (first - along(-H)) / H, (along(H) - first) / H
@@ -218,9 +211,7 @@ def _broken(call: Call, at: Inputs, f: Function, within: float) -> str:
 def _parts(side: Any) -> list[np.ndarray]:
     """The values of a side, and its derivatives: each as one array, for what is rounding beside the
     derivative by another argument differs from run to run."""
-    flat = lambda part: [np.ravel(np.asarray(a, np.float64)) for a in jax.tree.leaves(part)]
-    parts = side if isinstance(side, tuple) else (side,)
-    return [np.concatenate([np.zeros(0), *flat(part)]) for part in parts]
+    return [*map(calls.row_of, side if isinstance(side, tuple) else (side,))]
 
 
 def _as_declared(report: Report, expected: Mapping[Any, Any], number: int) -> Report:
@@ -229,10 +220,9 @@ def _as_declared(report: Report, expected: Mapping[Any, Any], number: int) -> Re
     for which, declared in expected.items():
         none = declared == "no gradient"
         if which not in {"y", *range(number)} or not (none or isinstance(declared, float)):
-            raise ValueError(
-                "check_custom: expected= takes 'no gradient' or a relative error, for \"y\" or an "
-                f"argument by its number, of {number}; got {{{which!r}: {declared!r}}}"
-            )
+            takes = "expected= takes 'no gradient' or a relative error, for \"y\" or an argument"
+            got = {which: declared}
+            raise ValueError(f"check_custom: {takes} by its number, of {number}; got {got}")
         name = which if which == "y" else f"args.{which}"
         what = "no gradient" if none else f"within {declared}"
         for i, leaf in enumerate(leaves):

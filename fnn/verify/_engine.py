@@ -5,14 +5,15 @@ autodiff of the reference.
 import inspect
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import repeat
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.verify import _call as calls, _checks as checking
-from fnn.verify._call import Call, Function, Inputs, attempt
+from fnn.verify import _call as calls, _checks as checking, _leaf
+from fnn.verify._call import Call, Function, Inputs, attempt, outcome
 from fnn.verify._causes import NARROW, UNKNOWN, Wrong, likely_cause, misshapen_cause, swapped
 from fnn.verify._checks import Tested
 from fnn.verify._leaf import FLOOR, TOLERANCE, Check, Checks, Leaf, compared, joined, same, unfit
@@ -87,15 +88,12 @@ class Comparison:
 
     def checks(self) -> list[Checks]:
         """The three checks of each leaf."""
-        differences = checking.differences_checks(self.tested, self.reference)
-        found = []
-        for leaf, slope in zip(self.tested, differences, strict=True):
-            float64 = checking.float64_check(leaf, self.reference)
-            # What is right in float64 shows its own rounding at each entry.
-            level = FLOOR if float64.verdict == "pass" else 1.0
-            native = checking.native_check(leaf, self.reference, level)
-            found.append(Checks(float64, native, slope))
-        return found
+        tested, reference = self.tested, self.reference
+        float64 = [checking.float64_check(leaf, reference) for leaf in tested]
+        # What is right in float64 shows its own rounding at each entry.
+        levels = [FLOOR if check.verdict == "pass" else 1.0 for check in float64]
+        native = map(checking.native_check, tested, repeat(reference), levels)
+        return [*map(Checks, float64, native, checking.differences_checks(tested, reference))]
 
     def _narrowed(self) -> "Comparison":
         """The comparison, with bounds of the dtype inside where that is less than both the inputs'
@@ -118,14 +116,11 @@ class Comparison:
         verdict, note, index = checking.decide(tested, self.reference, checks, custom)
         if verdict == "fail":
             right = checks.float64.verdict == "pass"
-            wrong = Wrong(
-                tested.best if checks.float64.verdict == "fail" else tested.native,
-                tested.expected,
-                self._beside(tested),
-                calls.axis_lengths(self.inputs),
-                [a for a in self.inputs.rest if jnp.issubdtype(a.dtype, jnp.integer)],
-                [n for n in NARROW if right or tested.reason.endswith(f" {n}")],
-            )
+            got = tested.best if checks.float64.verdict == "fail" else tested.native
+            beside, lengths = self._beside(tested), calls.axis_lengths(self.inputs)
+            integers = [a for a in self.inputs.rest if jnp.issubdtype(a.dtype, jnp.integer)]
+            narrow = [n for n in NARROW if right or tested.reason.endswith(f" {n}")]
+            wrong = Wrong(got, tested.expected, beside, lengths, integers, narrow)
             cause, why = likely_cause(wrong), self._not_linear(tested)
             note = joined(note, cause.replace(UNKNOWN, "") if why else cause, why)
         opened, why, at = tested.opened
@@ -186,7 +181,7 @@ class Comparison:
         by_position = [*self.of(calls.differentiate).values()]
         away = np.zeros(expected.shape) + self.of(calls.evaluate).get(leaf.name, 0.0)
         away += by_position[leaf.position] if by_position else 0.0
-        error, bound = (checking.relative(d, expected) for d in (leaf.best - expected, 64 * away))
+        error, bound = (_leaf.relative(d, expected) for d in (leaf.best - expected, 64 * away))
         least = TOLERANCE if expected.any() else 0.0
         if not ((error <= np.maximum(least, bound)) & np.isfinite(error)).all():
             return check
@@ -222,15 +217,12 @@ def _with_float64(
     fitting: list[Any], call: Call, reference: Reference, autodiff: list[np.ndarray]
 ) -> list[Tested]:
     """The leaves under test, each with itself computed in float64, where that is possible."""
-    wide, refusal = {}, "the reference raises"
-    if reference.unit <= calls.ROUNDOFF:
-        try:
-            wide = calls.named_leaves(calls.run(calls.evaluate, call, reference.inputs))
-            refusal = "absent"
-        except TimeoutError:
-            raise
-        except Exception as error:  # a kernel for float32 may raise anything
-            refusal = f"raises {type(error).__name__}"
+    known = reference.unit <= calls.ROUNDOFF
+    got = outcome(calls.run, calls.evaluate, call, reference.inputs) if known else {}
+    refusal = "absent" if known else "the reference raises"
+    if isinstance(got, Exception):
+        got, refusal = {}, f"raises {type(got).__name__}"
+    wide = calls.named_leaves(got)
     tested = []
     for name, position, native in fitting:
         leaf, reason = np.asarray(wide.get(name, np.nan)), refusal
@@ -278,8 +270,5 @@ def _other_trees(tree: Any, theta: Any) -> list[Leaf]:
     parameters, whatever stands in their place is right."""
     form = lambda part: str(jax.tree.structure(part))
     real = lambda part: all(map(calls.differentiable, jax.tree.leaves(part)))
-    return [
-        unfit(key, f"expected the tree {form(part)}, got {form(tree[key])}")
-        for key, part in theta.items()
-        if form(part) != form(tree[key]) and real(part)
-    ]
+    odd = [key for key, part in theta.items() if form(part) != form(tree[key]) and real(part)]
+    return [unfit(k, f"expected the tree {form(theta[k])}, got {form(tree[k])}") for k in odd]

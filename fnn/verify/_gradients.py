@@ -80,10 +80,8 @@ def check_layer(
     ('fail', 'dx')
     """
     if not (hasattr(layer, "forward") and hasattr(layer, "backward")):
-        raise TypeError(
-            f"check_layer: expected a layer, got {layer!r}; check_custom takes a function with a "
-            f"derivative of its own"
-        )
+        hint = "check_custom takes a function with a derivative of its own"
+        raise TypeError(f"check_layer: expected a layer, got {layer!r}; {hint}")
     report = check_vjp(layer.forward, layer.backward, params, x, reference=reference, key=key)
     leaves = tuple(leaf for leaf in report.leaves if leaf.name.startswith("d"))
     report = replace(report, name="check_layer", leaves=leaves)
@@ -329,10 +327,9 @@ def first_wrong_layer(layer: Layer, params: Params, x: Any, dy: Any, path: str =
         got = dict(zip(("dparams", "dx"), part.backward(p, residuals, dy), strict=True))
         if wrong := _wrong_leaves(got, expected):
             kind = getattr(part.forward, "__qualname__", "layer").split(".")[0]
-            return first_wrong_layer(part, p, x, dy, here) or (
-                f"first wrong layer, number {count} of {len(parts)} counted from the output: "
-                f"{here} {kind}, {' and '.join(wrong)}"
-            )
+            place = f"number {count} of {len(parts)} counted from the output: {here} {kind}"
+            own = f"first wrong layer, {place}, {' and '.join(wrong)}"
+            return first_wrong_layer(part, p, x, dy, here) or own
         dy = expected["dx"]
     return f"at {path or 'the top'} each layer is right by itself, but not how they are joined"
 
@@ -414,11 +411,9 @@ def _alone(layer: Layer, params: Params, x: Any, key: Array | None) -> tuple[Any
 def _rows(layer: Layer, params: Params, x: Any, key: Array | None) -> Any:
     """What the layer's backward makes of `rows`."""
     y, residuals = layer.forward(params, x)
+    dy, examples = calls.random_cotangent(key, y), jax.tree.leaves(x)[0].shape[:1]
     rows = lambda factor, n: factor.rows(n)
-    examples = jax.tree.leaves(x)[0].shape[:1]
-    return per_example_backward(
-        layer, params, residuals, calls.random_cotangent(key, y), rows, examples
-    )
+    return per_example_backward(layer, params, residuals, dy, rows, examples)
 
 
 def _compare(expected: Any, rows: Any, bound: float) -> tuple[float, str]:
@@ -433,9 +428,8 @@ def _compare(expected: Any, rows: Any, bound: float) -> tuple[float, str]:
         worst = max(worst, error)
         if not worst <= bound:
             values = f" (example {at[0]}: {values_at(at, got, right)})" if at else ""
-            return worst, (
-                f"the gradient of {joined('params', name, by='.')} is not each example's own"
-                f"{values}; hand it to `reduce` as a factor whose batch axes are the examples', "
-                "such as fnn.Outer(dy, x), and return the result untouched"
-            )
+            what = f"the gradient of {joined('params', name, by='.')} is not each example's own"
+            hand = "hand it to `reduce` as a factor whose batch axes are the examples'"
+            how = f"{hand}, such as fnn.Outer(dy, x), and return the result untouched"
+            return worst, f"{what}{values}; {how}"
     return worst, ""

@@ -90,17 +90,25 @@ def unfit(name: str, note: str) -> Leaf:
     return Leaf(name, "fail", Check("fail", np.inf, 0.0), NONE, NONE, (), note)
 
 
+def scale(expected: np.ndarray, floor: float = FLOOR) -> np.ndarray:
+    """What the difference of each entry is divided by."""
+    size = np.abs(expected)
+    return size + floor * size.max() if size.any() else np.ones(size.shape)
+
+
+def relative(difference: np.ndarray, expected: np.ndarray, floor: float = FLOOR) -> np.ndarray:
+    """The error of each entry, by its difference: infinite where this is not finite."""
+    error = np.where(np.isfinite(difference), np.abs(difference), np.inf)
+    return np.where(error == 0, 0.0, error / scale(expected, floor))
+
+
 def measure(got: np.ndarray, expected: np.ndarray, floor: float) -> tuple[float, tuple[int, ...]]:
     """The error of `got`, and the index where it is. Absolute where expected is zero throughout;
     infinite for another shape."""
     if got.shape != expected.shape or not got.size:
         return (0.0 if got.shape == expected.shape else np.inf), ()
-    size = np.abs(expected)
-    scale = size + floor * size.max()
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        difference = np.abs(got - expected)
-        error = np.where(np.isfinite(difference), difference, np.inf)
-        error = np.where(error == 0, 0.0, error / (scale if size.max() else 1.0))
+        error = relative(got - expected, expected, floor)
     index = np.unravel_index(int(np.argmax(error)), error.shape)
     return float(error[index]), tuple(int(i) for i in index)
 
@@ -110,9 +118,8 @@ def same(expected: Any, got: Any, within: float, floor: float = 1) -> bool:
     `within`."""
     a, b = np.asarray(expected, np.float64), np.asarray(got, np.float64)
     known = np.isfinite(a)
-    if a.shape != b.shape or not np.array_equal(a[~known], b[~known], equal_nan=True):
-        return False
-    return measure(b[known], a[known], floor)[0] <= within
+    alike = a.shape == b.shape and np.array_equal(a[~known], b[~known], equal_nan=True)
+    return alike and measure(b[known], a[known], floor)[0] <= within
 
 
 def side_by_side(expected: Any, got: Any) -> str:

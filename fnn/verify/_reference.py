@@ -70,8 +70,7 @@ class Reference:
         # The rounding of f: u sum |df/dtheta||theta|, and what rounding its inputs did to it.
         pairs = zip(grads, map(np.asarray, inputs.theta), strict=True)
         magnitude = sum(np.nansum(abs(g[0] * p)) for g, p in pairs)
-        moved = np.abs(values[1] - values[0])
-        self.noise = float(unit * (magnitude + np.abs(values[0])) + moved)
+        self.noise = float(unit * (magnitude + np.abs(values[0])) + np.abs(values[1] - values[0]))
         self.size = max((np.abs(g[0]).max(initial=0.0) for g in grads), default=0.0)
 
     def inside(self, position: int) -> bool:
@@ -92,8 +91,7 @@ class Reference:
 
     def moved_stacks(self, position: int) -> Iterator[np.ndarray]:
         """An array of `stacks`, again and again with its inputs moved by other signs."""
-        for seed in range(MOVES):
-            yield self._moved(seed)[position]
+        return (self._moved(seed)[position] for seed in range(MOVES))
 
     def _directions(self, tied: bool) -> list[np.ndarray]:
         """For each array of theta a direction of its length: half along the gradient, where a wrong
@@ -123,7 +121,8 @@ class Reference:
         slope errs by O(h), the other two don't), and the rounding of f over h.
         """
         h = first * 0.5 ** np.arange(LEVELS)
-        plus, minus = _on_both_sides(calls.run, self.call, self.inputs, directions, h)
+        f = partial(calls.run, calls.evaluate, self.call)
+        plus, minus = _on_both_sides(f, self.inputs, directions, h)
         centre, noise = float(self.centre[0]), self.noise + self.unit * np.abs(plus - minus).max()
         rounding = 8 * noise / h[-1]
         value, error = _extrapolate((plus - minus) / (2 * h), 2)
@@ -136,12 +135,12 @@ class Reference:
         return Slope(value, 4 * (error + gap + skew) + rounding, left, right, kink)
 
 
-def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
-    """The inputs, every float moved up or down by the roundoff u. Values of equal size move alike,
-    so that no tie is broken.
+def moved(arrays: Any, u: float, random: np.random.Generator) -> Any:
+    """The tree of arrays, every float moved up or down by the roundoff u. Values of equal size move
+    alike, so that no tie is broken.
     """
     if u == 0:
-        return inputs
+        return arrays
     odd = 2 * random.integers(1, 2**62, dtype=np.uint64) + np.uint64(1)
 
     def move(a: Any) -> np.ndarray:
@@ -150,7 +149,7 @@ def moved(inputs: Inputs, u: float, random: np.random.Generator) -> Inputs:
         up = (mixed >> np.uint64(60)) & np.uint64(1)
         return (np.where(up, 1 + u, 1 - u) * a).astype(a.dtype)
 
-    return calls.map_floats(move, inputs)
+    return calls.map_floats(move, arrays)
 
 
 def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], dict[str, Any]]:
@@ -159,33 +158,31 @@ def gradient_of(call: Call, inputs: Inputs) -> tuple[Any, list[Any], dict[str, A
     if found := calls.attempt(calls.run, calls.differentiate, call, inputs):
         return found
     traced, _ = calls.traced(calls.evaluate, call, inputs)
-    run = calls.run if traced else lambda program, *args: program(*args)
-    value, outputs = run(calls.evaluate, call, inputs)
-    slopes = [_entry_slopes(run, call, inputs, j) for j in range(len(inputs.theta))]
+    f: Any = partial(calls.run, calls.evaluate, call) if traced else call
+    value, outputs = f(inputs)
+    slopes = [_entry_slopes(f, inputs, j) for j in range(len(inputs.theta))]
     return value, slopes, outputs
 
 
-def _entry_slopes(run: Function, call: Call, inputs: Inputs, j: int) -> np.ndarray:
+def _entry_slopes(f: Function, inputs: Inputs, j: int) -> np.ndarray:
     """The slopes of f along every entry of its array j."""
     theta = inputs.theta
     slopes = np.zeros(theta[j].shape)
     typical = norm(theta[j]) / max(slopes.size, 1) ** 0.5 or 1.0
     for index in np.ndindex(slopes.shape):
         h = 2.0**-7 * max(abs(float(theta[j][index])), typical) * 0.5 ** np.arange(LEVELS)
-        plus, minus = _on_both_sides(run, call, inputs, along_entry(theta, j, index), h)
+        plus, minus = _on_both_sides(f, inputs, along_entry(theta, j, index), h)
         slopes[index], _ = _extrapolate((plus - minus) / (2 * h), 2)
     return slopes
 
 
-def _on_both_sides(
-    run: Function, call: Call, inputs: Inputs, directions: list[Any], steps: np.ndarray
-) -> Any:
+def _on_both_sides(f: Function, inputs: Inputs, directions: list[Any], steps: np.ndarray) -> Any:
     """f at the steps along the directions, and at their opposites."""
 
     def at(step: float) -> Any:
         pairs = zip(inputs.theta, directions, strict=True)
         theta = [(np.asarray(p) + step * v).astype(p.dtype) for p, v in pairs]
-        return run(calls.evaluate, call, inputs._replace(theta=theta))[0]
+        return f(inputs._replace(theta=theta))[0]
 
     return np.array([[at(s) for s in steps], [at(-s) for s in steps]], np.float64)
 
@@ -257,7 +254,4 @@ def rounding_of(program: Any, call: Call, inputs: Inputs, u: float) -> dict[str,
 def _rounded(u: float, random: np.random.Generator, equation: Any, operands: list[Any]) -> Any:
     """The results of an equation, moved by u where it rounds."""
     results = calls.bound(equation, operands)
-    if equation.primitive.name in ARITHMETIC:
-        results, form = jax.tree.flatten(results)
-        results = jax.tree.unflatten(form, moved(Inputs(results, []), u, random).theta)
-    return results
+    return moved(results, u, random) if equation.primitive.name in ARITHMETIC else results

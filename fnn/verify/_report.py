@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn import _html
-from fnn.verify._call import Inputs, named_leaves
+from fnn.verify._call import Inputs, named_leaves, row_of
 from fnn.verify._leaf import FLOOR, Check, Leaf, measure
 
 
@@ -87,9 +87,7 @@ def power_of(leaves: Sequence[Leaf]) -> Power:
     return Power(tuple(planted[True]), tuple(planted[False]), smallest)
 
 
-WIDTH = 100
-"""Columns of the table, at most."""
-_wrap = partial(textwrap.wrap, width=WIDTH, subsequent_indent="    ")
+_wrap = partial(textwrap.wrap, width=100, subsequent_indent="    ")
 
 
 @dataclass(frozen=True)
@@ -182,13 +180,11 @@ class Report:
         >>> json.loads(Report("check_layer", ()).to_json())["verdict"]
         'inconclusive'
         """
-        leaves = []
-        for leaf in self.leaves:
-            of_leaf = {name: getattr(leaf, name) for name in ("name", "verdict", "note", "index")}
-            checks = {name: _as_dict(check) for name, check in leaf.checks._asdict().items()}
-            leaves.append(of_leaf | checks)
-        own = ("name", "verdict", "dtype", "place", "blind")
-        return json.dumps({name: getattr(self, name) for name in own} | {"leaves": leaves})
+        of = lambda what, *names: {name: getattr(what, name) for name in names}
+        checks = lambda leaf: {n: _as_dict(check) for n, check in leaf.checks._asdict().items()}
+        leaves = [of(a, "name", "verdict", "note", "index") | checks(a) for a in self.leaves]
+        own = of(self, "name", "verdict", "dtype", "place", "blind")
+        return json.dumps(own | {"leaves": leaves})
 
     def _repr_html_(self) -> str:
         """The table in a notebook."""
@@ -213,8 +209,7 @@ class Report:
             lines.append("  inputs")
             pair = dict(zip(("params", "x"), self.inputs, strict=False))
             named = pair if self.name == "search" else {"args": self.inputs}
-            for name, leaf in named_leaves(named).items():
-                lines.append(f"    {name} = {pasted(leaf)}")
+            lines += [f"    {name} = {pasted(a)}" for name, a in named_leaves(named).items()]
         if self.blind and self.verdict == "pass":
             lines += _wrap(f"  these inputs can't show: {', '.join(self.blind)}")
         return "\n".join(lines)
@@ -239,7 +234,7 @@ def pasted(leaf: Any) -> str:
 def blind_spots(inputs: Inputs) -> tuple[str, ...]:
     """What a bug may hide behind at these inputs. `fnn.verify.search` looks there."""
     theta = [np.asarray(a, np.float64) for a in inputs.theta if a.size]
-    values = np.concatenate([np.ravel(a) for a in theta] or [np.zeros(0)])
+    values = row_of(theta)
     sizes = [n for a in theta for n in a.shape]
     only = lambda value: any(a.size > 1 and (a == value).all() for a in theta)
     found = {

@@ -11,7 +11,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -209,10 +209,8 @@ def _sized(make_inputs: Function | None, key: Array) -> Iterator[Probe]:
     signature = inspect.signature(make_inputs)
     _, *given = signature.parameters.values()
     if not given or any(type(p.default) is not int or p.kind is p.KEYWORD_ONLY for p in given):
-        raise ValueError(
-            "search: expected make_inputs(key, sizes...) whose sizes have integer defaults, such "
-            f"as make_inputs(key, batch=4, d=3); got {signature}"
-        )
+        such = "whose sizes have integer defaults, such as make_inputs(key, batch=4, d=3)"
+        raise ValueError(f"search: expected make_inputs(key, sizes...) {such}; got {signature}")
     sizes = {p.name: p.default for p in given}
     wanted = [{**sizes, name: n} for name in sizes for n in SIZES]
     wanted += [dict(zip(sizes, n * len(sizes), strict=False)) for n in (SIZES[:3], SIZES[2::-1])]
@@ -357,12 +355,9 @@ def _row(name: str, rule: Any, args: Any, by: tuple[str, ...] | None, end: float
     """What is found at one call of a rule, by whose leaves `by` the tests differentiate."""
     if any(np.size(a) > LARGEST for a in jax.tree.leaves(args)):
         return Row(name, "skipped", f"an argument has more than {LARGEST} entries")
-    try:
-        report = search_custom(rule, *args, seconds=end - time.monotonic())
-    except TimeoutError:
-        raise
-    except Exception as error:
-        return Row(name, "skipped", f"{type(error).__name__}: {error}".split("\n")[0])
+    report = _call.outcome(partial(search_custom, rule, seconds=end - time.monotonic()), *args)
+    if isinstance(report, Exception):
+        return Row(name, "skipped", f"{type(report).__name__}: {report}".split("\n")[0])
     told: Report | None = report
     if report.verdict == "fail" and by is not None:
         told = attempt(_wrong_by, by, rule, args, report, end, otherwise=report) if by else None
@@ -391,10 +386,8 @@ def recording(package: str) -> Iterator[dict[str, Calls]]:
     """The calls of the package's rules while this is open, by the rules' names; also of those
     inside of jit, grad, vmap and scan, where a callback sees the values."""
     calls: dict[str, Calls] = {}
-    with ExitStack() as patched:
-        for kind in KINDS:
-            call = _recorded(kind.__call__, package, calls)
-            patched.enter_context(patch.object(kind, "__call__", call))
+    on = lambda kind: patch.object(kind, "__call__", _recorded(kind.__call__, package, calls))
+    with on(jax.custom_vjp), on(jax.custom_jvp):
         yield calls
         jax.effects_barrier()
 

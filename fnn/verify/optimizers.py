@@ -15,6 +15,7 @@ hide a small step.
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ import numpy as np
 
 from fnn.adapters.optax import from_optax
 from fnn.base import Array, Optimizer, Params, at_least_float32
-from fnn.verify._call import ROUNDOFF, coarsest_dtype, named_leaves, unit_roundoff, widened
+from fnn.verify._call import ROUNDOFF, coarsest_dtype, named_leaves, row_of, unit_roundoff, widened
 from fnn.verify._causes import NARROW, Wrong, likely_cause
 from fnn.verify._leaf import NONE, TOLERANCE, Leaf, compared, joined, measure, side_by_side, unfit
 from fnn.verify._report import Report
@@ -72,15 +73,13 @@ def check_optimizer(
     """
     made = hasattr(optimizer, "init") and hasattr(optimizer, "update")
     if made == (learning_rate is None) or not (made or callable(optimizer)):
-        raise TypeError(
-            "check_optimizer: expected a constructor learning_rate -> Optimizer, such as fnn.adam "
-            "or lambda rate: fnn.adam(rate, b1=0.5); or an Optimizer with its learning_rate="
-        )
+        such = "such as fnn.adam or lambda rate: fnn.adam(rate, b1=0.5)"
+        wanted = f"a constructor learning_rate -> Optimizer, {such}; or an Optimizer with its"
+        raise TypeError(f"check_optimizer: expected {wanted} learning_rate=")
     rate = falling if learning_rate is None else learning_rate
     schedule: Schedule = rate if callable(rate) else lambda step: rate
     optimizer = optimizer if made else optimizer(falling)
-    if not isinstance(optimizer, Optimizer):
-        optimizer = from_optax(optimizer)
+    optimizer = optimizer if isinstance(optimizer, Optimizer) else from_optax(optimizer)
     params = jax.tree.map(jnp.asarray, params)
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)] if per_array else [(-1,)]
     steps = partial(_by_rule, rule, schedule, shapes)
@@ -104,16 +103,14 @@ def _at_scale(optimizer: Any, steps: Any, params: Params, scale: float) -> list[
     random = np.random.default_rng(0)
     start = jax.tree.map(lambda p: p * jnp.asarray(scale, p.dtype), params)
     sparse = lambda shape: random.standard_normal(shape) * (random.random(shape) < 0.9)
-    grads = [
-        jax.tree.map(lambda p: jnp.asarray(scale * sparse(p.shape), p.dtype), params)
-        for _ in range(UPDATES)
-    ]
+    gradient = lambda p: jnp.asarray(scale * sparse(p.shape), p.dtype)
+    grads = [jax.tree.map(gradient, params) for _ in range(UPDATES)]
     native, misfits = _followed(optimizer, start, grads)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         wide, _ = _followed(optimizer, widened(start), widened(grads))
     if misfits:
         return misfits
-    theta, gs = _flat(start), np.stack([_flat(g) for g in grads])
+    theta, gs = row_of(start), np.stack([row_of(g) for g in grads])
     dtype = coarsest_dtype(jax.tree.leaves(params))
     unit = unit_roundoff(dtype)
     move = lambda a, u: a * (1 + u * random.choice((-1.0, 1.0), a.shape))
@@ -152,30 +149,20 @@ def _leaf(name: str, moves: list[list[np.ndarray]], theta: np.ndarray, unit: flo
     note = f"first wrong at update {t + 1}: the move of entry {list(i)}, {values}"
     # A step is along minus a gradient, which is what a cause is known of.
     narrow, theta = () if failed else NARROW, theta + expected[:t].sum(0)
-    wrong_step = Wrong(-got[t], -expected[t], {"x": theta}, narrow=narrow)
-    note = joined(note, likely_cause(wrong_step))
+    note = joined(note, likely_cause(Wrong(-got[t], -expected[t], {"x": theta}, narrow=narrow)))
     return Leaf(name, "fail", in_float64, as_run, NONE, (t, *i), note, wide, expected)
 
 
 def _followed(optimizer: Any, params: Params, grads: list[Any]) -> tuple[np.ndarray, list[Leaf]]:
     """All parameters as a row, at the start and after each update; and what is malformed."""
-    state = optimizer.init(params)
-    path = [_flat(params)]
-    for g in grads:
-        state = optimizer.update(state, g)
-        path.append(_flat(state.params))
+    _, *states, state = accumulate(grads, optimizer.update, initial=optimizer.init(params))
     form = lambda tree: jax.tree.map(lambda a: f"{a.dtype}{a.shape}", tree)
     if form(state.params) != form(params):
         note = f"expected {form(params)}, got {form(state.params)}"
         return np.zeros(0), [unfit("params", note)]
     if int(getattr(state, "step", len(grads))) != len(grads):
         return np.zeros(0), [unfit("step", f"{int(state.step)} after {len(grads)} updates")]
-    return np.stack(path), []
-
-
-def _flat(tree: Any) -> np.ndarray:
-    leaves = [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]
-    return np.concatenate([np.zeros(0), *leaves])
+    return np.stack([row_of(params), *(row_of(s.params) for s in (*states, state))]), []
 
 
 def _by_rule(
