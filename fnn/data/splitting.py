@@ -108,14 +108,10 @@ def _shares(counts: np.ndarray, size: int, random: np.random.RandomState) -> np.
     exact = counts / counts.sum() * size
     found = np.floor(exact)
     rest = exact - found
-    left = int(size - found.sum())
-    for value in np.unique(rest)[::-1]:
-        if left <= 0:
-            break
-        tied = np.flatnonzero(rest == value)
-        chosen = random.choice(tied, size=min(len(tied), left), replace=False)
-        found[chosen] += 1
-        left -= len(chosen)
+    while (left := int(size - found.sum())) > 0:
+        tied = np.flatnonzero(rest == rest.max())
+        found[random.choice(tied, size=min(len(tied), left), replace=False)] += 1
+        rest[tied] = -1
     return found.astype(int)
 
 
