@@ -5,6 +5,7 @@ import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from fnn.data._reading import GUESS, Reading
@@ -149,15 +150,13 @@ def _rows(lines: Sequence[str], separator: str) -> tuple[list[tuple[str, ...]], 
     rows: list[tuple[str, ...]] = []
     ends: list[int] = []
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=separator != "\t")
-    try:
+    with suppress(csv.Error):
         for cells in reader:
             if len(cells) > 1 or "".join(cells).strip():
                 rows.append(tuple(cell.strip() for cell in cells))
                 ends.append(reader.line_num)
             if len(rows) > ROWS:
                 break
-    except csv.Error:
-        pass
     return rows, ends
 
 
@@ -167,9 +166,7 @@ def _remarks(lines: Sequence[str]) -> int:
     if lines and EXCEL.fullmatch(lines[0]):
         return 1
     count = next((i for i, line in enumerate(lines) if not line.startswith("#")), 0)
-    if not count:
-        return 0
-    then = lines[count]
+    then = "".join(lines[count : count + 1])
     alike = lambda line: any(line.count(mark) == then.count(mark) > 0 for mark in SEPARATORS)
     while count and alike(lines[count - 1]):
         count -= 1
@@ -183,9 +180,8 @@ def _separator(lines: Sequence[str]) -> str:
     others = re.search(r"[;\t|]", "".join(some[:1]))
     found: dict[str, tuple[int, int]] = {}
     for mark in SEPARATORS:
-        cut = some
-        if mark == "," and others:
-            cut = [re.sub(r"(?<=\d),(?=\d)", "", line) for line in some]
+        decimal = r"(?<=\d),(?=\d)" if mark == "," and others else "(?!)"
+        cut = [re.sub(decimal, "", line) for line in some]
         widths = [len(row) for row in _rows(cut, mark)[0]]
         below = list(itertools.dropwhile((1).__ge__, widths))
         widths = below if 2 * len(below) > len(widths) else widths

@@ -80,7 +80,9 @@ def inputs(source: Any, encoding: Encoding, reading: Reading, size: int) -> Iter
             used = table.at(places(table.name, table.names, encoding.names))
         like = like or _like(used, encoding)
         x, found, _ = _parsed(used, reading, like)
-        like = list(map(_decided, like, found))
+        # What training does not say of how later parts are read, the first part does.
+        pairs = zip(like, found, strict=True)
+        like = [one if one and (one.form or one.kind != now.kind) else now for one, now in pairs]
         ids = {name: table.frame[:, i] for name in reading.id for i in _indices(table, [name])}
         lost = tuple(note for note in table.notes if "left out" in note)
         if not encoding.features:
@@ -96,11 +98,6 @@ def unlabelled(source: Any, reading: Reading) -> Dataset:
     x, found, notes = _parsed(table, reading, [None] * table.frame.width)
     y = np.empty((len(x), 0))
     return Dataset(table.name, x, y, (), table.names, columns=found, notes=(*table.notes, *notes))
-
-
-def _decided(like: Column | None, found: Column) -> Column:
-    """How the next part is read: what training does not say, the first part does."""
-    return like if like and (like.form or like.kind != found.kind) else found
 
 
 def _check_numbers(table: Table, found: Sequence[Column], x: np.ndarray) -> None:
