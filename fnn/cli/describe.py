@@ -52,8 +52,7 @@ def _seen(column: np.ndarray, kind: str) -> tuple[str, ...]:
     numbers = str(len(np.unique(cells))), str(len(column) - len(cells))
     if not len(cells):
         return *numbers, "", "", "", ""
-    three, counts = ["", "", ""], np.sort(np.bincount(np.unique(cells, return_inverse=True)[1]))
-    counts = counts[:-9:-1]
+    three, counts = ["", "", ""], np.sort(np.unique(cells, return_counts=True)[1])[:-9:-1]
     if kind not in ("category", "text", "classes"):
         counts = np.histogram(cells, 8)[0]
         some = np.sort(cells)[[0, (len(cells) - 1) // 2, -1]].tolist()

@@ -78,10 +78,9 @@ def _in_float32(kind: str, scaling: Scaling) -> tuple[np.ndarray, np.ndarray, np
     limits = np.finfo(np.float32)
     fits = (scaling.scale >= limits.tiny) & (scaling.scale <= limits.max)
     for i in np.flatnonzero(~fits | (np.abs(scaling.mean) > limits.max)):
-        both = f"{scaling.mean[i]:.3g} and {scaling.scale[i]:.3g}"
-        raise DataError(
-            f"export: float32 can't hold the mean or the scale of {kind} {i + 1}, {both}"
-        )
+        both = f"the mean or the scale of {kind} {i + 1}"
+        got = f"{scaling.mean[i]:.3g} and {scaling.scale[i]:.3g}"
+        raise DataError(f"export: float32 can't hold {both}, {got}")
     mean = scaling.mean.astype(np.float32)
     return mean, (scaling.mean - mean).astype(np.float32), scaling.scale.astype(np.float32)
 

@@ -25,8 +25,9 @@ def of_table(
     """The examples of a table; the arguments are those of `load`."""
     (table,) = _read(source, reading, like)
     if table.frame.width < 2:
-        what = "expected at least one feature and the target, got one column"
-        raise DataError(f"{table.name}: {what}")
+        raise DataError(
+            f"{table.name}: expected at least one feature and the target, got one column"
+        )
     at = _targets.index(table, target, target_name)
     kind = reading.kind_of(table.option(at))
     cells = _targets.text(table, at, kind)
@@ -57,8 +58,7 @@ def _apart(table: Table, reading: Reading) -> tuple[np.ndarray | None, np.ndarra
     """What a split goes by: the group (n,) of each row, and its time (n,)."""
     groups = times = None
     if places := _indices(table, reading.group):
-        codes = [_columns.parse_column(table, i, None, CATEGORY)[1] for i in places]
-        rows = np.stack(codes, 1)
+        rows = np.stack([_columns.parse_column(table, i, None, CATEGORY)[1] for i in places], 1)
         blank = np.isnan(rows).any(1)
         rows[blank] = -1 - np.arange(blank.sum())[:, None]  # each a group of its own
         groups = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
@@ -75,9 +75,8 @@ def inputs(source: Any, encoding: Encoding, reading: Reading, size: int) -> Iter
     """The columns of a table that an encoding uses."""
     like: list[Column | None] = []
     for table in _read(source, reading, encoding, size):
-        used = table
-        if table.names and any(encoding.names):
-            used = table.at(places(table.name, table.names, encoding.names))
+        named = table.names and any(encoding.names)
+        used = table.at(places(table.name, table.names, encoding.names)) if named else table
         like = like or _like(used, encoding)
         x, found, _ = _parsed(used, reading, like)
         # What training does not say of how later parts are read, the first part does.
@@ -87,7 +86,7 @@ def inputs(source: Any, encoding: Encoding, reading: Reading, size: int) -> Iter
         lost = tuple(note for note in table.notes if "left out" in note)
         if not encoding.features:
             _check_numbers(used, found, x)
-        names = used.names if any(encoding.names) else ()
+        names = used.names if named else ()
         part = Dataset(table.name, x, np.empty(0), (), names, columns=found)
         yield Part(encoding.aligned(part).x, ids, lost)
 

@@ -78,8 +78,7 @@ class Feature:
         known, fill = CYCLES.get(column.kind, ()), float(np.median(cells))
         turned = lambda cycle: np.exp(2j * np.pi * _place(cells, cycle, np))
         cycles = tuple(c for c in known if np.abs(turned(c) - turned(c)[0]).max() > 0.05)
-        flag = len(cells) < n
-        return cls(name, "", fill, flag, cycles, form=column.form, kind=column.kind)
+        return cls(name, "", fill, len(cells) < n, cycles, form=column.form, kind=column.kind)
 
     @property
     def column(self) -> Column:

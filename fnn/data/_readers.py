@@ -90,8 +90,7 @@ def read_idx(path: Path) -> np.ndarray:
         dtype = np.dtype(IDX_TYPES[magic[2]])
         if len(header) < 4 * magic[3]:
             raise DataError(f"cut short: {len(header)} of {4 * magic[3]} bytes of lengths")
-        entries = _entries(file, dtype, shape)
-        return entries.reshape(shape).astype(dtype.newbyteorder("="))
+        return _entries(file, dtype, shape).reshape(shape).astype(dtype.newbyteorder("="))
 
 
 def _array(file: IO[bytes], name: str = "") -> np.ndarray:

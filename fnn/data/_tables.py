@@ -255,8 +255,7 @@ def _lines(content: bytes, found: Dialect) -> Iterator[int]:
                     raise csv.Error(f"expected {found.width} columns, got {len(cells)}")
                 yield 0 if blank else found.lines + reader.line_num
         except csv.Error as error:
-            line = found.lines + reader.line_num
-            raise DataError(f"line {line}: {error}") from error
+            raise DataError(f"line {found.lines + reader.line_num}: {error}") from error
 
 
 def _too_large(where: str = "") -> DataError:
