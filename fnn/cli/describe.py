@@ -32,9 +32,8 @@ def describe(source: str, **given: Any) -> None:
     train, _ = data.split(examples, HELD_OUT, settings.seed)
     names = examples.features or tuple(f"column {i + 1}" for i in range(examples.x.shape[1]))
     used = data.Encoding.of(train, settings.keep).features or map(Feature, names)
-    click.echo(f"{examples.name}: {len(examples.x)} examples")
-    for note in examples.notes:
-        click.echo(note)
+    for line in (f"{examples.name}: {len(examples.x)} examples", *examples.notes):
+        click.echo(line)
     rows = [HEADINGS]
     for name, feature, cells in zip(names, used, examples.x.T, strict=True):
         rows.append((name, feature.kind, *_seen(cells, feature.kind), feature.describe()))

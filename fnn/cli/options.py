@@ -79,9 +79,8 @@ def encoding(value: str) -> str:
     try:
         return codecs.lookup(value).name
     except LookupError:
-        raise click.BadParameter(
-            f"{value!r} is no encoding that Python knows, as cp1252 is"
-        ) from None
+        reason = f"{value!r} is no encoding that Python knows, as cp1252 is"
+        raise click.BadParameter(reason) from None
 
 
 def of_settings(rows: Sequence[tuple[str, Any, str | None, str]]) -> Callable[..., Any]:

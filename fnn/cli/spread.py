@@ -49,11 +49,10 @@ class Spread(click.Command):
         Raises UsageError for options that contradict one another or the machine.
         """
         device, devices, *where = (ctx.params.pop(option.name) for option in OPTIONS)
-        if where != [None] * 3:
-            if None in where:
-                raise click.UsageError("--coordinator, --processes and --process go together")
-            if devices is not None:
-                raise click.UsageError("--devices counts those of one process only")
+        if None in where and where != [None] * 3:
+            raise click.UsageError("--coordinator, --processes and --process go together")
+        if None not in (*where, devices):
+            raise click.UsageError("--devices counts those of one process only")
         if None not in (device, devices):
             raise click.UsageError("--device names one device, --devices their number")
         if devices is not None:

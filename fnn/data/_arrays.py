@@ -73,8 +73,7 @@ def _idx_part(name: str, folder: Path, part: str, task: str | None) -> Dataset:
 
 def idx_images(folder: Path) -> np.ndarray:
     """The images of the folder's test part, or of its training part where it has no other."""
-    part = "t10k" if idx_file(folder, "t10k", "images") else "train"
-    return _idx(folder, part, "images")
+    return _idx(folder, "t10k" if idx_file(folder, "t10k", "images") else "train", "images")
 
 
 def idx_file(folder: Path, part: str, kind: str) -> Path | None:

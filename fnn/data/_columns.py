@@ -79,8 +79,7 @@ def _is_text(cells: Series, like: Column | None, wanted: str | None) -> bool:
         low, high = (int(str(limit or 0)) for limit in (cells.min(), cells.max()))
         dates = like.kind == DATE if like else low >= 10**6 and high < 10**8
         return dates or max(-low, high) > int(LARGEST) or wanted is not None
-    plain = kind.is_numeric() or kind.is_temporal() or kind == polars.Null
-    return wanted in NAMED or not plain
+    return wanted in NAMED or not (kind.is_numeric() or kind.is_temporal() or kind == polars.Null)
 
 
 def _of_text(table: Table, at: int, text: Series, like: Column | None, wanted: str | None) -> Found:

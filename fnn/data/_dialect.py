@@ -199,10 +199,8 @@ def _is_header(first: Sequence[str], sample: Sequence[Sequence[str]]) -> bool:
         counts = all(first[i] == str(j) for i, j in zip(numbers, named, strict=True))
         return counts and len(numbers) > 2
     columns = list(zip(*(row for row in sample if len(row) == len(first)), strict=True))
-    if any(map(_are_numbers, columns)):
-        return True
     again = sum(cell in column for cell, column in zip(first, columns, strict=False) if cell)
-    return again == 0 or again < len(first) / 2
+    return any(map(_are_numbers, columns)) or again < len(first) / 2
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:

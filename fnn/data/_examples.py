@@ -25,9 +25,8 @@ def of_table(
     """The examples of a table; the arguments are those of `load`."""
     (table,) = _read(source, reading, like)
     if table.frame.width < 2:
-        raise DataError(
-            f"{table.name}: expected at least one feature and the target, got one column"
-        )
+        what = "expected at least one feature and the target, got one column"
+        raise DataError(f"{table.name}: {what}")
     at = _targets.index(table, target, target_name)
     kind = reading.kind_of(table.option(at))
     cells = _targets.text(table, at, kind)

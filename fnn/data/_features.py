@@ -225,8 +225,7 @@ def _are_words(values: Sequence[str]) -> bool:
 
 TYPES: dict[str, type] = {"cycles": tuple, "values": tuple, "flag": bool, "rest": int}
 """What JSON does not keep apart."""
-KINDS: dict[str, type[Feature]] = dict.fromkeys((NUMBER, DATE, TIME), Feature)
-KINDS |= {CATEGORY: Category, TEXT: Text}
+KINDS = {NUMBER: Feature, DATE: Feature, TIME: Feature, CATEGORY: Category, TEXT: Text}
 
 
 def metadata_of(feature: Feature) -> dict[str, Any]:

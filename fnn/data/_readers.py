@@ -36,7 +36,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """The file's content as bytes, decompressed where it is gzip, bzip2, xz or a zip of one
     file."""
     with open(path, "rb") as file:
-        start = file.peek(4)[:4]
+        start = file.peek(4)
         unpack = next((UNPACK[mark] for mark in UNPACK if start.startswith(mark)), nullcontext)
         with unpack(file) as inside:
             yield cast(IO[bytes], inside)
@@ -62,10 +62,9 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
     """The arrays of these names in a .npz file."""
     with explained(path), zipfile.ZipFile(path) as archive:
         members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-        for name in names:
-            if name not in members:
-                has = ", ".join(members) or "nothing"
-                raise DataError(f"expected an array {name!r}, the file has {has}")
+        for name in (name for name in names if name not in members):
+            has = ", ".join(members) or "nothing"
+            raise DataError(f"expected an array {name!r}, the file has {has}")
         return [_array(archive.open(members[name]), f"{name}: ") for name in names]
 
 

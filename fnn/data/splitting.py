@@ -29,11 +29,9 @@ def without_singles(data: Dataset) -> Dataset:
     hint = "; --task regression learns values" if data.classes[single[0]].isdecimal() else ""
     left = np.flatnonzero(counts != 1)
     kept = _rows(data, np.flatnonzero(np.isin(data.y, left)))
-    return kept._replace(
-        y=np.searchsorted(left, kept.y).astype(np.int32),
-        classes=tuple(data.classes[i] for i in left),
-        notes=(*data.notes, f"left out, classes of one example: {names}{hint}"),
-    )
+    y, classes = np.searchsorted(left, kept.y), tuple(data.classes[i] for i in left)
+    notes = (*data.notes, f"left out, classes of one example: {names}{hint}")
+    return kept._replace(y=y.astype(np.int32), classes=classes, notes=notes)
 
 
 def split(data: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Dataset]:
