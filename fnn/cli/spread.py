@@ -63,8 +63,7 @@ class Spread(click.Command):
         except (RuntimeError, ValueError) as error:
             raise click.ClickException(str(error).splitlines()[0]) from error
         environment.check_device()
-        several = jax.process_count() > 1
-        if several and device is not None:
+        if (several := jax.process_count() > 1) and device is not None:
             raise click.UsageError("--device is for one process: several use all their devices")
         options.compute_on(ctx, OPTIONS[0], device)  # not before, because it starts JAX
         count = jax.device_count() if several else devices or 1

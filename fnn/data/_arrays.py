@@ -86,8 +86,7 @@ def idx_file(folder: Path, part: str, kind: str) -> Path | None:
 
 
 def _idx(folder: Path, part: str, kind: str) -> np.ndarray:
-    path = idx_file(folder, part, kind)
-    if path is None:
+    if (path := idx_file(folder, part, kind)) is None:
         raise DataError(f"{folder}: expected an IDX file {part}-{kind}..., there is none")
     return readers.read_idx(path)
 

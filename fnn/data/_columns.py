@@ -155,8 +155,7 @@ def _are_numbers(text: Series, numbers: Series) -> bool:
 
 def without_words(text: Series) -> tuple[Series, str]:
     """Text with null for what people write where there is no number, and these words."""
-    words = text.str.contains(NOTHING).fill_null(False)
-    if not words.any():
+    if not (words := text.str.contains(NOTHING).fill_null(False)).any():
         return text, ""
     some = [repr(word) for word in text.filter(words).unique().sort()]
     return text.set(words, None), ", ".join(some[:3] + ["..."] * (len(some) > 3))

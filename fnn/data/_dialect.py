@@ -193,8 +193,8 @@ def _separator(lines: Sequence[str]) -> str:
 
 
 def _is_header(first: Sequence[str], sample: Sequence[Sequence[str]]) -> bool:
-    numbers = [i for i, cell in enumerate(first) if is_number(cell.replace(",", "."))]
-    if numbers:  # a header only if they count the columns
+    # Numbers are a header only if they count the columns.
+    if numbers := [i for i, cell in enumerate(first) if is_number(cell.replace(",", "."))]:
         named = numbers if first[0] else [i - 1 for i in numbers]
         counts = all(first[i] == str(j) for i, j in zip(numbers, named, strict=True))
         return counts and len(numbers) > 2

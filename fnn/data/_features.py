@@ -156,11 +156,9 @@ class Category(Feature):
             "a name or id per row": unique and not kept,
             f"{len(values)} different texts in {len(cells)} rows": many and not kept,
         }
-        left_out = next((why for why, holds in whys.items() if holds), "")
-        if left_out:
+        if left_out := next((why for why, holds in whys.items() if holds), ""):
             return cls(name, left_out, form=column.form, kind=CATEGORY)
-        rest = GROUPS * (len(values) > MOST)
-        if rest:
+        if rest := GROUPS * (len(values) > MOST):
             values = [values[i] for i in np.sort(np.argsort(-counts, kind="stable")[:MOST])]
         return cls(name, "", 0.0, flag, (), tuple(values), rest, column.form, CATEGORY)
 

@@ -94,8 +94,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 def _array(file: IO[bytes], name: str = "") -> np.ndarray:
     """The array of a file in the format of NumPy's `save`."""
-    start = file.read(8)
-    if start not in VERSIONS:
+    if (start := file.read(8)) not in VERSIONS:
         raise DataError(f"{name}not an array in NumPy's format")
     shape, by_columns, dtype = VERSIONS[start](file)
     if dtype.hasobject:
@@ -106,8 +105,7 @@ def _array(file: IO[bytes], name: str = "") -> np.ndarray:
 
 def _entries(file: Any, dtype: np.dtype, shape: tuple[int, ...], name: str = "") -> np.ndarray:
     """The rest of the file as the entries of an array of this dtype and shape, in one axis."""
-    size = math.prod(shape) * dtype.itemsize
-    if size > LIMIT:
+    if (size := math.prod(shape) * dtype.itemsize) > LIMIT:
         raise DataError(f"{name}{shape} takes {size} bytes; at most {LIMIT} are read")
     content = np.empty(size, np.uint8)
     if (got := file.readinto(content)) < size:
