@@ -117,8 +117,10 @@ def encodings(folder: Path, wanted: int, seed: int) -> dict[str, int]:
         counts["sound"] += 1
         for feature in features:
             if feature.width:
-                cells = np.nan_to_num(x) if feature.kind == "text" else x
-                found = np.concatenate(feature.inputs(np.repeat(cells, feature.cells, 1)), -1)
+                cells = (
+                    np.repeat(np.nan_to_num(x), feature.rest, 1) if feature.kind == "text" else x
+                )
+                found = np.concatenate(feature.inputs(cells), -1)
                 assert found.shape == (4, feature.width), feature
                 assert np.isfinite(found).all(), feature
     return counts

@@ -32,9 +32,8 @@ def describe(source: str, **given: Any) -> None:
     train, _ = data.split(examples, HELD_OUT, settings.seed)
     names = examples.features or tuple(f"column {i + 1}" for i in range(examples.x.shape[1]))
     used = data.Encoding.of(train, settings.keep).features or map(Feature, names)
-    click.echo(f"{examples.name}: {len(examples.x)} examples")
-    for note in examples.notes:
-        click.echo(note)
+    for line in (f"{examples.name}: {len(examples.x)} examples", *examples.notes):
+        click.echo(line)
     rows = [HEADINGS]
     for name, feature, cells in zip(names, used, examples.x.T, strict=True):
         rows.append((name, feature.kind, *_seen(cells, feature.kind), feature.describe()))
@@ -52,8 +51,7 @@ def _seen(column: np.ndarray, kind: str) -> tuple[str, ...]:
     numbers = str(len(np.unique(cells))), str(len(column) - len(cells))
     if not len(cells):
         return *numbers, "", "", "", ""
-    three, counts = ["", "", ""], np.sort(np.bincount(np.unique(cells, return_inverse=True)[1]))
-    counts = counts[:-9:-1]
+    three, counts = ["", "", ""], np.sort(np.unique(cells, return_counts=True)[1])[:-9:-1]
     if kind not in ("category", "text", "classes"):
         counts = np.histogram(cells, 8)[0]
         some = np.sort(cells)[[0, (len(cells) - 1) // 2, -1]].tolist()

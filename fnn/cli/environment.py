@@ -24,8 +24,7 @@ def settle() -> None:
     for name, value in SETTINGS.items():
         jax.config.update(name, value)
     # What a full disk or a kill left of a program there is compiled anew.
-    broken = "Error (reading|writing) persistent compilation cache"
-    warnings.filterwarnings("ignore", message=broken)
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         with suppress(OSError, RuntimeError):
             cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -30,8 +30,7 @@ def evaluate(run: Path, source: tuple[str, ...], threshold: float | None, as_jso
     found = evaluation.evaluate(trained, examples, threshold)
     if as_json:
         told = {"measured_on": which} | ({"threshold": threshold} if how else {}) | found.numbers()
-        click.echo(json.dumps(told, allow_nan=False))
-        return
+        return click.echo(json.dumps(told, allow_nan=False))
     click.echo(f"data      {' '.join(source)}: {which}")
     if how:
         click.echo(f"threshold {how}")

@@ -54,11 +54,10 @@ def program(run: Run) -> Callable[[jax.Array], jax.Array]:
     Raises DataError for a column whose mean or scale has no place in float32, and for one of
     dates with a time of day.
     """
-    for feature in run.inputs.used:
-        if feature.kind == "date" and "day" in feature.cycles:
-            reason = "dates with a time of day, which float32 can't hold to the minute"
-            advice = "train on the date and the time as two columns"
-            raise DataError(f"export: column {feature.name!r} has {reason}; {advice}")
+    for name in (f.name for f in run.inputs.used if f.kind == "date" and "day" in f.cycles):
+        reason = "dates with a time of day, which float32 can't hold to the minute"
+        advice = "train on the date and the time as two columns"
+        raise DataError(f"export: column {name!r} has {reason}; {advice}")
     mean, rest, scale = _in_float32("input", run.inputs.scaling)
     outputs = None if run.outputs is None else _in_float32("value", run.outputs)
     params = run.progress.best.params
@@ -78,10 +77,9 @@ def _in_float32(kind: str, scaling: Scaling) -> tuple[np.ndarray, np.ndarray, np
     limits = np.finfo(np.float32)
     fits = (scaling.scale >= limits.tiny) & (scaling.scale <= limits.max)
     for i in np.flatnonzero(~fits | (np.abs(scaling.mean) > limits.max)):
-        both = f"{scaling.mean[i]:.3g} and {scaling.scale[i]:.3g}"
-        raise DataError(
-            f"export: float32 can't hold the mean or the scale of {kind} {i + 1}, {both}"
-        )
+        both = f"the mean or the scale of {kind} {i + 1}"
+        got = f"{scaling.mean[i]:.3g} and {scaling.scale[i]:.3g}"
+        raise DataError(f"export: float32 can't hold {both}, {got}")
     mean = scaling.mean.astype(np.float32)
     return mean, (scaling.mean - mean).astype(np.float32), scaling.scale.astype(np.float32)
 

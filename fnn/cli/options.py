@@ -68,8 +68,7 @@ def names(value: str | tuple[str, ...]) -> tuple[str, ...]:
 def separator(value: str) -> str:
     """What stands between the cells of a table, as a character or by its name."""
     named = {name.removesuffix("s"): mark for mark, name in data.SEPARATORS.items()}
-    mark = named.get(value, value.replace("\\t", "\t"))
-    if mark not in data.SEPARATORS:
+    if (mark := named.get(value, value.replace("\\t", "\t"))) not in data.SEPARATORS:
         raise click.BadParameter(f"{value!r} is none of , ; | {' '.join(named)}")
     return mark
 

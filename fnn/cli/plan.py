@@ -54,9 +54,8 @@ def plan(source: tuple[str, ...], device: str, as_json: bool, **given: Any) -> N
         held = None if found.temp_bytes is None else (found.argument_bytes + found.temp_bytes) / 1e6
         fits = "yes" if found.fits else "no"
         rows.append((method, fits, shown(held, ",.1f"), shown(speed, ",.0f"), shown(time, ",.3f")))
-        told["epoch"][method] = {"modelled_examples_per_second": speed} | json.loads(
-            found.to_json()
-        )
+        report = json.loads(found.to_json())
+        told["epoch"][method] = {"modelled_examples_per_second": speed} | report
     if as_json:
         return click.echo(json.dumps(told, allow_nan=False))
     click.echo(f"{run.described} on {device}: {n} examples per epoch, in batches of {batch}\n")

@@ -49,11 +49,10 @@ class Spread(click.Command):
         Raises UsageError for options that contradict one another or the machine.
         """
         device, devices, *where = (ctx.params.pop(option.name) for option in OPTIONS)
-        if where != [None] * 3:
-            if None in where:
-                raise click.UsageError("--coordinator, --processes and --process go together")
-            if devices is not None:
-                raise click.UsageError("--devices counts those of one process only")
+        if None in where and where != [None] * 3:
+            raise click.UsageError("--coordinator, --processes and --process go together")
+        if None not in (*where, devices):
+            raise click.UsageError("--devices counts those of one process only")
         if None not in (device, devices):
             raise click.UsageError("--device names one device, --devices their number")
         if devices is not None:
@@ -64,8 +63,7 @@ class Spread(click.Command):
         except (RuntimeError, ValueError) as error:
             raise click.ClickException(str(error).splitlines()[0]) from error
         environment.check_device()
-        several = jax.process_count() > 1
-        if several and device is not None:
+        if (several := jax.process_count() > 1) and device is not None:
             raise click.UsageError("--device is for one process: several use all their devices")
         options.compute_on(ctx, OPTIONS[0], device)  # not before, because it starts JAX
         count = jax.device_count() if several else devices or 1

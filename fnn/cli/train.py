@@ -212,8 +212,7 @@ def _check_gradient(run: Run, examples: Examples) -> None:
     # Compiled, these take much less time than operation by operation.
     compiled = [jax.jit(f(run.member, run.loss)) for f in (value_and_grad, objective)]
     params = run.progress.state.params
-    if run.members > 1:
-        params = jax.tree.map(lambda a: np.asarray(a)[0], params)
+    params = jax.tree.map(lambda a: np.asarray(a)[0], params) if run.members > 1 else params
     found = verify.check_gradients(*compiled, params, x, y)
     worst = f"worst relative difference from autodiff in float64 {found.worst:.1e}"
     click.echo(f"gradient  {found.verdict}: {worst}")

@@ -21,8 +21,7 @@ def verify(path: str | None) -> None:
     runs on the CPU.
     """
     sys.path.insert(0, "")  # modules in the working directory
-    lacks_float64 = jax.default_backend() == "tpu"
-    if lacks_float64:
+    if lacks_float64 := jax.default_backend() == "tpu":
         click.echo("on the CPU: a TPU has no float64")
     with jax.default_device(jax.devices("cpu")[0] if lacks_float64 else None):
         if path is not None:

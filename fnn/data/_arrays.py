@@ -73,8 +73,7 @@ def _idx_part(name: str, folder: Path, part: str, task: str | None) -> Dataset:
 
 def idx_images(folder: Path) -> np.ndarray:
     """The images of the folder's test part, or of its training part where it has no other."""
-    part = "t10k" if idx_file(folder, "t10k", "images") else "train"
-    return _idx(folder, part, "images")
+    return _idx(folder, "t10k" if idx_file(folder, "t10k", "images") else "train", "images")
 
 
 def idx_file(folder: Path, part: str, kind: str) -> Path | None:
@@ -87,8 +86,7 @@ def idx_file(folder: Path, part: str, kind: str) -> Path | None:
 
 
 def _idx(folder: Path, part: str, kind: str) -> np.ndarray:
-    path = idx_file(folder, part, kind)
-    if path is None:
+    if (path := idx_file(folder, part, kind)) is None:
         raise DataError(f"{folder}: expected an IDX file {part}-{kind}..., there is none")
     return readers.read_idx(path)
 

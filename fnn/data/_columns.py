@@ -24,6 +24,8 @@ SPELT = {
     "%d%m%Y": (r"^(\d?\d)(\d\d)((?:19|20)\d\d)$", "$3-$2-$1"),
 }
 """Dates that are rewritten as year-month-day."""
+LOOKS = (DATE, r"\d\d.*\d:\d\d", MOMENTS), (DATE, r"\d\d", DATES[:-3]), (TIME, r"\d:\d\d", TIMES)
+"""What most cells of dates or times look like, and the forms to try on them, in order."""
 DAY = 86_400_000_000
 """Microseconds."""
 BLANKS = [
@@ -77,8 +79,7 @@ def _is_text(cells: Series, like: Column | None, wanted: str | None) -> bool:
         low, high = (int(str(limit or 0)) for limit in (cells.min(), cells.max()))
         dates = like.kind == DATE if like else low >= 10**6 and high < 10**8
         return dates or max(-low, high) > int(LARGEST) or wanted is not None
-    plain = kind.is_numeric() or kind.is_temporal() or kind == polars.Null
-    return wanted in NAMED or not plain
+    return wanted in NAMED or not (kind.is_numeric() or kind.is_temporal() or kind == polars.Null)
 
 
 def _of_text(table: Table, at: int, text: Series, like: Column | None, wanted: str | None) -> Found:
@@ -126,11 +127,7 @@ def _guess(table: Table, at: int, text: Series, wanted: str | None) -> tuple[Col
         note = form if form in STYLES else f"{table.called(at)}: numbers, {form}"
         return Column(NUMBER, (), form), note
     some = text.drop_nulls().head(100)
-    for kind, looks, forms in (
-        (DATE, r"\d\d.*\d:\d\d", MOMENTS),
-        (DATE, r"\d\d", DATES[:-3]),
-        (TIME, r"\d:\d\d", TIMES),
-    ):
+    for kind, looks, forms in LOOKS:
         many = wanted or 10 * int(some.str.contains(looks).sum()) >= 8 * len(some)
         if many and (form := _form(text, kind, forms)):
             return Column(kind, (), form), _note(form)
@@ -158,8 +155,7 @@ def _are_numbers(text: Series, numbers: Series) -> bool:
 
 def without_words(text: Series) -> tuple[Series, str]:
     """Text with null for what people write where there is no number, and these words."""
-    words = text.str.contains(NOTHING).fill_null(False)
-    if not words.any():
+    if not (words := text.str.contains(NOTHING).fill_null(False)).any():
         return text, ""
     some = [repr(word) for word in text.filter(words).unique().sort()]
     return text.set(words, None), ", ".join(some[:3] + ["..."] * (len(some) > 3))
@@ -227,10 +223,8 @@ def stripped(cells: Series) -> Series:
 
 def _as_bits(text: Series) -> Series:
     """Text that is all true or false as 1 and 0."""
-    lower = text.str.to_lowercase()
-    if not lower.is_in(["true", "false"]).all():
-        return text
-    return (lower == "true").cast(polars.Int8).cast(polars.String)
+    bits, lower = {"true": "1", "false": "0"}, text.str.to_lowercase()
+    return lower.replace(bits) if lower.is_in(list(bits)).all() else text
 
 
 def _categories(table: Table, at: int, text: Series, kind: str) -> Found:
@@ -244,13 +238,11 @@ def _categories(table: Table, at: int, text: Series, kind: str) -> Found:
 def one_spelling(text: Series) -> tuple[Series, str]:
     """Words that differ only in their capitals in the most frequent spelling, and which they are;
     single letters stay as they are."""
-    counts = text.drop_nulls().value_counts(name="n").rows()
-    spelt: dict[str, str] = {}
-    others = {}
-    for word, _ in sorted(counts, key=lambda count: (-count[1], count[0])):
-        one = spelt.setdefault(word.lower() if len(word) > 1 else word, word)
-        if one != word:
-            others[word] = one
+    counts = text.drop_nulls().value_counts(name="n")
+    words = counts.sort("n", text.name, descending=[True, False])[text.name]
+    pairs = [(word.lower() if len(word) > 1 else word, word) for word in words]
+    spelt = dict(reversed(pairs))
+    others = {word: spelt[lower] for lower, word in pairs if spelt[lower] != word}
     said = [f"{word!r} taken as {one!r}" for word, one in others.items()]
     return text.replace(others), ", ".join(said[:3] + ["..."] * (len(said) > 3))
 
@@ -258,8 +250,7 @@ def one_spelling(text: Series) -> tuple[Series, str]:
 def finite(table: Table, at: int, numbers: Series) -> np.ndarray:
     """The numbers, NaN for a blank. Raises DataError for an infinite one."""
     found = numbers.to_numpy()
-    if (infinite := np.isinf(found)).any():
-        row = int(infinite.argmax())
+    for row in map(int, np.flatnonzero(np.isinf(found))):
         raise DataError(f"{table.where(at, row)}: expected a finite number, got {found[row]}")
     return found
 

@@ -5,6 +5,7 @@ import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from fnn.data._reading import GUESS, Reading
@@ -149,15 +150,13 @@ def _rows(lines: Sequence[str], separator: str) -> tuple[list[tuple[str, ...]], 
     rows: list[tuple[str, ...]] = []
     ends: list[int] = []
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=separator != "\t")
-    try:
+    with suppress(csv.Error):
         for cells in reader:
             if len(cells) > 1 or "".join(cells).strip():
                 rows.append(tuple(cell.strip() for cell in cells))
                 ends.append(reader.line_num)
             if len(rows) > ROWS:
                 break
-    except csv.Error:
-        pass
     return rows, ends
 
 
@@ -167,9 +166,7 @@ def _remarks(lines: Sequence[str]) -> int:
     if lines and EXCEL.fullmatch(lines[0]):
         return 1
     count = next((i for i, line in enumerate(lines) if not line.startswith("#")), 0)
-    if not count:
-        return 0
-    then = lines[count]
+    then = "".join(lines[count : count + 1])
     alike = lambda line: any(line.count(mark) == then.count(mark) > 0 for mark in SEPARATORS)
     while count and alike(lines[count - 1]):
         count -= 1
@@ -183,9 +180,8 @@ def _separator(lines: Sequence[str]) -> str:
     others = re.search(r"[;\t|]", "".join(some[:1]))
     found: dict[str, tuple[int, int]] = {}
     for mark in SEPARATORS:
-        cut = some
-        if mark == "," and others:
-            cut = [re.sub(r"(?<=\d),(?=\d)", "", line) for line in some]
+        decimal = r"(?<=\d),(?=\d)" if mark == "," and others else "(?!)"
+        cut = [re.sub(decimal, "", line) for line in some]
         widths = [len(row) for row in _rows(cut, mark)[0]]
         below = list(itertools.dropwhile((1).__ge__, widths))
         widths = below if 2 * len(below) > len(widths) else widths
@@ -197,16 +193,14 @@ def _separator(lines: Sequence[str]) -> str:
 
 
 def _is_header(first: Sequence[str], sample: Sequence[Sequence[str]]) -> bool:
-    numbers = [i for i, cell in enumerate(first) if is_number(cell.replace(",", "."))]
-    if numbers:  # a header only if they count the columns
+    # Numbers are a header only if they count the columns.
+    if numbers := [i for i, cell in enumerate(first) if is_number(cell.replace(",", "."))]:
         named = numbers if first[0] else [i - 1 for i in numbers]
         counts = all(first[i] == str(j) for i, j in zip(numbers, named, strict=True))
         return counts and len(numbers) > 2
     columns = list(zip(*(row for row in sample if len(row) == len(first)), strict=True))
-    if any(map(_are_numbers, columns)):
-        return True
     again = sum(cell in column for cell, column in zip(first, columns, strict=False) if cell)
-    return again == 0 or again < len(first) / 2
+    return any(map(_are_numbers, columns)) or again < len(first) / 2
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:

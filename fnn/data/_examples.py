@@ -57,8 +57,7 @@ def _apart(table: Table, reading: Reading) -> tuple[np.ndarray | None, np.ndarra
     """What a split goes by: the group (n,) of each row, and its time (n,)."""
     groups = times = None
     if places := _indices(table, reading.group):
-        codes = [_columns.parse_column(table, i, None, CATEGORY)[1] for i in places]
-        rows = np.stack(codes, 1)
+        rows = np.stack([_columns.parse_column(table, i, None, CATEGORY)[1] for i in places], 1)
         blank = np.isnan(rows).any(1)
         rows[blank] = -1 - np.arange(blank.sum())[:, None]  # each a group of its own
         groups = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
@@ -75,17 +74,18 @@ def inputs(source: Any, encoding: Encoding, reading: Reading, size: int) -> Iter
     """The columns of a table that an encoding uses."""
     like: list[Column | None] = []
     for table in _read(source, reading, encoding, size):
-        used = table
-        if table.names and any(encoding.names):
-            used = table.at(places(table.name, table.names, encoding.names))
+        named = table.names and any(encoding.names)
+        used = table.at(places(table.name, table.names, encoding.names)) if named else table
         like = like or _like(used, encoding)
         x, found, _ = _parsed(used, reading, like)
-        like = list(map(_decided, like, found))
+        # What training does not say of how later parts are read, the first part does.
+        pairs = zip(like, found, strict=True)
+        like = [one if one and (one.form or one.kind != now.kind) else now for one, now in pairs]
         ids = {name: table.frame[:, i] for name in reading.id for i in _indices(table, [name])}
         lost = tuple(note for note in table.notes if "left out" in note)
         if not encoding.features:
             _check_numbers(used, found, x)
-        names = used.names if any(encoding.names) else ()
+        names = used.names if named else ()
         part = Dataset(table.name, x, np.empty(0), (), names, columns=found)
         yield Part(encoding.aligned(part).x, ids, lost)
 
@@ -96,11 +96,6 @@ def unlabelled(source: Any, reading: Reading) -> Dataset:
     x, found, notes = _parsed(table, reading, [None] * table.frame.width)
     y = np.empty((len(x), 0))
     return Dataset(table.name, x, y, (), table.names, columns=found, notes=(*table.notes, *notes))
-
-
-def _decided(like: Column | None, found: Column) -> Column:
-    """How the next part is read: what training does not say, the first part does."""
-    return like if like and (like.form or like.kind != found.kind) else found
 
 
 def _check_numbers(table: Table, found: Sequence[Column], x: np.ndarray) -> None:

@@ -67,21 +67,18 @@ class Feature:
     kind: str = NUMBER
 
     @classmethod
-    def fitted(
-        cls, name: str, column: Column, cells: np.ndarray, n: int, at: int, kept: bool
-    ) -> "Feature":
-        """The feature of column `at`, of whose n cells in the training part `cells`, at least one,
-        are not blank.
+    def fitted(cls, name: str, column: Column, cells: np.ndarray, at: int, kept: bool) -> "Feature":
+        """The feature of column `at`, of its cells (n,) in the training part; not all are blank.
 
         Where `kept`, the column is used whatever it looks like.
         """
+        n, cells = len(cells), cells[~np.isnan(cells)]
         if not kept and column.kind == NUMBER and _counts_rows(name, cells, n, at):
             return cls(name, "row numbers", form=column.form)
         known, fill = CYCLES.get(column.kind, ()), float(np.median(cells))
         turned = lambda cycle: np.exp(2j * np.pi * _place(cells, cycle, np))
         cycles = tuple(c for c in known if np.abs(turned(c) - turned(c)[0]).max() > 0.05)
-        flag = len(cells) < n
-        return cls(name, "", fill, flag, cycles, form=column.form, kind=column.kind)
+        return cls(name, "", fill, len(cells) < n, cycles, form=column.form, kind=column.kind)
 
     @property
     def column(self) -> Column:
@@ -93,11 +90,6 @@ class Feature:
         """The number of inputs."""
         several = len(self.values) + self.rest + self.flag + 2 * len(self.cycles)
         return 0 if self.left_out else several + (self.kind not in NAMED)
-
-    @property
-    def cells(self) -> int:
-        """The number of columns that `recoded` makes."""
-        return self.rest if self.kind == TEXT else 1
 
     def describe(self) -> str:
         """What becomes of the column, in words."""
@@ -111,7 +103,7 @@ class Feature:
         return f"standardised{days}{cycles}{flag}"
 
     def inputs(self, cells: Any, xp: Any = np) -> list[Any]:
-        """Arrays (n, inputs) from the cells (n, `cells`), in the array module xp."""
+        """Arrays (n, inputs) from cells as `recoded` has them, in the array module xp."""
         blank = xp.isnan(cells)
         filled = xp.where(blank, xp.asarray(self.fill, cells.dtype), cells)
         turns = [2 * np.pi * _place(filled, cycle, xp) for cycle in self.cycles]
@@ -119,7 +111,7 @@ class Feature:
         return [filled, *waves] + [blank] * self.flag
 
     def recoded(self, source: str, column: Column, cells: np.ndarray) -> np.ndarray:
-        """Cells (n, 1) read as `column`, as this feature has them: (n, `cells`).
+        """Cells (n, 1) read as `column`, as this feature has them: (n, 1).
 
         Raises DataError for another kind.
         """
@@ -150,10 +142,9 @@ class Category(Feature):
     """A column of categories."""
 
     @classmethod
-    def fitted(
-        cls, name: str, column: Column, cells: np.ndarray, n: int, at: int, kept: bool
-    ) -> "Feature":
+    def fitted(cls, name: str, column: Column, cells: np.ndarray, at: int, kept: bool) -> "Feature":
         """As in `Feature`; the most frequent values where there are more than `MOST`."""
+        n, cells = len(cells), cells[~np.isnan(cells)]
         codes, counts = np.unique(cells.astype(int), return_counts=True)
         values, flag = [column.values[code] for code in codes], len(cells) < n
         many = len(values) > max(MOST, len(cells) / 2)
@@ -165,11 +156,9 @@ class Category(Feature):
             "a name or id per row": unique and not kept,
             f"{len(values)} different texts in {len(cells)} rows": many and not kept,
         }
-        left_out = next((why for why, holds in whys.items() if holds), "")
-        if left_out:
+        if left_out := next((why for why, holds in whys.items() if holds), ""):
             return cls(name, left_out, form=column.form, kind=CATEGORY)
-        rest = GROUPS * (len(values) > MOST)
-        if rest:
+        if rest := GROUPS * (len(values) > MOST):
             values = [values[i] for i in np.sort(np.argsort(-counts, kind="stable")[:MOST])]
         return cls(name, "", 0.0, flag, (), tuple(values), rest, column.form, CATEGORY)
 
@@ -189,11 +178,9 @@ class Category(Feature):
         its group."""
         there, codes, values = _as_text(column, cells)
         found = np.full(cells.shape, np.nan)
-        at = matched(values, self.values)
-        for i, value in enumerate(values):
-            if at[i] < 0:
-                at[i] = -1 - zlib.crc32(value.encode()) % max(1, self.rest)
-        found[there] = np.array([*at, -1], float)[codes]
+        at, groups = matched(values, self.values), max(1, self.rest)
+        others = [-1 - zlib.crc32(value.encode()) % groups for value in values]
+        found[there] = np.append(np.where(np.less(at, 0), others, at), -1.0)[codes]
         return found
 
 
@@ -236,8 +223,7 @@ def _are_words(values: Sequence[str]) -> bool:
 
 TYPES: dict[str, type] = {"cycles": tuple, "values": tuple, "flag": bool, "rest": int}
 """What JSON does not keep apart."""
-KINDS: dict[str, type[Feature]] = dict.fromkeys((NUMBER, DATE, TIME), Feature)
-KINDS |= {CATEGORY: Category, TEXT: Text}
+KINDS = {NUMBER: Feature, DATE: Feature, TIME: Feature, CATEGORY: Category, TEXT: Text}
 
 
 def metadata_of(feature: Feature) -> dict[str, Any]:
@@ -266,12 +252,9 @@ def features_of(metadata: list[dict[str, Any]]) -> tuple[Feature, ...]:
 def _counts_rows(name: str, cells: np.ndarray, n: int, at: int) -> bool:
     """Whether the numbers look like row numbers, or like ids of rows: whole, all different, and
     in the first column close together from 0 or 1, or called as ids are."""
-    if n < ROWS or len(cells) < n or (cells[:ROWS] % 1).any():  # what most columns end with
+    if ID.fullmatch(name) is None and (at or cells.min() < 0 or cells.max() > 2 * n):
         return False
-    if (cells % 1).any() or len(np.unique(cells)) < n:
-        return False
-    close = at == 0 and cells.min() >= 0 and cells.max() <= 2 * n
-    return close or (ID.fullmatch(name) is not None)
+    return ROWS <= n == len(cells) and not (cells % 1).any() and len(np.unique(cells)) == n
 
 
 def _place(days: Any, cycle: str, xp: Any) -> Any:

@@ -66,9 +66,8 @@ def _duckdb(path: Path, content: bytes, table: str | None) -> polars.DataFrame:
     with extras.needs("duckdb"):
         import duckdb
     closed = {"enable_external_access": "false"}  # a statement reads nothing but this file
-    known = "select table_name from information_schema.tables"
     with duckdb.connect(path, read_only=True, config=closed) as connection:
-        return _selected(connection, known, table)
+        return _selected(connection, "select table_name from information_schema.tables", table)
 
 
 def _selected(connection: Any, known: str, table: str | None) -> polars.DataFrame:

@@ -36,14 +36,14 @@ def as_numbers(text: Series, separator: str = ",", form: str | None = None) -> t
         styles = (POINTS, GROUPED, DECIMAL) if counts or separator == "," else STYLES
         style = max(styles, key=lambda style: _numbers(bare, style).count())
         known = _known(parts.filter(_numbers(bare, style).is_not_null()))
-    else:
-        known = form.split(", ")
-        style = next((style for style in STYLES[1:] if style in known), POINTS)
+        form = ", ".join([style] * bool(style) + known)
+    known = form.split(", ")
+    style = next((style for style in STYLES[1:] if style in known), POINTS)
     numbers = _numbers(bare, style) * parts["factor"]
     for mark in (forms.PARENTHESES, forms.POWERS, PLUS):
         numbers = numbers if mark in known else numbers.set(parts[mark], None)
     numbers = numbers.set(~parts["unit"].fill_null("").is_in([*known, ""]), None)
-    return numbers, ", ".join([style] * bool(style) + known) if form is None else form
+    return numbers, form
 
 
 def _known(parts: DataFrame) -> list[str]:

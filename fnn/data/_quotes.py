@@ -70,11 +70,11 @@ def _check_lines(content: bytes, found: Dialect, ends: np.ndarray, within: np.nd
         lines = [line.split(found.separator) for line in row.split(found.end)]
         cells = (line[i].strip(' "\r') for line in lines for i in numbers)
         if stop - start > 1 and all(not cell or is_number(cell) for cell in cells):
-            raise DataError(
-                f"line {found.lines + start + 1}: a quote opens a cell that ends on line "
-                f"{found.lines + stop}, and each line of it could be a row; remove the quotes or "
-                f"write each twice inside a quoted cell"
+            one = (
+                f"a quote opens a cell that ends on line {found.lines + stop}, and each line of it"
             )
+            hint = "remove the quotes or write each twice inside a quoted cell"
+            raise DataError(f"line {found.lines + start + 1}: {one} could be a row; {hint}")
 
 
 def _rewritten(content: bytes, found: Dialect) -> bytes:
@@ -86,10 +86,7 @@ def _rewritten(content: bytes, found: Dialect) -> bytes:
     plain = rf"({gap}(?!\s*\")[^{mark}\r\n]*)"
     cell = re.compile(rf"(?:{quoted}|{escaped}|{plain})({mark}|\r?{end}|\r?\Z)")
     text, at, line, pieces = content.decode(), 0, found.lines, []
-    while True:
-        match = cell.match(text, at)
-        if match is None:
-            raise DataError(f"line {line + 1}: {FAULT}")
+    while match := cell.match(text, at):
         value, with_escapes, bare, stop = match.groups()
         if with_escapes is not None:
             bare = re.sub(r"\\([\"\\])", r"\1", with_escapes.replace('""', '"'))
@@ -100,3 +97,4 @@ def _rewritten(content: bytes, found: Dialect) -> bytes:
         at = match.end()
         if at == len(text) and stop != found.separator:
             return "".join(pieces).encode()
+    raise DataError(f"line {line + 1}: {FAULT}")

@@ -36,7 +36,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """The file's content as bytes, decompressed where it is gzip, bzip2, xz or a zip of one
     file."""
     with open(path, "rb") as file:
-        start = file.peek(4)[:4]
+        start = file.peek(4)
         unpack = next((UNPACK[mark] for mark in UNPACK if start.startswith(mark)), nullcontext)
         with unpack(file) as inside:
             yield cast(IO[bytes], inside)
@@ -62,10 +62,9 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
     """The arrays of these names in a .npz file."""
     with explained(path), zipfile.ZipFile(path) as archive:
         members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-        for name in names:
-            if name not in members:
-                has = ", ".join(members) or "nothing"
-                raise DataError(f"expected an array {name!r}, the file has {has}")
+        for name in (name for name in names if name not in members):
+            has = ", ".join(members) or "nothing"
+            raise DataError(f"expected an array {name!r}, the file has {has}")
         return [_array(archive.open(members[name]), f"{name}: ") for name in names]
 
 
@@ -90,14 +89,12 @@ def read_idx(path: Path) -> np.ndarray:
         dtype = np.dtype(IDX_TYPES[magic[2]])
         if len(header) < 4 * magic[3]:
             raise DataError(f"cut short: {len(header)} of {4 * magic[3]} bytes of lengths")
-        entries = _entries(file, dtype, shape)
-        return entries.reshape(shape).astype(dtype.newbyteorder("="))
+        return _entries(file, dtype, shape).reshape(shape).astype(dtype.newbyteorder("="))
 
 
 def _array(file: IO[bytes], name: str = "") -> np.ndarray:
     """The array of a file in the format of NumPy's `save`."""
-    start = file.read(8)
-    if start not in VERSIONS:
+    if (start := file.read(8)) not in VERSIONS:
         raise DataError(f"{name}not an array in NumPy's format")
     shape, by_columns, dtype = VERSIONS[start](file)
     if dtype.hasobject:
@@ -108,8 +105,7 @@ def _array(file: IO[bytes], name: str = "") -> np.ndarray:
 
 def _entries(file: Any, dtype: np.dtype, shape: tuple[int, ...], name: str = "") -> np.ndarray:
     """The rest of the file as the entries of an array of this dtype and shape, in one axis."""
-    size = math.prod(shape) * dtype.itemsize
-    if size > LIMIT:
+    if (size := math.prod(shape) * dtype.itemsize) > LIMIT:
         raise DataError(f"{name}{shape} takes {size} bytes; at most {LIMIT} are read")
     content = np.empty(size, np.uint8)
     if (got := file.readinto(content)) < size:

@@ -196,16 +196,14 @@ def _in_rows(pieces: Iterator[bytes], found: Dialect, size: int) -> Iterator[byt
             raise DataError(f"line {lines + 1}: longer than {PIECE} characters")
         if len(content) + 24 * found.width * (lines - before) > readers.LIMIT:
             raise _too_large(f"line {lines}: ")
-        if len(content) < enough:
-            continue
-        ends, within = _quotes.line_ends(content, found.end)
-        if not within.all():
-            cut = int(ends[~within][-1]) + 1
-            yield bytes(content[:cut])
-            del content[:cut]
-            before, enough = lines, size
-        else:
+        if len(content) >= enough:
+            ends, within = _quotes.line_ends(content, found.end)
             enough = 2 * len(content)
+            if not within.all():
+                cut = int(ends[~within][-1]) + 1
+                yield bytes(content[:cut])
+                del content[:cut]
+                before, enough = lines, size
     yield bytes(content)
 
 
@@ -226,16 +224,11 @@ def _parsed(content: bytes, found: Dialect) -> tuple[polars.DataFrame, Callable[
         line = found.lines + (before.count(found.end.encode()) + 1 if binary else 0)
         raise DataError(f"line {line}: binary, not text")
     content, n = _quotes.checked(content, found)
-    lines: Callable[[], polars.Series] = functools.cache(
-        lambda: polars.Series(_lines(content, found), dtype=polars.Int64)
-    )
-    names = found.separator.join(map(str, range(found.width))) + found.end
-    try:
-        frame = polars.read_csv(  # which takes the number of columns from the first line
-            names.encode() + content,
-            separator=found.separator,
-            eol_char=found.end,
-            infer_schema=False,
+    lines = functools.cache(lambda: polars.Series(_lines(content, found), dtype=polars.Int64))
+    names = (found.separator.join(map(str, range(found.width))) + found.end).encode()
+    try:  # the first line tells Polars the number of columns
+        frame = polars.read_csv(
+            names + content, separator=found.separator, eol_char=found.end, infer_schema=False
         )
     except Exception:
         lines()
@@ -262,8 +255,7 @@ def _lines(content: bytes, found: Dialect) -> Iterator[int]:
                     raise csv.Error(f"expected {found.width} columns, got {len(cells)}")
                 yield 0 if blank else found.lines + reader.line_num
         except csv.Error as error:
-            line = found.lines + reader.line_num
-            raise DataError(f"line {line}: {error}") from error
+            raise DataError(f"line {found.lines + reader.line_num}: {error}") from error
 
 
 def _too_large(where: str = "") -> DataError:

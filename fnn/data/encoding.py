@@ -1,13 +1,13 @@
 """A table's columns as inputs of a network: decided by the training part, applied to any other."""
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fnn.data._features import KINDS, Feature, features_of as features_of, metadata_of
-from fnn.data.dataset import CATEGORY, NAMED, NUMBER, Column, Dataset, places
+from fnn.data.dataset import CATEGORY, NAMED, NUMBER, TEXT, Column, Dataset, places
 from fnn.data.errors import DataError
 from fnn.data.scaling import Scaling
 
@@ -85,13 +85,13 @@ class Encoding(NamedTuple):
         kept = places(train.name, train.features, keep)
         if not train.columns:
             return cls((), Scaling.of(train.x), train.features)
-        features = _features(train, kept)
+        features = tuple(_features(train, kept))
         if not any(f.width for f in features):  # rather what looks like row numbers than nothing
-            features = _features(train, range(len(features)))
+            features = tuple(_features(train, range(len(features))))
         if not any(f.width for f in features):
             whys = {f.left_out for f in features}
             raise DataError(f"{train.name}: no column can be used: {', '.join(sorted(whys))}")
-        fitted = cls(tuple(features), Scaling(np.empty(0), np.empty(0)))
+        fitted = cls(features, Scaling(np.empty(0), np.empty(0)))
         plain = Scaling.of(fitted.inputs(fitted.aligned(train).x))
         # The first input of a number is neither 0 or 1, nor a wave, nor of a text.
         number = [i == 0 and f.kind not in NAMED for f in fitted.used for i in range(f.width)]
@@ -141,7 +141,7 @@ class Encoding(NamedTuple):
         >>> Encoding((Feature("a"), Feature("b")), None).columns
         (slice(0, 1, None), slice(1, 2, None))
         """
-        counts = [feature.cells for feature in self.used] or [1] * self.width
+        counts = [f.rest if f.kind == TEXT else 1 for f in self.used] or [1] * self.width
         ends = zip(itertools.accumulate(counts), counts, strict=True)
         return tuple(slice(end - count, end) for end, count in ends)
 
@@ -262,18 +262,15 @@ class Encoding(NamedTuple):
         return xp.concatenate([part.astype(x.dtype) for part in parts], -1)
 
 
-def _features(train: Dataset, kept: Collection[int]) -> list[Feature]:
+def _features(train: Dataset, kept: Collection[int]) -> Iterator[Feature]:
     """How each column is used. Columns in `kept` are never left out."""
     names = train.features or ("",) * len(train.columns)
     for large in np.flatnonzero(((train.x > LARGEST) | (train.x < -LARGEST)).any(0)):
         where = f"column {names[large]!r}" if names[large] else f"column {large + 1}"
         raise DataError(f"{train.name}: {where}: numbers too large to standardise")
-    features = []
     for i, (name, column) in enumerate(zip(names, train.columns, strict=True)):
-        cells = train.x[~np.isnan(train.x[:, i]), i]
-        kind = KINDS[column.kind]
-        if len(cells):
-            features.append(kind.fitted(name, column, cells, len(train.x), i, i in kept))
+        kind, cells = KINDS[column.kind], train.x[:, i]
+        if np.isnan(cells).all():
+            yield kind(name, "no values", form=column.form, kind=column.kind)
         else:
-            features.append(kind(name, "no values", form=column.form, kind=column.kind))
-    return features
+            yield kind.fitted(name, column, cells, i, i in kept)

@@ -34,8 +34,7 @@ def explained(path: Path | str) -> Iterator[None]:
             yield
     except UnicodeDecodeError as error:
         what = f"not text in {error.encoding.upper()}: byte 0x{error.object[error.start]:02x}"
-        hint = "--encoding NAME, such as cp1252, decides"
-        raise DataError(f"{path}: {what}; {hint}") from error
+        raise DataError(f"{path}: {what}; --encoding NAME, such as cp1252, decides") from error
     except BaseException as error:
         named = isinstance(error, OSError) and error.filename is not None
         if named or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):

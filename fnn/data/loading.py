@@ -74,8 +74,7 @@ def load(
     if isinstance(source, tuple | list) and len(source) == 1:
         source = source[0]
     if is_table(source):
-        examples = _examples(source)
-        return examples.of_table(source, target, task, target_name, reading, like)
+        return _examples(source).of_table(source, target, task, target_name, reading, like)
     first = source[0] if is_mapped(source) else source
     if target is not None:
         raise DataError(f"{first}: only a table has a target column to choose")

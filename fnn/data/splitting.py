@@ -29,11 +29,9 @@ def without_singles(data: Dataset) -> Dataset:
     hint = "; --task regression learns values" if data.classes[single[0]].isdecimal() else ""
     left = np.flatnonzero(counts != 1)
     kept = _rows(data, np.flatnonzero(np.isin(data.y, left)))
-    return kept._replace(
-        y=np.searchsorted(left, kept.y).astype(np.int32),
-        classes=tuple(data.classes[i] for i in left),
-        notes=(*data.notes, f"left out, classes of one example: {names}{hint}"),
-    )
+    y, classes = np.searchsorted(left, kept.y), tuple(data.classes[i] for i in left)
+    notes = (*data.notes, f"left out, classes of one example: {names}{hint}")
+    return kept._replace(y=y.astype(np.int32), classes=classes, notes=notes)
 
 
 def split(data: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -108,14 +106,10 @@ def _shares(counts: np.ndarray, size: int, random: np.random.RandomState) -> np.
     exact = counts / counts.sum() * size
     found = np.floor(exact)
     rest = exact - found
-    left = int(size - found.sum())
-    for value in np.unique(rest)[::-1]:
-        if left <= 0:
-            break
-        tied = np.flatnonzero(rest == value)
-        chosen = random.choice(tied, size=min(len(tied), left), replace=False)
-        found[chosen] += 1
-        left -= len(chosen)
+    while (left := int(size - found.sum())) > 0:
+        tied = np.flatnonzero(rest == rest.max())
+        found[random.choice(tied, size=min(len(tied), left), replace=False)] += 1
+        rest[tied] = -1
     return found.astype(int)
 
 
