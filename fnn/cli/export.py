@@ -54,10 +54,11 @@ def program(run: Run) -> Callable[[jax.Array], jax.Array]:
     Raises DataError for a column whose mean or scale has no place in float32, and for one of
     dates with a time of day.
     """
-    for name in (f.name for f in run.inputs.used if f.kind == "date" and "day" in f.cycles):
-        reason = "dates with a time of day, which float32 can't hold to the minute"
-        advice = "train on the date and the time as two columns"
-        raise DataError(f"export: column {name!r} has {reason}; {advice}")
+    for feature in run.inputs.used:
+        if feature.kind == "date" and "day" in feature.cycles:
+            reason = "dates with a time of day, which float32 can't hold to the minute"
+            advice = "train on the date and the time as two columns"
+            raise DataError(f"export: column {feature.name!r} has {reason}; {advice}")
     mean, rest, scale = _in_float32("input", run.inputs.scaling)
     outputs = None if run.outputs is None else _in_float32("value", run.outputs)
     params = run.progress.best.params

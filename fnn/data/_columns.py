@@ -250,7 +250,8 @@ def one_spelling(text: Series) -> tuple[Series, str]:
 def finite(table: Table, at: int, numbers: Series) -> np.ndarray:
     """The numbers, NaN for a blank. Raises DataError for an infinite one."""
     found = numbers.to_numpy()
-    for row in map(int, np.flatnonzero(np.isinf(found))):
+    if (infinite := np.isinf(found)).any():
+        row = int(infinite.argmax())
         raise DataError(f"{table.where(at, row)}: expected a finite number, got {found[row]}")
     return found
 

@@ -166,7 +166,7 @@ def _remarks(lines: Sequence[str]) -> int:
     if lines and EXCEL.fullmatch(lines[0]):
         return 1
     count = next((i for i, line in enumerate(lines) if not line.startswith("#")), 0)
-    then = "".join(lines[count : count + 1])
+    then = lines[count] if lines else ""
     alike = lambda line: any(line.count(mark) == then.count(mark) > 0 for mark in SEPARATORS)
     while count and alike(lines[count - 1]):
         count -= 1
@@ -180,8 +180,9 @@ def _separator(lines: Sequence[str]) -> str:
     others = re.search(r"[;\t|]", "".join(some[:1]))
     found: dict[str, tuple[int, int]] = {}
     for mark in SEPARATORS:
-        decimal = r"(?<=\d),(?=\d)" if mark == "," and others else "(?!)"
-        cut = [re.sub(decimal, "", line) for line in some]
+        cut = some
+        if mark == "," and others:
+            cut = [re.sub(r"(?<=\d),(?=\d)", "", line) for line in some]
         widths = [len(row) for row in _rows(cut, mark)[0]]
         below = list(itertools.dropwhile((1).__ge__, widths))
         widths = below if 2 * len(below) > len(widths) else widths

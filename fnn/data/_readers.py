@@ -62,9 +62,10 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
     """The arrays of these names in a .npz file."""
     with explained(path), zipfile.ZipFile(path) as archive:
         members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-        for name in (name for name in names if name not in members):
-            has = ", ".join(members) or "nothing"
-            raise DataError(f"expected an array {name!r}, the file has {has}")
+        for name in names:
+            if name not in members:
+                has = ", ".join(members) or "nothing"
+                raise DataError(f"expected an array {name!r}, the file has {has}")
         return [_array(archive.open(members[name]), f"{name}: ") for name in names]
 
 

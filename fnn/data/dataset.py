@@ -117,7 +117,8 @@ def matched(values: Sequence[str], known: Sequence[str]) -> list[int]:
 def places(source: str, known: Sequence[str], wanted: Collection[str]) -> list[int]:
     """The index in `known` of each name that is wanted. Raises DataError for a missing one."""
     where = {name: i for i, name in enumerate(known)}
-    for name in (name for name in wanted if name not in where):
-        hint = nearest(name, known) if known else "it has no header"
-        raise DataError(f"{source}: no column is called {name!r}; {hint}")
+    for name in wanted:
+        if name not in where:
+            hint = nearest(name, known) if known else "it has no header"
+            raise DataError(f"{source}: no column is called {name!r}; {hint}")
     return [where[name] for name in wanted]
