@@ -474,7 +474,7 @@ def _has_factors(node: Node) -> bool:
 
 def _named(name: str, *arguments: str) -> Callable[[Node, Where], fnn.Layer]:
     """The combinator of this name, of one composition."""
-    module = fnn.parallel if name in fnn.parallel.__all__ else fnn
+    module = fnn.parallel if hasattr(fnn.parallel, name) else fnn
     return lambda node, where: getattr(module, name)(_inner(0, node, where), *arguments)
 
 
