@@ -227,7 +227,8 @@ def _widening(equation: Any, operands: list[Any]) -> Any:
     pairs = [*zip(operands, equation.invars, strict=True)]
     given = floats([o for o, v in pairs if not hasattr(v, "val")])
     wide = given and not _inner(equation) and coarsest_dtype(given) == jnp.float64
-    of = lambda dtype: jnp.float64 if wide and jnp.issubdtype(dtype, jnp.floating) else dtype
+    double = np.dtype(np.float64)
+    of = lambda dtype: double if wide and jnp.issubdtype(dtype, jnp.floating) else dtype
     cast = [jax.lax.convert_element_type(o, of(v.aval.dtype)) for o, v in pairs]
     params = {k: of(v) if isinstance(v, np.dtype) else v for k, v in equation.params.items()}
     return equation.primitive.bind(*cast, **params)
