@@ -38,8 +38,11 @@ Residuals = Any
 """A pytree of what `forward` saves for `backward`."""
 Grads = tuple[Params, Tree]
 """What `backward` returns: (dparams, dx)."""
-ONCE: Any = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-"""Compiler options of a program that runs a few times: it compiles in a fifth of the time."""
+ONCE: Any = {"xla_backend_optimization_level": 0}
+"""Compiler options of a program that runs a few times: with jax 0.10 it compiles in a fifth of the
+time. Newer ones lack the second option."""
+if jax.__version_info__[:2] == (0, 10):
+    ONCE |= {"xla_cpu_use_fusion_emitters": False}
 T = TypeVar("T")
 
 
