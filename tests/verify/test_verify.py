@@ -472,7 +472,7 @@ def test_small_programs_run_operation_by_operation_from_the_third_on():
         got, expected = calls.run(program, None, x), program(None, x)
         assert calls._known_operations(calls.traced(program, None, x)[0]) == known
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-6)
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
     loop = lambda call, x: jax.lax.fori_loop(0, 2, lambda i, x: x * x, x)
     for _ in range(3):
         np.testing.assert_array_equal(calls.run(loop, None, x), x**4)
