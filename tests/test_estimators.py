@@ -52,6 +52,7 @@ def test_all_that_scikit_learn_expects(kind):
     assert len(found) > 40
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("weight", [{"b": 20.0}, "balanced", {"a": 0.05, "b": 1}])
 def test_class_weights_are_scikit_learns(weight):
     rng = np.random.default_rng(0)

@@ -183,6 +183,7 @@ def test_a_threshold_decides_between_two_classes(reviews, tmp_path):
         assert "Invalid value for '--threshold'" in refused.stderr
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("target", "got"), [("again", "values"), ("stars", "5 classes")])
 def test_a_threshold_is_for_two_classes(reviews, tmp_path, target, got):
     folder = tmp_path / "run"

@@ -117,6 +117,7 @@ def test_a_wrong_mask_is_refused(mask, error, message):
         layer.forward(params, (x, mask))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("options", [{}, {"causal": True, "rotary": True}])
 @pytest.mark.parametrize("masked", [False, True])

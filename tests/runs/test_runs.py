@@ -784,6 +784,7 @@ def rare(n=400, seed=0):
     return pl.DataFrame({"a": x[:, 0], "b": x[:, 1], "left": y})
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("members", [1, 3])
 def test_class_weights_multiply_the_loss_of_each_class(members):
     settings = SETTINGS._replace(members=members, class_weight="balanced")
@@ -804,6 +805,7 @@ def test_class_weights_multiply_the_loss_of_each_class(members):
     assert found[0][0] > found[1][0] > found[2][0]
 
 
+@pytest.mark.long
 def test_class_weights_are_held_by_the_run_and_go_on(tmp_path):
     rare().write_csv(tmp_path / "a.csv")
     args = ("train", tmp_path / "a.csv", "--class-weight", "balanced", "--members", 2)

@@ -81,6 +81,7 @@ def run(project, *options):
     return subprocess.run([*command, *options], **where)
 
 
+@pytest.mark.long
 def test_the_rules_that_the_tests_run_are_checked(project):
     files = ("--fnn-rules-json", "found.json", "--junitxml", "found.xml")
     done = run(project, "--fnn-rules", "theirs", *files)
