@@ -32,6 +32,7 @@ def visits(tmp_path):
     return path
 
 
+@pytest.mark.long
 def test_a_messy_table_from_describe_to_predictions(visits, tmp_path):
     options = ["--id", "name", "--group", "patient", "--hidden", "4", "--epochs", "2"]
     options += ["--members", "1"]
@@ -145,6 +146,7 @@ def test_free_text_from_describe_to_an_explanation(reviews, tmp_path):
     assert "no column is called 'rewiev'; did you mean 'review'?" in wrong.stderr
 
 
+@pytest.mark.long
 def test_an_id_is_called_as_no_end_of_an_interval(tmp_path):
     path, folder = tmp_path / "a.csv", tmp_path / "run"
     lines = [f"n{i},{i},{i % 7},{i}.5" for i in range(60)]

@@ -238,6 +238,7 @@ AT_INFINITY = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("f", "slope", "verdict"), AT_INFINITY.values(), ids=AT_INFINITY)
 def test_infinite_entries(f, slope, verdict, monkeypatch):
     changes = {name: change for name, change in CHANGES[jnp.floating].items() if "inf" in name}

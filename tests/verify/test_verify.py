@@ -776,6 +776,7 @@ def both_heads(scale):
     )
 
 
+@pytest.mark.long
 def test_a_loss_of_two_heads():
     prediction, target = (X, X[:, :2]), (X[::-1], Y)
     verify.check_loss(both_heads(1), prediction, target).raise_for_verdict()
