@@ -76,8 +76,7 @@ class Feature:
         if not kept and column.kind == NUMBER and _counts_rows(name, cells, n, at):
             return cls(name, "row numbers", form=column.form)
         known, fill = CYCLES.get(column.kind, ()), float(np.median(cells))
-        turned = lambda cycle: np.exp(2j * np.pi * _place(cells, cycle, np))
-        cycles = tuple(c for c in known if np.abs(turned(c) - turned(c)[0]).max() > 0.05)
+        cycles = tuple(c for c in known if np.ptp(_place(cells, c, np)) > 1e-9)
         return cls(name, "", fill, len(cells) < n, cycles, form=column.form, kind=column.kind)
 
     @property
@@ -258,8 +257,19 @@ def _counts_rows(name: str, cells: np.ndarray, n: int, at: int) -> bool:
 
 
 def _place(days: Any, cycle: str, xp: Any) -> Any:
-    """The place in a cycle, from 0 to 1, of dates in days since 1970-01-01, a Thursday. A year has
-    the mean length of those of 400 years, so that its place is right to two days."""
-    start, length = {HOURS: (0, 1), WEEK: (3, 7), YEAR: (0, 365.2425)}[cycle]
-    whole = days if cycle == HOURS else xp.floor(days)
-    return (whole + start) % length / length
+    """The place in a cycle, from 0 to 1, of dates in days since 1970-01-01, a Thursday."""
+    if cycle == HOURS:
+        return days % 1
+    day = xp.floor(days).astype(np.int64 if days.dtype == np.float64 else np.int32)
+    if cycle == WEEK:
+        return ((day + 3) % 7).astype(days.dtype) / 7
+    # The Gregorian calendar repeats itself after 400 years; in those that begin with March the
+    # day of a leap year is the last. 0000-03-01 is 719468 days before 1970-01-01.
+    era = (day + 719468) // 146097
+    of_era = (day + 719468) % 146097
+    year = (of_era - of_era // 1460 + of_era // 36524 - of_era // 146096) // 365
+    of_march = of_era - (365 * year + year // 4 - year // 100)
+    year = year + 400 * era
+    leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+    of_january = xp.where(of_march >= 306, of_march - 306, of_march + 59 + leap.astype(day.dtype))
+    return of_january.astype(days.dtype) / 366

@@ -478,7 +478,7 @@ def test_dates_become_days_and_places_in_cycles():
         z[:, [3, 4]], np.transpose([np.sin(turn[:, 1]), np.cos(turn[:, 1])]), atol=1e-4
     )
     year = [(d.timetuple().tm_yday - 1) / 366 for d in days]
-    np.testing.assert_allclose(z[:, 1], np.sin(2 * np.pi * np.array(year)), atol=0.03)
+    np.testing.assert_allclose(z[:, 1], np.sin(2 * np.pi * np.array(year)), atol=1e-4)
 
 
 def test_the_same_day_of_each_year_has_no_place_in_the_year():
