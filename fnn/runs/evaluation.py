@@ -63,18 +63,20 @@ def evaluate(
     if run.outputs is not None and examples.y.shape[1:] != run.outputs.mean.shape:
         k = len(run.outputs.mean)
         raise DataError(f"{examples.name}: expected y (n, {k}), got {examples.y.shape}")
-    prediction = run.predict(examples.x)
-    if threshold is not None:
-        return Classified.of(run.classes, examples.y, prediction, threshold)
-    return compared(run, examples.y, prediction, run.margins)
+    return compared(run, examples.y, run.predict(examples.x), run.margins, threshold)
 
 
 def compared(
-    run: "Run", y: np.ndarray, prediction: np.ndarray, margins: Sequence[float] = ()
+    run: "Run",
+    y: np.ndarray,
+    prediction: np.ndarray,
+    margins: Sequence[float] = (),
+    threshold: float | None = None,
 ) -> Classified | Predicted:
-    """Compare targets with a prediction of the run's classes, (n, classes), or values."""
+    """Compare targets with a prediction of the run's classes, (n, classes), or values: classes by
+    the threshold, if any, values with the ends of intervals."""
     if run.outputs is None:
-        return Classified.of(run.classes, y, prediction)
+        return Classified.of(run.classes, y, prediction, threshold)
     return Predicted.of(run.values, y, prediction, run.outputs.mean, margins)
 
 
